@@ -1,0 +1,259 @@
+//! A pool of aligned memory that reuses what was dropped, with a limit and a peak.
+
+use crate::{Element, Error, Kind, Result};
+use std::alloc::Layout;
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Wide enough for any SIMD register and a cache line.
+const ALIGN: usize = 64;
+
+/// What freed memory and new outputs are filled with where tests ask for it: a NaN in every floating type.
+const POISON: u8 = 0xff;
+
+/// A pool of memory. Cheap to clone: a handle.
+#[derive(Clone, Debug)]
+pub struct Memory(Arc<Pool>);
+
+#[derive(Debug)]
+struct Pool {
+    limit: Option<usize>,
+    poison: bool,
+    books: Mutex<Books>,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    free: HashMap<usize, Vec<Block>>,
+    kept: usize,
+    used: usize,
+    peak: usize,
+}
+
+impl Memory {
+    /// A pool that hands out at most `limit` bytes and, for tests, `poison`s what it hands out.
+    pub(super) fn new(limit: Option<usize>, poison: bool) -> Self {
+        Memory(Arc::new(Pool { limit, poison, books: Mutex::default() }))
+    }
+
+    /// Bytes handed out now.
+    pub fn in_use(&self) -> usize {
+        self.books().used
+    }
+
+    /// The most bytes that were handed out at once.
+    pub fn peak(&self) -> usize {
+        self.books().peak
+    }
+
+    /// Starts a new measurement of [`Memory::peak`].
+    pub fn reset_peak(&self) {
+        let mut books = self.books();
+        books.peak = books.used;
+    }
+
+    /// Gives memory that nobody uses back to the system.
+    pub fn trim(&self) {
+        let mut books = self.books();
+        books.free.clear();
+        books.kept = 0;
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        // the books stay true when a thread panics elsewhere: each change below is a few assignments
+        self.0.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Memory for `len` elements. It is initialised, but with what is not said.
+    pub(super) fn take<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
+        let asked = len.checked_mul(size_of::<T>());
+        let class = asked.and_then(size_class);
+        let class = class.ok_or(Kind::Memory { asked: asked.unwrap_or(usize::MAX), used: self.in_use(), limit: None })?;
+        let mut block = self.block(class)?;
+        if self.0.poison {
+            block.bytes_mut().fill(POISON);
+        }
+        Ok(Buffer { bytes: Bytes { block: Some(block), memory: self.clone() }, len, element: PhantomData })
+    }
+
+    fn block(&self, class: usize) -> Result<Block> {
+        let mut books = self.books();
+        let refused = |used, limit| Error::from(Kind::Memory { asked: class, used, limit });
+        let after = books.used + class;
+        if self.0.limit.is_some_and(|limit| after > limit) {
+            return Err(refused(books.used, self.0.limit));
+        }
+        let block = match books.free.get_mut(&class).and_then(Vec::pop) {
+            Some(block) => {
+                books.kept -= class;
+                block
+            }
+            None => {
+                if self.0.limit.is_some_and(|limit| after + books.kept > limit) {
+                    books.free.clear();
+                    books.kept = 0;
+                }
+                Block::new(class).ok_or_else(|| refused(books.used, None))?
+            }
+        };
+        books.used = after;
+        books.peak = books.peak.max(after);
+        Ok(block)
+    }
+}
+
+/// The size that a request is rounded up to, so that blocks are reused: at most an eighth more than was asked for.
+fn size_class(bytes: usize) -> Option<usize> {
+    let bytes = bytes.max(ALIGN);
+    let step = (bytes.checked_next_power_of_two()? / 16).max(ALIGN);
+    let class = bytes.checked_next_multiple_of(step)?;
+    isize::try_from(class).is_ok().then_some(class)
+}
+
+/// Memory from the system, aligned and initialised.
+#[derive(Debug)]
+struct Block {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a block owns its memory, like a Box<[u8]>.
+unsafe impl Send for Block {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for Block {}
+
+impl Block {
+    fn new(len: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(len, ALIGN).ok()?;
+        // SAFETY: size_class makes `len` at least ALIGN, so the layout is not empty.
+        let start = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
+        Some(Block { start, len })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: `start` is valid for `len` initialised bytes until drop.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `&mut self` makes the access unique.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if let Ok(layout) = Layout::from_size_align(self.len, ALIGN) {
+            // SAFETY: allocated in `new` with this very layout.
+            unsafe { std::alloc::dealloc(self.start.as_ptr(), layout) };
+        }
+    }
+}
+
+/// Bytes of the pool; they go back when dropped.
+#[derive(Debug)]
+pub(crate) struct Bytes {
+    block: Option<Block>,
+    memory: Memory,
+}
+
+impl Bytes {
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        self.block.as_ref().map_or(&[], Block::bytes)
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
+        self.block.as_mut().map_or(&mut [], Block::bytes_mut)
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        let Some(mut block) = self.block.take() else { return };
+        if self.memory.0.poison {
+            block.bytes_mut().fill(POISON);
+        }
+        let mut books = self.memory.books();
+        books.used -= block.len;
+        books.kept += block.len;
+        books.free.entry(block.len).or_default().push(block);
+    }
+}
+
+/// Memory of the pool for `len` elements of `T`, owned by one holder: where a kernel writes its result.
+#[derive(Debug)]
+pub struct Buffer<T> {
+    bytes: Bytes,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> Buffer<T> {
+    pub(crate) fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+}
+
+impl<T: Element> std::ops::Deref for Buffer<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        bytemuck::cast_slice(&self.bytes.as_slice()[..self.len * size_of::<T>()])
+    }
+}
+
+impl<T: Element> std::ops::DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        let bytes = self.len * size_of::<T>();
+        bytemuck::cast_slice_mut(&mut self.bytes.as_mut_slice()[..bytes])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropped_memory_is_used_again_and_the_peak_is_remembered() {
+        let memory = Memory::new(None, false);
+        let first = memory.take::<f32>(1000).unwrap();
+        let place = first.as_ptr();
+        drop(first);
+        let again = memory.take::<f32>(1000).unwrap();
+        assert_eq!(again.as_ptr(), place);
+        let more = memory.take::<f32>(1000).unwrap();
+        drop((again, more));
+        assert_eq!((memory.in_use(), memory.peak()), (0, 2 * size_class(4000).unwrap()));
+    }
+
+    #[test]
+    fn the_limit_is_an_error_with_the_sizes_in_it() {
+        let memory = Memory::new(Some(1 << 20), false);
+        let held = memory.take::<u8>(1 << 19).unwrap();
+        let error = memory.take::<u8>(1 << 20).unwrap_err().to_string();
+        assert_eq!(error, "out of memory: 1.0 MiB asked for, 512.0 KiB in use, limit 1.0 MiB");
+        drop(held);
+        assert!(memory.take::<u8>(1 << 20).is_ok());
+    }
+
+    #[test]
+    fn an_absurd_size_is_refused_not_aborted() {
+        assert!(Memory::new(None, false).take::<f32>(usize::MAX / 2).is_err());
+        assert!(Memory::new(None, false).take::<f32>(1 << 58).is_err());
+    }
+
+    #[test]
+    fn poisoned_memory_reads_as_nan() {
+        let memory = Memory::new(None, true);
+        assert!(memory.take::<f32>(100).unwrap().iter().all(|x| x.is_nan()));
+    }
+
+    #[test]
+    fn a_size_class_wastes_at_most_an_eighth() {
+        for bytes in [1, 63, 64, 65, 1000, 4097, 100_000, 1 << 20, (1 << 20) + 1] {
+            let class = size_class(bytes).unwrap();
+            assert!(class >= bytes && (class <= bytes + bytes / 8 || class < 1024), "{bytes} became {class}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The processor: threads, SIMD lanes, pooled memory and the GEMM.
+
+mod floats;
+mod gemm;
+mod memory;
+pub mod simd;
+
+pub use floats::Floats;
+pub use gemm::{Mat, gemm};
+pub(crate) use memory::Bytes;
+pub use memory::{Buffer, Memory};
+pub use simd::Level;
+
+use crate::tensor::Storage;
+use crate::{DType, Element, Error, Result, Shape, Tensor};
+use std::sync::{Arc, OnceLock};
+
+/// A handle on the processor: its threads, its instruction set and a memory pool.
+#[derive(Clone, Debug)]
+pub struct Cpu(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    threads: rayon::ThreadPool,
+    memory: Memory,
+    level: Level,
+}
+
+/// Two handles are equal when they share threads and memory.
+impl PartialEq for Cpu {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// How to open a [`Cpu`] that is not the shared one.
+#[derive(Debug, Default)]
+pub struct Builder {
+    threads: usize,
+    limit: Option<usize>,
+    poison: bool,
+    level: Option<Level>,
+}
+
+impl Builder {
+    /// This many threads; 0 is one per core.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// At most this many bytes of memory.
+    pub fn memory_limit(mut self, bytes: usize) -> Self {
+        self.limit = Some(bytes);
+        self
+    }
+
+    /// Fills memory with NaN before it is handed out and after it is dropped, so that tests see what was not written.
+    pub fn poison(mut self) -> Self {
+        self.poison = true;
+        self
+    }
+
+    /// At most this instruction set.
+    pub fn level(mut self, level: Level) -> Self {
+        self.level = Some(level);
+        self
+    }
+
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When the system refuses a thread, or the instruction set is not there.
+    pub fn open(self) -> Result<Cpu> {
+        let level = self.level.unwrap_or_else(Level::best);
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads)
+            .thread_name(|i| format!("alluvium-{i}"))
+            .build()
+            .map_err(|e| Error::value("cpu", format!("cannot start threads: {e}")))?;
+        Ok(Cpu(Arc::new(Inner { threads, memory: Memory::new(self.limit, self.poison), level })))
+    }
+}
+
+impl Cpu {
+    /// The handle that the whole process shares: all cores, the best instruction set, no limit.
+    pub fn shared() -> Self {
+        static SHARED: OnceLock<Cpu> = OnceLock::new();
+        SHARED
+            .get_or_init(|| {
+                Cpu::builder().open().or_else(|_| Cpu::builder().threads(1).open()).unwrap_or_else(|_| std::process::abort())
+            })
+            .clone()
+    }
+
+    /// A handle with other settings.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The memory pool.
+    pub fn memory(&self) -> &Memory {
+        &self.0.memory
+    }
+
+    /// The instruction set that kernels run with.
+    pub fn level(&self) -> Level {
+        self.0.level
+    }
+
+    /// The number of threads.
+    pub fn threads(&self) -> usize {
+        self.0.threads.current_num_threads()
+    }
+
+    /// Runs `work` on the pool, where rayon's parallel iterators use its threads. Cheap when already there.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.0.threads.install(work)
+    }
+
+    /// How many rows a task should take so that each is worth a thread: about 32 thousand units of work, and no
+    /// more than what gives each thread four tasks.
+    pub fn grain(&self, rows: usize, work_per_row: usize) -> usize {
+        let worth = (32 * 1024usize).div_ceil(work_per_row.max(1));
+        rows.div_ceil(4 * self.threads()).max(worth).min(rows).max(1)
+    }
+
+    /// Memory for `len` elements. What it holds before it is written is not said.
+    pub fn buffer<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
+        self.0.memory.take(len)
+    }
+
+    /// Memory for `len` zeros.
+    pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
+        let mut buffer = self.buffer(len)?;
+        buffer.fill(T::zeroed());
+        Ok(buffer)
+    }
+
+    /// The elements of a floating tensor as f32: the tensor's own memory, or a widened copy of half-precision storage.
+    pub fn read<'a>(&self, x: &'a Tensor) -> Result<Floats<'a>> {
+        floats::read(self, x)
+    }
+
+    /// A tensor of `dtype` from f32 results; half precision is rounded to here, once.
+    pub fn tensor(&self, data: Buffer<f32>, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+        floats::tensor(self, data, shape.into(), dtype)
+    }
+
+    /// A tensor that takes a buffer over as it is.
+    pub fn wrap<T: Element>(&self, data: Buffer<T>, shape: impl Into<Shape>) -> Result<Tensor> {
+        let shape = shape.into().checked()?;
+        if data.len() != shape.elements() {
+            return Err(Error::value("tensor", format!("{} elements do not fill {shape}", data.len())));
+        }
+        Ok(Tensor::new(Storage::Cpu(Arc::new(data.into_bytes())), shape, T::DTYPE, self.clone().into()))
+    }
+}
+
+/// `sum += x`, on all threads.
+pub(crate) fn add_assign(cpu: &Cpu, sum: &mut [f32], x: &[f32]) {
+    use rayon::prelude::*;
+    let grain = cpu.grain(sum.len(), 1);
+    let level = cpu.level();
+    cpu.run(|| sum.par_chunks_mut(grain).zip(x.par_chunks(grain)).for_each(|(sum, x)| gemm::axpy(level, 1.0, x, sum)));
+}

@@ -1,0 +1,145 @@
+//! AVX2 and FMA: 8 lanes.
+
+use super::F32s;
+use std::arch::x86_64::*;
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+/// Eight numbers in a register.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(__m256);
+
+macro_rules! lanewise {
+    ($($trait:ident $method:ident $intrinsic:ident),*) => {$(
+        impl $trait for Avx2 {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
+                Avx2(unsafe { $intrinsic(self.0, other.0) })
+            }
+        }
+    )*};
+}
+lanewise!(Add add _mm256_add_ps, Sub sub _mm256_sub_ps, Mul mul _mm256_mul_ps, Div div _mm256_div_ps);
+
+impl Neg for Avx2 {
+    type Output = Self;
+    #[inline(always)]
+    fn neg(self) -> Self {
+        Self::splat(-0.0) - self
+    }
+}
+
+impl AddAssign for Avx2 {
+    #[inline(always)]
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+/// The lowest `n` lanes, as the sign bits that masked loads look at.
+#[inline(always)]
+fn head(n: usize) -> __m256i {
+    const TABLE: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+    let table = &TABLE[8 - n.min(8)..][..8];
+    // SAFETY: eight numbers are there; the instruction set was checked by `simd!`.
+    unsafe { _mm256_loadu_si256(table.as_ptr().cast()) }
+}
+
+// SAFETY, for every block below: the type is used only inside `simd!`, which checked the instruction set; slices are
+// checked for length before they are read or written, or a mask keeps the access inside them.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl F32s for Avx2 {
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        Avx2(unsafe { _mm256_set1_ps(x) })
+    }
+
+    #[inline(always)]
+    fn load(src: &[f32]) -> Self {
+        Avx2(unsafe { _mm256_loadu_ps(src[..8].as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn load_head(src: &[f32]) -> Self {
+        Avx2(unsafe { _mm256_maskload_ps(src.as_ptr(), head(src.len())) })
+    }
+
+    #[inline(always)]
+    fn store(self, dst: &mut [f32]) {
+        unsafe { _mm256_storeu_ps(dst[..8].as_mut_ptr(), self.0) }
+    }
+
+    #[inline(always)]
+    fn store_head(self, dst: &mut [f32]) {
+        unsafe { _mm256_maskstore_ps(dst.as_mut_ptr(), head(dst.len()), self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_ptr(src: *const f32) -> Self {
+        Avx2(unsafe { _mm256_loadu_ps(src) })
+    }
+
+    #[inline(always)]
+    unsafe fn store_ptr(self, dst: *mut f32) {
+        unsafe { _mm256_storeu_ps(dst, self.0) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self, b: Self) -> Self {
+        Avx2(unsafe { _mm256_fmadd_ps(self.0, a.0, b.0) })
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        Avx2(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        Avx2(unsafe { _mm256_min_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        Avx2(unsafe { _mm256_sqrt_ps(self.0) })
+    }
+
+    #[inline(always)]
+    fn round(self) -> Self {
+        Avx2(unsafe { _mm256_round_ps::<8>(self.0) })
+    }
+
+    #[inline(always)]
+    fn scale_by_exp2(self, n: Self) -> Self {
+        // two steps, because one power of two alone would leave the range of f32
+        unsafe {
+            let n = _mm256_cvtps_epi32(n.0);
+            let half = _mm256_srai_epi32::<1>(n);
+            let bias = _mm256_set1_epi32(127);
+            let low = _mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias));
+            let high = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias));
+            Avx2(_mm256_mul_ps(_mm256_mul_ps(self.0, _mm256_castsi256_ps(low)), _mm256_castsi256_ps(high)))
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    fn max_lane(self) -> f32 {
+        unsafe {
+            let four = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! SIMD lanes: one kernel text, compiled for each instruction set, chosen when the program runs.
+//!
+//! A kernel is written once over [`F32s`] inside [`simd!`](crate::simd) and called with a [`Level`]:
+//!
+//! ```
+//! use alluvium_core::cpu::Level;
+//! use alluvium_core::cpu::simd::F32s;
+//!
+//! alluvium_core::simd! {
+//!     /// `y = a·x`
+//!     fn scale<S>(a: f32, x: &[f32], y: &mut [f32]) {
+//!         let (a, whole) = (S::splat(a), x.len() - x.len() % S::LANES);
+//!         for i in (0..whole).step_by(S::LANES) {
+//!             (S::load(&x[i..]) * a).store(&mut y[i..]);
+//!         }
+//!         (S::load_head(&x[whole..]) * a).store_head(&mut y[whole..]);
+//!     }
+//! }
+//!
+//! let mut y = [0.0; 3];
+//! scale(Level::best(), 2.0, &[1.0, 2.0, 3.0], &mut y);
+//! assert_eq!(y, [2.0, 4.0, 6.0]);
+//! ```
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+#[doc(hidden)]
+pub use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+#[doc(hidden)]
+pub use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+#[doc(hidden)]
+pub use neon::Neon;
+#[doc(hidden)]
+pub use scalar::Scalar;
+
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+/// An instruction set that this processor has.
+///
+/// A value is proof that it may be used: only [`Level::available`] makes one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Level(pub(crate) Set);
+
+/// The instruction sets with lanes of their own.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// No SIMD beyond what the compiler makes of plain loops.
+    Scalar,
+    /// AVX2 and FMA: 8 lanes.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL: 16 lanes.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// NEON: 4 lanes; every 64-bit Arm has it.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl Level {
+    /// The best one here.
+    pub fn best() -> Self {
+        Self::available().pop().unwrap_or(Level(Set::Scalar))
+    }
+
+    /// All that this processor has, the best last.
+    pub fn available() -> Vec<Self> {
+        let mut levels = vec![Level(Set::Scalar)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                levels.push(Level(Set::Avx2));
+            }
+            let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            let rest = is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl");
+            if wide && rest && levels.len() == 2 {
+                levels.push(Level(Set::Avx512));
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        levels.push(Level(Set::Neon));
+        levels
+    }
+
+    #[doc(hidden)]
+    pub fn set(self) -> Set {
+        self.0
+    }
+
+    /// f32 numbers in a register.
+    pub fn lanes(self) -> usize {
+        match self.0 {
+            Set::Scalar => Scalar::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2 => Avx2::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512 => Avx512::LANES,
+            #[cfg(target_arch = "aarch64")]
+            Set::Neon => Neon::LANES,
+        }
+    }
+}
+
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self.0 {
+            Set::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Set::Neon => "neon",
+        })
+    }
+}
+
+impl std::fmt::Debug for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+/// A register of f32 numbers.
+///
+/// Implementations are for use inside [`simd!`](crate::simd) only, which compiles the kernel for the instruction set.
+pub trait F32s:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> + Neg<Output = Self> + AddAssign
+{
+    /// Numbers in a register.
+    const LANES: usize;
+
+    /// The same number in every lane.
+    fn splat(x: f32) -> Self;
+    /// The first [`F32s::LANES`] numbers of a slice that has at least so many.
+    fn load(src: &[f32]) -> Self;
+    /// The numbers of a slice of any length, at most [`F32s::LANES`]; lanes past its end are 0.
+    fn load_head(src: &[f32]) -> Self;
+    /// Writes all lanes to the start of a slice that is long enough.
+    fn store(self, dst: &mut [f32]);
+    /// Writes as many lanes as the slice has room for.
+    fn store_head(self, dst: &mut [f32]);
+    /// As [`F32s::load`], unchecked: the innermost loops of matrix kernels.
+    ///
+    /// # Safety
+    /// `src` is valid for reading [`F32s::LANES`] numbers.
+    unsafe fn load_ptr(src: *const f32) -> Self;
+    /// As [`F32s::store`], unchecked.
+    ///
+    /// # Safety
+    /// `dst` is valid for writing [`F32s::LANES`] numbers.
+    unsafe fn store_ptr(self, dst: *mut f32);
+    /// `self · a + b`, in one rounding where the processor can.
+    fn mul_add(self, a: Self, b: Self) -> Self;
+    /// The larger of each lane; `other` where either is NaN.
+    fn max(self, other: Self) -> Self;
+    /// The smaller of each lane; `other` where either is NaN.
+    fn min(self, other: Self) -> Self;
+    /// The square root.
+    fn sqrt(self) -> Self;
+    /// The nearest whole number, ties to even.
+    fn round(self) -> Self;
+    /// `self · 2ⁿ` for whole `n` between -252 and 254.
+    fn scale_by_exp2(self, n: Self) -> Self;
+    /// The sum of all lanes, in a fixed order.
+    fn sum(self) -> f32;
+    /// The largest lane.
+    fn max_lane(self) -> f32;
+}
+
+/// Defines a kernel that is compiled for each instruction set and takes a [`Level`] before its arguments.
+///
+/// `fn name<S>(…) { … }` becomes `fn name(level: Level, …)`; inside, `S` is an [`F32s`].
+#[macro_export]
+macro_rules! simd {
+    ($($(#[$meta:meta])* $vis:vis fn $name:ident<$lanes:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
+        $(#[$meta])*
+        $vis fn $name(level: $crate::cpu::Level, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn lanes<$lanes: $crate::cpu::simd::F32s>($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? {
+                lanes::<$crate::cpu::simd::Avx512>($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? {
+                lanes::<$crate::cpu::simd::Avx2>($($arg),*)
+            }
+
+            match level.set() {
+                $crate::cpu::simd::Set::Scalar => lanes::<$crate::cpu::simd::Scalar>($($arg),*),
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: a Level is made only where the processor has the instruction set.
+                $crate::cpu::simd::Set::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: a Level is made only where the processor has the instruction set.
+                $crate::cpu::simd::Set::Avx512 => unsafe { avx512($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                $crate::cpu::simd::Set::Neon => lanes::<$crate::cpu::simd::Neon>($($arg),*),
+            }
+        }
+    )*};
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    crate::simd! {
+        fn dot<S>(a: &[f32], b: &[f32]) -> f32 {
+            let whole = a.len() - a.len() % S::LANES;
+            let mut sum = S::load_head(&a[whole..]) * S::load_head(&b[whole..]);
+            for i in (0..whole).step_by(S::LANES) {
+                sum = S::load(&a[i..]).mul_add(S::load(&b[i..]), sum);
+            }
+            sum.sum()
+        }
+        fn apart<S>(x: &[f32], n: &[f32], out: &mut [f32]) {
+            for i in 0..x.len() {
+                let (x, n) = (S::splat(x[i]), S::splat(n[i]));
+                x.scale_by_exp2(n).store_head(&mut out[i..=i]);
+            }
+        }
+        fn largest<S>(x: &[f32]) -> f32 {
+            S::load(x).max(S::splat(-1e30)).max_lane()
+        }
+    }
+
+    #[test]
+    fn every_level_gives_the_same_dot_product_at_every_length() {
+        for level in Level::available() {
+            for n in 0..70u16 {
+                let a: Vec<f32> = (0..n).map(f32::from).collect();
+                let want: f32 = a.iter().map(|x| x * x).sum();
+                assert_eq!(dot(level, &a, &a), want, "{level} {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn scaling_by_a_power_of_two_reaches_denormals_and_infinity() {
+        let (x, n) = ([1.5, 1.5, 1.0, 1.9, -1.25], [127.0, 128.0, -149.0, -126.0, 3.0]);
+        let want = [1.5 * 2f32.powi(127), f32::INFINITY, f32::from_bits(1), 1.9 * f32::MIN_POSITIVE, -10.0];
+        for level in Level::available() {
+            let mut out = [0.0; 5];
+            apart(level, &x, &n, &mut out);
+            assert_eq!(out, want, "{level}");
+        }
+    }
+
+    #[test]
+    fn the_largest_lane_is_found_wherever_it_is() {
+        for level in Level::available() {
+            for at in 0..level.lanes() {
+                let mut x = [-3.0; 16];
+                x[at] = 2.5;
+                assert_eq!(largest(level, &x), 2.5, "{level} {at}");
+            }
+        }
+    }
+}

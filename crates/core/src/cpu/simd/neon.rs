@@ -1,0 +1,132 @@
+//! NEON: 4 lanes. Every 64-bit Arm processor has it.
+
+use super::F32s;
+use std::arch::aarch64::*;
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+/// Four numbers in a register.
+#[derive(Clone, Copy, Debug)]
+pub struct Neon(float32x4_t);
+
+macro_rules! lanewise {
+    ($($trait:ident $method:ident $intrinsic:ident),*) => {$(
+        impl $trait for Neon {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                // SAFETY: NEON is part of the aarch64 baseline.
+                Neon(unsafe { $intrinsic(self.0, other.0) })
+            }
+        }
+    )*};
+}
+lanewise!(Add add vaddq_f32, Sub sub vsubq_f32, Mul mul vmulq_f32, Div div vdivq_f32);
+
+impl Neg for Neon {
+    type Output = Self;
+    #[inline(always)]
+    fn neg(self) -> Self {
+        // SAFETY: NEON is part of the aarch64 baseline.
+        Neon(unsafe { vnegq_f32(self.0) })
+    }
+}
+
+impl AddAssign for Neon {
+    #[inline(always)]
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+// SAFETY, for every block below: NEON is part of the aarch64 baseline; slices are checked for length before they are
+// read or written.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl F32s for Neon {
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        Neon(unsafe { vdupq_n_f32(x) })
+    }
+
+    #[inline(always)]
+    fn load(src: &[f32]) -> Self {
+        Neon(unsafe { vld1q_f32(src[..4].as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn load_head(src: &[f32]) -> Self {
+        let whole: [f32; 4] = std::array::from_fn(|i| src.get(i).copied().unwrap_or(0.0));
+        Self::load(&whole)
+    }
+
+    #[inline(always)]
+    fn store(self, dst: &mut [f32]) {
+        unsafe { vst1q_f32(dst[..4].as_mut_ptr(), self.0) }
+    }
+
+    #[inline(always)]
+    fn store_head(self, dst: &mut [f32]) {
+        let mut whole = [0.0; 4];
+        self.store(&mut whole);
+        dst.iter_mut().zip(whole).for_each(|(d, x)| *d = x);
+    }
+
+    #[inline(always)]
+    unsafe fn load_ptr(src: *const f32) -> Self {
+        Neon(unsafe { vld1q_f32(src) })
+    }
+
+    #[inline(always)]
+    unsafe fn store_ptr(self, dst: *mut f32) {
+        unsafe { vst1q_f32(dst, self.0) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self, b: Self) -> Self {
+        Neon(unsafe { vfmaq_f32(b.0, self.0, a.0) })
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        Neon(unsafe { vbslq_f32(vcgtq_f32(self.0, other.0), self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        Neon(unsafe { vbslq_f32(vcltq_f32(self.0, other.0), self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        Neon(unsafe { vsqrtq_f32(self.0) })
+    }
+
+    #[inline(always)]
+    fn round(self) -> Self {
+        Neon(unsafe { vrndnq_f32(self.0) })
+    }
+
+    #[inline(always)]
+    fn scale_by_exp2(self, n: Self) -> Self {
+        // two steps, because one power of two alone would leave the range of f32
+        unsafe {
+            let n = vcvtnq_s32_f32(n.0);
+            let half = vshrq_n_s32::<1>(n);
+            let bias = vdupq_n_s32(127);
+            let low = vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(half, bias)));
+            let high = vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vsubq_s32(n, half), bias)));
+            Neon(vmulq_f32(vmulq_f32(self.0, low), high))
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        unsafe { vaddvq_f32(self.0) }
+    }
+
+    #[inline(always)]
+    fn max_lane(self) -> f32 {
+        unsafe { vmaxvq_f32(self.0) }
+    }
+}

@@ -1,0 +1,126 @@
+//! Eight numbers in plain loops: what the compiler can turn into any baseline SIMD, and the last resort.
+
+use super::F32s;
+use std::array::from_fn;
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+/// Eight numbers in an array.
+#[derive(Clone, Copy, Debug)]
+pub struct Scalar([f32; 8]);
+
+macro_rules! lanewise {
+    ($($trait:ident $method:ident $op:tt),*) => {$(
+        impl $trait for Scalar {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                Scalar(from_fn(|i| self.0[i] $op other.0[i]))
+            }
+        }
+    )*};
+}
+lanewise!(Add add +, Sub sub -, Mul mul *, Div div /);
+
+impl Neg for Scalar {
+    type Output = Self;
+    #[inline(always)]
+    fn neg(self) -> Self {
+        Scalar(self.0.map(|x| -x))
+    }
+}
+
+impl AddAssign for Scalar {
+    #[inline(always)]
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl F32s for Scalar {
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        Scalar([x; 8])
+    }
+
+    #[inline(always)]
+    fn load(src: &[f32]) -> Self {
+        let src = &src[..8];
+        Scalar(from_fn(|i| src[i]))
+    }
+
+    #[inline(always)]
+    fn load_head(src: &[f32]) -> Self {
+        Scalar(from_fn(|i| src.get(i).copied().unwrap_or(0.0)))
+    }
+
+    #[inline(always)]
+    fn store(self, dst: &mut [f32]) {
+        dst[..8].copy_from_slice(&self.0);
+    }
+
+    #[inline(always)]
+    fn store_head(self, dst: &mut [f32]) {
+        dst.iter_mut().zip(self.0).for_each(|(d, x)| *d = x);
+    }
+
+    #[inline(always)]
+    unsafe fn load_ptr(src: *const f32) -> Self {
+        // SAFETY: the caller promises 8 readable numbers.
+        Scalar(unsafe { src.cast::<[f32; 8]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn store_ptr(self, dst: *mut f32) {
+        // SAFETY: the caller promises room for 8 numbers.
+        unsafe { dst.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self, b: Self) -> Self {
+        // without the instruction a fused product is a slow call
+        self * a + b
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        Scalar(from_fn(|i| if self.0[i] > other.0[i] { self.0[i] } else { other.0[i] }))
+    }
+
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        Scalar(from_fn(|i| if self.0[i] < other.0[i] { self.0[i] } else { other.0[i] }))
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        Scalar(self.0.map(f32::sqrt))
+    }
+
+    #[inline(always)]
+    fn round(self) -> Self {
+        Scalar(self.0.map(f32::round_ties_even))
+    }
+
+    #[inline(always)]
+    fn scale_by_exp2(self, n: Self) -> Self {
+        // two steps, because one power of two alone would leave the range of f32
+        let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+        Scalar(from_fn(|i| {
+            let n = n.0[i] as i32;
+            self.0[i] * power(n >> 1) * power(n - (n >> 1))
+        }))
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let s = self.0;
+        ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
+    }
+
+    #[inline(always)]
+    fn max_lane(self) -> f32 {
+        self.0.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+}

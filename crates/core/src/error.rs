@@ -1,0 +1,166 @@
+//! The one error of the library.
+
+use crate::{DType, Shape};
+use std::path::{Path, PathBuf};
+
+/// What every fallible function here returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The one error of the library. Match on [`Error::kind`]; print it for a person.
+#[derive(Debug)]
+pub struct Error(Box<Kind>);
+
+/// What went wrong.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Kind {
+    /// A tensor's shape does not fit the operation's contract.
+    Shape {
+        /// The operation.
+        op: &'static str,
+        /// The argument, as the contract names it.
+        arg: &'static str,
+        /// What came.
+        got: Shape,
+        /// What was wanted, in words.
+        want: String,
+    },
+    /// A tensor's dtype is not one the operation takes.
+    Dtype {
+        /// The operation.
+        op: &'static str,
+        /// The argument, as the contract names it.
+        arg: &'static str,
+        /// What came.
+        got: DType,
+        /// What was wanted, in words.
+        want: String,
+    },
+    /// Two arguments live on different devices.
+    Device {
+        /// The operation.
+        op: &'static str,
+        /// The two arguments.
+        args: [&'static str; 2],
+    },
+    /// A number, an option or an element that is out of range.
+    Value {
+        /// The operation or the thing that was to be made.
+        what: &'static str,
+        /// What came, what was wanted.
+        why: String,
+    },
+    /// A traced tensor reached an operation that has no gradient.
+    NoGradient {
+        /// The operation.
+        op: &'static str,
+        /// Why it has none.
+        why: &'static str,
+    },
+    /// The device's memory, or the limit set for it, is used up.
+    Memory {
+        /// Bytes that were asked for.
+        asked: usize,
+        /// Bytes in use.
+        used: usize,
+        /// The limit in bytes; none when the system itself refused.
+        limit: Option<usize>,
+    },
+    /// A file of a checkpoint, a configuration or a data set that is not what it should be.
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
+    /// Reading or writing a file.
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was being done: "read", "write", "create".
+        doing: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The run was ended from outside.
+    Interrupted,
+}
+
+impl Error {
+    /// What went wrong, for a program.
+    pub fn kind(&self) -> &Kind {
+        &self.0
+    }
+
+    /// A number or an option of `what` that is out of range.
+    pub fn value(what: &'static str, why: impl Into<String>) -> Self {
+        Kind::Value { what, why: why.into() }.into()
+    }
+
+    /// A file that is not what it should be.
+    pub fn file(path: impl AsRef<Path>, why: impl Into<String>) -> Self {
+        Kind::File { path: path.as_ref().to_owned(), why: why.into() }.into()
+    }
+
+    /// A failure of the system while `doing` something with `path`; made for `map_err`.
+    pub fn io(path: impl AsRef<Path>, doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_owned();
+        move |source| Kind::Io { path, doing, source }.into()
+    }
+}
+
+impl From<Kind> for Error {
+    fn from(kind: Kind) -> Self {
+        Error(Box::new(kind))
+    }
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.kind() {
+            Kind::Shape { op, arg, got, want } => write!(f, "{op}: `{arg}` is {got}, expected {want}"),
+            Kind::Dtype { op, arg, got, want } => write!(f, "{op}: `{arg}` is {got}, expected {want}"),
+            Kind::Device { op, args: [a, b] } => write!(f, "{op}: `{a}` and `{b}` are on different devices"),
+            Kind::Value { what, why } => write!(f, "{what}: {why}"),
+            Kind::NoGradient { op, why } => {
+                write!(f, "{op}: a traced tensor came, but there is no gradient: {why}; detach() it to go on without")
+            }
+            Kind::Memory { asked, used, limit: Some(limit) } => write!(
+                f,
+                "out of memory: {} asked for, {} in use, limit {}",
+                Bytes(*asked),
+                Bytes(*used),
+                Bytes(*limit)
+            ),
+            Kind::Memory { asked, used, limit: None } => {
+                write!(f, "out of memory: the system refused {}, {} in use", Bytes(*asked), Bytes(*used))
+            }
+            Kind::File { path, why } => write!(f, "{}: {why}", path.display()),
+            Kind::Io { path, doing, source } => write!(f, "cannot {doing} {}: {source}", path.display()),
+            Kind::Interrupted => write!(f, "interrupted"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self.kind() {
+            Kind::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// A number of bytes, for a person.
+pub(crate) struct Bytes(pub(crate) usize);
+
+impl std::fmt::Display for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            n if n >= 1 << 30 => write!(f, "{:.2} GiB", n as f64 / (1u64 << 30) as f64),
+            n if n >= 1 << 20 => write!(f, "{:.1} MiB", n as f64 / (1u64 << 20) as f64),
+            n if n >= 1 << 10 => write!(f, "{:.1} KiB", n as f64 / 1024.0),
+            n => write!(f, "{n} B"),
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! The array.
+
+use crate::cpu::{Bytes, Cpu};
+use crate::tape::Node;
+use crate::{DType, Device, Element, Error, Kind, Result, Shape};
+use std::sync::Arc;
+
+/// An array on a device: shared memory with a shape and a dtype. Cheap to clone: a handle.
+///
+/// Always contiguous and row-major. A tensor that a [`Tape`](crate::Tape) watches, or that was computed from one, is
+/// *traced*: operations on it are recorded.
+#[derive(Clone)]
+pub struct Tensor {
+    storage: Storage,
+    /// In bytes.
+    offset: usize,
+    shape: Shape,
+    dtype: DType,
+    device: Device,
+    node: Option<Node>,
+}
+
+/// Shared memory of a device.
+#[derive(Clone, Debug)]
+pub(crate) enum Storage {
+    Cpu(Arc<Bytes>),
+}
+
+impl Tensor {
+    pub(crate) fn new(storage: Storage, shape: Shape, dtype: DType, device: Device) -> Self {
+        Tensor { storage, offset: 0, shape, dtype, device, node: None }
+    }
+
+    /// A tensor of these elements.
+    ///
+    /// # Errors
+    /// When their number is not that of the shape, or the device is out of memory.
+    pub fn from_slice<T: Element>(data: &[T], shape: impl Into<Shape>, device: &Device) -> Result<Self> {
+        let shape = shape.into().checked()?;
+        if data.len() != shape.elements() {
+            return Err(Error::value("tensor", format!("{} elements do not fill {shape}", data.len())));
+        }
+        match device {
+            Device::Cpu(cpu) => {
+                let mut buffer = cpu.buffer::<T>(data.len())?;
+                buffer.copy_from_slice(data);
+                cpu.wrap(buffer, shape)
+            }
+        }
+    }
+
+    /// A tensor of zeros.
+    pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Self> {
+        let shape = shape.into().checked()?;
+        match device {
+            Device::Cpu(cpu) => {
+                let bytes = cpu.zeros::<u8>(shape.elements() * dtype.size())?.into_bytes();
+                Ok(Tensor::new(Storage::Cpu(Arc::new(bytes)), shape, dtype, device.clone()))
+            }
+        }
+    }
+
+    /// An f32 tensor filled with one number.
+    pub fn full(shape: impl Into<Shape>, value: f32, device: &Device) -> Result<Self> {
+        let shape = shape.into().checked()?;
+        match device {
+            Device::Cpu(cpu) => {
+                let mut buffer = cpu.buffer::<f32>(shape.elements())?;
+                buffer.fill(value);
+                cpu.wrap(buffer, shape)
+            }
+        }
+    }
+
+    /// A tensor of raw little-endian bytes, as files hold them. The bytes need not be aligned.
+    ///
+    /// # Errors
+    /// When their number is not that of the shape and dtype.
+    pub fn from_bytes(bytes: &[u8], shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Self> {
+        let shape = shape.into().checked()?;
+        if bytes.len() != shape.elements() * dtype.size() {
+            return Err(Error::value("tensor", format!("{} bytes do not fill {shape} of {dtype}", bytes.len())));
+        }
+        match device {
+            Device::Cpu(cpu) => {
+                let mut buffer = cpu.buffer::<u8>(bytes.len())?;
+                buffer.copy_from_slice(bytes);
+                Ok(Tensor::new(Storage::Cpu(Arc::new(buffer.into_bytes())), shape, dtype, device.clone()))
+            }
+        }
+    }
+
+    /// A copy of the elements.
+    ///
+    /// # Errors
+    /// When `T` is not the tensor's dtype.
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        match &self.device {
+            Device::Cpu(_) => Ok(self.slice::<T>()?.to_vec()),
+        }
+    }
+
+    /// A copy of the elements as f32, whatever floating dtype they are stored in.
+    pub fn to_floats(&self) -> Result<Vec<f32>> {
+        match &self.device {
+            Device::Cpu(cpu) => Ok(cpu.read(self)?.to_vec()),
+        }
+    }
+
+    /// The raw little-endian bytes, as files hold them.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        match &self.device {
+            Device::Cpu(_) => Ok(self.bytes().to_vec()),
+        }
+    }
+
+    /// The number of a tensor that has one.
+    pub fn item(&self) -> Result<f32> {
+        match self.to_floats()?[..] {
+            [x] => Ok(x),
+            _ => Err(Error::value("item", format!("{} has more than one element", self.shape))),
+        }
+    }
+
+    /// The elements in the processor's memory, for kernels.
+    ///
+    /// # Errors
+    /// When `T` is not the tensor's dtype.
+    pub fn slice<T: Element>(&self) -> Result<&[T]> {
+        if T::DTYPE != self.dtype {
+            let want = T::DTYPE.to_string();
+            return Err(Kind::Dtype { op: "read", arg: "tensor", got: self.dtype, want }.into());
+        }
+        Ok(bytemuck::cast_slice(self.bytes()))
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        let Storage::Cpu(bytes) = &self.storage;
+        &bytes.as_slice()[self.offset..][..self.elements() * self.dtype.size()]
+    }
+
+    /// The elements for writing, if nobody else holds this memory: what lets an optimiser update in place.
+    pub fn slice_mut<T: Element>(&mut self) -> Option<&mut [T]> {
+        if T::DTYPE != self.dtype {
+            return None;
+        }
+        let (offset, len) = (self.offset, self.elements() * self.dtype.size());
+        let Storage::Cpu(bytes) = &mut self.storage;
+        let bytes = Arc::get_mut(bytes)?.as_mut_slice();
+        Some(bytemuck::cast_slice_mut(&mut bytes[offset..][..len]))
+    }
+
+    /// The lengths of the axes.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The type of the elements.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The processor it lives on, for kernels of that backend.
+    pub fn cpu(&self) -> &Cpu {
+        let Device::Cpu(cpu) = &self.device;
+        cpu
+    }
+
+    /// The number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.elements()
+    }
+
+    /// The same elements with other axes: a view. Its gradient is the reverse reshape.
+    ///
+    /// # Errors
+    /// When the number of elements differs.
+    pub fn reshape(&self, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into().checked()?;
+        if shape.elements() != self.elements() {
+            return Err(Error::value("reshape", format!("{} cannot become {shape}", self.shape)));
+        }
+        let view = Tensor { shape, node: None, ..self.clone() };
+        let from = self.shape;
+        crate::tape::record([self], view, || Reshape { from })
+    }
+
+    /// Rows `first .. first + len` along the first axis: a view of an untraced tensor.
+    ///
+    /// # Errors
+    /// When the rows are not there. On a traced tensor: use the operation `slice`, which has a gradient.
+    pub fn rows(&self, first: usize, len: usize) -> Result<Self> {
+        crate::tape::no_gradient("rows", "it is a view; the operation `slice` has one", [self])?;
+        let rows = self.shape.first().copied().unwrap_or(0);
+        if len == 0 || first.checked_add(len).is_none_or(|end| end > rows) {
+            return Err(Error::value("rows", format!("{len} rows from {first} are not in {}", self.shape)));
+        }
+        let row_bytes = self.elements() / rows * self.dtype.size();
+        let shape = self.shape.with(0, len);
+        Ok(Tensor { shape, offset: self.offset + first * row_bytes, node: None, ..self.clone() })
+    }
+
+    /// The same elements, not traced.
+    pub fn detach(&self) -> Self {
+        Tensor { node: None, ..self.clone() }
+    }
+
+    /// Whether a living tape follows this tensor.
+    pub fn is_traced(&self) -> bool {
+        self.node.as_ref().is_some_and(Node::is_live)
+    }
+
+    pub(crate) fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    pub(crate) fn with_node(self, node: Node) -> Self {
+        Tensor { node: Some(node), ..self }
+    }
+}
+
+/// A view has its gradient in the shape it came from.
+#[derive(Debug)]
+struct Reshape {
+    from: Shape,
+}
+
+impl crate::Backward<1> for Reshape {
+    fn op(&self) -> &'static str {
+        "reshape"
+    }
+
+    fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        Ok([Some(dy.reshape(self.from)?)])
+    }
+}
+
+/// Shape, dtype and device; the elements may be many.
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tensor {} {} on {}", self.shape, self.dtype, self.device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_and_reshape_are_views_of_the_same_memory() {
+        let x = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0], [3, 2], &Device::cpu()).unwrap();
+        let y = x.rows(1, 2).unwrap().reshape([4]).unwrap();
+        assert_eq!(y.to_vec::<f32>().unwrap(), [3.0, 4.0, 5.0, 6.0]);
+        assert_eq!(x.slice::<f32>().unwrap()[2..].as_ptr(), y.slice::<f32>().unwrap().as_ptr());
+        assert_eq!(x.rows(2, 2).unwrap_err().to_string(), "rows: 2 rows from 2 are not in [3, 2]");
+        assert_eq!(x.reshape([5]).unwrap_err().to_string(), "reshape: [3, 2] cannot become [5]");
+    }
+
+    #[test]
+    fn half_precision_is_rounded_once_and_read_back() {
+        let device = Device::cpu();
+        let Device::Cpu(cpu) = &device;
+        let mut data = cpu.buffer(2).unwrap();
+        data.copy_from_slice(&[1.0 + 1.0 / 512.0, -3.0]);
+        let x = cpu.tensor(data, [2], DType::BF16).unwrap();
+        assert_eq!(x.to_floats().unwrap(), [1.0, -3.0]);
+        assert_eq!(x.to_bytes().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn memory_is_written_only_when_nobody_else_holds_it() {
+        let mut x = Tensor::zeros([4], DType::F32, &Device::cpu()).unwrap();
+        let other = x.clone();
+        assert!(x.slice_mut::<f32>().is_none());
+        drop(other);
+        assert!(x.slice_mut::<f32>().is_some());
+    }
+}
