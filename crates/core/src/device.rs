@@ -6,7 +6,6 @@ use crate::cpu::Cpu;
 ///
 /// Work on a device is done in the order it was asked for; nobody writes a barrier.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub enum Device {
     /// The processor: threads and SIMD.
     Cpu(Cpu),

@@ -14,7 +14,8 @@ impl Rng {
     /// The stream called `name` of this seed.
     pub fn new(seed: u64, name: &str) -> Self {
         // FNV-1a spreads names over ChaCha's 2^64 streams of one seed
-        let stream = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        let stream =
+            name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(stream);
         Rng(rng)

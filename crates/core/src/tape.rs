@@ -213,7 +213,8 @@ impl Tape {
     pub fn backward(&self, seeds: &[(&Tensor, &Tensor)]) -> Result<Gradients> {
         let mut grads = HashMap::new();
         for &(y, dy) in seeds {
-            let index = self.index(y).ok_or_else(|| Error::value("backward", "the tensor is not traced by this tape"))?;
+            let index =
+                self.index(y).ok_or_else(|| Error::value("backward", "the tensor is not traced by this tape"))?;
             if y.shape() != dy.shape() || y.dtype() != dy.dtype() {
                 let (got, want) = (format!("{} {}", dy.shape(), dy.dtype()), format!("{} {}", y.shape(), y.dtype()));
                 return Err(Error::value("backward", format!("the gradient is {got}, expected {want}")));
@@ -247,7 +248,8 @@ impl Tape {
                 Entry::Recompute { output, forward } => {
                     let Some(dy) = grads.remove(&output) else { continue };
                     let y = self.while_paused(false, forward)?;
-                    let index = self.index(&y).ok_or_else(|| Error::value("recompute", "the layer's result is not traced"))?;
+                    let index =
+                        self.index(&y).ok_or_else(|| Error::value("recompute", "the layer's result is not traced"))?;
                     add(grads, index, dy)?;
                 }
             }

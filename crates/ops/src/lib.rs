@@ -1,1 +1,88 @@
-//! x
+//! Every operation, once: its contract, its gradient, its reference in f64, its kernels, its cases.
+//!
+//! An operation is one folder here and one line in [`OPS`]. The check, the tests on every device, the benchmark, the
+//! generated documentation and `alluvium ops` all read that list.
+
+pub mod check;
+pub mod common;
+pub mod op;
+
+// elementwise
+
+// shape
+
+// reduce
+
+// matmul
+
+// norm
+mod rms_norm;
+
+// sequence
+
+// attention
+
+// gated delta rule
+
+// loss
+
+// optimiser
+
+// sampling
+
+// elementwise
+
+// shape
+
+// reduce
+
+// matmul
+
+// norm
+pub use rms_norm::rms_norm;
+
+// sequence
+
+// attention
+
+// gated delta rule
+
+// loss
+
+// optimiser
+
+// sampling
+
+pub use op::{Case, Cost, Given, Op};
+
+/// The one list of operations.
+#[rustfmt::skip]
+pub static OPS: &[&Op] = &[
+    // elementwise
+
+    // shape
+
+    // reduce
+
+    // matmul
+
+    // norm
+    &rms_norm::OP,
+
+    // sequence
+
+    // attention
+
+    // gated delta rule
+
+    // loss
+
+    // optimiser
+
+    // sampling
+];
+
+/// The operation of this name.
+pub fn find(name: &str) -> Option<&'static Op> {
+    OPS.iter().copied().find(|op| op.name() == name)
+}

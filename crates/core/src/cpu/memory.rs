@@ -14,8 +14,14 @@ const ALIGN: usize = 64;
 const POISON: u8 = 0xff;
 
 /// A pool of memory. Cheap to clone: a handle.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Memory(Arc<Pool>);
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} B in use", self.in_use())
+    }
+}
 
 #[derive(Debug)]
 struct Pool {
@@ -70,7 +76,8 @@ impl Memory {
     pub(super) fn take<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         let asked = len.checked_mul(size_of::<T>());
         let class = asked.and_then(size_class);
-        let class = class.ok_or(Kind::Memory { asked: asked.unwrap_or(usize::MAX), used: self.in_use(), limit: None })?;
+        let class =
+            class.ok_or(Kind::Memory { asked: asked.unwrap_or(usize::MAX), used: self.in_use(), limit: None })?;
         let mut block = self.block(class)?;
         if self.0.poison {
             block.bytes_mut().fill(POISON);

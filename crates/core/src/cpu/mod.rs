@@ -16,10 +16,9 @@ use crate::{DType, Element, Error, Result, Shape, Tensor};
 use std::sync::{Arc, OnceLock};
 
 /// A handle on the processor: its threads, its instruction set and a memory pool.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Cpu(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     threads: rayon::ThreadPool,
     memory: Memory,
@@ -30,6 +29,12 @@ struct Inner {
 impl PartialEq for Cpu {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl std::fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} threads, {}", self.threads(), self.level())
     }
 }
 
@@ -88,7 +93,10 @@ impl Cpu {
         static SHARED: OnceLock<Cpu> = OnceLock::new();
         SHARED
             .get_or_init(|| {
-                Cpu::builder().open().or_else(|_| Cpu::builder().threads(1).open()).unwrap_or_else(|_| std::process::abort())
+                Cpu::builder()
+                    .open()
+                    .or_else(|_| Cpu::builder().threads(1).open())
+                    .unwrap_or_else(|_| std::process::abort())
             })
             .clone()
     }

@@ -136,7 +136,13 @@ impl std::fmt::Debug for Level {
 ///
 /// Implementations are for use inside [`simd!`](crate::simd) only, which compiles the kernel for the instruction set.
 pub trait F32s:
-    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> + Neg<Output = Self> + AddAssign
+    Copy
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
 {
     /// Numbers in a register.
     const LANES: usize;

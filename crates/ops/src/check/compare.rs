@@ -1,0 +1,90 @@
+//! How far two arrays are apart.
+
+use crate::op::Tolerance;
+
+/// The distance of a tensor from its reference.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Gap {
+    /// ‖got − want‖ / ‖want‖.
+    pub relative: f64,
+    /// The largest |got − want| over the root mean square of the reference.
+    pub worst: f64,
+    /// Where that is.
+    pub at: usize,
+    /// What came there, and what was wanted.
+    pub pair: (f64, f64),
+}
+
+impl Gap {
+    /// Whether it is within a tolerance.
+    pub fn within(self, tolerance: Tolerance) -> bool {
+        self.relative <= tolerance.relative && self.worst <= tolerance.worst
+    }
+
+    pub(super) fn worse(self, other: Gap) -> Gap {
+        let (relative, base) =
+            (self.relative.max(other.relative), if self.worst >= other.worst { self } else { other });
+        Gap { relative, ..base }
+    }
+}
+
+impl std::fmt::Display for Gap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (got, want) = self.pair;
+        write!(
+            f,
+            "relative L2 {:.1e}, worst element {:.1e} (at {}: {got} for {want})",
+            self.relative, self.worst, self.at
+        )
+    }
+}
+
+/// Compares element by element; a number that is not finite where the other is, is infinitely far.
+///
+/// A reference whose root mean square is below `floor` is taken to be that large: where random sizes make a gradient
+/// cancel, what is left are the roundings of its terms.
+pub fn compare(got: &[f64], want: &[f64], floor: f64) -> Gap {
+    if got.len() != want.len() {
+        return Gap { relative: f64::INFINITY, worst: f64::INFINITY, ..Gap::default() };
+    }
+    let mut gap = Gap::default();
+    let mut error = 0.0;
+    let rms = (want.iter().filter(|w| w.is_finite()).map(|w| w * w).sum::<f64>() / want.len().max(1) as f64)
+        .sqrt()
+        .max(floor);
+    for (at, (&got, &want)) in got.iter().zip(want).enumerate() {
+        let difference = match (got - want).abs() {
+            _ if got == want => 0.0,
+            d if d.is_finite() => d,
+            _ => f64::INFINITY,
+        };
+        error += difference * difference;
+        let worst = if difference == 0.0 { 0.0 } else { difference / rms };
+        if worst > gap.worst || at == 0 {
+            gap = Gap { worst, at, pair: (got, want), ..gap };
+        }
+    }
+    gap.relative = if error == 0.0 { 0.0 } else { error.sqrt() / (rms * (want.len() as f64).sqrt()) };
+    gap
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nan_an_unwritten_element_and_a_short_result_are_infinitely_far() {
+        for got in [&[1.0, f64::NAN][..], &[f64::INFINITY, 2.0], &[1.0]] {
+            assert!(!compare(got, &[1.0, 2.0], 0.0).within(Tolerance { relative: 1e9, worst: 1e9 }));
+        }
+    }
+
+    #[test]
+    fn the_gap_is_scaled_to_the_reference() {
+        let gap = compare(&[3.0, 4.4], &[3.0, 4.0], 0.0);
+        assert!((gap.relative - 0.08).abs() < 1e-12);
+        assert!((gap.worst - 0.4 / 12.5f64.sqrt()).abs() < 1e-12);
+        assert_eq!(compare(&[0.0], &[0.0], 0.0), Gap::default());
+        assert!(compare(&[1e-30], &[0.0], 0.0).relative.is_infinite());
+    }
+}

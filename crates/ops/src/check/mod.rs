@@ -1,0 +1,179 @@
+//! The proof of an operation on a device: the same for every entry of the list.
+//!
+//! A case passes when every result and every gradient is near its f64 reference, a result of zeros would not be, the
+//! same inputs give the same bits twice, and half-precision storage costs no more than its roundings. The reference's
+//! own gradient is held against central differences.
+
+mod compare;
+mod differences;
+mod errors;
+mod inputs;
+
+pub use compare::{Gap, compare};
+pub use differences::gradient_of_reference;
+pub use errors::refusals;
+pub use inputs::Inputs;
+
+use crate::op::{Array, Case, Given, Gradient, Op, Tolerance};
+use alluvium_core::{DType, Device, Result, Tape, Tensor};
+
+/// How near a case came, or why it failed.
+#[derive(Debug)]
+pub struct Report {
+    /// The operation.
+    pub op: &'static str,
+    /// The case.
+    pub case: &'static str,
+    /// The storage of floating arguments.
+    pub dtype: DType,
+    /// The worst gap of all results and gradients.
+    pub worst: Gap,
+    /// What is wrong, one line each; empty when the case passes.
+    pub faults: Vec<String>,
+}
+
+impl Report {
+    /// Whether nothing is wrong.
+    pub fn passed(&self) -> bool {
+        self.faults.is_empty()
+    }
+}
+
+/// Whether a result of zeros must fail: not where random sizes may make a gradient truly zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeros {
+    /// Every result and gradient that the case does not list as zero.
+    MustFail,
+    /// Not looked at.
+    MayPass,
+}
+
+/// Proves one case of an operation on a device, with floating arguments stored as `dtype`.
+///
+/// # Errors
+/// When the inputs cannot be made; a failing operation is a fault in the report.
+pub fn check(op: &Op, case: &Case, dtype: DType, device: &Device, zeros: Zeros) -> Result<Report> {
+    let inputs = Inputs::new(op, case, dtype, device)?;
+    let mut proof = Proof { op, case, dtype, zeros, worst: Gap::default(), faults: Vec::new() };
+    if let Err(error) = proof.run(&inputs) {
+        proof.faults.push(format!("it failed: {error}"));
+    }
+    let Proof { worst, faults, .. } = proof;
+    Ok(Report { op: op.name(), case: case.name, dtype, worst, faults })
+}
+
+/// With random sizes a gradient may cancel; its error is then measured against this much instead of its own size.
+const SMALLEST: f64 = 1e-2;
+
+struct Proof<'a> {
+    op: &'a Op,
+    case: &'a Case,
+    dtype: DType,
+    zeros: Zeros,
+    worst: Gap,
+    faults: Vec<String>,
+}
+
+/// The results of one run and, where there are any, the gradients by argument.
+struct Ran {
+    results: Vec<Tensor>,
+    gradients: Vec<Option<Tensor>>,
+}
+
+impl Proof<'_> {
+    fn run(&mut self, inputs: &Inputs) -> Result<()> {
+        let want = (self.op.reference)(&inputs.arrays);
+        let seeds = inputs.seeds(&want)?;
+        let first = self.once(inputs, &seeds)?;
+        let again = self.once(inputs, &seeds)?;
+        self.same_bits(&first, &again)?;
+
+        if first.results.len() != want.len() {
+            self.faults.push(format!("{} results, the reference has {}", first.results.len(), want.len()));
+            return Ok(());
+        }
+        for ((name, got), want) in self.op.results.iter().zip(&first.results).zip(&want) {
+            self.hold(name, got, want)?;
+        }
+        if let Gradient::Of(gradient) = self.op.gradient {
+            let want = gradient(&inputs.arrays, &seeds.iter().map(array).collect::<Result<Vec<_>>>()?);
+            for ((arg, got), want) in self.op.contract.args.iter().zip(&first.gradients).zip(&want) {
+                let name = format!("d {}", arg.name);
+                match (got, want) {
+                    (Some(got), Some(want)) => self.hold(&name, got, want)?,
+                    (None, None) => {}
+                    (None, Some(_)) => self.faults.push(format!("{name}: no gradient came")),
+                    (Some(_), None) => self.faults.push(format!("{name}: a gradient came, the reference has none")),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn once(&self, inputs: &Inputs, seeds: &[Tensor]) -> Result<Ran> {
+        if !self.op.differentiable() {
+            return Ok(Ran { results: (self.op.run)(&inputs.tensors)?, gradients: Vec::new() });
+        }
+        let tape = Tape::new();
+        let watched = |x: &Tensor| if x.dtype().is_float() { tape.watch(x) } else { x.clone() };
+        let args = inputs.tensors.args.iter().map(|(name, x)| (*name, x.as_ref().map(watched))).collect();
+        let given = Given { args, dims: inputs.tensors.dims.clone(), options: inputs.tensors.options };
+        let results = (self.op.run)(&given)?;
+        let mut pairs = Vec::new();
+        for (y, seed) in results.iter().zip(seeds).filter(|(y, _)| y.is_traced()) {
+            pairs.push((y, inputs.like(seed, y)?));
+        }
+        let pairs: Vec<(&Tensor, &Tensor)> = pairs.iter().map(|(y, dy)| (*y, dy)).collect();
+        let mut grads = tape.backward(&pairs)?;
+        let gradients = given.args.iter().map(|(_, x)| x.as_ref().and_then(|x| grads.take(x))).collect();
+        Ok(Ran { results: results.iter().map(Tensor::detach).collect(), gradients })
+    }
+
+    fn same_bits(&mut self, first: &Ran, again: &Ran) -> Result<()> {
+        let pairs = first.results.iter().zip(&again.results);
+        let gradients = first.gradients.iter().flatten().zip(again.gradients.iter().flatten());
+        for (a, b) in pairs.chain(gradients) {
+            if a.to_bytes()? != b.to_bytes()? {
+                self.faults.push(format!("{a:?}: the same inputs gave other bits the second time"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds one tensor against its reference, and a tensor of zeros, too.
+    fn hold(&mut self, name: &str, got: &Tensor, want: &Array) -> Result<()> {
+        if got.shape()[..] != want.shape[..] {
+            self.faults.push(format!("{name}: {} came, the reference is {:?}", got.shape(), want.shape));
+            return Ok(());
+        }
+        let tolerance = self.tolerance(got.dtype());
+        let floor = if self.zeros == Zeros::MayPass { SMALLEST } else { 0.0 };
+        let gap = compare(&inputs::numbers(got)?, &want.data, floor);
+        self.worst = self.worst.worse(gap);
+        if !gap.within(tolerance) {
+            self.faults.push(format!("{name}: {gap}, allowed {:.1e} and {:.1e}", tolerance.relative, tolerance.worst));
+        }
+        if self.zeros == Zeros::MayPass {
+            return Ok(());
+        }
+        if self.case.zeros.contains(&name) {
+            if want.data.iter().any(|&x| x != 0.0) {
+                self.faults.push(format!("{name}: listed as zero, but it is not"));
+            }
+        } else if compare(&vec![0.0; want.data.len()], &want.data, 0.0).within(tolerance) {
+            self.faults.push(format!("{name}: a result of zeros would pass; choose other inputs"));
+        }
+        Ok(())
+    }
+
+    /// Half precision adds the rounding of the result, and of the gradient that came in, to what f32 is allowed.
+    fn tolerance(&self, stored: DType) -> Tolerance {
+        let Tolerance { relative, worst } = self.op.tolerance;
+        let half = if self.dtype == DType::F32 { 0.0 } else { stored.epsilon().max(self.dtype.epsilon()) };
+        Tolerance { relative: relative + half, worst: worst + 8.0 * half }
+    }
+}
+
+fn array(x: &Tensor) -> Result<Array> {
+    Ok(Array::new(x.shape().to_vec(), inputs::numbers(x)?))
+}

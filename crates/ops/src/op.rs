@@ -1,0 +1,222 @@
+//! What an entry of the list is.
+
+use alluvium_core::contract::Fill;
+use alluvium_core::{Contract, Dims, Result, Tensor};
+use std::ops::Index;
+
+/// An operation of the list: everything that the check, the tests, the benchmark and the documentation need of it.
+#[derive(Debug)]
+pub struct Op {
+    /// What it takes.
+    pub contract: &'static Contract,
+    /// What it does, in a few words.
+    pub summary: &'static str,
+    /// The names of its results, in order.
+    pub results: &'static [&'static str],
+    /// Runs it on the arguments of a case.
+    pub run: fn(&Given<Tensor>) -> Result<Vec<Tensor>>,
+    /// The definition, in f64.
+    pub reference: fn(&Given<Array>) -> Vec<Array>,
+    /// Its gradient.
+    pub gradient: Gradient,
+    /// How far a result may be from the reference.
+    pub tolerance: Tolerance,
+    /// What it is tested on: the odd ones, each with the reason it is there.
+    pub cases: &'static [Case],
+    /// Letters that random shapes leave as the cases set them.
+    pub fixed: &'static [char],
+    /// The largest size that random shapes give to a letter.
+    pub largest: usize,
+    /// What it is timed on.
+    pub bench: &'static [Case],
+    /// The least that has to be moved and computed.
+    pub cost: fn(&Dims) -> Cost,
+}
+
+/// The gradient of an operation's reference.
+#[derive(Clone, Copy, Debug)]
+pub enum Gradient {
+    /// Gradients to the arguments, in the contract's order, from the gradients of the results; none for an argument
+    /// that has no gradient (ids, offsets) or was left out.
+    Of(fn(&Given<Array>, &[Array]) -> Vec<Option<Array>>),
+    /// There is none, because.
+    None(&'static str),
+}
+
+/// How far a tensor may be from its reference, relative to the reference's size. docs/numerics.md gives the reasons.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tolerance {
+    /// Bound on ‖got − want‖ / ‖want‖.
+    pub relative: f64,
+    /// Bound on the largest |got − want| over the reference's root mean square.
+    pub worst: f64,
+}
+
+impl Tolerance {
+    /// A few roundings of f32 in each element: maps, short sums.
+    pub const F32: Self = Tolerance { relative: 1e-6, worst: 1e-5 };
+    /// Sums of hundreds to thousands of f32 products, or an exponential of such a sum.
+    pub const F32_SUMS: Self = Tolerance { relative: 5e-6, worst: 5e-5 };
+    /// Nothing is computed: elements are moved.
+    pub const EXACT: Self = Tolerance { relative: 0.0, worst: 0.0 };
+}
+
+/// The least work of one call in f32.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cost {
+    /// Bytes a forward has to read and write.
+    pub bytes: usize,
+    /// Useful floating-point operations of a forward.
+    pub flops: usize,
+    /// Bytes a backward has to read and write, the forward not counted; 0 where there is none.
+    pub backward_bytes: usize,
+    /// Useful floating-point operations of a backward.
+    pub backward_flops: usize,
+}
+
+/// One set of sizes and options that an operation is tested or timed on.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// Why it is there.
+    pub name: &'static str,
+    /// The contract's letters.
+    pub sizes: &'static [(char, usize)],
+    /// Optional arguments that are left out; the others are given.
+    pub without: &'static [&'static str],
+    /// Other random inputs than the contract's.
+    pub fills: &'static [(&'static str, Fill)],
+    /// Numbers that are no tensors, by name; a flag is a number, too.
+    pub options: &'static [(&'static str, f64)],
+    /// Results and gradients (`"d g"`) that are truly zero here; everywhere else a result of zeros must fail.
+    pub zeros: &'static [&'static str],
+}
+
+impl Case {
+    /// All arguments, no options.
+    pub const fn new(name: &'static str, sizes: &'static [(char, usize)]) -> Self {
+        Case { name, sizes, without: &[], fills: &[], options: &[], zeros: &[] }
+    }
+
+    /// Without these optional arguments.
+    pub const fn without(self, without: &'static [&'static str]) -> Self {
+        Case { without, ..self }
+    }
+
+    /// With these inputs made otherwise.
+    pub const fn filled(self, fills: &'static [(&'static str, Fill)]) -> Self {
+        Case { fills, ..self }
+    }
+
+    /// With these options.
+    pub const fn options(self, options: &'static [(&'static str, f64)]) -> Self {
+        Case { options, ..self }
+    }
+
+    /// Where these results and gradients are truly zero.
+    pub const fn zeros(self, zeros: &'static [&'static str]) -> Self {
+        Case { zeros, ..self }
+    }
+}
+
+/// The arguments of a case, by name: tensors for a kernel, arrays of f64 for a reference.
+#[derive(Clone, Debug)]
+pub struct Given<T> {
+    /// The arguments in the contract's order; none for one that was left out.
+    pub args: Vec<(&'static str, Option<T>)>,
+    /// The sizes.
+    pub dims: Dims,
+    /// The options.
+    pub options: &'static [(&'static str, f64)],
+}
+
+impl<T> Given<T> {
+    /// An argument that may be left out.
+    pub fn get(&self, name: &str) -> Option<&T> {
+        self.args.iter().find(|(n, _)| *n == name).and_then(|(_, value)| value.as_ref())
+    }
+
+    /// An option's number; none where the case does not set it.
+    pub fn option(&self, name: &str) -> Option<f64> {
+        self.options.iter().find(|(n, _)| *n == name).map(|&(_, value)| value)
+    }
+
+    /// Whether a flag is set.
+    pub fn flag(&self, name: &str) -> bool {
+        self.option(name).is_some_and(|value| value != 0.0)
+    }
+}
+
+/// A required argument. The contract has been checked before, so it is there.
+impl<T> Index<&str> for Given<T> {
+    type Output = T;
+    #[allow(clippy::panic)]
+    fn index(&self, name: &str) -> &T {
+        match self.get(name) {
+            Some(value) => value,
+            None => panic!("the entry reads `{name}`, which its contract does not require"),
+        }
+    }
+}
+
+/// An array of f64: what references compute with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Array {
+    /// The lengths of the axes.
+    pub shape: Vec<usize>,
+    /// The elements, row-major. Ids and offsets are whole numbers.
+    pub data: Vec<f64>,
+}
+
+impl Array {
+    /// An array of these elements.
+    pub fn new(shape: impl Into<Vec<usize>>, data: Vec<f64>) -> Self {
+        let shape = shape.into();
+        debug_assert_eq!(shape.iter().product::<usize>(), data.len(), "{shape:?}");
+        Array { shape, data }
+    }
+
+    /// Zeros.
+    pub fn zeros(shape: impl Into<Vec<usize>>) -> Self {
+        let shape = shape.into();
+        let data = vec![0.0; shape.iter().product()];
+        Array { shape, data }
+    }
+
+    /// The same shape, each element mapped.
+    pub fn map(&self, f: impl Fn(f64) -> f64) -> Self {
+        Array { shape: self.shape.clone(), data: self.data.iter().map(|&x| f(x)).collect() }
+    }
+
+    /// The same shape, elements of two arrays combined.
+    pub fn zip(&self, other: &Array, f: impl Fn(f64, f64) -> f64) -> Self {
+        let data = self.data.iter().zip(&other.data).map(|(&a, &b)| f(a, b)).collect();
+        Array { shape: self.shape.clone(), data }
+    }
+
+    /// The length of the last axis.
+    pub fn width(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// The rows along the last axis.
+    pub fn rows(&self) -> std::slice::ChunksExact<'_, f64> {
+        self.data.chunks_exact(self.width())
+    }
+
+    /// The element as an index.
+    pub fn index(&self, i: usize) -> usize {
+        self.data[i] as usize
+    }
+}
+
+impl Op {
+    /// The name of the public function.
+    pub fn name(&self) -> &'static str {
+        self.contract.op
+    }
+
+    /// Whether it has a gradient.
+    pub fn differentiable(&self) -> bool {
+        matches!(self.gradient, Gradient::Of(_))
+    }
+}

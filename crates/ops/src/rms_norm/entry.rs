@@ -1,0 +1,30 @@
+//! The entry of `rms_norm` in the list.
+
+use super::{CONTRACT, reference, rms_norm};
+use crate::op::{Case, Cost, Gradient, Op, Tolerance};
+
+const EPS: f32 = 1e-6;
+
+pub(crate) static OP: Op = Op {
+    contract: &CONTRACT,
+    summary: "unit root-mean-square rows, scaled",
+    results: &["y"],
+    run: |t| Ok(vec![rms_norm(&t["x"], &t["w"], EPS)?]),
+    reference: |t| vec![reference::forward(&t["x"], &t["w"], f64::from(EPS))],
+    gradient: Gradient::Of(|t, dy| reference::gradient(&t["x"], &t["w"], f64::from(EPS), &dy[0]).map(Some).into()),
+    tolerance: Tolerance::F32,
+    cases: &[
+        Case::new("two elements", &[('R', 1), ('D', 2)]),
+        Case::new("odd width", &[('R', 3), ('D', 63)]),
+        Case::new("one more than a register", &[('R', 5), ('D', 17)]),
+        Case::new("wider than a workgroup", &[('R', 2), ('D', 5_000)]),
+        Case::new("more rows than one grid axis", &[('R', 70_000), ('D', 8)]),
+    ],
+    fixed: &[],
+    largest: 70,
+    bench: &[Case::new("decode", &[('R', 1), ('D', 2_048)]), Case::new("prefill 4k", &[('R', 4_096), ('D', 2_048)])],
+    cost: |d| {
+        let n = d['R'] * d['D'];
+        Cost { bytes: 8 * n, flops: 4 * n, backward_bytes: 12 * n, backward_flops: 9 * n }
+    },
+};

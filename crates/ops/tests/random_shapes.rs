@@ -1,0 +1,48 @@
+//! Property tests: every operation on sizes that nobody chose.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use alluvium_core::{DType, Device, Rule};
+use alluvium_ops::check::{Zeros, check};
+use alluvium_ops::{Case, OPS, Op};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+/// The sizes of a case, replaced by random ones and then repaired to what the contract's rules ask for.
+fn sizes(op: &Op, case: &Case, draws: &[usize]) -> Vec<(char, usize)> {
+    let mut sizes: Vec<(char, usize)> = case
+        .sizes
+        .iter()
+        .zip(draws)
+        .map(|(&(letter, size), &draw)| (letter, if op.fixed.contains(&letter) { size } else { draw }))
+        .collect();
+    for rule in op.contract.rules {
+        let size_of = |sizes: &[(char, usize)], letter| sizes.iter().find(|s| s.0 == letter).map_or(1, |s| s.1);
+        let (letter, size) = match *rule {
+            Rule::MultipleOf(a, b) => (a, size_of(&sizes, b) * (1 + size_of(&sizes, a) % 3)),
+            Rule::AtMost(a, most) => (a, size_of(&sizes, a).min(most)),
+            Rule::Multiple(a, of) => (a, size_of(&sizes, a).next_multiple_of(of)),
+            Rule::NoMoreThan(a, b) => (a, size_of(&sizes, a).min(size_of(&sizes, b))),
+        };
+        sizes.iter_mut().filter(|s| s.0 == letter).for_each(|s| s.1 = size);
+    }
+    sizes
+}
+
+#[test]
+fn every_operation_holds_on_random_shapes() {
+    for op in OPS {
+        let strategy = (0..op.cases.len(), prop::collection::vec(1usize..=op.largest, 10));
+        let mut runner = TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
+        let outcome = runner.run(&strategy, |(index, draws)| {
+            let case = &op.cases[index];
+            let sizes: &'static [(char, usize)] = sizes(op, case, &draws).leak();
+            let case = Case { sizes, ..*case };
+            let report = check(op, &case, DType::F32, &Device::cpu(), Zeros::MayPass).unwrap();
+            prop_assert!(report.passed(), "{} {:?} {:?}: {}", op.name(), sizes, case.name, report.faults.join("; "));
+            Ok(())
+        });
+        if let Err(error) = outcome {
+            panic!("{error}");
+        }
+    }
+}
