@@ -14,11 +14,14 @@ pub mod op;
 // reduce
 
 // matmul
+mod linear;
 
 // norm
 mod rms_norm;
 
 // sequence
+mod embedding;
+mod rope;
 
 // attention
 
@@ -37,11 +40,14 @@ mod rms_norm;
 // reduce
 
 // matmul
+pub use linear::linear;
 
 // norm
 pub use rms_norm::rms_norm;
 
 // sequence
+pub use embedding::embedding;
+pub use rope::{Rope, rope};
 
 // attention
 
@@ -65,11 +71,14 @@ pub static OPS: &[&Op] = &[
     // reduce
 
     // matmul
+    &linear::OP,
 
     // norm
     &rms_norm::OP,
 
     // sequence
+    &rope::OP,
+    &embedding::OP,
 
     // attention
 

@@ -1,0 +1,69 @@
+//! Threads over tokens; the angles of a token are computed once and shared by its heads.
+
+use super::{Rope, Way};
+use alluvium_core::cpu::Cpu;
+use alluvium_core::{Result, Tensor};
+use rayon::prelude::*;
+
+pub(super) fn rotate(cpu: &Cpu, x: &Tensor, positions: &Tensor, turn: Rope, way: Way) -> Result<Tensor> {
+    let (width, level) = (x.shape().last(), cpu.level());
+    let (xs, positions) = (cpu.read(x)?, positions.slice::<u32>()?);
+    let token = xs.len() / positions.len();
+    let pairs = turn.dims / 2;
+    let frequency = |i: usize| f64::from(turn.theta).powf(-(i as f64) / pairs as f64);
+    let frequencies: Vec<f64> = (0..pairs).map(frequency).collect();
+    let sign = if way == Way::Forward { 1.0 } else { -1.0 };
+
+    let mut y = cpu.buffer(xs.len())?;
+    let grain = cpu.grain(positions.len(), token + 16 * pairs);
+    cpu.run(|| {
+        y.par_chunks_mut(grain * token).zip(xs.par_chunks(grain * token)).zip(positions.par_chunks(grain)).for_each(
+            |((y, x), positions)| {
+                let mut angles = Angles { cos: vec![0.0; pairs], sin: vec![0.0; pairs] };
+                for ((y, x), &position) in y.chunks_exact_mut(token).zip(x.chunks_exact(token)).zip(positions) {
+                    angles.turn(&frequencies, sign * f64::from(position));
+                    heads(level, x, width, &angles, y);
+                }
+            },
+        );
+    });
+    cpu.tensor(y, x.shape(), x.dtype())
+}
+
+/// The cosines and sines of one token's angles.
+struct Angles {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Angles {
+    fn turn(&mut self, frequencies: &[f64], position: f64) {
+        for ((cos, sin), frequency) in self.cos.iter_mut().zip(&mut self.sin).zip(frequencies) {
+            let (s, c) = (position * frequency).sin_cos();
+            (*cos, *sin) = (c as f32, s as f32);
+        }
+    }
+}
+
+alluvium_core::simd! {
+    /// Turns all heads of one token.
+    fn heads<S>(x: &[f32], width: usize, angles: &Angles, y: &mut [f32]) {
+        let pairs = angles.cos.len();
+        let whole = pairs - pairs % S::LANES;
+        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+            let ((x0, rest), (y0, kept)) = (x.split_at(pairs), y.split_at_mut(pairs));
+            let ((x1, rest), (y1, kept)) = (rest.split_at(pairs), kept.split_at_mut(pairs));
+            for i in (0..whole).step_by(S::LANES) {
+                let (cos, sin) = (S::load(&angles.cos[i..]), S::load(&angles.sin[i..]));
+                let (a, b) = (S::load(&x0[i..]), S::load(&x1[i..]));
+                (a * cos - b * sin).store(&mut y0[i..]);
+                (a * sin + b * cos).store(&mut y1[i..]);
+            }
+            let (cos, sin) = (S::load_head(&angles.cos[whole..]), S::load_head(&angles.sin[whole..]));
+            let (a, b) = (S::load_head(&x0[whole..]), S::load_head(&x1[whole..]));
+            (a * cos - b * sin).store_head(&mut y0[whole..]);
+            (a * sin + b * cos).store_head(&mut y1[whole..]);
+            kept.copy_from_slice(rest);
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! The entry of `rope` in the list.
+
+use super::{CONTRACT, Rope, reference, rope};
+use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
+use alluvium_core::contract::Fill;
+
+fn turn<T>(t: &Given<T>) -> Rope {
+    let dims = t.option("dims").map_or(t.dims['D'] / 2 * 2, |dims| dims as usize);
+    Rope { theta: t.option("theta").unwrap_or(1e4) as f32, dims }
+}
+
+pub(crate) static OP: Op = Op {
+    contract: &CONTRACT,
+    summary: "pairs of elements turned by the token's position",
+    results: &["y"],
+    run: |t| Ok(vec![rope(&t["x"], &t["positions"], turn(t))?]),
+    reference: |t| vec![reference::forward(&t["x"], &t["positions"], turn(t))],
+    gradient: Gradient::Of(|t, dy| vec![Some(reference::gradient(&dy[0], &t["positions"], turn(t))), None]),
+    tolerance: Tolerance::F32,
+    cases: &[
+        Case::new("one pair", &[('B', 1), ('T', 3), ('H', 1), ('D', 2)]),
+        Case::new("odd sizes, one element passes", &[('B', 2), ('T', 17), ('H', 3), ('D', 63)]),
+        Case::new("a quarter is turned", &[('B', 1), ('T', 5), ('H', 2), ('D', 128)])
+            .options(&[("dims", 32.0), ("theta", 1e7)]),
+        Case::new("a hundred thousand tokens in", &[('B', 1), ('T', 9), ('H', 2), ('D', 64)])
+            .filled(&[("positions", Fill::Uniform(1e5, 2.5e5))]),
+        Case::new("more than one thread's share", &[('B', 3), ('T', 129), ('H', 5), ('D', 66)]),
+    ],
+    fixed: &['D'],
+    largest: 20,
+    bench: &[
+        Case::new("decode", &[('B', 1), ('T', 1), ('H', 16), ('D', 256)]).options(&[("dims", 64.0)]),
+        Case::new("prefill 4k", &[('B', 1), ('T', 4_096), ('H', 16), ('D', 256)]).options(&[("dims", 64.0)]),
+    ],
+    cost: |d| {
+        let n = d['B'] * d['T'] * d['H'] * d['D'];
+        Cost { bytes: 8 * n, flops: 3 * n, backward_bytes: 8 * n, backward_flops: 3 * n }
+    },
+};

@@ -1,0 +1,28 @@
+//! The definition, in plain loops and f64. Every other path is measured against this one, so it never grows a fast case.
+
+use super::Rope;
+use crate::op::Array;
+
+pub(super) fn forward(x: &Array, positions: &Array, turn: Rope) -> Array {
+    rotate(x, positions, turn, 1.0)
+}
+
+pub(super) fn gradient(dy: &Array, positions: &Array, turn: Rope) -> Array {
+    rotate(dy, positions, turn, -1.0)
+}
+
+fn rotate(x: &Array, positions: &Array, turn: Rope, way: f64) -> Array {
+    let mut y = x.clone();
+    let heads = x.shape[2];
+    let half = turn.dims / 2;
+    for (row, x) in x.rows().enumerate() {
+        let y = &mut y.data[row * x.len()..][..x.len()];
+        for i in 0..half {
+            let frequency = f64::from(turn.theta).powf(-2.0 * i as f64 / turn.dims as f64);
+            let (sin, cos) = (way * positions.data[row / heads] * frequency).sin_cos();
+            y[i] = x[i] * cos - x[i + half] * sin;
+            y[i + half] = x[i] * sin + x[i + half] * cos;
+        }
+    }
+    y
+}
