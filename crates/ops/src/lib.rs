@@ -28,6 +28,7 @@ mod rope;
 // gated delta rule
 
 // loss
+mod cross_entropy;
 
 // optimiser
 
@@ -54,6 +55,7 @@ pub use rope::{Rope, rope};
 // gated delta rule
 
 // loss
+pub use cross_entropy::{CrossEntropy, Reduction, cross_entropy};
 
 // optimiser
 
@@ -85,6 +87,7 @@ pub static OPS: &[&Op] = &[
     // gated delta rule
 
     // loss
+    &cross_entropy::OP,
 
     // optimiser
 

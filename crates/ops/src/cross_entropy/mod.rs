@@ -1,0 +1,181 @@
+//! Cross entropy, fused with the output projection.
+
+mod cpu;
+mod entry;
+mod reference;
+
+pub(crate) use entry::OP;
+
+use alluvium_core::contract::{FLOATS, Fill, IDS, SAME};
+use alluvium_core::cpu::{Buffer, Cpu};
+use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Shape, Tensor, tape};
+
+/// What `cross_entropy` takes.
+static CONTRACT: Contract = Contract {
+    op: "cross_entropy",
+    args: &[
+        Arg::new("x", "N D", FLOATS),
+        Arg::new("w", "V D", SAME).filled(Fill::Normal(0.3)),
+        Arg::new("targets", "N", IDS).filled(Fill::Ids('V')),
+    ],
+    rules: &[],
+};
+
+/// How the losses of the tokens become one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduction {
+    /// The mean over the targets that count.
+    Mean,
+    /// The sum over the targets that count.
+    Sum,
+}
+
+/// The arguments of [`cross_entropy`].
+#[derive(Clone, Copy, Debug)]
+pub struct CrossEntropy<'a> {
+    /// Hidden states, `[N, D]`.
+    pub x: &'a Tensor,
+    /// The output projection, `[V, D]`.
+    pub w: &'a Tensor,
+    /// The right words, `[N]`, u32.
+    pub targets: &'a Tensor,
+    /// A target that does not count: prompts, padding.
+    pub ignore_index: Option<u32>,
+    /// How the tokens' losses are put together.
+    pub reduction: Reduction,
+    /// Adds `z_loss · logsumexp²` to each token's loss, which keeps logits from drifting; 0 is off.
+    pub z_loss: f32,
+    /// Tokens whose logits exist at once.
+    pub chunk: usize,
+}
+
+/// The negative log-likelihood of `targets` under `softmax(x·wᵀ)`, without ever holding all logits.
+///
+/// `loss = Σ_n (lse_n − z_n[target_n] + z_loss·lse_n²)` with `z_n = w·x_n` and `lse_n = log Σ_v exp z_n[v]`, over the
+/// tokens whose target is not `ignore_index`; the mean divides by their number. Where none counts, the loss is 0 and so
+/// are its gradients: a batch of prompts alone teaches nothing and breaks nothing.
+///
+/// | tensor    | shape | dtype          | gradient |
+/// |-----------|-------|----------------|----------|
+/// | `x`       | `N D` | f32, f16, bf16 | yes      |
+/// | `w`       | `V D` | that of `x`    | yes      |
+/// | `targets` | `N`   | u32            | no       |
+/// | result    | `[]`  | f32            |          |
+///
+/// Logits exist in f32 for `chunk` tokens at a time, and only for tokens that count. Where `x` or `w` is traced, their
+/// gradients are computed in the same pass and kept in f32; the backward pass only scales them.
+///
+/// # Errors
+/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when a target
+/// is no word of the vocabulary, `chunk` is 0 or `z_loss` is negative or not finite.
+///
+/// # Source
+/// Wijmans et al. 2024, arXiv:2411.09009, for the fusion; Chowdhery et al. 2022, arXiv:2204.02311, for the z-loss.
+pub fn cross_entropy(args: CrossEntropy<'_>) -> Result<Tensor> {
+    let CrossEntropy { x, w, targets, z_loss, chunk, .. } = args;
+    let dims = CONTRACT.check(&[x, w, targets])?;
+    if chunk == 0 {
+        return Err(Error::value(CONTRACT.op, "chunk is 0, expected the number of tokens at once"));
+    }
+    if !(z_loss >= 0.0 && z_loss.is_finite()) {
+        return Err(Error::value(CONTRACT.op, format!("z_loss is {z_loss}, expected a finite number, 0 or more")));
+    }
+    let (loss, grad) = match x.device() {
+        Device::Cpu(cpu) => cpu::forward(cpu, &args, &dims)?,
+    };
+    tape::record([x, w], loss, || grad)
+}
+
+/// With `p = softmax(z)` and `c` = 1, or 1 over the number of targets that count:
+/// `dz = c·(p·(1 + 2·z_loss·lse) − onehot(target))`, `dx = dz·w`, `dw = dzᵀ·x`; both are made while the logits exist.
+struct Grad {
+    cpu: Cpu,
+    dtype: DType,
+    dx: Option<(Buffer<f32>, Shape)>,
+    dw: Option<(Buffer<f32>, Shape)>,
+}
+
+impl Backward<2> for Grad {
+    fn op(&self) -> &'static str {
+        CONTRACT.op
+    }
+
+    fn backward(self, dy: Tensor, _need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
+        let Grad { cpu, dtype, dx, dw } = self;
+        let scale = dy.item()?;
+        let finish = |grad: Option<(Buffer<f32>, Shape)>| match grad {
+            Some((grad, shape)) => cpu::scaled(&cpu, grad, shape, scale, dtype).map(Some),
+            None => Ok(None),
+        };
+        Ok([finish(dx)?, finish(dw)?])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alluvium_core::Tape;
+
+    fn tensors(device: &Device, n: usize, d: usize, v: usize) -> (Tensor, Tensor) {
+        let wave = |len: usize| (0..len).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
+        let x = Tensor::from_slice(&wave(n * d), [n, d], device).unwrap();
+        (x, Tensor::from_slice(&wave(v * d), [v, d], device).unwrap())
+    }
+
+    fn plain<'a>(x: &'a Tensor, w: &'a Tensor, targets: &'a Tensor, chunk: usize) -> CrossEntropy<'a> {
+        CrossEntropy { x, w, targets, ignore_index: Some(7), reduction: Reduction::Mean, z_loss: 0.0, chunk }
+    }
+
+    #[test]
+    fn a_target_outside_the_vocabulary_names_its_token() {
+        let device = Device::cpu();
+        let (x, w) = tensors(&device, 3, 4, 5);
+        let targets = Tensor::from_slice(&[1u32, 7, 5], [3], &device).unwrap();
+        let error = cross_entropy(plain(&x, &w, &targets, 2)).unwrap_err().to_string();
+        assert_eq!(error, "cross_entropy: the target of token 2 is 5, but `w` has 5 words");
+        let error = cross_entropy(plain(&x, &w, &targets, 0)).unwrap_err().to_string();
+        assert_eq!(error, "cross_entropy: chunk is 0, expected the number of tokens at once");
+    }
+
+    #[test]
+    fn where_no_target_counts_the_loss_and_its_gradients_are_zero() {
+        let device = Device::cpu();
+        let tape = Tape::new();
+        let (x, w) = tensors(&device, 3, 4, 5);
+        let (x, w) = (tape.watch(&x), tape.watch(&w));
+        let targets = Tensor::from_slice(&[7u32; 3], [3], &device).unwrap();
+        let loss = cross_entropy(plain(&x, &w, &targets, 2)).unwrap();
+        assert_eq!(loss.item().unwrap(), 0.0);
+        let grads = loss.backward().unwrap();
+        assert_eq!(grads.of(&x).unwrap().to_vec::<f32>().unwrap(), [0.0; 12]);
+        assert_eq!(grads.of(&w).unwrap().to_vec::<f32>().unwrap(), [0.0; 20]);
+    }
+
+    #[test]
+    fn memory_grows_with_the_chunk_and_not_with_the_tokens() {
+        let (d, v) = (8, 4_000);
+        let peak = |n: usize, chunk: usize, traced: bool| {
+            let device: Device = Cpu::builder().threads(1).open().unwrap().into();
+            let (x, w) = tensors(&device, n, d, v);
+            let targets = Tensor::from_slice(&vec![3u32; n], [n], &device).unwrap();
+            let tape = Tape::new();
+            let (x, w) = if traced { (tape.watch(&x), tape.watch(&w)) } else { (x, w) };
+            cross_entropy(plain(&x, &w, &targets, chunk)).unwrap();
+            x.cpu().memory().peak()
+        };
+        for traced in [false, true] {
+            let (few, many) = (peak(64, 16, traced), peak(640, 16, traced));
+            assert!(many - few < 640 * d * 4 * 4, "{few} {many}");
+            assert!(peak(640, 160, traced) > many + 140 * v * 4);
+        }
+    }
+
+    #[test]
+    fn a_huge_logit_wins_without_overflow() {
+        let device = Device::cpu();
+        let x = Tensor::from_slice(&[1e30f32, 1.0], [1, 2], &device).unwrap();
+        let w = Tensor::from_slice(&[1.0f32, 0.0, -1.0, 0.0, 0.0, 1.0], [3, 2], &device).unwrap();
+        let targets = Tensor::from_slice(&[0u32], [1], &device).unwrap();
+        assert_eq!(cross_entropy(plain(&x, &w, &targets, 1)).unwrap().item().unwrap(), 0.0);
+    }
+}
