@@ -31,6 +31,7 @@ mod rope;
 mod cross_entropy;
 
 // optimiser
+mod adamw;
 
 // sampling
 
@@ -58,6 +59,7 @@ pub use rope::{Rope, rope};
 pub use cross_entropy::{CrossEntropy, Reduction, cross_entropy};
 
 // optimiser
+pub use adamw::{AdamW, AdamWState, adamw};
 
 // sampling
 
@@ -90,6 +92,7 @@ pub static OPS: &[&Op] = &[
     &cross_entropy::OP,
 
     // optimiser
+    &adamw::OP,
 
     // sampling
 ];

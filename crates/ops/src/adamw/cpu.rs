@@ -1,0 +1,106 @@
+//! One pass: four numbers are read for each weight and three are written.
+
+use super::{AdamW, AdamWState};
+use alluvium_core::cpu::{Cpu, Floats};
+use alluvium_core::{DType, Error, Result, Tensor};
+use rayon::prelude::*;
+
+pub(super) fn step(cpu: &Cpu, state: AdamWState, grad: &Tensor, numbers: &AdamW) -> Result<AdamWState> {
+    let stored = state.p.dtype();
+    let (mut p, mut m, mut v) = (unshared(cpu, state.p)?, unshared(cpu, state.m)?, unshared(cpu, state.v)?);
+    let grads = cpu.read(grad)?;
+    let (level, factors) = (cpu.level(), Factors::new(numbers));
+    let (ps, ms, vs) = (floats(&mut p)?, floats(&mut m)?, floats(&mut v)?);
+    let grain = cpu.grain(grads.len(), 1);
+    cpu.run(|| {
+        ps.par_chunks_mut(grain)
+            .zip(ms.par_chunks_mut(grain))
+            .zip(vs.par_chunks_mut(grain))
+            .zip(grads.par_chunks(grain))
+            .for_each(|(((p, m), v), g)| update(level, &factors, g, Slices { p, m, v }));
+    });
+    if stored != DType::F32 {
+        let mut wide = cpu.buffer(p.elements())?;
+        wide.copy_from_slice(p.slice()?);
+        p = cpu.tensor(wide, p.shape(), stored)?;
+    }
+    Ok(AdamWState { p, m, v })
+}
+
+/// The tensor in f32 memory that nobody else holds: its own where that is so, or a copy.
+fn unshared(cpu: &Cpu, mut x: Tensor) -> Result<Tensor> {
+    if x.slice_mut::<f32>().is_some() {
+        return Ok(x);
+    }
+    let copy = match cpu.read(&x)? {
+        Floats::Widened(wide) => wide,
+        Floats::Own(shared) => {
+            let mut copy = cpu.buffer(shared.len())?;
+            copy.copy_from_slice(shared);
+            copy
+        }
+    };
+    cpu.tensor(copy, x.shape(), DType::F32)
+}
+
+fn floats(x: &mut Tensor) -> Result<&mut [f32]> {
+    x.slice_mut().ok_or_else(|| Error::value(super::CONTRACT.op, "memory that was just made is shared"))
+}
+
+/// What every weight is multiplied with, rounded once from f64.
+struct Factors {
+    beta: [f32; 2],
+    rest: [f32; 2],
+    keep: f32,
+    rate: f32,
+    root: f32,
+    eps: f32,
+}
+
+impl Factors {
+    fn new(numbers: &AdamW) -> Self {
+        let AdamW { learning_rate, beta1, beta2, eps, weight_decay, step } = *numbers;
+        let [lr, decay, beta1, beta2] = [learning_rate, weight_decay, beta1, beta2].map(f64::from);
+        let unbiased = |beta: f64| 1.0 - beta.powf(f64::from(step));
+        Factors {
+            beta: [beta1 as f32, beta2 as f32],
+            rest: [(1.0 - beta1) as f32, (1.0 - beta2) as f32],
+            keep: (1.0 - lr * decay) as f32,
+            rate: (lr / unbiased(beta1)) as f32,
+            root: unbiased(beta2).sqrt().recip() as f32,
+            eps,
+        }
+    }
+}
+
+struct Slices<'a> {
+    p: &'a mut [f32],
+    m: &'a mut [f32],
+    v: &'a mut [f32],
+}
+
+alluvium_core::simd! {
+    fn update<S>(by: &Factors, grad: &[f32], state: Slices<'_>) {
+        let Slices { p, m, v } = state;
+        let step = |g: S, p: S, m: S, v: S| {
+            let m = S::splat(by.beta[0]).mul_add(m, S::splat(by.rest[0]) * g);
+            let v = S::splat(by.beta[1]).mul_add(v, S::splat(by.rest[1]) * g * g);
+            let down = v.sqrt().mul_add(S::splat(by.root), S::splat(by.eps));
+            (p * S::splat(by.keep) - S::splat(by.rate) * m / down, m, v)
+        };
+        let whole = grad.len() - grad.len() % S::LANES;
+        let chunks = p[..whole].chunks_exact_mut(S::LANES).zip(m[..whole].chunks_exact_mut(S::LANES));
+        let chunks = chunks.zip(v[..whole].chunks_exact_mut(S::LANES)).zip(grad[..whole].chunks_exact(S::LANES));
+        for (((p, m), v), g) in chunks {
+            let (new_p, new_m, new_v) = step(S::load(g), S::load(p), S::load(m), S::load(v));
+            new_p.store(p);
+            new_m.store(m);
+            new_v.store(v);
+        }
+        let (g, p, m, v) = (&grad[whole..], &mut p[whole..], &mut m[whole..], &mut v[whole..]);
+        let (new_p, new_m, new_v) = step(S::load_head(g), S::load_head(p), S::load_head(m), S::load_head(v));
+        new_p.store_head(p);
+        new_m.store_head(m);
+        new_v.store_head(v);
+    }
+}

@@ -1,0 +1,162 @@
+//! AdamW: Adam with decoupled weight decay.
+
+mod cpu;
+mod entry;
+mod reference;
+
+pub(crate) use entry::OP;
+
+use alluvium_core::contract::{F32, FLOATS, Fill};
+use alluvium_core::{Arg, Contract, Device, Error, Result, Tensor, tape};
+
+/// What `adamw` takes.
+static CONTRACT: Contract = Contract {
+    op: "adamw",
+    args: &[
+        Arg::new("p", "R..", FLOATS),
+        Arg::new("grad", "R..", FLOATS),
+        Arg::new("m", "R..", F32).filled(Fill::Normal(0.1)),
+        Arg::new("v", "R..", F32).filled(Fill::Uniform(0.0, 0.1)),
+    ],
+    rules: &[],
+};
+
+/// Why there is no gradient.
+const WHY: &str = "a step of the optimiser is not differentiated";
+
+/// The numbers of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// How far a step goes.
+    pub learning_rate: f32,
+    /// The memory of the mean gradient, below 1.
+    pub beta1: f32,
+    /// The memory of the mean square, below 1.
+    pub beta2: f32,
+    /// Added to the root of the mean square.
+    pub eps: f32,
+    /// What each step takes from a weight, times the learning rate.
+    pub weight_decay: f32,
+    /// The number of this step, from 1: corrects the means for having begun at zero.
+    pub step: u32,
+}
+
+impl Default for AdamW {
+    fn default() -> Self {
+        AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 }
+    }
+}
+
+impl AdamW {
+    /// Refuses numbers that no step can be made with.
+    fn check(&self) -> Result<()> {
+        let within = |x: f32, below: f32| x >= 0.0 && x < below;
+        let numbers = [
+            ("learning_rate", self.learning_rate, f32::INFINITY, "a finite number, 0 or more"),
+            ("beta1", self.beta1, 1.0, "a number from 0 to below 1"),
+            ("beta2", self.beta2, 1.0, "a number from 0 to below 1"),
+            ("eps", self.eps, f32::INFINITY, "a finite number, 0 or more"),
+            ("weight_decay", self.weight_decay, f32::INFINITY, "a finite number, 0 or more"),
+        ];
+        for (name, x, below, want) in numbers {
+            if !within(x, below) {
+                return Err(Error::value(CONTRACT.op, format!("{name} is {x}, expected {want}")));
+            }
+        }
+        if self.step == 0 {
+            return Err(Error::value(CONTRACT.op, "step is 0, but steps are counted from 1"));
+        }
+        Ok(())
+    }
+}
+
+/// A parameter and what the optimiser remembers of it.
+#[derive(Clone, Debug)]
+pub struct AdamWState {
+    /// The parameter.
+    pub p: Tensor,
+    /// The running mean of its gradient.
+    pub m: Tensor,
+    /// The running mean of its gradient's square.
+    pub v: Tensor,
+}
+
+/// One step of AdamW; `p`, `m` and `v` are given away and updated in place where nobody else holds them.
+///
+/// `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`,
+/// `p ← p·(1 − lr·decay) − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + eps)`. Arithmetic in f32; a half-precision `p` is rounded once.
+///
+/// | tensor    | shape | dtype          | gradient |
+/// |-----------|-------|----------------|----------|
+/// | `p`       | `R..` | f32, f16, bf16 | no       |
+/// | `grad`    | `R..` | f32, f16, bf16 | no       |
+/// | `m`, `v`  | `R..` | f32            | no       |
+/// | result    | `R..` | those of the arguments |  |
+///
+/// # Errors
+/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when a number
+/// of the step is out of range; `NoGradient` when a traced tensor comes: detach it.
+///
+/// # Source
+/// Loshchilov and Hutter 2019, arXiv:1711.05101. Same numbers as `torch.optim.AdamW` and as `mlx.optimizers.AdamW` with
+/// `bias_correction=True`.
+pub fn adamw(p: Tensor, grad: &Tensor, m: Tensor, v: Tensor, numbers: &AdamW) -> Result<AdamWState> {
+    CONTRACT.check(&[&p, grad, &m, &v])?;
+    numbers.check()?;
+    tape::no_gradient(CONTRACT.op, WHY, [&p, grad, &m, &v])?;
+    match grad.device() {
+        Device::Cpu(cpu) => cpu::step(cpu, AdamWState { p, m, v }, grad, numbers),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alluvium_core::{DType, Tape};
+
+    fn state(n: usize) -> (Tensor, Tensor, Tensor, Tensor) {
+        let make = |seed: f32| {
+            let data: Vec<f32> = (0..n).map(|i| ((i as f32 + seed) * 0.7).sin().abs()).collect();
+            Tensor::from_slice(&data, [n], &Device::cpu()).unwrap()
+        };
+        (make(0.1), make(0.2), make(0.3), make(0.4))
+    }
+
+    #[test]
+    fn memory_that_nobody_else_holds_is_updated_in_place_and_gives_the_bits_of_a_copy() {
+        let (p, grad, m, v) = state(70_001);
+        let copied = adamw(p.clone(), &grad, m.clone(), v.clone(), &AdamW::default()).unwrap();
+        let (before, at) = (p.to_vec::<f32>().unwrap(), p.slice::<f32>().unwrap().as_ptr());
+        assert_ne!(copied.p.to_vec::<f32>().unwrap(), before);
+        let moved = adamw(p, &grad, m, v, &AdamW::default()).unwrap();
+        assert_eq!(moved.p.slice::<f32>().unwrap().as_ptr(), at);
+        for (a, b) in [(&copied.p, &moved.p), (&copied.m, &moved.m), (&copied.v, &moved.v)] {
+            assert_eq!(a.to_bytes().unwrap(), b.to_bytes().unwrap());
+        }
+    }
+
+    #[test]
+    fn the_first_step_moves_each_weight_by_the_learning_rate() {
+        let (p, grad, _, _) = state(5);
+        let zeros = || Tensor::zeros([5], DType::F32, &Device::cpu()).unwrap();
+        let numbers = AdamW { weight_decay: 0.0, learning_rate: 0.125, ..AdamW::default() };
+        let after = adamw(p.clone(), &grad, zeros(), zeros(), &numbers).unwrap();
+        for (before, after) in p.to_vec::<f32>().unwrap().iter().zip(after.p.to_vec::<f32>().unwrap()) {
+            assert!((before - after - 0.125).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_range_and_traced_tensors_are_refused_in_words() {
+        let (p, grad, m, v) = state(3);
+        let error = |numbers: AdamW| adamw(p.clone(), &grad, m.clone(), v.clone(), &numbers).unwrap_err().to_string();
+        assert_eq!(error(AdamW { step: 0, ..AdamW::default() }), "adamw: step is 0, but steps are counted from 1");
+        assert_eq!(
+            error(AdamW { beta2: 1.0, ..AdamW::default() }),
+            "adamw: beta2 is 1, expected a number from 0 to below 1"
+        );
+        let tape = Tape::new();
+        let traced = tape.watch(&p);
+        assert!(adamw(traced, &grad, m, v, &AdamW::default()).unwrap_err().to_string().contains("not differentiated"));
+    }
+}
