@@ -20,6 +20,7 @@ mod linear;
 mod rms_norm;
 
 // sequence
+mod causal_conv1d;
 mod embedding;
 mod rope;
 
@@ -48,6 +49,7 @@ pub use linear::linear;
 pub use rms_norm::rms_norm;
 
 // sequence
+pub use causal_conv1d::{Activation, CausalConv1d, Convolved, causal_conv1d};
 pub use embedding::embedding;
 pub use rope::{Rope, rope};
 
@@ -81,6 +83,7 @@ pub static OPS: &[&Op] = &[
     &rms_norm::OP,
 
     // sequence
+    &causal_conv1d::OP,
     &rope::OP,
     &embedding::OP,
 

@@ -1,6 +1,7 @@
 //! Property tests: every operation on sizes that nobody chose.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use alluvium_core::contract::Fill;
 use alluvium_core::{DType, Device, Rule};
 use alluvium_ops::check::{Zeros, check};
 use alluvium_ops::{Case, OPS, Op};
@@ -24,6 +25,13 @@ fn sizes(op: &Op, case: &Case, draws: &[usize]) -> Vec<(char, usize)> {
             Rule::NoMoreThan(a, b) => (a, size_of(&sizes, a).min(size_of(&sizes, b))),
         };
         sizes.iter_mut().filter(|s| s.0 == letter).for_each(|s| s.1 = size);
+    }
+    // packed sequences have a token each at least
+    for arg in op.contract.args.iter().filter(|arg| !case.without.contains(&arg.name)) {
+        if let Fill::Offsets(letter) = arg.fill {
+            let count = sizes.iter().find(|s| s.0 == 'N').map_or(1, |s| s.1);
+            sizes.iter_mut().filter(|s| s.0 == letter).for_each(|s| s.1 = s.1.max(count));
+        }
     }
     sizes
 }

@@ -1,5 +1,9 @@
 //! Pieces shared by kernels.
 
+mod sequences;
+
+pub(crate) use sequences::packed;
+
 use alluvium_core::Result;
 use alluvium_core::cpu::{Buffer, Cpu};
 use rayon::prelude::*;

@@ -18,9 +18,9 @@ pub(super) fn gradient(x: &Array, w: &Array, dy: &Array) -> [Array; 2] {
     let width = x.width();
     for (row, (x, dy)) in x.rows().zip(dy.rows()).enumerate() {
         for (out, dy) in dy.iter().enumerate() {
-            for i in 0..width {
+            for (i, x) in x.iter().enumerate() {
                 dx.data[row * width + i] += dy * w.data[out * width + i];
-                dw.data[out * width + i] += dy * x[i];
+                dw.data[out * width + i] += dy * x;
             }
         }
     }

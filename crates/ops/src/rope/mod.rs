@@ -46,7 +46,7 @@ pub struct Rope {
 /// Su et al. 2021, arXiv:2104.09864. Same numbers as `mlx.fast.rope` with `traditional=False`, whose angles are f32.
 pub fn rope(x: &Tensor, positions: &Tensor, turn: Rope) -> Result<Tensor> {
     let dims = CONTRACT.check(&[x, positions])?;
-    if turn.dims == 0 || turn.dims % 2 != 0 || turn.dims > dims['D'] {
+    if turn.dims == 0 || !turn.dims.is_multiple_of(2) || turn.dims > dims['D'] {
         let why = format!("dims is {}, expected an even number from 2 to D = {}", turn.dims, dims['D']);
         return Err(Error::value(CONTRACT.op, why));
     }

@@ -1,0 +1,253 @@
+//! Threads over stretches of tokens; in each, spans of channels that stay in cache while a block slides along time.
+
+use super::Saved;
+use super::kernel::{self, BLOCK, Cotangent, Window};
+use alluvium_core::cpu::{Buffer, Cpu, Floats};
+use alluvium_core::{Result, Tensor};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Channels of a span: what a block needs of them fits the first cache.
+const SPAN: usize = 512;
+/// The tokens are cut into about so many parts whatever the threads, so that the bits of `dw` are the same everywhere.
+const PARTS: usize = 32;
+/// Tokens below which a part is not worth a thread.
+const SMALLEST: usize = 64;
+
+/// The arguments in f32, seen as rows of channels.
+struct Rows<'a> {
+    x: Floats<'a>,
+    /// `[K, C]`: a tap's channels side by side.
+    w: Buffer<f32>,
+    state: Option<Floats<'a>>,
+    zeros: Buffer<f32>,
+    sequences: &'a [Range<usize>],
+    channels: usize,
+    taps: usize,
+}
+
+/// Tokens of one sequence. The first is a multiple of [`BLOCK`].
+struct Run {
+    sequence: usize,
+    tokens: Range<usize>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(cpu: &Cpu, saved: &'a Saved) -> Result<Self> {
+        let (channels, taps) = (saved.w.shape()[0], saved.w.shape()[1]);
+        let by_channel = cpu.read(&saved.w)?;
+        let mut w = cpu.buffer(taps * channels)?;
+        for (k, w) in w.chunks_exact_mut(channels).enumerate() {
+            w.iter_mut().zip(by_channel.chunks_exact(taps)).for_each(|(w, channel)| *w = channel[k]);
+        }
+        Ok(Rows {
+            x: cpu.read(&saved.x)?,
+            w,
+            state: saved.state.as_ref().map(|state| cpu.read(state)).transpose()?,
+            zeros: cpu.zeros(channels)?,
+            sequences: &saved.sequences,
+            channels,
+            taps,
+        })
+    }
+
+    /// Input `token - (K-1)` of a sequence: of the state or zeros before the start, zeros past the end.
+    fn delayed(&self, sequence: usize, token: usize) -> &[f32] {
+        let (rows, before) = (&self.sequences[sequence], self.taps - 1);
+        let (from, row) = match token.checked_sub(before) {
+            Some(token) if token < rows.len() => (&self.x[..], rows.start + token),
+            Some(_) => (&self.zeros[..], 0),
+            None => match &self.state {
+                Some(state) => (&state[..], sequence * before + token),
+                None => (&self.zeros[..], 0),
+            },
+        };
+        &from[row * self.channels..][..self.channels]
+    }
+
+    /// Cuts the sequences into parts of about equal numbers of tokens.
+    fn parts(&self) -> Vec<Vec<Run>> {
+        let tokens = self.sequences.last().map_or(0, |s| s.end);
+        let each = tokens.div_ceil(PARTS).max(SMALLEST).max(self.taps);
+        let (mut parts, mut part, mut filled) = (Vec::new(), Vec::new(), 0);
+        for (sequence, rows) in self.sequences.iter().enumerate() {
+            let mut first = 0;
+            while first < rows.len() {
+                let last = rows.len().min(first + (each - filled).next_multiple_of(BLOCK));
+                part.push(Run { sequence, tokens: first..last });
+                filled += last - first;
+                first = last;
+                if filled >= each {
+                    parts.push(std::mem::take(&mut part));
+                    filled = 0;
+                }
+            }
+        }
+        if !part.is_empty() {
+            parts.push(part);
+        }
+        parts
+    }
+
+    fn spans(&self) -> impl Iterator<Item = Range<usize>> {
+        let channels = self.channels;
+        (0..channels).step_by(SPAN).map(move |c| c..channels.min(c + SPAN))
+    }
+}
+
+pub(super) fn forward(cpu: &Cpu, saved: &Saved) -> Result<(Tensor, Option<Tensor>)> {
+    let rows = Rows::new(cpu, saved)?;
+    let mut y = cpu.buffer(rows.x.len())?;
+    let mut rest = &mut y[..];
+    let mut work = Vec::new();
+    for run in rows.parts().into_iter().flatten() {
+        let (y, after) = std::mem::take(&mut rest).split_at_mut(run.tokens.len() * rows.channels);
+        rest = after;
+        work.push((run, y));
+    }
+    cpu.run(|| work.into_par_iter().for_each(|(run, y)| convolve(cpu, &rows, saved, &run, y)));
+    let state = if rows.taps == 1 { None } else { Some(final_state(cpu, &rows, saved)?) };
+    Ok((cpu.tensor(y, saved.x.shape(), saved.x.dtype())?, state))
+}
+
+fn convolve(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, run: &Run, y: &mut [f32]) {
+    let mut x: Vec<&[f32]> = Vec::with_capacity(rows.taps + BLOCK);
+    for span in rows.spans() {
+        let mut token = run.tokens.start;
+        while token < run.tokens.end {
+            // what is left of a block goes token by token
+            let block = if token + BLOCK <= run.tokens.end { BLOCK } else { 1 };
+            x.clear();
+            x.extend((token..token + rows.taps - 1 + block).map(|t| rows.delayed(run.sequence, t)));
+            let from = Window { x: &x, w: &rows.w, span: span.clone(), activation: saved.activation };
+            let y = &mut y[(token - run.tokens.start) * rows.channels..][..block * rows.channels];
+            kernel::forward(cpu.level(), &from, rows.taps, y);
+            token += block;
+        }
+    }
+}
+
+fn final_state(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved) -> Result<Tensor> {
+    let (before, channels) = (rows.taps - 1, rows.channels);
+    let mut state = cpu.buffer(rows.sequences.len() * before * channels)?;
+    for (row, to) in state.chunks_exact_mut(channels).enumerate() {
+        let sequence = row / before;
+        to.copy_from_slice(rows.delayed(sequence, rows.sequences[sequence].len() + row % before));
+    }
+    cpu.tensor(state, [rows.sequences.len(), before, channels], saved.x.dtype())
+}
+
+pub(super) fn backward(
+    cpu: &Cpu,
+    saved: &Saved,
+    dy: Option<&Tensor>,
+    dfinal: Option<&Tensor>,
+) -> Result<[Option<Tensor>; 3]> {
+    let rows = Rows::new(cpu, saved)?;
+    let dy = match dy {
+        Some(dy) => cpu.read(dy)?,
+        None => Floats::Widened(cpu.zeros(rows.x.len())?),
+    };
+    let (taps, channels) = (rows.taps, rows.channels);
+    let parts = rows.parts();
+    let mut dx = cpu.buffer(rows.x.len())?;
+    let mut dstate = cpu.buffer(saved.state.as_ref().map_or(0, Tensor::elements))?;
+    let mut sums = cpu.zeros(parts.len() * taps * channels)?;
+    {
+        let (mut dx_rest, mut dstate_rest) = (&mut dx[..], &mut dstate[..]);
+        let mut work = Vec::new();
+        for (part, dw) in parts.into_iter().zip(sums.chunks_exact_mut(taps * channels)) {
+            let tokens: usize = part.iter().map(|run| run.tokens.len()).sum();
+            let starts = part.iter().filter(|run| run.tokens.start == 0).count();
+            let (dx, after) = std::mem::take(&mut dx_rest).split_at_mut(tokens * channels);
+            dx_rest = after;
+            let states = if saved.state.is_some() { starts * (taps - 1) * channels } else { 0 };
+            let (dstate, after) = std::mem::take(&mut dstate_rest).split_at_mut(states);
+            dstate_rest = after;
+            work.push((part, Sums { dx, dstate, dw }));
+        }
+        cpu.run(|| work.into_par_iter().for_each(|(part, sums)| undo(cpu, &rows, saved, &dy, (&part, sums))));
+    }
+    if let Some(dfinal) = dfinal {
+        add_final(&rows, &cpu.read(dfinal)?, &mut dx, &mut dstate);
+    }
+    let dw = cpu.tensor(total(cpu, &sums, taps, channels)?, saved.w.shape(), saved.w.dtype())?;
+    let dstate = match &saved.state {
+        Some(state) => Some(cpu.tensor(dstate, state.shape(), state.dtype())?),
+        None => None,
+    };
+    Ok([Some(cpu.tensor(dx, saved.x.shape(), saved.x.dtype())?), Some(dw), dstate])
+}
+
+/// Where a part's gradients go.
+struct Sums<'a> {
+    dx: &'a mut [f32],
+    dstate: &'a mut [f32],
+    dw: &'a mut [f32],
+}
+
+fn undo(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, dy: &[f32], (part, sums): (&[Run], Sums<'_>)) {
+    let (channels, before) = (rows.channels, rows.taps - 1);
+    let mut dz = vec![0.0; before * channels];
+    let (mut dx, mut dstate) = (sums.dx.chunks_exact_mut(channels), sums.dstate.chunks_exact_mut(channels));
+    for run in part {
+        let (first, len, all) = (run.tokens.start, run.tokens.len(), rows.sequences[run.sequence].clone());
+        // the inputs before the run: the state's rows, or a neighbour's
+        let own_state = first == 0 && saved.state.is_some();
+        let mut out: Vec<Option<&mut [f32]>> =
+            (0..before).map(|_| if own_state { dstate.next() } else { None }).collect();
+        out.extend(dx.by_ref().take(len).map(Some));
+        out.resize_with(out.len().next_multiple_of(BLOCK), || None);
+
+        let mut x: Vec<&[f32]> = Vec::with_capacity(rows.taps + BLOCK);
+        for span in rows.spans() {
+            dz.chunks_exact_mut(channels).for_each(|dz| dz[span.clone()].fill(0.0));
+            for (block, dx) in out.chunks_exact_mut(BLOCK).enumerate() {
+                let token = first + block * BLOCK;
+                x.clear();
+                x.extend((token..token + before + BLOCK).map(|t| rows.delayed(run.sequence, t)));
+                let dy = std::array::from_fn(|r| match token + r {
+                    t if t < all.len() => &dy[(all.start + t) * channels..][..channels],
+                    _ => &rows.zeros[..],
+                });
+                let dw = if token < run.tokens.end { Some(&mut sums.dw[..]) } else { None };
+                let from = Window { x: &x, w: &rows.w, span: span.clone(), activation: saved.activation };
+                kernel::backward(cpu.level(), &from, rows.taps, Cotangent { dy, before: &mut dz, dw, dx });
+            }
+        }
+    }
+}
+
+/// The gradient of the final state goes to the inputs that it repeats.
+fn add_final(rows: &Rows<'_>, dfinal: &[f32], dx: &mut [f32], dstate: &mut [f32]) {
+    let (before, channels) = (rows.taps - 1, rows.channels);
+    for (row, from) in dfinal.chunks_exact(channels).enumerate() {
+        let (sequence, tokens) = (row / before, &rows.sequences[row / before]);
+        let token = tokens.len() + row % before;
+        let to = match token.checked_sub(before) {
+            Some(token) => &mut dx[(tokens.start + token) * channels..][..channels],
+            None if dstate.is_empty() => continue,
+            None => &mut dstate[(sequence * before + token) * channels..][..channels],
+        };
+        to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+    }
+}
+
+/// The parts' sums, in order, turned to `[C, K]`.
+fn total(cpu: &Cpu, sums: &[f32], taps: usize, channels: usize) -> Result<Buffer<f32>> {
+    let mut dw = cpu.buffer(channels * taps)?;
+    let grain = cpu.grain(channels, PARTS * taps);
+    cpu.run(|| {
+        dw.par_chunks_mut(grain * taps).enumerate().for_each(|(i, dw)| {
+            for k in 0..taps {
+                let mut sum = vec![0.0f32; dw.len() / taps];
+                for part in sums.chunks_exact(taps * channels) {
+                    let part = &part[k * channels + i * grain..];
+                    sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
+                }
+                dw.iter_mut().skip(k).step_by(taps).zip(sum).for_each(|(dw, sum)| *dw = sum);
+            }
+        });
+    });
+    Ok(dw)
+}
