@@ -17,6 +17,8 @@ pub mod op;
 mod linear;
 
 // norm
+mod gated_rms_norm;
+mod l2_norm;
 mod rms_norm;
 
 // sequence
@@ -46,6 +48,8 @@ mod adamw;
 pub use linear::linear;
 
 // norm
+pub use gated_rms_norm::gated_rms_norm;
+pub use l2_norm::l2_norm;
 pub use rms_norm::rms_norm;
 
 // sequence
@@ -80,6 +84,8 @@ pub static OPS: &[&Op] = &[
     &linear::OP,
 
     // norm
+    &l2_norm::OP,
+    &gated_rms_norm::OP,
     &rms_norm::OP,
 
     // sequence

@@ -25,7 +25,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, _need: [bool; 2]) -
     let (xs, ws, rs, dys) = (cpu.read(x)?, cpu.read(w)?, cpu.read(rstd)?, cpu.read(dy)?);
     let (level, width) = (cpu.level(), ws.len());
     let mut dx = cpu.buffer(xs.len())?;
-    let dw = partial_sums(cpu, rs.len(), width, &mut dx, |rows, dx, dw| {
+    let dw = partial_sums(cpu, rs.len(), width, [&mut dx], |rows, [dx], dw| {
         let span = rows.start * width..rows.end * width;
         let from = Rows { x: &xs[span.clone()], w: &ws, rstd: &rs[rows], dy: &dys[span] };
         gradient(level, from, dx, dw);
@@ -64,19 +64,23 @@ alluvium_core::simd! {
     /// Rows of `dx`, and what they add to `dw`.
     fn gradient<S>(from: Rows<'_>, dx: &mut [f32], dw: &mut [f32]) {
         let width = from.w.len();
+        let whole = width - width % S::LANES;
         let rows = from.x.chunks_exact(width).zip(from.dy.chunks_exact(width)).zip(from.rstd);
         for (((x, dy), &r), dx) in rows.zip(dx.chunks_exact_mut(width)) {
-            let mut dot = S::splat(0.0);
-            for ((x, dy), w) in x.chunks(S::LANES).zip(dy.chunks(S::LANES)).zip(from.w.chunks(S::LANES)) {
-                dot = (S::load_head(dy) * S::load_head(w)).mul_add(S::load_head(x), dot);
+            let (x_tail, dy_tail, w_tail) =
+                (S::load_head(&x[whole..]), S::load_head(&dy[whole..]), S::load_head(&from.w[whole..]));
+            let mut dot = x_tail * dy_tail * w_tail;
+            for i in (0..whole).step_by(S::LANES) {
+                dot = (S::load(&dy[i..]) * S::load(&from.w[i..])).mul_add(S::load(&x[i..]), dot);
             }
             let (r, shrink) = (S::splat(r), S::splat(dot.sum() / width as f32 * r * r));
-            for i in (0..width).step_by(S::LANES) {
-                let span = i..width.min(i + S::LANES);
-                let (x, dy, w) = (S::load_head(&x[span.clone()]), S::load_head(&dy[span.clone()]), S::load_head(&from.w[span.clone()]));
-                (r * (dy * w - x * shrink)).store_head(&mut dx[span.clone()]);
-                (dy * x).mul_add(r, S::load_head(&dw[span.clone()])).store_head(&mut dw[span]);
+            for i in (0..whole).step_by(S::LANES) {
+                let (x, dy, w) = (S::load(&x[i..]), S::load(&dy[i..]), S::load(&from.w[i..]));
+                (r * (dy * w - x * shrink)).store(&mut dx[i..]);
+                (dy * x).mul_add(r, S::load(&dw[i..])).store(&mut dw[i..]);
             }
+            (r * (dy_tail * w_tail - x_tail * shrink)).store_head(&mut dx[whole..]);
+            (dy_tail * x_tail).mul_add(r, S::load_head(&dw[whole..])).store_head(&mut dw[whole..]);
         }
     }
 }

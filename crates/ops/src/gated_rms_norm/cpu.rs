@@ -1,0 +1,116 @@
+//! Threads over rows; each row is read once from memory and stays in cache for its second pass.
+
+use super::Grad;
+use crate::common::partial_sums;
+use alluvium_core::cpu::Cpu;
+use alluvium_core::cpu::simd::math;
+use alluvium_core::{DType, Dims, Result, Tensor};
+use rayon::prelude::*;
+
+pub(super) fn forward(cpu: &Cpu, [x, z, w]: [&Tensor; 3], eps: f32, dims: &Dims) -> Result<(Tensor, Tensor)> {
+    let (rows, width, level) = (dims['R'], dims['D'], cpu.level());
+    let (xs, zs, ws) = (cpu.read(x)?, cpu.read(z)?, cpu.read(w)?);
+    let (mut y, mut rstd) = (cpu.buffer(xs.len())?, cpu.buffer(rows)?);
+    let grain = cpu.grain(rows, 4 * width);
+    cpu.run(|| {
+        y.par_chunks_mut(grain * width)
+            .zip(xs.par_chunks(grain * width))
+            .zip(zs.par_chunks(grain * width))
+            .zip(rstd.par_chunks_mut(grain))
+            .for_each(|(((y, x), z), rstd)| normalise(level, [x, z, &ws], eps, y, rstd));
+    });
+    Ok((cpu.tensor(y, x.shape(), x.dtype())?, cpu.tensor(rstd, [rows], DType::F32)?))
+}
+
+pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 3]> {
+    let Grad { x, z, w, rstd } = saved;
+    let (xs, zs, ws, rs, dys) = (cpu.read(x)?, cpu.read(z)?, cpu.read(w)?, cpu.read(rstd)?, cpu.read(dy)?);
+    let (level, width) = (cpu.level(), ws.len());
+    let (mut dx, mut dz) = (cpu.buffer(xs.len())?, cpu.buffer(xs.len())?);
+    let dw = partial_sums(cpu, rs.len(), width, [&mut dx, &mut dz], |rows, [dx, dz], dw| {
+        let span = rows.start * width..rows.end * width;
+        let from = Rows { x: &xs[span.clone()], z: &zs[span.clone()], w: &ws, rstd: &rs[rows], dy: &dys[span] };
+        gradient(level, from, [dx, dz, dw]);
+    })?;
+    let dx = cpu.tensor(dx, x.shape(), x.dtype())?;
+    let dz = cpu.tensor(dz, z.shape(), z.dtype())?;
+    Ok([Some(dx), Some(dz), Some(cpu.tensor(dw, w.shape(), w.dtype())?)])
+}
+
+struct Rows<'a> {
+    x: &'a [f32],
+    z: &'a [f32],
+    w: &'a [f32],
+    rstd: &'a [f32],
+    dy: &'a [f32],
+}
+
+alluvium_core::simd! {
+    fn normalise<S>(from: [&[f32]; 3], eps: f32, y: &mut [f32], rstd: &mut [f32]) {
+        let [x, z, w] = from;
+        let width = w.len();
+        let whole = width - width % S::LANES;
+        for (((x, z), y), rstd) in
+            x.chunks_exact(width).zip(z.chunks_exact(width)).zip(y.chunks_exact_mut(width)).zip(rstd)
+        {
+            let tail = S::load_head(&x[whole..]);
+            let mut squares = tail * tail;
+            for x in x[..whole].chunks_exact(S::LANES) {
+                let x = S::load(x);
+                squares = x.mul_add(x, squares);
+            }
+            *rstd = (squares.sum() / width as f32 + eps).sqrt().recip();
+            let r = S::splat(*rstd);
+            for i in (0..whole).step_by(S::LANES) {
+                (S::load(&x[i..]) * r * S::load(&w[i..]) * math::silu(S::load(&z[i..]))).store(&mut y[i..]);
+            }
+            if whole < width {
+                let gate = math::silu(S::load_head(&z[whole..]));
+                (tail * r * S::load_head(&w[whole..]) * gate).store_head(&mut y[whole..]);
+            }
+        }
+    }
+
+    /// Rows of `dx` and `dz`, and what they add to `dw`.
+    fn gradient<S>(from: Rows<'_>, to: [&mut [f32]; 3]) {
+        let [dx, dz, dw] = to;
+        let width = from.w.len();
+        let whole = width - width % S::LANES;
+        let one = S::splat(1.0);
+        let (x, z, dy) = (from.x.chunks_exact(width), from.z.chunks_exact(width), from.dy.chunks_exact(width));
+        let out = dx.chunks_exact_mut(width).zip(dz.chunks_exact_mut(width));
+        for ((((x, z), dy), &r), (dx, dz)) in x.zip(z).zip(dy).zip(from.rstd).zip(out) {
+            let (mut dot, r) = (S::splat(0.0), S::splat(r));
+            // the first pass leaves u in dx
+            macro_rules! gate {
+                ($i:ident, $load:ident, $store:ident) => {{
+                    let i = $i..;
+                    let (x, z, dy) = (S::$load(&x[i.clone()]), S::$load(&z[i.clone()]), S::$load(&dy[i.clone()]));
+                    let w = S::$load(&from.w[i.clone()]);
+                    // the bounds keep infinities from meeting zeros
+                    let z = S::splat(1e30).min(S::splat(-200.0).max(z));
+                    let s = math::sigmoid(z);
+                    let gated = dy * z * s;
+                    let slope = s * (z * (one - s) + one);
+                    let xr = x * r;
+                    (dy * xr * w * slope).$store(&mut dz[i.clone()]);
+                    gated.mul_add(xr, S::$load(&dw[i.clone()])).$store(&mut dw[i.clone()]);
+                    let u = gated * w;
+                    dot = u.mul_add(x, dot);
+                    u.$store(&mut dx[i]);
+                }};
+            }
+            for i in (0..whole).step_by(S::LANES) {
+                gate!(i, load, store);
+            }
+            if whole < width {
+                gate!(whole, load_head, store_head);
+            }
+            let shrink = S::splat(-dot.sum() / width as f32) * r * r;
+            for (x, dx) in x[..whole].chunks_exact(S::LANES).zip(dx.chunks_exact_mut(S::LANES)) {
+                (S::load(x).mul_add(shrink, S::load(dx)) * r).store(dx);
+            }
+            (S::load_head(&x[whole..]).mul_add(shrink, S::load_head(&dx[whole..])) * r).store_head(&mut dx[whole..]);
+        }
+    }
+}
