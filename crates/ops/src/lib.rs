@@ -15,6 +15,7 @@ pub mod op;
 
 // matmul
 mod linear;
+mod matmul;
 
 // norm
 mod gated_rms_norm;
@@ -46,6 +47,7 @@ mod adamw;
 
 // matmul
 pub use linear::linear;
+pub use matmul::{Transpose, matmul};
 
 // norm
 pub use gated_rms_norm::gated_rms_norm;
@@ -81,6 +83,7 @@ pub static OPS: &[&Op] = &[
     // reduce
 
     // matmul
+    &matmul::OP,
     &linear::OP,
 
     // norm

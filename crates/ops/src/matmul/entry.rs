@@ -1,0 +1,89 @@
+//! The entry of `matmul` in the list.
+
+use super::{CONTRACT, Transpose, matmul, reference};
+use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
+use alluvium_core::{Backward, Result, Tensor, tape};
+
+/// The contract's shapes are those of untransposed sides: a case for another way of storing swaps the axes first.
+fn run(t: &Given<Tensor>) -> Result<Vec<Tensor>> {
+    let transpose = match (t.flag("left"), t.flag("right")) {
+        (false, false) => Transpose::Neither,
+        (true, false) => Transpose::Left,
+        (false, true) => Transpose::Right,
+        (true, true) => Transpose::Both,
+    };
+    let (mut a, mut b) = (t["a"].clone(), t["b"].clone());
+    CONTRACT.check(&[&a, &b])?;
+    if transpose.left() {
+        a = swapped(&a)?;
+    }
+    if transpose.right() {
+        b = swapped(&b)?;
+    }
+    Ok(vec![matmul(&a, &b, transpose)?])
+}
+
+/// The last two axes change places.
+fn swapped(x: &Tensor) -> Result<Tensor> {
+    let rank = x.shape().rank();
+    let (rows, cols) = (x.shape()[rank - 2], x.shape()[rank - 1]);
+    let cpu = x.cpu();
+    let (from, mut to) = (cpu.read(x)?, cpu.buffer(x.elements())?);
+    for (from, to) in from.chunks_exact(rows * cols).zip(to.chunks_exact_mut(rows * cols)) {
+        for (i, to) in to.iter_mut().enumerate() {
+            *to = from[i % rows * cols + i / rows];
+        }
+    }
+    let y = cpu.tensor(to, x.shape().with(rank - 2, cols).with(rank - 1, rows), x.dtype())?;
+    tape::record([x], y, || Swap)
+}
+
+struct Swap;
+
+impl Backward<1> for Swap {
+    fn op(&self) -> &'static str {
+        "swap"
+    }
+
+    fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        Ok([Some(swapped(&dy)?)])
+    }
+}
+
+const LEFT: &[(&str, f64)] = &[("left", 1.0)];
+const RIGHT: &[(&str, f64)] = &[("right", 1.0)];
+const BOTH: &[(&str, f64)] = &[("left", 1.0), ("right", 1.0)];
+
+pub(crate) static OP: Op = Op {
+    contract: &CONTRACT,
+    summary: "products of matrices, either side stored transposed",
+    results: &["c"],
+    run,
+    reference: |t| vec![reference::forward(&t["a"], &t["b"])],
+    gradient: Gradient::Of(|t, dc| reference::gradient(&t["a"], &t["b"], &dc[0]).map(Some).into()),
+    tolerance: Tolerance::F32_SUMS,
+    cases: &[
+        Case::new("one element", &[('R', 1), ('M', 1), ('K', 1), ('N', 1)]),
+        Case::new("odd everywhere", &[('R', 3), ('M', 17), ('K', 7), ('N', 65)]),
+        Case::new("left transposed", &[('R', 2), ('M', 19), ('K', 33), ('N', 5)]).options(LEFT),
+        Case::new("right transposed", &[('R', 2), ('M', 5), ('K', 63), ('N', 17)]).options(RIGHT),
+        Case::new("both transposed", &[('R', 2), ('M', 9), ('K', 21), ('N', 31)]).options(BOTH),
+        Case::new("one row", &[('R', 2), ('M', 1), ('K', 129), ('N', 300)]),
+        Case::new("one row, right transposed", &[('R', 3), ('M', 1), ('K', 130), ('N', 67)]).options(RIGHT),
+        Case::new("one column, left transposed", &[('R', 3), ('M', 130), ('K', 67), ('N', 1)]).options(LEFT),
+        Case::new("larger than a thread's share", &[('R', 2), ('M', 129), ('K', 65), ('N', 130)]).options(BOTH),
+        Case::new("few rows, a long sum", &[('R', 1), ('M', 3), ('K', 2_500), ('N', 257)]),
+    ],
+    fixed: &[],
+    largest: 40,
+    bench: &[
+        Case::new("heads", &[('R', 16), ('M', 256), ('K', 128), ('N', 256)]).options(RIGHT),
+        Case::new("square", &[('R', 1), ('M', 1_024), ('K', 1_024), ('N', 1_024)]),
+    ],
+    cost: |d| {
+        let (r, m, k, n) = (d['R'], d['M'], d['K'], d['N']);
+        let (flops, sides) = (2 * r * m * k * n, r * (m * k + k * n));
+        let bytes = 4 * (sides + r * m * n);
+        Cost { bytes, flops, backward_bytes: bytes + 4 * sides, backward_flops: 2 * flops }
+    },
+};
