@@ -8,6 +8,8 @@ use std::ops::Index;
 
 /// Every floating type.
 pub const FLOATS: &[DType] = &[DType::F32, DType::F16, DType::BF16];
+/// Every type: elements are moved, nothing is computed.
+pub const ANY: &[DType] = &[DType::F32, DType::F16, DType::BF16, DType::U32, DType::U8];
 /// Single precision only: gates, states, statistics.
 pub const F32: &[DType] = &[DType::F32];
 /// The dtype of the first argument.

@@ -18,5 +18,5 @@ pub use device::Device;
 pub use dtype::{DType, Element};
 pub use error::{Error, Kind, Result};
 pub use shape::{MAX_RANK, Shape};
-pub use tape::{Backward, BackwardMany, Gradients, Tape};
+pub use tape::{Backward, BackwardAll, BackwardMany, Gradients, Tape};
 pub use tensor::Tensor;

@@ -78,6 +78,16 @@ pub trait BackwardMany<const N: usize, const M: usize>: Send + 'static {
     fn backward(self, dy: [Option<Tensor>; M], need: [bool; N]) -> Result<[Option<Tensor>; N]>;
 }
 
+/// The gradient of an operation whose numbers of inputs and results are known only when it runs.
+pub trait BackwardAll: Send + 'static {
+    /// The operation's name.
+    fn op(&self) -> &'static str;
+
+    /// As [`BackwardMany::backward`]: one place for each result in `dy`, one for each input in `need` and in what is
+    /// returned.
+    fn backward(self, dy: Vec<Option<Tensor>>, need: &[bool]) -> Result<Vec<Option<Tensor>>>;
+}
+
 /// Makes a one-result gradient fit where several are taken.
 struct Single<G>(G);
 
@@ -119,16 +129,37 @@ where
     A: Into<Option<&'a Tensor>>,
     G: BackwardMany<N, M>,
 {
-    let inputs = inputs.map(Into::into);
-    let Some(tape) = tape_of(&inputs)? else { return Ok(results) };
-    let grad = grad();
-    let op = grad.op();
-    let undo: Undo = Box::new(move |dy, need| {
+    let results = record_all(&inputs.map(Into::into), results.into(), || Fixed::<G, N, M>(grad()))?;
+    <[Tensor; M]>::try_from(results).map_err(|_| lost("record"))
+}
+
+/// Makes a gradient of fixed numbers of inputs and results fit where they vary.
+struct Fixed<G, const N: usize, const M: usize>(G);
+
+impl<const N: usize, const M: usize, G: BackwardMany<N, M>> BackwardAll for Fixed<G, N, M> {
+    fn op(&self) -> &'static str {
+        self.0.op()
+    }
+
+    fn backward(self, dy: Vec<Option<Tensor>>, need: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let op = self.op();
         let dy = <[Option<Tensor>; M]>::try_from(dy).map_err(|_| lost(op))?;
         let need = <[bool; N]>::try_from(need).map_err(|_| lost(op))?;
-        Ok(grad.backward(dy, need)?.into())
-    });
-    let results = results.map(|y| tape.watch(&y));
+        Ok(self.0.backward(dy, need)?.into())
+    }
+}
+
+/// As [`record_many`], where the numbers of inputs and results are known only now: joining, splitting.
+pub fn record_all<G: BackwardAll>(
+    inputs: &[Option<&Tensor>],
+    results: Vec<Tensor>,
+    grad: impl FnOnce() -> G,
+) -> Result<Vec<Tensor>> {
+    let Some(tape) = tape_of(inputs)? else { return Ok(results) };
+    let grad = grad();
+    let op = grad.op();
+    let undo: Undo = Box::new(move |dy, need| grad.backward(dy, need));
+    let results: Vec<Tensor> = results.iter().map(|y| tape.watch(y)).collect();
     tape.entries().push(Entry::Op {
         op,
         inputs: inputs.iter().map(|x| x.and_then(|x| tape.index(x))).collect(),
@@ -386,6 +417,36 @@ mod tests {
         assert_eq!(y.item().unwrap(), 21.0);
         assert_eq!(y.backward().unwrap().of(&x).unwrap().item().unwrap(), 7.0);
         assert!(tape.is_empty());
+    }
+
+    /// The sum of any number of tensors and, as a second result, of the last alone.
+    fn total(parts: &[&Tensor]) -> Vec<Tensor> {
+        struct Total(usize);
+        impl BackwardAll for Total {
+            fn op(&self) -> &'static str {
+                "total"
+            }
+            fn backward(self, dy: Vec<Option<Tensor>>, need: &[bool]) -> Result<Vec<Option<Tensor>>> {
+                assert_eq!((dy.len(), need.len()), (2, self.0));
+                Ok(need.iter().map(|&need| dy[0].clone().filter(|_| need)).collect())
+            }
+        }
+        let zero = number(0.0);
+        let sum = parts.iter().fold(zero, |sum, x| accumulate(sum, x).unwrap());
+        let inputs: Vec<Option<&Tensor>> = parts.iter().map(|&x| Some(x)).collect();
+        record_all(&inputs, vec![sum, parts[parts.len() - 1].detach()], || Total(parts.len())).unwrap()
+    }
+
+    #[test]
+    fn an_operation_of_any_number_of_inputs_gives_each_traced_one_its_gradient() {
+        let tape = Tape::new();
+        let (x, y, plain) = (tape.watch(&number(3.0)), tape.watch(&number(4.0)), number(5.0));
+        let results = total(&[&x, &plain, &y, &x]);
+        assert_eq!(results[0].item().unwrap(), 15.0);
+        let grads = times(&results[0], 2.0).unwrap().backward().unwrap();
+        assert_eq!(grads.of(&x).unwrap().item().unwrap(), 4.0);
+        assert_eq!(grads.of(&y).unwrap().item().unwrap(), 2.0);
+        assert!(!total(&[&plain])[0].is_traced());
     }
 
     #[test]

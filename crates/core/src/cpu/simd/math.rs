@@ -31,6 +31,63 @@ pub fn silu<S: F32s>(x: S) -> S {
     x.max(S::splat(-200.0)) * sigmoid(x)
 }
 
+/// `x·σ(x)` and its derivative `σ(x)·(1 + x·(1 − σ(x)))`, from one exponential; (−0, 0) and (infinity, 1) at the
+/// infinities.
+#[inline(always)]
+pub fn silu_with_slope<S: F32s>(x: S) -> (S, S) {
+    let one = S::splat(1.0);
+    let e = exp(-x);
+    let s = one / (one + e);
+    // 1 − σ as e·σ, so that nothing cancels; the bounds keep a factor of 0 from meeting an infinity
+    let low = S::splat(-200.0).max(x);
+    let rest = S::splat(f32::MAX).min(e) * s;
+    let slope = s * S::splat(200.0).min(low).mul_add(rest, one);
+    (low * s, slope)
+}
+
+/// `log(1 + eˣ)`, without overflow: 0 and infinity at the infinities.
+#[inline(always)]
+pub fn softplus<S: F32s>(x: S) -> S {
+    // log(1 + e) = 2·atanh(r) with r = e / (2 + e) at most 1/3, where the series converges fast
+    let e = exp(-abs(x));
+    let r = e / (e + S::splat(2.0));
+    let square = r * r;
+    let mut p = S::splat(1.0 / 15.0);
+    for c in [1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 0.2, 1.0 / 3.0, 1.0] {
+        p = p.mul_add(square, S::splat(c));
+    }
+    (r + r).mul_add(p, S::splat(0.0).max(x))
+}
+
+/// `1 − erf(z)` for z ≥ 0: within a few units of 10⁻⁷ of its own size as long as that is more than 10⁻⁶.
+///
+/// A Chebyshev fit: Press et al., Numerical Recipes, `erfcc`.
+#[inline(always)]
+pub fn erfc_positive<S: F32s>(z: S) -> S {
+    let t = S::splat(1.0) / z.mul_add(S::splat(0.5), S::splat(1.0));
+    let mut p = S::splat(0.170_872_77);
+    for c in [
+        -0.822_152_23,
+        1.488_515_9,
+        -1.135_204,
+        0.278_868_07,
+        -0.186_288_06,
+        0.096_784_18,
+        0.374_091_96,
+        1.000_023_7,
+        -1.265_512_2,
+    ] {
+        p = p.mul_add(t, S::splat(c));
+    }
+    t * exp(p - z * z)
+}
+
+/// The absolute value.
+#[inline(always)]
+pub fn abs<S: F32s>(x: S) -> S {
+    x.max(-x)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,6 +99,67 @@ mod tests {
         }
         fn silu_of<S>(x: &mut [f32]) {
             x.chunks_mut(S::LANES).for_each(|x| silu(S::load_head(x)).store_head(x));
+        }
+        fn silu_slope_of<S>(x: &mut [f32]) {
+            x.chunks_mut(S::LANES).for_each(|x| silu_with_slope(S::load_head(x)).1.store_head(x));
+        }
+        fn softplus_of<S>(x: &mut [f32]) {
+            x.chunks_mut(S::LANES).for_each(|x| softplus(S::load_head(x)).store_head(x));
+        }
+        fn erfc_of<S>(x: &mut [f32]) {
+            x.chunks_mut(S::LANES).for_each(|x| erfc_positive(S::load_head(x)).store_head(x));
+        }
+    }
+
+    #[test]
+    fn the_slope_of_silu_and_softplus_are_accurate_to_their_own_size() {
+        for level in Level::available() {
+            for i in -8000..8000i16 {
+                let x = f32::from(i) * 0.01;
+                let (wide, e) = (f64::from(x), (-f64::from(x)).exp());
+                let (mut slope, mut plus) = ([x], [x]);
+                silu_slope_of(level, &mut slope);
+                softplus_of(level, &mut plus);
+                let want = (1.0 + wide * e / (1.0 + e)) / (1.0 + e);
+                let size = (1.0 + wide.abs()) / (1.0 + e);
+                assert!(
+                    (f64::from(slope[0]) - want).abs() < 6e-7 * size,
+                    "{level}: silu'({x}) = {} not {want}",
+                    slope[0]
+                );
+                let want = wide.exp().ln_1p();
+                assert!(
+                    (f64::from(plus[0]) - want).abs() < 5e-7 * want,
+                    "{level}: softplus({x}) = {} not {want}",
+                    plus[0]
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn erfc_has_the_values_of_the_tables() {
+        // Abramowitz and Stegun, table 7.1
+        let table = [(0.0, 1.0), (0.5, 0.479_500_122), (1.0, 0.157_299_207), (2.0, 0.004_677_735), (3.0, 2.209e-5)];
+        for level in Level::available() {
+            for (z, want) in table {
+                let mut got = [z];
+                erfc_of(level, &mut got);
+                assert!((f64::from(got[0]) - want).abs() < 5e-7 * want + 3e-9, "{level}: erfc({z}) = {}", got[0]);
+            }
+        }
+    }
+
+    #[test]
+    fn slopes_have_their_limits() {
+        for level in Level::available() {
+            let all = [f32::NEG_INFINITY, f32::INFINITY, f32::NAN, f32::MAX, f32::MIN, 0.0];
+            let (mut slope, mut plus) = (all, all);
+            silu_slope_of(level, &mut slope);
+            assert_eq!((slope[0], slope[1], slope[3], slope[4], slope[5]), (0.0, 1.0, 1.0, 0.0, 0.5), "{level}");
+            softplus_of(level, &mut plus);
+            assert_eq!((plus[0], plus[1], plus[3], plus[4]), (0.0, f32::INFINITY, f32::MAX, 0.0), "{level}");
+            assert!(slope[2].is_nan() && plus[2].is_nan());
         }
     }
 

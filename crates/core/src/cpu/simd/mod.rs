@@ -187,28 +187,31 @@ pub trait F32s:
 
 /// Defines a kernel that is compiled for each instruction set and takes a [`Level`] before its arguments.
 ///
-/// `fn name<S>(…) { … }` becomes `fn name(level: Level, …)`; inside, `S` is an [`F32s`].
+/// `fn name<S>(…) { … }` becomes `fn name(level: Level, …)`; inside, `S` is an [`F32s`]. One more type parameter with a
+/// bound may follow: `fn map<S, F: Formula>(f: F, …)`.
 #[macro_export]
 macro_rules! simd {
-    ($($(#[$meta:meta])* $vis:vis fn $name:ident<$lanes:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
+    ($($(#[$meta:meta])* $vis:vis fn $name:ident<$lanes:ident $(, $param:ident: $bound:path)?>(
+        $($arg:ident: $ty:ty),* $(,)?
+    ) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$meta])*
-        $vis fn $name(level: $crate::cpu::Level, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name$(<$param: $bound>)?(level: $crate::cpu::Level, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn lanes<$lanes: $crate::cpu::simd::F32s>($($arg: $ty),*) $(-> $ret)? $body
+            fn lanes<$lanes: $crate::cpu::simd::F32s $(, $param: $bound)?>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-            fn avx512($($arg: $ty),*) $(-> $ret)? {
-                lanes::<$crate::cpu::simd::Avx512>($($arg),*)
+            fn avx512$(<$param: $bound>)?($($arg: $ty),*) $(-> $ret)? {
+                lanes::<$crate::cpu::simd::Avx512 $(, $param)?>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2($($arg: $ty),*) $(-> $ret)? {
-                lanes::<$crate::cpu::simd::Avx2>($($arg),*)
+            fn avx2$(<$param: $bound>)?($($arg: $ty),*) $(-> $ret)? {
+                lanes::<$crate::cpu::simd::Avx2 $(, $param)?>($($arg),*)
             }
 
             match level.set() {
-                $crate::cpu::simd::Set::Scalar => lanes::<$crate::cpu::simd::Scalar>($($arg),*),
+                $crate::cpu::simd::Set::Scalar => lanes::<$crate::cpu::simd::Scalar $(, $param)?>($($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: a Level is made only where the processor has the instruction set.
                 $crate::cpu::simd::Set::Avx2 => unsafe { avx2($($arg),*) },
@@ -216,7 +219,7 @@ macro_rules! simd {
                 // SAFETY: a Level is made only where the processor has the instruction set.
                 $crate::cpu::simd::Set::Avx512 => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "aarch64")]
-                $crate::cpu::simd::Set::Neon => lanes::<$crate::cpu::simd::Neon>($($arg),*),
+                $crate::cpu::simd::Set::Neon => lanes::<$crate::cpu::simd::Neon $(, $param)?>($($arg),*),
             }
         }
     )*};
