@@ -1,6 +1,7 @@
 //! One pass: four numbers are read for each weight and three are written.
 
 use super::{AdamW, AdamWState};
+use alluvium_core::cpu::simd::F32s;
 use alluvium_core::cpu::{Cpu, Floats};
 use alluvium_core::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
@@ -79,26 +80,28 @@ struct Slices<'a> {
     v: &'a mut [f32],
 }
 
+#[inline(always)]
+fn updated<S: F32s>(by: &Factors, g: S, [p, m, v]: [S; 3]) -> [S; 3] {
+    let m = S::splat(by.beta[0]).mul_add(m, S::splat(by.rest[0]) * g);
+    let v = S::splat(by.beta[1]).mul_add(v, S::splat(by.rest[1]) * g * g);
+    let down = v.sqrt().mul_add(S::splat(by.root), S::splat(by.eps));
+    [p * S::splat(by.keep) - S::splat(by.rate) * m / down, m, v]
+}
+
 alluvium_core::simd! {
     fn update<S>(by: &Factors, grad: &[f32], state: Slices<'_>) {
         let Slices { p, m, v } = state;
-        let step = |g: S, p: S, m: S, v: S| {
-            let m = S::splat(by.beta[0]).mul_add(m, S::splat(by.rest[0]) * g);
-            let v = S::splat(by.beta[1]).mul_add(v, S::splat(by.rest[1]) * g * g);
-            let down = v.sqrt().mul_add(S::splat(by.root), S::splat(by.eps));
-            (p * S::splat(by.keep) - S::splat(by.rate) * m / down, m, v)
-        };
         let whole = grad.len() - grad.len() % S::LANES;
         let chunks = p[..whole].chunks_exact_mut(S::LANES).zip(m[..whole].chunks_exact_mut(S::LANES));
         let chunks = chunks.zip(v[..whole].chunks_exact_mut(S::LANES)).zip(grad[..whole].chunks_exact(S::LANES));
         for (((p, m), v), g) in chunks {
-            let (new_p, new_m, new_v) = step(S::load(g), S::load(p), S::load(m), S::load(v));
+            let [new_p, new_m, new_v] = updated(by, S::load(g), [S::load(p), S::load(m), S::load(v)]);
             new_p.store(p);
             new_m.store(m);
             new_v.store(v);
         }
         let (g, p, m, v) = (&grad[whole..], &mut p[whole..], &mut m[whole..], &mut v[whole..]);
-        let (new_p, new_m, new_v) = step(S::load_head(g), S::load_head(p), S::load_head(m), S::load_head(v));
+        let [new_p, new_m, new_v] = updated(by, S::load_head(g), [S::load_head(p), S::load_head(m), S::load_head(v)]);
         new_p.store_head(p);
         new_m.store_head(m);
         new_v.store_head(v);
