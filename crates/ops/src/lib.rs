@@ -28,6 +28,7 @@ mod embedding;
 mod rope;
 
 // attention
+mod attention;
 
 // gated delta rule
 
@@ -60,6 +61,7 @@ pub use embedding::embedding;
 pub use rope::{Rope, rope};
 
 // attention
+pub use attention::{Attention, attention};
 
 // gated delta rule
 
@@ -97,6 +99,7 @@ pub static OPS: &[&Op] = &[
     &embedding::OP,
 
     // attention
+    &attention::OP,
 
     // gated delta rule
 

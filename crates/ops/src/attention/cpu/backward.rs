@@ -1,0 +1,168 @@
+//! One task for each query head: the weights of a tile are computed once and serve all three gradients.
+//!
+//! Heads that share keys write gradients of their own, which are added in the order of the heads afterwards.
+
+use super::super::{Grad, Mask};
+use super::{KEYS, QUERIES, Sizes, WIDEST, blocks, columns, swapped};
+use crate::common::tile::{Left, Product, product};
+use alluvium_core::cpu::simd::math::exp;
+use alluvium_core::cpu::{Buffer, Cpu, Level};
+use alluvium_core::{Result, Tensor};
+use rayon::prelude::*;
+use std::ops::Range;
+
+pub(in super::super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 3]> {
+    let Grad { q, k, v, o, lse, mask, scale, dims } = saved;
+    let sizes = Sizes::new(dims);
+    let Sizes { batch, tokens, heads, positions, shared, width } = sizes;
+    let by_head = |x: &Tensor| swapped(cpu, &cpu.read(x)?, [batch, tokens, heads, width]);
+    let by_shared = |x: &Tensor| swapped(cpu, &cpu.read(x)?, [batch, positions, shared, width]);
+    let (qs, os, dos, ks, vs) = (by_head(q)?, by_head(o)?, by_head(dy)?, by_shared(k)?, by_shared(v)?);
+    let lse = cpu.read(lse)?;
+    let each = positions * width;
+    let mut dq = cpu.buffer::<f32>(qs.len())?;
+    let (mut dk, mut dv) = (cpu.buffer::<f32>(batch * heads * each)?, cpu.buffer::<f32>(batch * heads * each)?);
+    let level = cpu.level();
+    cpu.run(|| {
+        let tasks = dq.par_chunks_mut(tokens * width).zip(dk.par_chunks_mut(each)).zip(dv.par_chunks_mut(each));
+        tasks.enumerate().for_each(|(i, ((dq, dk), dv))| {
+            let rows = i * tokens * width..(i + 1) * tokens * width;
+            let head = Head {
+                q: &qs[rows.clone()],
+                o: &os[rows.clone()],
+                dy: &dos[rows],
+                lse: &lse[i * tokens..(i + 1) * tokens],
+                keys: sizes.of_head(&ks, i),
+                values: sizes.of_head(&vs, i),
+                scale: *scale,
+                width,
+            };
+            dk.fill(0.0);
+            dv.fill(0.0);
+            let mut scratch = Scratch::new(width);
+            for queries in blocks(tokens) {
+                let dq = &mut dq[queries.start * width..queries.end * width];
+                scratch.block(level, &head, mask, queries, [&mut *dq, &mut *dk, &mut *dv]);
+            }
+        });
+    });
+    let dq = swapped(cpu, &dq, [batch, heads, tokens, width])?;
+    Ok([
+        Some(cpu.tensor(dq, q.shape(), q.dtype())?),
+        Some(cpu.tensor(together(cpu, &dk, &sizes)?, k.shape(), k.dtype())?),
+        Some(cpu.tensor(together(cpu, &dv, &sizes)?, v.shape(), v.dtype())?),
+    ])
+}
+
+/// Adds what heads that share keys found, and lays it token by token.
+fn together(cpu: &Cpu, each: &[f32], sizes: &Sizes) -> Result<Buffer<f32>> {
+    let &Sizes { batch, positions, shared, width, .. } = sizes;
+    let group = sizes.group();
+    let mut out = cpu.buffer(batch * positions * shared * width)?;
+    let grain = cpu.grain(batch * positions, shared * width * group);
+    cpu.run(|| {
+        out.par_chunks_mut(shared * width).with_min_len(grain).enumerate().for_each(|(row, out)| {
+            let (b, s) = (row / positions, row % positions);
+            for (head, out) in out.chunks_exact_mut(width).enumerate() {
+                let first = (b * shared + head) * group;
+                let of = |i: usize| &each[((first + i) * positions + s) * width..][..width];
+                out.copy_from_slice(of(0));
+                for i in 1..group {
+                    out.iter_mut().zip(of(i)).for_each(|(out, x)| *out += x);
+                }
+            }
+        });
+    });
+    Ok(out)
+}
+
+/// What one query head reads.
+struct Head<'a> {
+    q: &'a [f32],
+    o: &'a [f32],
+    dy: &'a [f32],
+    lse: &'a [f32],
+    keys: &'a [f32],
+    values: &'a [f32],
+    scale: f32,
+    width: usize,
+}
+
+/// What one task works in.
+struct Scratch {
+    q: Vec<f32>,
+    dy: Vec<f32>,
+    weights: Vec<f32>,
+    grads: Vec<f32>,
+    rows: Rows,
+}
+
+/// Two numbers of each query.
+struct Rows {
+    lse: [f32; QUERIES],
+    delta: [f32; QUERIES],
+}
+
+impl Scratch {
+    fn new(width: usize) -> Self {
+        let zeros = |n: usize| vec![0.0; n * QUERIES];
+        let rows = Rows { lse: [0.0; QUERIES], delta: [0.0; QUERIES] };
+        Scratch { q: zeros(width), dy: zeros(width), weights: zeros(KEYS), grads: zeros(KEYS), rows }
+    }
+
+    fn block(
+        &mut self,
+        level: Level,
+        head: &Head<'_>,
+        mask: &Mask,
+        queries: Range<usize>,
+        [dq, dk, dv]: [&mut [f32]; 3],
+    ) {
+        let Scratch { q, dy, weights, grads, rows } = self;
+        let (width, count) = (head.width, queries.len());
+        let stride = count.next_multiple_of(WIDEST);
+        let span = queries.start * width..queries.end * width;
+        let (q_rows, dy_rows, o_rows) = (&head.q[span.clone()], &head.dy[span.clone()], &head.o[span]);
+        columns(q_rows, width, head.scale, q, stride);
+        columns(dy_rows, width, 1.0, dy, stride);
+        rows.lse = [0.0; QUERIES];
+        rows.lse[..count].copy_from_slice(&head.lse[queries.clone()]);
+        let pairs = dy_rows.chunks_exact(width).zip(o_rows.chunks_exact(width));
+        for (delta, (dy, o)) in rows.delta.iter_mut().zip(pairs) {
+            *delta = dy.iter().zip(o).map(|(dy, o)| dy * o).sum();
+        }
+        for (i, keys) in mask.tiles(&queries).enumerate() {
+            let n = keys.len();
+            let span = keys.start * width..keys.end * width;
+            let (k_rows, v_rows) = (&head.keys[span.clone()], &head.values[span.clone()]);
+            let (weights, grads) = (&mut weights[..n * stride], &mut grads[..n * stride]);
+            let across = [n, stride, width];
+            product(level, &Product::new(across, Left::rows(k_rows, width), q, stride), weights, stride);
+            mask.hide(&keys, &queries, weights, stride);
+            product(level, &Product::new(across, Left::rows(v_rows, width), dy, stride), grads, stride);
+            differentiate(level, weights, grads, stride, rows, head.scale);
+            let down = [n, width, count];
+            let to_v = Product::new(down, Left::rows(weights, stride), dy_rows, width).onto(1.0);
+            product(level, &to_v, &mut dv[span.clone()], width);
+            let to_k = Product::new(down, Left::rows(grads, stride), q_rows, width).onto(1.0);
+            product(level, &to_k, &mut dk[span], width);
+            let to_q = Product::new([count, width, n], Left::columns(grads, stride), k_rows, width);
+            product(level, &to_q.onto(if i == 0 { 0.0 } else { 1.0 }), dq, width);
+        }
+    }
+}
+
+alluvium_core::simd! {
+    /// Scores become weights, and the gradients of the weights become those of the products of queries and keys.
+    fn differentiate<S>(weights: &mut [f32], grads: &mut [f32], stride: usize, rows: &Rows, scale: f32) {
+        let scale = S::splat(scale);
+        for at in (0..stride).step_by(S::LANES) {
+            let (lse, delta) = (S::load(&rows.lse[at..]), S::load(&rows.delta[at..]));
+            for (weights, grads) in weights.chunks_exact_mut(stride).zip(grads.chunks_exact_mut(stride)) {
+                let p = exp(S::load(&weights[at..]) - lse);
+                p.store(&mut weights[at..]);
+                (p * scale * (S::load(&grads[at..]) - delta)).store(&mut grads[at..]);
+            }
+        }
+    }
+}

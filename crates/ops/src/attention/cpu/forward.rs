@@ -1,0 +1,138 @@
+//! One task for each head and block of queries.
+
+use super::super::Mask;
+use super::{KEYS, QUERIES, Sizes, WIDEST, columns};
+use crate::common::tile::{Left, Product, product};
+use alluvium_core::Result;
+use alluvium_core::cpu::simd::math::exp;
+use alluvium_core::cpu::{Buffer, Cpu, Level};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// From memory that lies head by head to a result that does, and `log Σ exp` of the scores.
+pub(super) fn forward(
+    cpu: &Cpu,
+    [q, k, v]: [&[f32]; 3],
+    scale: f32,
+    mask: &Mask,
+    sizes: &Sizes,
+) -> Result<(Buffer<f32>, Buffer<f32>)> {
+    let (tokens, width, level) = (sizes.tokens, sizes.width, cpu.level());
+    let (mut o, mut lse) = (cpu.buffer(q.len())?, cpu.buffer(q.len() / width)?);
+    cpu.run(|| {
+        let heads = o.par_chunks_mut(tokens * width).zip(lse.par_chunks_mut(tokens)).enumerate();
+        heads.for_each(|(head, (o, lse))| {
+            let (keys, values) = (sizes.of_head(k, head), sizes.of_head(v, head));
+            let q = &q[head * tokens * width..][..tokens * width];
+            let blocks = o.par_chunks_mut(QUERIES * width).zip(lse.par_chunks_mut(QUERIES)).enumerate();
+            blocks.for_each_init(
+                || Scratch::new(width),
+                |scratch, (block, (o, lse))| {
+                    let queries = block * QUERIES..block * QUERIES + lse.len();
+                    let head = Head { q, keys, values, scale, width };
+                    scratch.block(level, &head, mask, queries, o, lse);
+                },
+            );
+        });
+    });
+    Ok((o, lse))
+}
+
+/// What the blocks of one head read.
+struct Head<'a> {
+    q: &'a [f32],
+    keys: &'a [f32],
+    values: &'a [f32],
+    scale: f32,
+    width: usize,
+}
+
+/// What one thread works in.
+struct Scratch {
+    q: Vec<f32>,
+    scores: Vec<f32>,
+    rows: Rows,
+}
+
+/// The streaming softmax of each query.
+struct Rows {
+    max: [f32; QUERIES],
+    sum: [f32; QUERIES],
+    /// What the sums before the last tile are worth after it.
+    keep: [f32; QUERIES],
+}
+
+impl Scratch {
+    fn new(width: usize) -> Self {
+        let rows = Rows { max: [0.0; QUERIES], sum: [0.0; QUERIES], keep: [0.0; QUERIES] };
+        Scratch { q: vec![0.0; width * QUERIES], scores: vec![0.0; KEYS * QUERIES], rows }
+    }
+
+    fn block(
+        &mut self,
+        level: Level,
+        head: &Head<'_>,
+        mask: &Mask,
+        queries: Range<usize>,
+        o: &mut [f32],
+        lse: &mut [f32],
+    ) {
+        let Scratch { q, scores, rows } = self;
+        let (width, count) = (head.width, queries.len());
+        let stride = count.next_multiple_of(WIDEST);
+        columns(&head.q[queries.start * width..queries.end * width], width, head.scale, q, stride);
+        // finite, so that −∞ − max is no NaN where a query sees nothing of a tile
+        rows.max = [f32::MIN; QUERIES];
+        rows.sum = [0.0; QUERIES];
+        for (i, keys) in mask.tiles(&queries).enumerate() {
+            let span = keys.start * width..keys.end * width;
+            let scores = &mut scores[..keys.len() * stride];
+            let left = Left::rows(&head.keys[span.clone()], width);
+            product(level, &Product::new([keys.len(), stride, width], left, q, stride), scores, stride);
+            mask.hide(&keys, &queries, scores, stride);
+            soften(level, scores, stride, rows);
+            let left = Left::columns(scores, stride);
+            let p = Product::new([count, width, keys.len()], left, &head.values[span], width);
+            if i > 0 {
+                scale_rows(level, &rows.keep, o, width);
+            }
+            product(level, &p.onto(if i == 0 { 0.0 } else { 1.0 }), o, width);
+        }
+        rows.sum.iter_mut().zip(&rows.max).zip(lse).for_each(|((sum, max), lse)| {
+            *lse = max + sum.ln();
+            *sum = sum.recip();
+        });
+        scale_rows(level, &rows.sum, o, width);
+    }
+}
+
+alluvium_core::simd! {
+    /// Scores become weights relative to the largest score so far.
+    fn soften<S>(scores: &mut [f32], stride: usize, rows: &mut Rows) {
+        for at in (0..stride).step_by(S::LANES) {
+            let before = S::load(&rows.max[at..]);
+            let mut max = before;
+            for scores in scores.chunks_exact(stride) {
+                max = S::load(&scores[at..]).max(max);
+            }
+            let mut sum = S::splat(0.0);
+            for scores in scores.chunks_exact_mut(stride) {
+                let p = exp(S::load(&scores[at..]) - max);
+                p.store(&mut scores[at..]);
+                sum += p;
+            }
+            let keep = exp(before - max);
+            S::load(&rows.sum[at..]).mul_add(keep, sum).store(&mut rows.sum[at..]);
+            keep.store(&mut rows.keep[at..]);
+            max.store(&mut rows.max[at..]);
+        }
+    }
+
+    fn scale_rows<S>(by: &[f32], rows: &mut [f32], width: usize) {
+        for (row, &by) in rows.chunks_exact_mut(width).zip(by) {
+            if by != 1.0 {
+                row.chunks_mut(S::LANES).for_each(|x| (S::load_head(x) * S::splat(by)).store_head(x));
+            }
+        }
+    }
+}
