@@ -31,6 +31,7 @@ mod rope;
 mod attention;
 
 // gated delta rule
+mod gated_delta_rule;
 
 // loss
 mod cross_entropy;
@@ -64,6 +65,7 @@ pub use rope::{Rope, rope};
 pub use attention::{Attention, attention};
 
 // gated delta rule
+pub use gated_delta_rule::{ChunkStates, Delta, GatedDelta, gated_delta_rule};
 
 // loss
 pub use cross_entropy::{CrossEntropy, Reduction, cross_entropy};
@@ -102,6 +104,7 @@ pub static OPS: &[&Op] = &[
     &attention::OP,
 
     // gated delta rule
+    &gated_delta_rule::OP,
 
     // loss
     &cross_entropy::OP,

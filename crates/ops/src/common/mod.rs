@@ -1,6 +1,7 @@
 //! Pieces shared by kernels.
 
 mod sequences;
+pub(crate) mod tasks;
 pub(crate) mod tile;
 
 pub(crate) use sequences::packed;

@@ -1,0 +1,59 @@
+//! Independent tasks that each need scratch memory and write rows scattered over shared results.
+
+use alluvium_core::Result;
+use alluvium_core::cpu::Cpu;
+use rayon::prelude::*;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Runs `work(task, scratch)` for every task. Each worker has `length` numbers of scratch for the whole call.
+///
+/// # Errors
+/// When the scratch does not fit into memory.
+pub(crate) fn each(cpu: &Cpu, tasks: usize, length: usize, work: impl Fn(usize, &mut [f32]) + Sync) -> Result<()> {
+    let workers = cpu.threads().min(tasks).max(1);
+    let length = length.next_multiple_of(16);
+    let mut scratch = cpu.buffer::<f32>(workers * length)?;
+    let next = AtomicUsize::new(0);
+    cpu.run(|| {
+        scratch.par_chunks_mut(length).for_each(|scratch| {
+            loop {
+                let task = next.fetch_add(1, Ordering::Relaxed);
+                if task >= tasks {
+                    return;
+                }
+                work(task, scratch);
+            }
+        });
+    });
+    Ok(())
+}
+
+/// Memory that several tasks write, each its own parts.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<'a> {
+    start: *mut f32,
+    len: usize,
+    memory: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it is a slice of numbers; `part` leaves the duty that parts are disjoint to its caller.
+unsafe impl Send for Shared<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    pub(crate) fn new(memory: &'a mut [f32]) -> Self {
+        Shared { start: memory.as_mut_ptr(), len: memory.len(), memory: PhantomData }
+    }
+
+    /// The numbers `from .. from + len`.
+    ///
+    /// # Safety
+    /// Nothing else touches them while the result lives.
+    pub(crate) unsafe fn part(&self, from: usize, len: usize) -> &'a mut [f32] {
+        assert!(from.checked_add(len).is_some_and(|end| end <= self.len));
+        // SAFETY: the range lies inside the memory, and the caller promises that it is touched by nobody else.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
+    }
+}

@@ -1,0 +1,125 @@
+//! What is done element by element between the products of a chunk. Square matrices have rows of [`CHUNK`] numbers.
+
+use super::CHUNK;
+use alluvium_core::cpu::simd::math;
+
+alluvium_core::simd! {
+    /// `gamma[i][j] = e^{g_{j+1} + … + g_i}` for j ≤ i and 0 above; `from_start[i] = e^{g_0 + … + g_i}`.
+    ///
+    /// Each exponent is summed on its own: a difference of two running sums would lose what strong decay leaves.
+    pub(super) fn decays<S>(g: &[f32], gamma: &mut [f32], from_start: &mut [f32]) {
+        let mut exponents = [0.0f32; CHUNK];
+        let mut sum = 0.0;
+        for (i, &step) in g.iter().enumerate() {
+            let row = &mut gamma[i * CHUNK..(i + 1) * CHUNK];
+            for j in (0..CHUNK).step_by(S::LANES) {
+                if j < i {
+                    (S::load(&exponents[j..]) + S::splat(step)).store(&mut exponents[j..]);
+                }
+                if j <= i {
+                    exponents[i..(j + S::LANES).max(i)].fill(0.0);
+                    math::exp(S::load(&exponents[j..])).store(&mut row[j..]);
+                }
+            }
+            row[i] = 1.0;
+            row[i + 1..].fill(0.0);
+            sum += step;
+            from_start[i] = sum;
+        }
+        for sums in from_start[..g.len()].chunks_mut(S::LANES) {
+            math::exp(S::load_head(sums)).store_head(sums);
+        }
+    }
+
+    /// `a = (I + L)⁻¹` with `L_ij = beta_i · kk_ij` below the diagonal, row by row.
+    pub(super) fn invert<S>(kk: &[f32], beta: &[f32], a: &mut [f32]) {
+        for (i, &beta) in beta.iter().enumerate() {
+            let (above, row) = a.split_at_mut(i * CHUNK);
+            let row = &mut row[..CHUNK];
+            row.fill(0.0);
+            for j in (0..i).step_by(S::LANES) {
+                let mut sums = [S::splat(0.0); 4];
+                for (m, above) in above.chunks_exact(CHUNK).enumerate().skip(j) {
+                    sums[m % 4] = S::splat(kk[i * CHUNK + m]).mul_add(S::load(&above[j..]), sums[m % 4]);
+                }
+                (((sums[0] + sums[1]) + (sums[2] + sums[3])) * S::splat(-beta)).store(&mut row[j..]);
+            }
+            row[i] = 1.0;
+        }
+    }
+
+    /// `out[i][j] = scale · gamma[i][j] · x[i][j] · columns[j]` for j ≤ i, 0 above, where `x` need not be finite.
+    pub(super) fn gate<S>(scale: f32, gamma: &[f32], columns: &[f32], x: &[f32], out: &mut [f32]) {
+        for i in 0..columns.len() {
+            let span = i * CHUNK..i * CHUNK + i + 1;
+            let (gamma, x, out) = (&gamma[span.clone()], &x[span], &mut out[i * CHUNK..(i + 1) * CHUNK]);
+            out[i + 1..].fill(0.0);
+            for j in (0..=i).step_by(S::LANES) {
+                let span = j..(j + S::LANES).min(i + 1);
+                let factor = S::load_head(&gamma[span.clone()]) * S::load_head(&columns[span.clone()]) * S::splat(scale);
+                (S::load_head(&x[span.clone()]) * factor).store_head(&mut out[span]);
+            }
+        }
+    }
+
+    /// `rows[i] *= scale · factors[i]`.
+    pub(super) fn scale_rows<S>(scale: f32, factors: &[f32], rows: &mut [f32]) {
+        let width = rows.len() / factors.len();
+        for (row, &factor) in rows.chunks_exact_mut(width).zip(factors) {
+            let factor = S::splat(scale * factor);
+            for x in row.chunks_mut(S::LANES) {
+                (S::load_head(x) * factor).store_head(x);
+            }
+        }
+    }
+
+    /// `out[i] = v[i] − factors[i] · u[i]`, row by row.
+    pub(super) fn residual<S>(v: &[f32], factors: &[f32], u: &[f32], out: &mut [f32]) {
+        let width = v.len() / factors.len();
+        for (i, &factor) in factors.iter().enumerate() {
+            let factor = S::splat(-factor);
+            for j in (i * width..(i + 1) * width).step_by(S::LANES) {
+                let span = j..(j + S::LANES).min((i + 1) * width);
+                S::load_head(&u[span.clone()]).mul_add(factor, S::load_head(&v[span.clone()])).store_head(&mut out[span]);
+            }
+        }
+    }
+
+    /// `out[i] += a[i] · b[i]`, the dot products of rows.
+    pub(super) fn dots<S>(a: &[f32], b: &[f32], out: &mut [f32]) {
+        let width = a.len() / out.len();
+        for ((a, b), out) in a.chunks_exact(width).zip(b.chunks_exact(width)).zip(out) {
+            let mut sums = [S::splat(0.0); 2];
+            for (i, (a, b)) in a.chunks(S::LANES).zip(b.chunks(S::LANES)).enumerate() {
+                sums[i % 2] = S::load_head(a).mul_add(S::load_head(b), sums[i % 2]);
+            }
+            *out += (sums[0] + sums[1]).sum();
+        }
+    }
+
+    /// `out[i][j] += a[i][j] · b[i][j] · columns[j]` for j < i.
+    pub(super) fn add_below<S>(a: &[f32], b: &[f32], columns: &[f32], out: &mut [f32]) {
+        for i in 0..columns.len() {
+            for j in (0..i).step_by(S::LANES) {
+                let (row, end) = (i * CHUNK, (j + S::LANES).min(i));
+                let (a, b) = (S::load_head(&a[row + j..row + end]), S::load_head(&b[row + j..row + end]));
+                let out = &mut out[row + j..row + end];
+                (a * b).mul_add(S::load_head(&columns[j..end]), S::load_head(out)).store_head(out);
+            }
+        }
+    }
+
+    /// `rows[i] += Σ_j x[i][j]` and `columns[j] += Σ_i x[i][j]`, both for j ≤ i.
+    pub(super) fn sums_below<S>(x: &[f32], rows: &mut [f32], columns: &mut [f32]) {
+        for (i, row) in rows.iter_mut().enumerate() {
+            let mut sum = S::splat(0.0);
+            for j in (0..=i).step_by(S::LANES) {
+                let end = (j + S::LANES).min(i + 1);
+                let x = S::load_head(&x[i * CHUNK + j..i * CHUNK + end]);
+                sum += x;
+                (S::load_head(&columns[j..end]) + x).store_head(&mut columns[j..end]);
+            }
+            *row += sum.sum();
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The gated delta rule over whole sequences, in chunks.
+
+mod cpu;
+mod entry;
+pub(crate) mod reference;
+
+pub(crate) use entry::OP;
+
+use crate::common::packed;
+use alluvium_core::contract::{F32, FLOATS, Fill, IDS, SAME};
+use alluvium_core::{Arg, BackwardMany, Contract, Device, Error, Kind, Result, Rule, Tensor, tape};
+use std::ops::Range;
+
+/// Tokens of a chunk.
+const CHUNK: usize = 64;
+
+/// What `gated_delta_rule` takes.
+static CONTRACT: Contract = Contract {
+    op: "gated_delta_rule",
+    args: &[
+        Arg::new("q", "B T H K", FLOATS).filled(Fill::UnitRows),
+        Arg::new("k", "B T H K", SAME).filled(Fill::UnitRows),
+        Arg::new("v", "B T G V", SAME),
+        Arg::new("g", "B T G", F32).filled(Fill::Uniform(-0.2, -0.001)),
+        Arg::new("beta", "B T G", F32).filled(Fill::Uniform(0.05, 0.95)),
+        Arg::new("initial_state", "N G V K", F32).optional(),
+        Arg::new("cu_seqlens", "N+1", IDS).optional().filled(Fill::Offsets('T')),
+    ],
+    rules: &[Rule::MultipleOf('G', 'H'), Rule::AtMost('K', 256)],
+};
+
+/// What the forward pass leaves for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChunkStates {
+    /// The state at the start of each chunk of 64 tokens: `V · K` numbers a chunk and head.
+    Keep,
+    /// None: the backward pass runs through the states again, one sequence and head at a time.
+    Recompute,
+}
+
+/// The arguments of [`gated_delta_rule`].
+#[derive(Clone, Copy, Debug)]
+pub struct GatedDelta<'a> {
+    /// Queries, `B T H K`.
+    pub q: &'a Tensor,
+    /// Keys, `B T H K`; of unit length, or the state grows.
+    pub k: &'a Tensor,
+    /// Values, `B T G V`.
+    pub v: &'a Tensor,
+    /// The natural logarithm of the decay, `B T G`, at most 0.
+    pub g: &'a Tensor,
+    /// How much of what is missing is written, `B T G`.
+    pub beta: &'a Tensor,
+    /// The state before the first token, `N G V K`; zeros where it is left out.
+    pub initial_state: Option<&'a Tensor>,
+    /// Where packed sequences begin, and the end: `N+1` offsets. Then `B` is 1.
+    pub cu_seqlens: Option<&'a Tensor>,
+    /// What the output is multiplied with, often `K^-½`.
+    pub scale: f32,
+    /// What is kept for the backward pass.
+    pub states: ChunkStates,
+}
+
+/// What [`gated_delta_rule`] and [`gated_delta_step`](crate::gated_delta_step) return.
+#[derive(Clone, Debug)]
+pub struct Delta {
+    /// The outputs, in the shape and dtype of `v`.
+    pub o: Tensor,
+    /// The state after the last token, `N G V K`.
+    pub final_state: Tensor,
+}
+
+/// Attention with a state that forgets and corrects itself: the token mixer of Gated DeltaNet.
+///
+/// For each sequence and value head, with a state `S` of `V × K`:
+/// `S_t = e^{g_t} S_{t-1} (I − β_t k_t k_tᵀ) + β_t v_t k_tᵀ`, `o_t = scale · S_t q_t`.
+/// Value head `i` reads queries and keys of head `i / (G/H)`. It is computed in chunks of 64 tokens, in f32.
+///
+/// | tensor          | shape     | dtype          | gradient |
+/// |-----------------|-----------|----------------|----------|
+/// | `q`, `k`        | `B T H K` | f32, f16, bf16 | yes      |
+/// | `v`             | `B T G V` | that of `q`    | yes      |
+/// | `g`, `beta`     | `B T G`   | f32            | yes      |
+/// | `initial_state` | `N G V K` | f32            | yes      |
+/// | `cu_seqlens`    | `N+1`     | u32            | no       |
+/// | `o`             | `B T G V` | that of `q`    |          |
+/// | `final_state`   | `N G V K` | f32            |          |
+///
+/// `N` is `B`, or the number of packed sequences. The backward pass keeps the arguments and, with
+/// [`ChunkStates::Keep`], one state a chunk; never one a token.
+///
+/// # Errors
+/// [`Kind::Shape`], `Dtype` or `Device` where the table does not hold, `G` is no multiple of `H` or `K` is above 256;
+/// `Value` when `cu_seqlens` does not rise from 0 to `T` or `scale` is not finite.
+///
+/// # Source
+/// Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464; the chunked form of Yang et al. 2024, arXiv:2406.06484.
+pub fn gated_delta_rule(args: GatedDelta<'_>) -> Result<Delta> {
+    let GatedDelta { q, k, v, g, beta, initial_state, cu_seqlens, scale, states } = args;
+    let dims = CONTRACT.check(&[Some(q), Some(k), Some(v), Some(g), Some(beta), initial_state, cu_seqlens])?;
+    if !scale.is_finite() {
+        return Err(Error::value(CONTRACT.op, format!("scale is {scale}, expected a finite number")));
+    }
+    let sequences = sequences(&args, dims['B'], dims['T'])?;
+    let mut saved = Grad {
+        q: q.detach(),
+        k: k.detach(),
+        v: v.detach(),
+        g: g.detach(),
+        beta: beta.detach(),
+        initial_state: initial_state.map(Tensor::detach),
+        sequences,
+        scale,
+        states: None,
+    };
+    let traced = [q, k, v, g, beta].into_iter().chain(initial_state).any(Tensor::is_traced);
+    let keep = if traced { states } else { ChunkStates::Recompute };
+    let (delta, states) = match q.device() {
+        Device::Cpu(cpu) => cpu::forward(cpu, &saved, keep)?,
+    };
+    saved.states = states;
+    let inputs = [Some(q), Some(k), Some(v), Some(g), Some(beta), initial_state];
+    let [o, final_state] = tape::record_many(inputs, [delta.o, delta.final_state], || saved)?;
+    Ok(Delta { o, final_state })
+}
+
+/// The tokens of each sequence among the `B · T` tokens.
+fn sequences(args: &GatedDelta<'_>, batch: usize, tokens: usize) -> Result<Vec<Range<usize>>> {
+    let sequences = match args.cu_seqlens {
+        Some(offsets) => packed(CONTRACT.op, offsets, batch, tokens)?,
+        None => (0..batch).map(|b| b * tokens..(b + 1) * tokens).collect(),
+    };
+    match args.initial_state.map(Tensor::shape) {
+        Some(got) if got[0] != sequences.len() => {
+            let want = format!("[N, G, V, K] with N = {}, the number of sequences", sequences.len());
+            Err(Kind::Shape { op: CONTRACT.op, arg: "initial_state", got, want }.into())
+        }
+        _ => Ok(sequences),
+    }
+}
+
+/// The arguments, and the states at the starts of the chunks where they are kept.
+///
+/// The gradient is that of the chunked form: see `docs/gated_delta_rule.md`.
+struct Grad {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    initial_state: Option<Tensor>,
+    sequences: Vec<Range<usize>>,
+    scale: f32,
+    states: Option<cpu::States>,
+}
+
+impl BackwardMany<6, 2> for Grad {
+    fn op(&self) -> &'static str {
+        CONTRACT.op
+    }
+
+    fn backward(self, [o, last]: [Option<Tensor>; 2], _need: [bool; 6]) -> Result<[Option<Tensor>; 6]> {
+        match self.q.device() {
+            Device::Cpu(cpu) => cpu::backward(cpu, &self, o.as_ref(), last.as_ref()),
+        }
+    }
+}
