@@ -32,6 +32,8 @@ mod attention;
 
 // gated delta rule
 mod gated_delta_rule;
+mod gated_delta_step;
+mod gdn_gate;
 
 // loss
 mod cross_entropy;
@@ -66,6 +68,8 @@ pub use attention::{Attention, attention};
 
 // gated delta rule
 pub use gated_delta_rule::{ChunkStates, Delta, GatedDelta, gated_delta_rule};
+pub use gated_delta_step::{GatedDeltaStep, gated_delta_step};
+pub use gdn_gate::{Gates, gdn_gate};
 
 // loss
 pub use cross_entropy::{CrossEntropy, Reduction, cross_entropy};
@@ -105,6 +109,8 @@ pub static OPS: &[&Op] = &[
 
     // gated delta rule
     &gated_delta_rule::OP,
+    &gated_delta_step::OP,
+    &gdn_gate::OP,
 
     // loss
     &cross_entropy::OP,

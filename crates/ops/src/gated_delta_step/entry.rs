@@ -1,0 +1,50 @@
+//! The entry of `gated_delta_step` in the list.
+
+use super::{CONTRACT, GatedDeltaStep, WHY, gated_delta_step, reference};
+use crate::op::{Case, Cost, Gradient, Op, Tolerance};
+use alluvium_core::contract::Fill;
+
+pub(crate) static OP: Op = Op {
+    contract: &CONTRACT,
+    summary: "one token of the gated delta rule",
+    results: &["o", "final_state"],
+    run: |t| {
+        let delta = gated_delta_step(GatedDeltaStep {
+            q: &t["q"],
+            k: &t["k"],
+            v: &t["v"],
+            g: &t["g"],
+            beta: &t["beta"],
+            // a copy: the step writes over its state where it is the only holder
+            state: t["state"].clone(),
+            scale: scale(t) as f32,
+        })?;
+        Ok(vec![delta.o, delta.final_state])
+    },
+    reference: |t| reference::forward(t, scale(t)),
+    gradient: Gradient::None(WHY),
+    tolerance: Tolerance::F32_SUMS,
+    cases: &[
+        Case::new("one number", &[('B', 1), ('H', 1), ('G', 1), ('K', 1), ('V', 1)]),
+        Case::new("unequal heads, odd widths", &[('B', 3), ('H', 2), ('G', 6), ('K', 5), ('V', 17)]),
+        Case::new("strong decay", &[('B', 1), ('H', 1), ('G', 2), ('K', 63), ('V', 5)])
+            .filled(&[("g", Fill::Uniform(-30.0, 0.0))]),
+        Case::new("a model's heads", &[('B', 2), ('H', 4), ('G', 8), ('K', 128), ('V', 128)])
+            .options(&[("scale", 0.3)]),
+    ],
+    fixed: &[],
+    largest: 70,
+    bench: &[
+        Case::new("a small model", &[('B', 1), ('H', 16), ('G', 16), ('K', 128), ('V', 128)]),
+        Case::new("32 heads", &[('B', 1), ('H', 16), ('G', 32), ('K', 128), ('V', 128)]),
+    ],
+    cost: |d| {
+        let states = d['B'] * d['G'] * d['V'] * d['K'];
+        let bytes = 4 * (2 * states + 2 * d['B'] * d['H'] * d['K'] + 2 * d['B'] * d['G'] * (d['V'] + 1));
+        Cost { bytes, flops: 7 * states, ..Cost::default() }
+    },
+};
+
+fn scale<T>(t: &crate::op::Given<T>) -> f64 {
+    t.option("scale").unwrap_or_else(|| (t.dims['K'] as f64).sqrt().recip())
+}

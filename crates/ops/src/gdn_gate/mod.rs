@@ -1,0 +1,98 @@
+//! Decay and beta of the gated delta rule, from what a layer projects.
+
+mod cpu;
+mod entry;
+mod reference;
+
+pub(crate) use entry::OP;
+
+use alluvium_core::contract::{F32, FLOATS, Fill, SAME};
+use alluvium_core::{Arg, BackwardMany, Contract, Device, Result, Tensor, tape};
+
+/// What `gdn_gate` takes.
+static CONTRACT: Contract = Contract {
+    op: "gdn_gate",
+    args: &[
+        Arg::new("a", "R.. G", FLOATS),
+        Arg::new("b", "R.. G", SAME),
+        Arg::new("a_log", "G", F32).filled(Fill::Uniform(-2.0, 2.7)),
+        Arg::new("dt_bias", "G", F32),
+    ],
+    rules: &[],
+};
+
+/// What [`gdn_gate`] returns.
+#[derive(Clone, Debug)]
+pub struct Gates {
+    /// The natural logarithm of the decay, f32, at most 0.
+    pub g: Tensor,
+    /// How much of what is missing is written, f32, between 0 and 1.
+    pub beta: Tensor,
+}
+
+/// The gates of the gated delta rule: `g = −e^{a_log} · softplus(a + dt_bias)` and `beta = σ(b)`.
+///
+/// In f32 whatever the dtype of `a` and `b`; `softplus(x) = ln(1 + eˣ)` without overflow.
+///
+/// | tensor             | shape   | dtype          | gradient |
+/// |--------------------|---------|----------------|----------|
+/// | `a`, `b`           | `R.. G` | f32, f16, bf16 | yes      |
+/// | `a_log`, `dt_bias` | `G`     | f32            | yes      |
+/// | `g`, `beta`        | `R.. G` | f32            |          |
+///
+/// The backward pass keeps the arguments and both results.
+///
+/// # Errors
+/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold.
+///
+/// # Source
+/// Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464; the decay is that of Mamba2, arXiv:2405.21060. Same numbers as
+/// `compute_g` in mlx-lm, which returns `e^g`.
+pub fn gdn_gate(a: &Tensor, b: &Tensor, a_log: &Tensor, dt_bias: &Tensor) -> Result<Gates> {
+    let dims = CONTRACT.check(&[a, b, a_log, dt_bias])?;
+    let Gates { g, beta } = match a.device() {
+        Device::Cpu(cpu) => cpu::forward(cpu, [a, b, a_log, dt_bias], dims['R'])?,
+    };
+    let grad =
+        || Grad { a: a.detach(), a_log: a_log.detach(), dt_bias: dt_bias.detach(), g: g.clone(), beta: beta.clone() };
+    let [g, beta] = tape::record_many([a, b, a_log, dt_bias], [g.clone(), beta.clone()], grad)?;
+    Ok(Gates { g, beta })
+}
+
+/// With `x = a + dt_bias`: `da = −e^{a_log} σ(x) dg`, `ddt_bias = Σ da`, `da_log = Σ g dg`, `db = β (1 − β) dβ`.
+struct Grad {
+    a: Tensor,
+    a_log: Tensor,
+    dt_bias: Tensor,
+    g: Tensor,
+    beta: Tensor,
+}
+
+impl BackwardMany<4, 2> for Grad {
+    fn op(&self) -> &'static str {
+        CONTRACT.op
+    }
+
+    fn backward(self, dy: [Option<Tensor>; 2], _need: [bool; 4]) -> Result<[Option<Tensor>; 4]> {
+        match self.a.device() {
+            Device::Cpu(cpu) => cpu::backward(cpu, &self, dy.each_ref().map(Option::as_ref)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_decay_of_large_inputs_neither_overflows_nor_vanishes() {
+        let device = Device::cpu();
+        let row = |data: &[f32]| Tensor::from_slice(data, [3], &device).unwrap();
+        let (a, zero) = (row(&[-80.0, 0.0, 300.0]), row(&[0.0; 3]));
+        let gates = gdn_gate(&a.reshape([1, 3]).unwrap(), &a.reshape([1, 3]).unwrap(), &zero, &zero).unwrap();
+        let g = gates.g.to_floats().unwrap();
+        assert!((f64::from(g[0]) / -f64::exp(-80.0) - 1.0).abs() < 1e-5, "{g:?}");
+        assert_eq!(g[1..], [-std::f32::consts::LN_2, -300.0]);
+        assert_eq!(gates.beta.to_floats().unwrap()[1..], [0.5, 1.0]);
+    }
+}
