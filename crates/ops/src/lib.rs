@@ -3,8 +3,10 @@
 //! An operation is one folder here and one line in [`OPS`]. The check, the tests on every device, the benchmark, the
 //! generated documentation and `alluvium ops` all read that list.
 
+pub mod bench;
 pub mod check;
 pub mod common;
+pub mod docs;
 pub mod op;
 
 // elementwise

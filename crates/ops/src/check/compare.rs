@@ -22,7 +22,8 @@ impl Gap {
         self.relative <= tolerance.relative && self.worst <= tolerance.worst
     }
 
-    pub(super) fn worse(self, other: Gap) -> Gap {
+    /// The larger of both.
+    pub fn worse(self, other: Gap) -> Gap {
         let (relative, base) =
             (self.relative.max(other.relative), if self.worst >= other.worst { self } else { other });
         Gap { relative, ..base }

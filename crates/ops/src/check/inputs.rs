@@ -3,7 +3,7 @@
 use crate::op::{Array, Case, Given, Op};
 use alluvium_core::contract::{Arg, Fill};
 use alluvium_core::rng::Rng;
-use alluvium_core::{DType, Device, Dims, Error, Result, Shape, Tensor};
+use alluvium_core::{DType, Device, Dims, Error, Result, Shape, Tape, Tensor};
 use half::{bf16, f16};
 
 /// The tokens of a chunk of the gated delta rule, for the fills that are made per chunk.
@@ -50,6 +50,13 @@ impl Inputs {
             dtype,
             device: device.clone(),
         })
+    }
+
+    /// The tensors, with those of floating numbers followed by a tape.
+    pub fn watched(&self, tape: &Tape) -> Given<Tensor> {
+        let watch = |x: &Tensor| if x.dtype().is_float() { tape.watch(x) } else { x.clone() };
+        let args = self.tensors.args.iter().map(|(name, x)| (*name, x.as_ref().map(watch))).collect();
+        Given { args, dims: self.tensors.dims.clone(), options: self.tensors.options }
     }
 
     /// Random gradients for the results, rounded to the storage that is checked.

@@ -14,7 +14,7 @@ pub use differences::gradient_of_reference;
 pub use errors::refusals;
 pub use inputs::Inputs;
 
-use crate::op::{Array, Case, Given, Gradient, Op, Tolerance};
+use crate::op::{Array, Case, Gradient, Op, Tolerance};
 use alluvium_core::{DType, Device, Result, Tape, Tensor};
 
 /// How near a case came, or why it failed.
@@ -115,9 +115,7 @@ impl Proof<'_> {
             return Ok(Ran { results: (self.op.run)(&inputs.tensors)?, gradients: Vec::new() });
         }
         let tape = Tape::new();
-        let watched = |x: &Tensor| if x.dtype().is_float() { tape.watch(x) } else { x.clone() };
-        let args = inputs.tensors.args.iter().map(|(name, x)| (*name, x.as_ref().map(watched))).collect();
-        let given = Given { args, dims: inputs.tensors.dims.clone(), options: inputs.tensors.options };
+        let given = inputs.watched(&tape);
         let results = (self.op.run)(&given)?;
         let mut pairs = Vec::new();
         for (y, seed) in results.iter().zip(seeds).filter(|(y, _)| y.is_traced()) {

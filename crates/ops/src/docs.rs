@@ -1,0 +1,37 @@
+//! The documentation that is made from the list.
+
+use crate::OPS;
+use crate::op::{Gradient, Op};
+use alluvium_core::contract::Arg;
+
+/// The page docs/ops.md: every operation with what it takes, its gradient and where it runs.
+pub fn page() -> String {
+    let mut page = String::from(
+        "# Operations\n\n\
+         Made by `alluvium ops --markdown` from the list in `crates/ops/src/lib.rs`; a test fails when it is stale.\n\n\
+         Letters are axes: `B T H K`. `R..` is any number of leading axes. An argument in brackets may be left out.\n\n\
+         | operation | what it does | takes | gives | gradient | runs on |\n\
+         |---|---|---|---|---|---|\n",
+    );
+    for op in OPS {
+        let row = row(op);
+        page += &format!("| {} |\n", row.join(" | "));
+    }
+    page
+}
+
+/// One operation's row: name, summary, arguments, results, gradient, devices.
+pub fn row(op: &Op) -> [String; 6] {
+    let args: Vec<String> = op.contract.args.iter().map(argument).collect();
+    let gradient = match op.gradient {
+        Gradient::Of(_) => "yes".to_owned(),
+        Gradient::None(why) => format!("none: {why}"),
+    };
+    let devices = "cpu".to_owned();
+    [format!("`{}`", op.name()), op.summary.to_owned(), args.join(", "), op.results.join(", "), gradient, devices]
+}
+
+fn argument(arg: &Arg) -> String {
+    let text = format!("`{}` {}", arg.name, arg.shape);
+    if arg.optional { format!("[{text}]") } else { text }
+}
