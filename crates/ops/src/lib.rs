@@ -42,8 +42,10 @@ mod cross_entropy;
 
 // optimiser
 mod adamw;
+mod global_norm;
 
 // sampling
+mod sample;
 
 // elementwise
 
@@ -78,8 +80,10 @@ pub use cross_entropy::{CrossEntropy, Reduction, cross_entropy};
 
 // optimiser
 pub use adamw::{AdamW, AdamWState, adamw};
+pub use global_norm::global_norm;
 
 // sampling
+pub use sample::{Sampling, sample};
 
 pub use op::{Case, Cost, Given, Op};
 
@@ -119,8 +123,10 @@ pub static OPS: &[&Op] = &[
 
     // optimiser
     &adamw::OP,
+    &global_norm::OP,
 
     // sampling
+    &sample::OP,
 ];
 
 /// The operation of this name.

@@ -30,7 +30,7 @@ pub(super) fn forward(
                 |scratch, (block, (o, lse))| {
                     let queries = block * QUERIES..block * QUERIES + lse.len();
                     let head = Head { q, keys, values, scale, width };
-                    scratch.block(level, &head, mask, queries, o, lse);
+                    scratch.block(level, &head, mask, queries, [o, lse]);
                 },
             );
         });
@@ -68,15 +68,7 @@ impl Scratch {
         Scratch { q: vec![0.0; width * QUERIES], scores: vec![0.0; KEYS * QUERIES], rows }
     }
 
-    fn block(
-        &mut self,
-        level: Level,
-        head: &Head<'_>,
-        mask: &Mask,
-        queries: Range<usize>,
-        o: &mut [f32],
-        lse: &mut [f32],
-    ) {
+    fn block(&mut self, level: Level, head: &Head<'_>, mask: &Mask, queries: Range<usize>, [o, lse]: [&mut [f32]; 2]) {
         let Scratch { q, scores, rows } = self;
         let (width, count) = (head.width, queries.len());
         let stride = count.next_multiple_of(WIDEST);

@@ -1,0 +1,182 @@
+//! One task a row. Whatever the filters, the words that stay are the first ones in the order of descending logits, so
+//! only their number is looked for and only so many are ever sorted.
+
+use super::{CONTRACT, Sampling};
+use alluvium_core::cpu::simd::math::exp;
+use alluvium_core::cpu::{Cpu, Level};
+use alluvium_core::{Dims, Error, Result, Tensor};
+use rayon::prelude::*;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// Words whose weights are summed in f32 before their sum joins an f64 one.
+const BLOCK: usize = 4_096;
+/// Words that are sorted first when a filter by probability does not say how many it needs.
+const FIRST_GUESS: usize = 256;
+
+pub(super) fn sample(cpu: &Cpu, logits: &Tensor, sampling: &Sampling, draws: &[f32], dims: &Dims) -> Result<Tensor> {
+    let (words, level) = (dims['V'], cpu.level());
+    let logits = cpu.read(logits)?;
+    let choices: Result<Vec<u32>> = cpu.run(|| {
+        let rows = logits.par_chunks_exact(words).zip(draws).enumerate();
+        rows.map(|(row, (logits, &draw))| choose(level, row, logits, sampling, f64::from(draw))).collect()
+    });
+    Tensor::from_slice(&choices?, [dims['B']], &cpu.clone().into())
+}
+
+fn choose(level: Level, row: usize, logits: &[f32], sampling: &Sampling, draw: f64) -> Result<u32> {
+    let max = largest(level, logits);
+    if max == f32::INFINITY || max.is_nan() {
+        return Err(Error::value(CONTRACT.op, format!("row {row} of the logits has NaN or +∞")));
+    }
+    if max == f32::NEG_INFINITY {
+        return Err(Error::value(CONTRACT.op, format!("row {row} of the logits has nothing but −∞")));
+    }
+    let Sampling { temperature, top_k, top_p, min_p } = *sampling;
+    if temperature == 0.0 {
+        return Ok(logits.iter().position(|&x| x == max).unwrap_or(0) as u32);
+    }
+    if top_k == 0 && top_p == 1.0 && min_p == 0.0 {
+        return Ok(among_all(level, logits, max, temperature, draw));
+    }
+    let mut most = if top_k == 0 { logits.len() } else { top_k.min(logits.len()) };
+    if min_p > 0.0 {
+        let least = f64::from(min_p).ln();
+        let likely = logits.iter().filter(|&&x| f64::from(x) - f64::from(max) >= least).count();
+        most = most.min(likely);
+    }
+    let mut kept = if top_p < 1.0 { likeliest(level, logits, max, top_p, most) } else { best(logits, most) };
+    kept.sort_unstable();
+    Ok(among(logits, &kept, max, temperature, draw))
+}
+
+/// The fewest words whose probability together reaches `top_p`, at most `most`.
+fn likeliest(level: Level, logits: &[f32], max: f32, top_p: f32, most: usize) -> Vec<u32> {
+    let total: f64 = logits.chunks(BLOCK).map(|x| f64::from(sum_of_exp(level, x, max, 1.0))).sum();
+    let enough = f64::from(top_p) * total;
+    let mut count = FIRST_GUESS.min(most);
+    loop {
+        let mut words = best(logits, count);
+        let mut sum = 0.0;
+        let reached = words.iter().position(|&id| {
+            sum += (f64::from(logits[id as usize]) - f64::from(max)).exp();
+            sum >= enough
+        });
+        if let Some(last) = reached {
+            words.truncate(last + 1);
+            return words;
+        }
+        if count == most {
+            return words;
+        }
+        count = (8 * count).min(most);
+    }
+}
+
+/// The `count` words with the largest logits in descending order, equals by their ids.
+fn best(logits: &[f32], count: usize) -> Vec<u32> {
+    let mut heap = BinaryHeap::with_capacity(count + 1);
+    let mut least = f32::NEG_INFINITY;
+    for (id, &x) in logits.iter().enumerate() {
+        if heap.len() == count {
+            // of equals the later one is worse
+            if x <= least {
+                continue;
+            }
+            heap.pop();
+        }
+        heap.push(Reverse(rank(x, id as u32)));
+        least = heap.peek().map_or(least, |&Reverse(rank)| logits[id_of(rank) as usize]);
+    }
+    heap.into_sorted_vec().into_iter().map(|Reverse(rank)| id_of(rank)).collect()
+}
+
+/// A number that orders words: by logit, of equals the lower id above.
+fn rank(x: f32, id: u32) -> u64 {
+    // −0 is 0; the bits of negative floats fall where the numbers rise
+    let bits = (x + 0.0).to_bits();
+    let ordered = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    u64::from(ordered) << 32 | u64::from(!id)
+}
+
+fn id_of(rank: u64) -> u32 {
+    !(rank as u32)
+}
+
+/// Draws one of a few words, whose ids rise.
+fn among(logits: &[f32], kept: &[u32], max: f32, temperature: f32, draw: f64) -> u32 {
+    let weight = |id: u32| ((f64::from(logits[id as usize]) - f64::from(max)) / f64::from(temperature)).exp();
+    let total: f64 = kept.iter().map(|&id| weight(id)).sum();
+    pick(kept.iter().map(|&id| (id, weight(id))), 0.0, draw * total)
+}
+
+/// Draws one of all words: first the block, then the word.
+fn among_all(level: Level, logits: &[f32], max: f32, temperature: f32, draw: f64) -> u32 {
+    let heat = temperature.recip();
+    let sums: Vec<f64> = logits.chunks(BLOCK).map(|x| f64::from(sum_of_exp(level, x, max, heat))).collect();
+    let goal = draw * sums.iter().sum::<f64>();
+    // rounding may leave the goal unreached: then it is the last block that weighs anything
+    let last = sums.iter().rposition(|&sum| sum > 0.0).unwrap_or(0);
+    let (mut before, mut block) = (0.0, 0);
+    while block < last && before + sums[block] <= goal {
+        before += sums[block];
+        block += 1;
+    }
+    let mut weights: Vec<f32> = logits.chunks(BLOCK).nth(block).unwrap_or_default().to_vec();
+    exp_of(level, &mut weights, max, heat);
+    pick(weights.iter().zip(block * BLOCK..).map(|(&w, id)| (id as u32, f64::from(w))), before, goal)
+}
+
+/// The first word at which the running sum passes the goal, or the last that weighs anything.
+fn pick(words: impl Iterator<Item = (u32, f64)>, mut sum: f64, goal: f64) -> u32 {
+    let mut chosen = 0;
+    for (id, weight) in words.filter(|&(_, weight)| weight > 0.0) {
+        chosen = id;
+        sum += weight;
+        if sum > goal {
+            break;
+        }
+    }
+    chosen
+}
+
+alluvium_core::simd! {
+    /// The largest; NaN where there is one.
+    fn largest<S>(x: &[f32]) -> f32 {
+        let mut max = [f32::NEG_INFINITY; 16];
+        let mut odd = [false; 16];
+        let whole = x.chunks_exact(16);
+        for &x in whole.remainder() {
+            max[0] = if x > max[0] { x } else { max[0] };
+            odd[0] |= x.is_nan();
+        }
+        for x in whole {
+            for i in 0..16 {
+                max[i] = if x[i] > max[i] { x[i] } else { max[i] };
+                odd[i] |= x[i].is_nan();
+            }
+        }
+        if odd.contains(&true) { f32::NAN } else { max.into_iter().fold(f32::NEG_INFINITY, f32::max) }
+    }
+
+    /// `Σ exp((x − max)·heat)`.
+    fn sum_of_exp<S>(x: &[f32], max: f32, heat: f32) -> f32 {
+        let (shift, heat) = (S::splat(max), S::splat(heat));
+        let whole = x.chunks_exact(S::LANES);
+        // lanes past the end are −∞ and weigh nothing
+        let mut tail = [f32::NEG_INFINITY; 16];
+        tail[..whole.remainder().len()].copy_from_slice(whole.remainder());
+        let mut sum = exp((S::load(&tail) - shift) * heat);
+        for x in whole {
+            sum += exp((S::load(x) - shift) * heat);
+        }
+        sum.sum()
+    }
+
+    /// Each becomes `exp((x − max)·heat)`.
+    fn exp_of<S>(x: &mut [f32], max: f32, heat: f32) {
+        for x in x.chunks_mut(S::LANES) {
+            exp((S::load_head(x) - S::splat(max)) * S::splat(heat)).store_head(x);
+        }
+    }
+}

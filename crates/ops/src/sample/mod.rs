@@ -1,0 +1,179 @@
+//! The choice of the next word.
+
+mod cpu;
+mod entry;
+mod reference;
+
+pub(crate) use entry::OP;
+
+use alluvium_core::contract::{FLOATS, Fill};
+use alluvium_core::{Arg, Contract, Device, Error, Result, Tensor, tape};
+
+/// What `sample` takes.
+static CONTRACT: Contract =
+    Contract { op: "sample", args: &[Arg::new("logits", "B V", FLOATS).filled(Fill::Normal(3.0))], rules: &[] };
+
+/// Why there is no gradient.
+const WHY: &str = "a choice does not move with its logits";
+
+/// How the next word is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// What logits are divided by; 0 takes the likeliest word.
+    pub temperature: f32,
+    /// Only the so many likeliest words; 0 is off.
+    pub top_k: usize,
+    /// Only the likeliest words that together have this probability; 1 is off.
+    pub top_p: f32,
+    /// Only words with at least this fraction of the likeliest one's probability; 0 is off.
+    pub min_p: f32,
+}
+
+/// The likeliest word, always.
+impl Default for Sampling {
+    fn default() -> Self {
+        Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
+    }
+}
+
+impl Sampling {
+    /// Refuses numbers that nothing can be chosen by.
+    fn check(&self) -> Result<()> {
+        let Sampling { temperature, top_p, min_p, .. } = *self;
+        let numbers = [
+            ("temperature", temperature, temperature >= 0.0 && temperature.is_finite(), "a finite number, 0 or more"),
+            ("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "a number above 0, at most 1"),
+            ("min_p", min_p, (0.0..=1.0).contains(&min_p), "a number from 0 to 1"),
+        ];
+        match numbers.into_iter().find(|&(_, _, good, _)| !good) {
+            Some((name, x, _, want)) => Err(Error::value(CONTRACT.op, format!("{name} is {x}, expected {want}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Chooses a word for each row of logits, by one number in `[0, 1)` a row.
+///
+/// At temperature 0: the largest logit, the first of equals. Else the filters choose which words stay, each by the
+/// probabilities at temperature 1, in the order of descending logits, equal ones by their ids: `top_p` the fewest words
+/// whose probability reaches it, `min_p` the words with that fraction of the likeliest one's, `top_k` so many. Of
+/// those, by `softmax(logits / temperature)`, the first in the order of ids at which the running sum passes the draw.
+///
+/// | tensor   | shape | dtype          | gradient |
+/// |----------|-------|----------------|----------|
+/// | `logits` | `B V` | f32, f16, bf16 | no       |
+/// | result   | `B`   | u32            |          |
+///
+/// # Errors
+/// [`Kind::Shape`](alluvium_core::Kind::Shape) or `Dtype` where the table does not hold; `Value` when a number of
+/// `sampling` or a draw is out of range, or a row of logits has NaN, +∞ or nothing but −∞; `NoGradient` when the logits
+/// are traced: detach them.
+///
+/// # Source
+/// Holtzman et al. 2020, arXiv:1904.09751 (top-p); Nguyen et al. 2024, arXiv:2407.01082 (min-p). The filters are those of
+/// `make_sampler` in mlx-lm.
+pub fn sample(logits: &Tensor, sampling: &Sampling, draws: &[f32]) -> Result<Tensor> {
+    let dims = CONTRACT.check(&[logits])?;
+    sampling.check()?;
+    tape::no_gradient(CONTRACT.op, WHY, [logits])?;
+    if draws.len() != dims['B'] {
+        let why = format!("{} draws came, expected one for each of {} rows", draws.len(), dims['B']);
+        return Err(Error::value(CONTRACT.op, why));
+    }
+    if let Some(draw) = draws.iter().find(|draw| !(0.0..1.0).contains(*draw)) {
+        return Err(Error::value(CONTRACT.op, format!("a draw is {draw}, expected a number from 0 to below 1")));
+    }
+    match logits.device() {
+        Device::Cpu(cpu) => cpu::sample(cpu, logits, sampling, draws, &dims),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(logits: &[f32]) -> Tensor {
+        Tensor::from_slice(logits, [1, logits.len()], &Device::cpu()).unwrap()
+    }
+
+    fn ids(logits: &[f32], sampling: Sampling) -> Vec<u32> {
+        let draws = (0..100).map(|i| i as f32 / 100.0);
+        let mut ids: Vec<u32> =
+            draws.map(|draw| sample(&row(logits), &sampling, &[draw]).unwrap().to_vec::<u32>().unwrap()[0]).collect();
+        ids.dedup();
+        ids
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_equals() {
+        assert_eq!(ids(&[0.0, 3.0, -1.0, 3.0], Sampling::default()), [1]);
+    }
+
+    #[test]
+    fn each_filter_keeps_the_words_it_should_and_equals_by_their_ids() {
+        // probabilities 0.1, 0.4, 0.1, 0.4
+        let logits = [1.0f32, 4.0, 1.0, 4.0].map(f32::ln);
+        let all = Sampling { temperature: 1.0, ..Sampling::default() };
+        assert_eq!(ids(&logits, all), [0, 1, 2, 3]);
+        assert_eq!(ids(&logits, Sampling { top_k: 1, ..all }), [1]);
+        assert_eq!(ids(&logits, Sampling { top_k: 3, ..all }), [0, 1, 3]);
+        assert_eq!(ids(&logits, Sampling { top_p: 0.39, ..all }), [1]);
+        assert_eq!(ids(&logits, Sampling { top_p: 0.41, ..all }), [1, 3]);
+        assert_eq!(ids(&logits, Sampling { top_p: 0.85, ..all }), [0, 1, 3]);
+        assert_eq!(ids(&logits, Sampling { min_p: 0.26, ..all }), [1, 3]);
+        assert_eq!(ids(&logits, Sampling { min_p: 0.24, ..all }), [0, 1, 2, 3]);
+        assert_eq!(ids(&logits, Sampling { top_p: 0.85, top_k: 3, min_p: 0.5, ..all }), [1, 3]);
+    }
+
+    #[test]
+    fn words_are_drawn_as_often_as_they_are_likely() {
+        let logits: Vec<f32> = [1.0f32, 2.0, 3.0, 4.0].map(f32::ln).into_iter().cycle().take(10_000).collect();
+        let tensor = row(&logits);
+        for temperature in [1.0, 0.5] {
+            let sampling = Sampling { temperature, ..Sampling::default() };
+            let mut counts = [0.0f64; 4];
+            for i in 0..2_000 {
+                let draw = (i as f32 * 0.618_034).fract();
+                let id = sample(&tensor, &sampling, &[draw]).unwrap().to_vec::<u32>().unwrap()[0];
+                counts[id as usize % 4] += 1.0;
+            }
+            let worth = |i: usize| (i as f64 + 1.0).powf(f64::from(1.0 / temperature));
+            let total: f64 = (0..4).map(worth).sum();
+            for (i, count) in counts.iter().enumerate() {
+                assert!((count / 2_000.0 - worth(i) / total).abs() < 0.04, "{temperature} {counts:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_chosen_by_is_refused_in_words() {
+        let good = Sampling { temperature: 1.0, ..Sampling::default() };
+        let error = |logits: &[f32], sampling: Sampling, draws: &[f32]| {
+            sample(&row(logits), &sampling, draws).unwrap_err().to_string()
+        };
+        let cold = Sampling { temperature: -1.0, ..good };
+        assert_eq!(error(&[0.0], cold, &[0.0]), "sample: temperature is -1, expected a finite number, 0 or more");
+        let none = Sampling { top_p: 0.0, ..good };
+        assert_eq!(error(&[0.0], none, &[0.0]), "sample: top_p is 0, expected a number above 0, at most 1");
+        assert_eq!(error(&[0.0], good, &[]), "sample: 0 draws came, expected one for each of 1 rows");
+        assert_eq!(error(&[0.0], good, &[1.0]), "sample: a draw is 1, expected a number from 0 to below 1");
+        let mut logits = vec![0.0; 50];
+        logits[33] = f32::NAN;
+        for sampling in [good, Sampling::default(), Sampling { top_k: 2, ..good }] {
+            assert_eq!(error(&logits, sampling, &[0.5]), "sample: row 0 of the logits has NaN or +∞");
+        }
+        assert_eq!(error(&[f32::NEG_INFINITY; 3], good, &[0.5]), "sample: row 0 of the logits has nothing but −∞");
+    }
+
+    #[test]
+    fn a_word_of_probability_zero_is_never_chosen() {
+        let logits = [f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY];
+        let all = Sampling { temperature: 1.0, ..Sampling::default() };
+        for sampling in [all, Sampling { top_k: 4, ..all }, Sampling { top_p: 0.999, ..all }] {
+            for draw in [0.0, 0.499, 0.501, 1.0 - f32::EPSILON] {
+                let id = sample(&row(&logits), &sampling, &[draw]).unwrap().to_vec::<u32>().unwrap()[0];
+                assert_eq!(id, if draw < 0.5 { 1 } else { 3 });
+            }
+        }
+    }
+}
