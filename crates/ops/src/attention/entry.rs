@@ -46,7 +46,7 @@ pub(crate) static OP: Op = Op {
         Case::new("wide heads", &[('B', 1), ('T', 66), ('A', 2), ('D', 256), ('S', 66), ('G', 1)]).without(PACKED),
     ],
     fixed: &['B', 'T', 'S', 'N'],
-    largest: 33,
+    largest: 9,
     bench: &[
         Case::new("2k tokens, 8 heads of 64", &[('B', 1), ('T', 2_048), ('A', 8), ('D', 64), ('S', 2_048), ('G', 8)])
             .without(PACKED),
