@@ -1,1 +1,21 @@
-//! x
+//! Language models and their files: build, load, save, generate, measure.
+//!
+//! A model is one file in [`models`], named by the `model_type` of its `config.json`, and one line in
+//! [`models::MODELS`]. Its layers are in [`nn`]; the names of their fields are the keys of a checkpoint.
+
+pub mod cache;
+pub mod checkpoint;
+pub mod formats;
+pub mod generate;
+pub mod models;
+pub mod nn;
+mod pending;
+pub mod perplexity;
+
+pub use cache::{Cache, LayerCache};
+pub use checkpoint::{Description, Loaded, describe, load, save};
+pub use formats::config::Config;
+pub use formats::tokenizer::Tokenizer;
+pub use generate::{Options, Reason, Summary, generate};
+pub use models::{Batch, Keep, LanguageModel, build, initialise};
+pub use nn::params::{Parameters, parameter_count};

@@ -1,0 +1,114 @@
+//! `config.json`: what kind of model, and its sizes.
+
+use alluvium_core::{Error, Result};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// A model's `config.json`, kept whole: what no code here reads survives a load and a save.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    path: PathBuf,
+    root: Map<String, Value>,
+}
+
+impl Config {
+    /// From JSON that was made here.
+    ///
+    /// # Errors
+    /// When it is no object.
+    pub fn new(json: Value) -> Result<Self> {
+        Self::of(PathBuf::from("config.json"), json)
+    }
+
+    /// Reads `config.json` of a checkpoint's folder.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no JSON object; `NaN`, which Python writes, is no JSON.
+    pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
+        let path = folder.as_ref().join("config.json");
+        let text = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
+        let json = serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not valid JSON: {e}")))?;
+        Self::of(path, json)
+    }
+
+    fn of(path: PathBuf, json: Value) -> Result<Self> {
+        match json {
+            Value::Object(root) => Ok(Config { path, root }),
+            other => Err(Error::file(path, format!("expected a JSON object, found {}", brief(&other)))),
+        }
+    }
+
+    /// The file it came from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The whole of it.
+    pub fn json(&self) -> &Map<String, Value> {
+        &self.root
+    }
+
+    /// Sets a key of the top level.
+    pub fn set(&mut self, key: &str, value: impl Into<Value>) {
+        self.root.insert(key.to_owned(), value.into());
+    }
+
+    /// The kind of model, as `model_type` names it.
+    ///
+    /// # Errors
+    /// When the key is missing.
+    pub fn model_type(&self) -> Result<&str> {
+        self.root
+            .get("model_type")
+            .and_then(Value::as_str)
+            .ok_or_else(|| self.wrong("`model_type` is missing; it says what kind of model this is"))
+    }
+
+    /// The part that describes the language model: `text_config` where there is one, else the top level.
+    pub fn text(&self) -> &Map<String, Value> {
+        self.root.get("text_config").and_then(Value::as_object).unwrap_or(&self.root)
+    }
+
+    /// The sizes of a model, as its own type names them, from [`Config::text`].
+    ///
+    /// # Errors
+    /// Names the key that is missing or of the wrong type.
+    pub fn sizes<T: DeserializeOwned>(&self) -> Result<T> {
+        let part = if self.root.contains_key("text_config") { "text_config: " } else { "" };
+        T::deserialize(Value::Object(self.text().clone())).map_err(|e| self.wrong(format!("{part}{e}")))
+    }
+
+    /// The number of words, `vocab_size`.
+    ///
+    /// # Errors
+    /// When the key is missing or no whole number.
+    pub fn vocab_size(&self) -> Result<usize> {
+        let size = self.text().get("vocab_size").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
+        size.ok_or_else(|| self.wrong("`vocab_size` is missing or no whole number"))
+    }
+
+    /// The tokens that end a text: `eos_token_id`, one or a list.
+    pub fn eos_token_ids(&self) -> Vec<u32> {
+        token_ids(self.root.get("eos_token_id").or_else(|| self.text().get("eos_token_id")))
+    }
+
+    /// The error that names this file.
+    pub fn wrong(&self, why: impl Into<String>) -> Error {
+        Error::file(&self.path, why)
+    }
+}
+
+/// One id, a list of ids, or nothing.
+pub(crate) fn token_ids(value: Option<&Value>) -> Vec<u32> {
+    let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
+        Some(one) => id(one).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+fn brief(value: &Value) -> String {
+    value.to_string().chars().take(40).collect()
+}

@@ -1,0 +1,8 @@
+//! Reading and writing the files of a checkpoint.
+
+pub mod atomic;
+pub mod config;
+pub mod safetensors;
+pub mod tokenizer;
+
+pub use atomic::write_atomic;

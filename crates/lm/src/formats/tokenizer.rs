@@ -1,0 +1,324 @@
+//! Text to token ids and back.
+
+use super::atomic::Staged;
+use super::config::{Config, token_ids};
+use crate::checkpoint::pretty;
+use alluvium_core::{Error, Result};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokenizers::AddedToken;
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::BpeTrainer;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
+/// The token that ends a text in tokenizers made here.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// How text is cut before pairs are merged: that of Qwen3.5, which transformers puts in place of any other.
+const WORDS: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|",
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+
+/// A tokenizer, as `tokenizer.json` describes it, and the files beside it.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    json: String,
+    config: Value,
+    generation: Value,
+    template: Option<String>,
+    eos: Vec<u32>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer of {} words", self.vocab_size())
+    }
+}
+
+impl Tokenizer {
+    /// Reads a folder's `tokenizer.json` and what is beside it, or a `tokenizer.json` itself.
+    ///
+    /// # Errors
+    /// When a file cannot be read or is not what it should be.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
+        let json = std::fs::read_to_string(&file).map_err(Error::io(&file, "read"))?;
+        let folder = file.parent().unwrap_or(Path::new("."));
+        let config = optional(&folder.join("tokenizer_config.json"))?;
+        let generation = optional(&folder.join("generation_config.json"))?;
+        let template = std::fs::read_to_string(folder.join("chat_template.jinja")).ok();
+        let mut eos = token_ids(generation.get("eos_token_id"));
+        if eos.is_empty() && folder.join("config.json").exists() {
+            eos = Config::read(folder)?.eos_token_ids();
+        }
+        Self::parse(json, &file).map(|t| Tokenizer { config, generation, template, ..t }.with_eos(eos))
+    }
+
+    /// As [`Tokenizer::load`], or none where the folder has no `tokenizer.json`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub fn find(folder: &Path) -> Result<Option<Self>> {
+        folder.join("tokenizer.json").exists().then(|| Self::load(folder)).transpose()
+    }
+
+    /// From the text of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn from_json(json: &str) -> Result<Self> {
+        Self::parse(json.to_owned(), Path::new("tokenizer.json")).map(|t| t.with_eos(vec![]))
+    }
+
+    fn parse(json: String, file: &Path) -> Result<Self> {
+        let inner = json.parse().map_err(|e| Error::file(file, format!("not a tokenizer: {e}")))?;
+        let config = json!({
+            "tokenizer_class": "Qwen2Tokenizer",
+            "bos_token": null,
+            "eos_token": END_OF_TEXT,
+            "pad_token": END_OF_TEXT,
+            "unk_token": null,
+        });
+        Ok(Tokenizer { inner, json, config, generation: Value::Null, template: None, eos: vec![] })
+    }
+
+    /// The given ids, or that of the token which the tokenizer's own configuration names.
+    fn with_eos(self, mut eos: Vec<u32>) -> Self {
+        if eos.is_empty() {
+            let named = self.config.get("eos_token").and_then(|t| t.as_str().or_else(|| t["content"].as_str()));
+            eos.extend(self.inner.token_to_id(named.unwrap_or(END_OF_TEXT)));
+        }
+        Tokenizer { eos, ..self }
+    }
+
+    /// Learns a byte-level BPE of `vocab_size` words from texts; `progress` is told how many it has read.
+    ///
+    /// The result is what mlx-lm and transformers take for a Qwen3.5 tokenizer; [`END_OF_TEXT`] is token 0.
+    ///
+    /// # Errors
+    /// [`Kind::Value`](alluvium_core::Kind::Value) when `vocab_size` has no room for every byte and the end of text.
+    pub fn train<S: AsRef<str> + Send>(
+        texts: impl Iterator<Item = S> + Send,
+        vocab_size: usize,
+        progress: &(dyn Fn(usize) + Sync),
+    ) -> Result<Self> {
+        let least = ByteLevel::alphabet().len() + 1;
+        if vocab_size < least {
+            let why =
+                format!("a vocabulary of {vocab_size} was asked for, every byte and the end of text take {least}");
+            return Err(Error::value("tokenizer", why));
+        }
+        let mut inner: tokenizers::Tokenizer = untrained().to_string().parse().map_err(failed)?;
+        let trainer = BpeTrainer::builder()
+            .vocab_size(vocab_size)
+            .show_progress(false)
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .special_tokens(vec![AddedToken::from(END_OF_TEXT, true).normalized(false)])
+            .build();
+        let read = AtomicUsize::new(0);
+        let texts = texts.inspect(|_| progress(read.fetch_add(1, Ordering::Relaxed) + 1));
+        inner.train(&mut TrainerWrapper::BpeTrainer(trainer), texts).map_err(failed)?;
+        Self::from_json(&inner.to_string(true).map_err(failed)?)
+    }
+
+    /// The token ids of a text.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.inner.encode_fast(text, true).map_err(failed)?.get_ids().to_vec())
+    }
+
+    /// The text of token ids. Special tokens are left out; bytes that are no UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(failed)
+    }
+
+    /// Decodes ids one by one, as they are generated.
+    pub fn stream(&self) -> Streaming<'_> {
+        Streaming { tokenizer: self, window: vec![], sent: 0 }
+    }
+
+    /// The id of a token, given as its text.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The tokens that end a text: those of `generation_config.json`, else of `config.json`, else of the tokenizer.
+    pub fn eos_token_ids(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// The rows that an embedding needs: one more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
+    }
+
+    /// The Jinja template that turns messages into a prompt, where there is one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.template.as_deref().or_else(|| self.config.get("chat_template").and_then(Value::as_str))
+    }
+
+    /// Writes `tokenizer.json` and the files beside it.
+    ///
+    /// # Errors
+    /// When the system refuses; the old files are then as they were.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let mut staged = Vec::new();
+        for (name, text) in self.files()? {
+            staged.push(Staged::write(&folder.join(name), |out| out.write_all(text.as_bytes()))?);
+        }
+        staged.into_iter().try_for_each(Staged::commit)
+    }
+
+    pub(crate) fn files(&self) -> Result<Vec<(&'static str, String)>> {
+        let mut generation = self.generation.clone();
+        if generation.is_null() {
+            generation = json!({ "eos_token_id": self.eos });
+        }
+        let mut files = vec![
+            ("tokenizer.json", self.json.clone()),
+            ("tokenizer_config.json", pretty(&self.config)),
+            ("generation_config.json", pretty(&generation)),
+        ];
+        files.extend(self.template.clone().map(|template| ("chat_template.jinja", template)));
+        Ok(files)
+    }
+}
+
+fn failed(error: tokenizers::Error) -> Error {
+    Error::value("tokenizer", error.to_string())
+}
+
+fn optional(path: &PathBuf) -> Result<Value> {
+    match std::fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}"))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
+        Err(e) => Err(Error::io(path, "read")(e)),
+    }
+}
+
+fn untrained() -> Value {
+    json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": [],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        ]},
+        "post_processor": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": {}, "merges": [],
+        },
+    })
+}
+
+/// Decodes ids one by one and holds back the bytes of a character that is not complete.
+#[derive(Debug)]
+pub struct Streaming<'a> {
+    tokenizer: &'a Tokenizer,
+    window: Vec<u32>,
+    /// Bytes of the window's text that were given out.
+    sent: usize,
+}
+
+/// Ids after which the window starts again: decoding it costs their square.
+const WINDOW: usize = 16;
+
+impl Streaming<'_> {
+    /// The text that the next id completes; often one word, empty inside a character.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.window.push(id);
+        let text = self.tokenizer.decode(&self.window)?;
+        let whole = text.strip_suffix('\u{fffd}').unwrap_or(&text);
+        let new = whole.get(self.sent..).unwrap_or_default().to_owned();
+        self.sent = self.sent.max(whole.len());
+        if whole.len() == text.len() && self.window.len() >= WINDOW {
+            // the last id stays: some decoders treat the first of a text differently
+            self.window.drain(..self.window.len() - 1);
+            self.sent = self.tokenizer.decode(&self.window)?.len();
+        }
+        Ok(new)
+    }
+
+    /// What was held back: an incomplete character as U+FFFD.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn finish(self) -> Result<String> {
+        Ok(self.tokenizer.decode(&self.window)?.get(self.sent..).unwrap_or_default().to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "The delta rule writes a correction: don't forget. Café 日本 🙂 1024\n\n  def f(x):\r\n";
+
+    fn trained() -> Tokenizer {
+        Tokenizer::train([TEXT, TEXT, TEXT].into_iter(), 300, &|_| ()).unwrap()
+    }
+
+    #[test]
+    fn a_trained_tokenizer_gives_any_text_back_and_survives_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokenizer = trained();
+        tokenizer.save(folder.path()).unwrap();
+        let again = Tokenizer::load(folder.path()).unwrap();
+        for text in [TEXT, "", "unseen ÄÖÜ \u{1f980}"] {
+            let ids = tokenizer.encode(text).unwrap();
+            assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+            assert_eq!(again.encode(text).unwrap(), ids);
+        }
+        assert_eq!((tokenizer.token_id(END_OF_TEXT), tokenizer.eos_token_ids()), (Some(0), &[0][..]));
+        assert_eq!(again.eos_token_ids(), [0]);
+        assert!(tokenizer.vocab_size() <= 300);
+        assert!(tokenizer.encode("a<|endoftext|>b").unwrap().contains(&0));
+    }
+
+    #[test]
+    fn a_stream_gives_whole_characters_and_in_sum_the_text() {
+        let tokenizer = trained();
+        let text = "🙂🙂 日本語 \u{1f980}\u{1f980} and more text, long enough that the window starts again";
+        let mut stream = tokenizer.stream();
+        let mut out = String::new();
+        for id in tokenizer.encode(text).unwrap() {
+            let piece = stream.push(id).unwrap();
+            assert!(!piece.contains('\u{fffd}'), "{piece:?}");
+            out += &piece;
+        }
+        assert_eq!(out + &stream.finish().unwrap(), text);
+    }
+
+    #[test]
+    fn a_cut_character_is_said_at_the_end() {
+        let tokenizer = trained();
+        let ids = tokenizer.encode("\u{1f980}").unwrap();
+        let mut stream = tokenizer.stream();
+        assert_eq!(stream.push(ids[0]).unwrap(), "");
+        assert_eq!(stream.finish().unwrap(), "\u{fffd}");
+    }
+
+    #[test]
+    fn a_vocabulary_without_room_for_every_byte_is_refused() {
+        let error = Tokenizer::train(["a"].into_iter(), 100, &|_| ()).unwrap_err().to_string();
+        assert!(error.starts_with("tokenizer: a vocabulary of 100 was asked for"), "{error}");
+    }
+}

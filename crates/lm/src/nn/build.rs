@@ -1,0 +1,102 @@
+//! Where the tensors of a new model come from: files, or random numbers.
+
+use super::params::join;
+use alluvium_core::rng::Rng;
+use alluvium_core::{Device, Result, Shape, Tensor};
+
+/// What a parameter holds before training.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All ones: the weight of a norm.
+    Ones,
+    /// Normal numbers of this standard deviation.
+    Normal(f64),
+    /// Uniform between minus and plus this bound.
+    Uniform(f64),
+    /// The logarithm of a number uniform between the two: `A_log`.
+    LogOfUniform(f64, f64),
+    /// The inverse softplus of a number whose logarithm is uniform between those of the two: `dt_bias`.
+    InverseSoftplusOfLogUniform(f64, f64),
+}
+
+/// Gives each named tensor of a model that is being built.
+pub trait Source {
+    /// The tensor called `name`, of this shape, f32.
+    ///
+    /// # Errors
+    /// When it is not there, or of another shape.
+    fn tensor(&mut self, name: &str, shape: Shape, init: Init) -> Result<Tensor>;
+}
+
+/// Random tensors: each depends on the seed and its own name, and on nothing else.
+#[derive(Clone, Debug)]
+pub struct Random {
+    /// The same seed gives the same model.
+    pub seed: u64,
+    /// Where the tensors live.
+    pub device: Device,
+}
+
+impl Source for Random {
+    fn tensor(&mut self, name: &str, shape: Shape, init: Init) -> Result<Tensor> {
+        let mut rng = Rng::new(self.seed, name);
+        let mut draw = || match init {
+            Init::Ones => 1.0,
+            Init::Normal(deviation) => deviation * rng.normal(),
+            Init::Uniform(bound) => rng.between(-bound, bound),
+            Init::LogOfUniform(low, high) => rng.between(low, high).ln(),
+            Init::InverseSoftplusOfLogUniform(low, high) => inverse_softplus(rng.between(low.ln(), high.ln()).exp()),
+        };
+        let data: Vec<f32> = (0..shape.elements()).map(|_| draw() as f32).collect();
+        Tensor::from_slice(&data, shape, &self.device)
+    }
+}
+
+fn inverse_softplus(y: f64) -> f64 {
+    y + (-(-y).exp_m1()).ln()
+}
+
+/// A source and the place in the model that is being built.
+pub struct Builder<'a> {
+    source: &'a mut dyn Source,
+    place: String,
+}
+
+impl std::fmt::Debug for Builder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Builder at `{}`", self.place)
+    }
+}
+
+impl<'a> Builder<'a> {
+    /// At the root of the names.
+    pub fn new(source: &'a mut dyn Source) -> Self {
+        Builder { source, place: String::new() }
+    }
+
+    /// At the part called `name`.
+    pub fn at(&mut self, name: &str) -> Builder<'_> {
+        Builder { place: join(&self.place, name), source: self.source }
+    }
+
+    /// The tensor called `name` here.
+    ///
+    /// # Errors
+    /// As [`Source::tensor`].
+    pub fn tensor(&mut self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Tensor> {
+        self.source.tensor(&join(&self.place, name), shape.into(), init)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_inverse_of_softplus_is_its_inverse() {
+        for y in [1e-3, 0.1, 1.0, 30.0] {
+            let back = inverse_softplus(y).exp().ln_1p();
+            assert!((back - y).abs() < 1e-9 * y.max(1.0), "{y} became {back}");
+        }
+    }
+}

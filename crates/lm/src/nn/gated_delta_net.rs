@@ -1,0 +1,222 @@
+//! The linear-attention half of the hybrid.
+
+use super::build::{Builder, Init};
+use super::{Linear, RmsNorm};
+use crate::cache::DeltaCache;
+use crate::params;
+use crate::pending::split;
+use alluvium_core::{Result, Tensor};
+use alluvium_ops::{
+    Activation, CausalConv1d, ChunkStates, Convolved, Delta, GatedDelta, GatedDeltaStep, Gates, causal_conv1d,
+    gated_delta_rule, gated_delta_step, gdn_gate, l2_norm,
+};
+
+/// Added to the sum of squares of a query or a key before its length is divided out.
+const EPS: f32 = 1e-6;
+
+/// The token mixer of a linear layer: project, convolve, gated delta rule, gated norm, project.
+///
+/// Shape suffixes: `b` batch, `t` tokens, `d` model width, `c` convolved channels, `h` key heads, `g` value heads,
+/// `k` key width, `v` value width. Channels are all queries, then all keys, then all values.
+///
+/// Source: Yang et al. 2024, arXiv:2412.06464; `GatedDeltaNet` of qwen3_5 in mlx-lm.
+#[derive(Clone, Debug)]
+pub struct GatedDeltaNet {
+    in_proj_qkv: Linear,
+    in_proj_z: Linear,
+    in_proj_b: Linear,
+    in_proj_a: Linear,
+    conv1d: Conv1d,
+    a_log: Tensor,
+    dt_bias: Tensor,
+    norm: RmsNorm,
+    out_proj: Linear,
+    sizes: DeltaSizes,
+}
+
+params!(GatedDeltaNet {
+    in_proj_qkv,
+    in_proj_z,
+    in_proj_b,
+    in_proj_a,
+    conv1d,
+    a_log: "A_log",
+    dt_bias,
+    norm,
+    out_proj,
+});
+
+/// The depthwise filter, as files hold it: `weight [C, K, 1]`.
+#[derive(Clone, Debug)]
+struct Conv1d {
+    weight: Tensor,
+}
+
+params!(Conv1d { weight });
+
+/// The sizes of a [`GatedDeltaNet`] and how it starts.
+#[derive(Clone, Copy, Debug)]
+pub struct DeltaSizes {
+    /// The model's width.
+    pub width: usize,
+    /// Key heads.
+    pub key_heads: usize,
+    /// Value heads, a multiple of the key heads.
+    pub value_heads: usize,
+    /// The width of a key.
+    pub key: usize,
+    /// The width of a value.
+    pub value: usize,
+    /// Taps of the convolution.
+    pub taps: usize,
+    /// Added to the mean square in the norm.
+    pub eps: f32,
+    /// The standard deviation of new weights.
+    pub deviation: f64,
+    /// That of the projection that adds to the residual stream.
+    pub output_deviation: f64,
+}
+
+impl DeltaSizes {
+    /// Channels of all queries; of all keys, too.
+    pub fn keys(&self) -> usize {
+        self.key_heads * self.key
+    }
+
+    /// Channels of all values.
+    pub fn values(&self) -> usize {
+        self.value_heads * self.value
+    }
+
+    /// Channels that are convolved.
+    pub fn channels(&self) -> usize {
+        2 * self.keys() + self.values()
+    }
+}
+
+impl GatedDeltaNet {
+    /// From its place in a source.
+    ///
+    /// # Errors
+    /// As [`Source::tensor`](super::Source::tensor).
+    pub fn build(mut b: Builder, sizes: &DeltaSizes) -> Result<Self> {
+        let DeltaSizes { width, value_heads, value, taps, eps, deviation, output_deviation, .. } = *sizes;
+        let (channels, values) = (sizes.channels(), sizes.values());
+        let filter = Init::Uniform((taps as f64).sqrt().recip());
+        Ok(GatedDeltaNet {
+            in_proj_qkv: Linear::build(b.at("in_proj_qkv"), [channels, width], deviation)?,
+            in_proj_z: Linear::build(b.at("in_proj_z"), [values, width], deviation)?,
+            in_proj_b: Linear::build(b.at("in_proj_b"), [value_heads, width], deviation)?,
+            in_proj_a: Linear::build(b.at("in_proj_a"), [value_heads, width], deviation)?,
+            conv1d: Conv1d { weight: b.at("conv1d").tensor("weight", [channels, taps, 1], filter)? },
+            a_log: b.tensor("A_log", [value_heads], Init::LogOfUniform(1.0, 16.0))?,
+            dt_bias: b.tensor("dt_bias", [value_heads], Init::InverseSoftplusOfLogUniform(1e-3, 0.1))?,
+            norm: RmsNorm::build(b.at("norm"), value, eps)?,
+            out_proj: Linear::build(b.at("out_proj"), [width, values], output_deviation)?,
+            sizes: *sizes,
+        })
+    }
+
+    /// All tokens at once, as training has them: `[B, T, D]` to `[B, T, D]`.
+    ///
+    /// # Errors
+    /// As the operations.
+    pub fn forward(&self, x_btd: &Tensor, cu_seqlens: Option<&Tensor>) -> Result<Tensor> {
+        let (heads, _) = self.project(x_btd, None, cu_seqlens)?;
+        let Delta { o, .. } = gated_delta_rule(GatedDelta { cu_seqlens, ..self.rule(&heads) })?;
+        self.output(&o, x_btd)
+    }
+
+    /// New tokens after those in the cache, which takes them in.
+    ///
+    /// # Errors
+    /// As the operations; the cache is of no use after one.
+    pub fn step(&self, x_btd: &Tensor, cache: &mut DeltaCache) -> Result<Tensor> {
+        let (heads, window) = self.project(x_btd, cache.window.as_ref(), None)?;
+        let Delta { o, final_state } = match cache.state.take() {
+            Some(state) if x_btd.shape()[1] == 1 => self.one(&heads, state)?,
+            state => gated_delta_rule(GatedDelta { initial_state: state.as_ref(), ..self.rule(&heads) })?,
+        };
+        (cache.window, cache.state) = (window, Some(final_state));
+        self.output(&o, x_btd)
+    }
+
+    fn project(
+        &self,
+        x_btd: &Tensor,
+        window: Option<&Tensor>,
+        cu_seqlens: Option<&Tensor>,
+    ) -> Result<(Heads, Option<Tensor>)> {
+        let DeltaSizes { key_heads: h, value_heads: g, key, value, taps, .. } = self.sizes;
+        let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
+        let Convolved { y: qkv_btc, final_state } = causal_conv1d(CausalConv1d {
+            x: &self.in_proj_qkv.forward(x_btd)?,
+            w: &self.conv1d.weight.reshape([self.sizes.channels(), taps])?,
+            initial_state: window,
+            cu_seqlens,
+            activation: Activation::Silu,
+        })?;
+        let parts = split(&qkv_btc, &[h * key, h * key, g * value], 2)?;
+        let [q, k, v] = <[Tensor; 3]>::try_from(parts)
+            .map_err(|_| alluvium_core::Error::value("split", "three parts were asked for, others came"))?;
+        let Gates { g: decay_btg, beta: beta_btg } =
+            gdn_gate(&self.in_proj_a.forward(x_btd)?, &self.in_proj_b.forward(x_btd)?, &self.a_log, &self.dt_bias)?;
+        let heads = Heads {
+            q_bthk: l2_norm(&q.reshape([b, t, h, key])?, EPS)?,
+            k_bthk: l2_norm(&k.reshape([b, t, h, key])?, EPS)?,
+            v_btgv: v.reshape([b, t, g, value])?,
+            decay_btg,
+            beta_btg,
+        };
+        Ok((heads, final_state))
+    }
+
+    fn rule<'a>(&self, heads: &'a Heads) -> GatedDelta<'a> {
+        GatedDelta {
+            q: &heads.q_bthk,
+            k: &heads.k_bthk,
+            v: &heads.v_btgv,
+            g: &heads.decay_btg,
+            beta: &heads.beta_btg,
+            initial_state: None,
+            cu_seqlens: None,
+            scale: self.scale(),
+            states: ChunkStates::Keep,
+        }
+    }
+
+    /// One token of each sequence.
+    fn one(&self, heads: &Heads, state: Tensor) -> Result<Delta> {
+        let DeltaSizes { key_heads: h, value_heads: g, key, value, .. } = self.sizes;
+        let b = heads.q_bthk.shape()[0];
+        let Delta { o, final_state } = gated_delta_step(GatedDeltaStep {
+            q: &heads.q_bthk.reshape([b, h, key])?,
+            k: &heads.k_bthk.reshape([b, h, key])?,
+            v: &heads.v_btgv.reshape([b, g, value])?,
+            g: &heads.decay_btg.reshape([b, g])?,
+            beta: &heads.beta_btg.reshape([b, g])?,
+            state,
+            scale: self.scale(),
+        })?;
+        Ok(Delta { o: o.reshape([b, 1, g, value])?, final_state })
+    }
+
+    fn output(&self, o_btgv: &Tensor, x_btd: &Tensor) -> Result<Tensor> {
+        let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
+        let z_btgv = self.in_proj_z.forward(x_btd)?.reshape(o_btgv.shape())?;
+        let o = self.norm.gated(o_btgv, &z_btgv)?;
+        self.out_proj.forward(&o.reshape([b, t, self.sizes.values()])?)
+    }
+
+    fn scale(&self) -> f32 {
+        (self.sizes.key as f32).sqrt().recip()
+    }
+}
+
+struct Heads {
+    q_bthk: Tensor,
+    k_bthk: Tensor,
+    v_btgv: Tensor,
+    decay_btg: Tensor,
+    beta_btg: Tensor,
+}

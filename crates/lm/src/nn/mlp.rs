@@ -1,0 +1,55 @@
+//! The feed-forward half of a layer.
+
+use super::Linear;
+use super::build::Builder;
+use crate::params;
+use crate::pending::swiglu;
+use alluvium_core::{Result, Tensor};
+
+/// SwiGLU: `down(silu(gate(x)) · up(x))`.
+///
+/// Source: Shazeer 2020, arXiv:2002.05202.
+#[derive(Clone, Debug)]
+pub struct Mlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+params!(Mlp { gate_proj, up_proj, down_proj });
+
+/// The sizes of an [`Mlp`] and how it starts.
+#[derive(Clone, Copy, Debug)]
+pub struct MlpSizes {
+    /// The model's width.
+    pub width: usize,
+    /// The width between the projections.
+    pub hidden: usize,
+    /// The standard deviation of new weights.
+    pub deviation: f64,
+    /// That of the projection that adds to the residual stream.
+    pub output_deviation: f64,
+}
+
+impl Mlp {
+    /// From its place in a source.
+    ///
+    /// # Errors
+    /// As [`Source::tensor`](super::Source::tensor).
+    pub fn build(mut b: Builder, sizes: &MlpSizes) -> Result<Self> {
+        let MlpSizes { width, hidden, deviation, output_deviation } = *sizes;
+        Ok(Mlp {
+            gate_proj: Linear::build(b.at("gate_proj"), [hidden, width], deviation)?,
+            up_proj: Linear::build(b.at("up_proj"), [hidden, width], deviation)?,
+            down_proj: Linear::build(b.at("down_proj"), [width, hidden], output_deviation)?,
+        })
+    }
+
+    /// Of the shape of `x`, `[.., D]`.
+    ///
+    /// # Errors
+    /// As the operations.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.down_proj.forward(&swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
+    }
+}

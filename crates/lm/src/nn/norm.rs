@@ -1,0 +1,41 @@
+//! Root-mean-square norms.
+
+use super::build::{Builder, Init};
+use crate::params;
+use alluvium_core::{Result, Tensor};
+use alluvium_ops::{gated_rms_norm, rms_norm};
+
+/// Scales rows to unit root-mean-square, then by `weight [D]`.
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    weight: Tensor,
+    eps: f32,
+}
+
+params!(RmsNorm { weight });
+
+impl RmsNorm {
+    /// A norm of rows of `width` numbers.
+    ///
+    /// # Errors
+    /// As [`Source::tensor`](super::Source::tensor).
+    pub fn build(mut b: Builder, width: usize, eps: f32) -> Result<Self> {
+        Ok(RmsNorm { weight: b.tensor("weight", [width], Init::Ones)?, eps })
+    }
+
+    /// Of the shape of `x`.
+    ///
+    /// # Errors
+    /// As [`rms_norm`].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        rms_norm(x, &self.weight, self.eps)
+    }
+
+    /// The norm of `x`, times `silu(z)`.
+    ///
+    /// # Errors
+    /// As [`gated_rms_norm`].
+    pub fn gated(&self, x: &Tensor, z: &Tensor) -> Result<Tensor> {
+        gated_rms_norm(x, z, &self.weight, self.eps)
+    }
+}

@@ -1,0 +1,108 @@
+//! How well a model predicts a text.
+
+use crate::generate::device;
+use crate::models::{Batch, Keep, LanguageModel};
+use alluvium_core::{Error, Result, Tensor};
+use alluvium_ops::linear;
+use rayon::prelude::*;
+
+/// Rows of logits that exist at once: a large vocabulary takes a megabyte each.
+const ROWS: usize = 64;
+
+/// The logits of hidden states: `[.., D]` to `[.., V]`.
+///
+/// # Errors
+/// As [`linear`].
+pub fn logits(model: &dyn LanguageModel, hidden: &Tensor) -> Result<Tensor> {
+    linear(hidden, model.head())
+}
+
+/// The logarithm of the sum of the exponentials of the logits, for each row of `hidden [R, D]`.
+///
+/// # Errors
+/// As [`linear`].
+pub fn logsumexp(model: &dyn LanguageModel, hidden: &Tensor) -> Result<Vec<f64>> {
+    each_row(model, hidden, |_, row| log_sum_exp(row))
+}
+
+/// What each token of a text but the first costs, in nats: the negative logarithm of its probability after those
+/// before it.
+///
+/// # Errors
+/// When there are fewer than two tokens, or an id is not in the vocabulary.
+pub fn nll(model: &dyn LanguageModel, ids: &[u32]) -> Result<Vec<f64>> {
+    if ids.len() < 2 {
+        return Err(Error::value("perplexity", format!("{} tokens were given, expected 2 or more", ids.len())));
+    }
+    let inputs = ids.len() - 1;
+    let device = device(model);
+    let positions: Vec<u32> = (0..inputs as u32).collect();
+    let batch = Batch {
+        ids: &Tensor::from_slice(&ids[..inputs], [1, inputs], device)?,
+        positions: &Tensor::from_slice(&positions, [1, inputs], device)?,
+        cu_seqlens: None,
+    };
+    let hidden = model.hidden(&batch, Keep::Inputs)?;
+    let hidden = hidden.reshape([inputs, hidden.shape().last()])?;
+    let vocab = model.head().shape()[0];
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+        return Err(Error::value("perplexity", format!("token {id} is not in the vocabulary of {vocab}")));
+    }
+    each_row(model, &hidden, |index, row| log_sum_exp(row) - f64::from(row[ids[index + 1] as usize]))
+}
+
+/// How well a text was predicted.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Score {
+    /// The sum of what the tokens cost, in nats.
+    pub nll: f64,
+    /// How many tokens that is.
+    pub tokens: usize,
+}
+
+impl Score {
+    /// What a token costs in the mean, in nats.
+    pub fn mean(&self) -> f64 {
+        self.nll / self.tokens as f64
+    }
+
+    /// The exponential of the mean: among how many tokens the model hesitates.
+    pub fn perplexity(&self) -> f64 {
+        self.mean().exp()
+    }
+}
+
+/// Scores a long text in windows of `length` tokens, each read from its own beginning. `progress` is told how many tokens are
+/// done.
+///
+/// # Errors
+/// As [`nll`], and when `length` is less than 2.
+pub fn score(model: &dyn LanguageModel, ids: &[u32], length: usize, progress: &mut dyn FnMut(usize)) -> Result<Score> {
+    if length < 2 || ids.len() < 2 {
+        let why = format!("{} tokens in windows of {length} were given, expected 2 or more of each", ids.len());
+        return Err(Error::value("perplexity", why));
+    }
+    let mut score = Score::default();
+    for window in ids.chunks(length).filter(|window| window.len() > 1) {
+        score.nll += nll(model, window)?.iter().sum::<f64>();
+        score.tokens += window.len() - 1;
+        progress(score.tokens);
+    }
+    Ok(score)
+}
+
+fn each_row(model: &dyn LanguageModel, hidden: &Tensor, of: impl Fn(usize, &[f32]) -> f64 + Sync) -> Result<Vec<f64>> {
+    let rows = hidden.shape().first().copied().unwrap_or(0);
+    let mut results = Vec::with_capacity(rows);
+    for first in (0..rows).step_by(ROWS) {
+        let part = logits(model, &hidden.rows(first, ROWS.min(rows - first))?)?;
+        let (width, values) = (part.shape().last(), part.to_floats()?);
+        results.par_extend(values.par_chunks(width).enumerate().map(|(i, row)| of(first + i, row)));
+    }
+    Ok(results)
+}
+
+fn log_sum_exp(row: &[f32]) -> f64 {
+    let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    max + row.iter().map(|&x| (f64::from(x) - max).exp()).sum::<f64>().ln()
+}
