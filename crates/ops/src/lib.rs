@@ -10,6 +10,14 @@ pub mod docs;
 pub mod op;
 
 // elementwise
+mod add;
+mod cast;
+mod mul;
+mod scale;
+mod sigmoid;
+mod silu;
+mod sub;
+mod swiglu;
 
 // shape
 
@@ -48,6 +56,14 @@ mod global_norm;
 mod sample;
 
 // elementwise
+pub use add::add;
+pub use cast::cast;
+pub use mul::mul;
+pub use scale::scale;
+pub use sigmoid::sigmoid;
+pub use silu::silu;
+pub use sub::sub;
+pub use swiglu::swiglu;
 
 // shape
 
@@ -91,6 +107,14 @@ pub use op::{Case, Cost, Given, Op};
 #[rustfmt::skip]
 pub static OPS: &[&Op] = &[
     // elementwise
+    &add::OP,
+    &sub::OP,
+    &mul::OP,
+    &scale::OP,
+    &silu::OP,
+    &sigmoid::OP,
+    &swiglu::OP,
+    &cast::OP,
 
     // shape
 

@@ -1,5 +1,10 @@
 //! Pieces shared by kernels.
 
+pub(crate) mod entries;
+pub(crate) mod map;
+pub(crate) mod pieces;
+pub(crate) mod stored;
+
 mod sequences;
 pub(crate) mod tasks;
 pub(crate) mod tile;

@@ -1,0 +1,238 @@
+//! Maps: each number of the result comes from the numbers at the same place.
+//!
+//! An operation gives its formula and its slope over lanes; the launch, the threads, half-precision storage and the
+//! entry on the tape are here, once. Half precision is widened and rounded block by block, so that a map is one pass
+//! over memory whatever the storage.
+
+use super::stored::{Stored, by_storage};
+use alluvium_core::cpu::Cpu;
+use alluvium_core::cpu::simd::F32s;
+use alluvium_core::{Backward, Contract, Device, Error, Result, Tensor, tape};
+use rayon::prelude::*;
+
+/// Numbers of a block, a multiple of every register: a few of them fit in the first-level cache.
+const BLOCK: usize = 1024;
+
+/// A function of one number.
+pub(crate) trait Unary: Copy + Send + Sync + 'static {
+    /// `f(x)`
+    fn value<S: F32s>(self, x: S) -> S;
+}
+
+/// A function of one number, and its derivative.
+pub(crate) trait UnarySlope: Unary {
+    /// `f′(x)`
+    fn slope<S: F32s>(self, x: S) -> S;
+}
+
+/// A function of two numbers.
+pub(crate) trait Binary: Copy + Send + Sync + 'static {
+    /// `f(a, b)`
+    fn value<S: F32s>(self, a: S, b: S) -> S;
+}
+
+/// A function of two numbers, and its derivatives.
+pub(crate) trait BinarySlopes: Binary {
+    /// `∂f/∂a` and `∂f/∂b`
+    fn slopes<S: F32s>(self, a: S, b: S) -> (S, S);
+}
+
+/// Checks, computes and records a map of one argument; the backward pass keeps `x`.
+pub(crate) fn unary<F: UnarySlope>(contract: &'static Contract, x: &Tensor, f: F) -> Result<Tensor> {
+    contract.check(&[x])?;
+    let y = map(x, f)?;
+    tape::record([x], y, || UnaryGrad { op: contract.op, x: x.detach(), f })
+}
+
+/// Checks, computes and records a map of two arguments; the backward pass keeps both.
+pub(crate) fn binary<F: BinarySlopes>(contract: &'static Contract, a: &Tensor, b: &Tensor, f: F) -> Result<Tensor> {
+    contract.check(&[a, b])?;
+    let y = map2(a, b, f)?;
+    tape::record([a, b], y, || BinaryGrad { op: contract.op, a: a.detach(), b: b.detach(), f })
+}
+
+/// `f` of each number; nothing is checked or recorded.
+pub(crate) fn map<F: Unary>(x: &Tensor, f: F) -> Result<Tensor> {
+    match x.device() {
+        Device::Cpu(cpu) => new_result(cpu, [x], |[x], y| values(cpu.level(), f, x, y)),
+    }
+}
+
+/// `f` of each pair of numbers; nothing is checked or recorded.
+pub(crate) fn map2<F: Binary>(a: &Tensor, b: &Tensor, f: F) -> Result<Tensor> {
+    match a.device() {
+        Device::Cpu(cpu) => new_result(cpu, [a, b], |[a, b], y| values2(cpu.level(), f, a, b, y)),
+    }
+}
+
+/// `dx = dy · f′(x)`, in the memory of `dy` where nobody else holds it.
+struct UnaryGrad<F> {
+    op: &'static str,
+    x: Tensor,
+    f: F,
+}
+
+impl<F: UnarySlope> Backward<1> for UnaryGrad<F> {
+    fn op(&self) -> &'static str {
+        self.op
+    }
+
+    fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        let UnaryGrad { x, f, .. } = self;
+        let Device::Cpu(cpu) = x.device();
+        let mut dx = unshared(cpu, dy)?;
+        by_storage!(x.dtype(), T => {
+            launch(cpu, slices::<T, 1>([&x])?, [written::<T>(&mut dx)?], |[x], [dx]| slopes(cpu.level(), f, x, dx));
+        });
+        Ok([Some(dx)])
+    }
+}
+
+/// `da = dy · ∂f/∂a`, in the memory of `dy` where nobody else holds it, and `db = dy · ∂f/∂b`.
+struct BinaryGrad<F> {
+    op: &'static str,
+    a: Tensor,
+    b: Tensor,
+    f: F,
+}
+
+impl<F: BinarySlopes> Backward<2> for BinaryGrad<F> {
+    fn op(&self) -> &'static str {
+        self.op
+    }
+
+    fn backward(self, dy: Tensor, _need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
+        let BinaryGrad { a, b, f, .. } = self;
+        let Device::Cpu(cpu) = a.device();
+        let mut da = unshared(cpu, dy)?;
+        let db = by_storage!(a.dtype(), T => {
+            let mut db = cpu.buffer::<T>(b.elements())?;
+            launch(cpu, slices::<T, 2>([&a, &b])?, [written(&mut da)?, &mut db], |[a, b], [da, db]| {
+                slopes2(cpu.level(), f, (a, b), da, db);
+            });
+            cpu.wrap(db, b.shape())?
+        });
+        Ok([Some(da), Some(db)])
+    }
+}
+
+/// A tensor like the first of `inputs`, written by `kernel`.
+pub(crate) fn new_result<const N: usize>(
+    cpu: &Cpu,
+    inputs: [&Tensor; N],
+    kernel: impl Fn([&[f32]; N], &mut [f32]) + Sync,
+) -> Result<Tensor> {
+    let y = by_storage!(inputs[0].dtype(), T => {
+        let mut y = cpu.buffer::<T>(inputs[0].elements())?;
+        launch(cpu, slices(inputs)?, [&mut y], |x, [y]| kernel(x, y));
+        cpu.wrap(y, inputs[0].shape())?
+    });
+    Ok(y)
+}
+
+/// The same tensor in memory that nobody else holds.
+fn unshared(cpu: &Cpu, mut x: Tensor) -> Result<Tensor> {
+    by_storage!(x.dtype(), T => {
+        if x.slice_mut::<T>().is_some() {
+            return Ok(x);
+        }
+        let mut copy = cpu.buffer::<T>(x.elements())?;
+        let (from, grain) = (x.slice::<T>()?, cpu.grain(x.elements(), 1));
+        cpu.run(|| {
+            copy.par_chunks_mut(grain).zip(from.par_chunks(grain)).for_each(|(copy, from)| copy.copy_from_slice(from));
+        });
+        cpu.wrap(copy, x.shape())
+    })
+}
+
+fn written<T: Stored>(x: &mut Tensor) -> Result<&mut [T]> {
+    x.slice_mut::<T>().ok_or_else(|| Error::value("map", "the gradient's memory is shared"))
+}
+
+fn slices<'a, T: Stored, const N: usize>(inputs: [&'a Tensor; N]) -> Result<[&'a [T]; N]> {
+    let mut slices = [[].as_slice(); N];
+    for (slice, x) in slices.iter_mut().zip(inputs) {
+        *slice = x.slice::<T>()?;
+    }
+    Ok(slices)
+}
+
+/// Runs `kernel(inputs, outputs)` on all threads, block by block. The kernel sees what `outputs` hold and may change it.
+fn launch<T: Stored, const N: usize, const M: usize>(
+    cpu: &Cpu,
+    inputs: [&[T]; N],
+    outputs: [&mut [T]; M],
+    kernel: impl Fn([&[f32]; N], [&mut [f32]; M]) + Sync,
+) {
+    let n = outputs[0].len();
+    let grain = cpu.grain(n, 1).next_multiple_of(BLOCK);
+    let mut rest = outputs;
+    let mut tasks = Vec::with_capacity(n.div_ceil(grain));
+    for first in (0..n).step_by(grain) {
+        let last = n.min(first + grain);
+        tasks.push((first..last, rest.each_mut().map(|rest| rest.split_off_mut(..last - first).unwrap_or_default())));
+    }
+    cpu.run(|| {
+        tasks.into_par_iter().for_each(|(range, outputs)| {
+            let mut inputs = inputs.map(|x| (x, [0.0; BLOCK]));
+            let mut outputs = outputs.map(|y| (y, [0.0; BLOCK]));
+            for at in range.clone().step_by(BLOCK) {
+                let len = BLOCK.min(range.end - at);
+                let mut blocks =
+                    outputs.each_mut().map(|(rest, wide)| (rest.split_off_mut(..len).unwrap_or_default(), wide));
+                kernel(
+                    inputs.each_mut().map(|(x, wide)| T::widen(&x[at..][..len], wide)),
+                    blocks.each_mut().map(|(block, wide)| T::open(block, &mut wide[..])),
+                );
+                for (block, wide) in blocks {
+                    T::close(block, wide);
+                }
+            }
+        });
+    });
+}
+
+alluvium_core::simd! {
+    fn values<S, F: Unary>(f: F, x: &[f32], y: &mut [f32]) {
+        let (mut xs, mut ys) = (x.chunks_exact(S::LANES), y.chunks_exact_mut(S::LANES));
+        for (x, y) in xs.by_ref().zip(ys.by_ref()) {
+            f.value(S::load(x)).store(y);
+        }
+        f.value(S::load_head(xs.remainder())).store_head(ys.into_remainder());
+    }
+
+    fn values2<S, F: Binary>(f: F, a: &[f32], b: &[f32], y: &mut [f32]) {
+        let whole = y.len() - y.len() % S::LANES;
+        let lanes = a.chunks_exact(S::LANES).zip(b.chunks_exact(S::LANES));
+        for ((a, b), y) in lanes.zip(y.chunks_exact_mut(S::LANES)) {
+            f.value(S::load(a), S::load(b)).store(y);
+        }
+        f.value(S::load_head(&a[whole..]), S::load_head(&b[whole..])).store_head(&mut y[whole..]);
+    }
+
+    /// `dx` holds `dy` before.
+    fn slopes<S, F: UnarySlope>(f: F, x: &[f32], dx: &mut [f32]) {
+        let (mut xs, mut dxs) = (x.chunks_exact(S::LANES), dx.chunks_exact_mut(S::LANES));
+        for (x, dx) in xs.by_ref().zip(dxs.by_ref()) {
+            (S::load(dx) * f.slope(S::load(x))).store(dx);
+        }
+        let dx = dxs.into_remainder();
+        (S::load_head(dx) * f.slope(S::load_head(xs.remainder()))).store_head(dx);
+    }
+
+    /// `da` holds `dy` before.
+    fn slopes2<S, F: BinarySlopes>(f: F, ab: (&[f32], &[f32]), da: &mut [f32], db: &mut [f32]) {
+        let whole = da.len() - da.len() % S::LANES;
+        let (a, b) = ab;
+        let lanes = a.chunks_exact(S::LANES).zip(b.chunks_exact(S::LANES));
+        for (((a, b), da), db) in lanes.zip(da.chunks_exact_mut(S::LANES)).zip(db.chunks_exact_mut(S::LANES)) {
+            let (dy, slopes) = (S::load(da), f.slopes(S::load(a), S::load(b)));
+            (dy * slopes.0).store(da);
+            (dy * slopes.1).store(db);
+        }
+        let slopes = f.slopes(S::load_head(&a[whole..]), S::load_head(&b[whole..]));
+        let dy = S::load_head(&da[whole..]);
+        (dy * slopes.0).store_head(&mut da[whole..]);
+        (dy * slopes.1).store_head(&mut db[whole..]);
+    }
+}

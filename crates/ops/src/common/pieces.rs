@@ -1,0 +1,103 @@
+//! Rows put together from pieces of other tensors' rows: joining, splitting, slicing and their gradients are one copy.
+
+use super::stored::by_element;
+use alluvium_core::cpu::Cpu;
+use alluvium_core::{DType, Element, Error, Result, Shape, Tensor};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// What a stretch of each row of the result holds.
+#[derive(Clone)]
+pub(crate) enum Piece<'a> {
+    /// These places along the axis of a tensor.
+    Of(&'a Tensor, Range<usize>),
+    /// So many zeros along the axis.
+    Zeros(usize),
+}
+
+impl Piece<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Piece::Of(_, range) => range.len(),
+            Piece::Zeros(len) => *len,
+        }
+    }
+}
+
+/// A shape seen from one of its axes: `outer` times `len` times `inner` elements.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Axis {
+    pub(crate) outer: usize,
+    pub(crate) len: usize,
+    pub(crate) inner: usize,
+}
+
+impl Axis {
+    /// # Errors
+    /// When the shape has no such axis.
+    pub(crate) fn of(op: &'static str, shape: Shape, axis: usize) -> Result<Self> {
+        if axis >= shape.rank() {
+            return Err(Error::value(op, format!("there is no axis {axis} in {shape}")));
+        }
+        let product = |axes: &[usize]| axes.iter().product();
+        Ok(Axis { outer: product(&shape[..axis]), len: shape[axis], inner: product(&shape[axis + 1..]) })
+    }
+}
+
+/// The pieces one after the other along `axis`; `like` gives the result's dtype and its other axes.
+pub(crate) fn join(cpu: &Cpu, op: &'static str, like: (Shape, DType), axis: usize, pieces: &[Piece]) -> Result<Tensor> {
+    let (shape, dtype) = like;
+    let shape = shape.with(axis, pieces.iter().map(Piece::len).sum());
+    let inner = Axis::of(op, shape, axis)?.inner;
+    by_element!(dtype, T => {
+        let mut spans = Vec::with_capacity(pieces.len());
+        for piece in pieces.iter().filter(|piece| piece.len() > 0) {
+            spans.push(match piece {
+                Piece::Zeros(len) => Span { from: None, first: 0, stride: 0, width: len * inner },
+                Piece::Of(x, range) => Span {
+                    from: Some(x.slice::<T>()?),
+                    first: range.start * inner,
+                    stride: x.shape()[axis] * inner,
+                    width: range.len() * inner,
+                },
+            });
+        }
+        let mut to = cpu.buffer::<T>(shape.elements())?;
+        copy_rows(cpu, &spans, &mut to);
+        cpu.wrap(to, shape)
+    })
+}
+
+/// `width` elements of each row of the result: from `first + row · stride` on, or zeros.
+struct Span<'a, T> {
+    from: Option<&'a [T]>,
+    first: usize,
+    stride: usize,
+    width: usize,
+}
+
+/// Fills `to` on all threads; a thread's share starts and ends anywhere, so that few long rows are shared, too.
+fn copy_rows<T: Element>(cpu: &Cpu, spans: &[Span<T>], to: &mut [T]) {
+    let row_width: usize = spans.iter().map(|span| span.width).sum();
+    let grain = cpu.grain(to.len(), 1);
+    cpu.run(|| {
+        to.par_chunks_mut(grain).enumerate().for_each(|(share, mut to)| {
+            let (mut row, mut skip) = (share * grain / row_width, share * grain % row_width);
+            while !to.is_empty() {
+                for span in spans {
+                    if skip >= span.width {
+                        skip -= span.width;
+                        continue;
+                    }
+                    let Some(piece) = to.split_off_mut(..to.len().min(span.width - skip)) else { return };
+                    match span.from {
+                        Some(from) => piece.copy_from_slice(&from[span.first + row * span.stride + skip..][..piece.len()]),
+                        None => piece.fill(T::zeroed()),
+                    }
+                    skip = 0;
+                }
+                row += 1;
+            }
+        });
+    });
+}
