@@ -7,8 +7,8 @@ use alluvium_core::{Result, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Channels of a span: what a block needs of them fits the first cache.
-const SPAN: usize = 512;
+/// Channels of a span: long enough to stream, and what a block needs of them fits the second cache.
+const SPAN: usize = 2048;
 /// The tokens are cut into about so many parts whatever the threads, so that the bits of `dw` are the same everywhere.
 const PARTS: usize = 32;
 /// Tokens below which a part is not worth a thread.
