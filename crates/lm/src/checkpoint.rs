@@ -7,6 +7,7 @@ use crate::formats::tokenizer::Tokenizer;
 use crate::models::{self, LanguageModel};
 use crate::nn::build::{Init, Source};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
+use alluvium_ops::cast;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -95,7 +96,7 @@ impl Source for Files {
         let tensor = file.tensor(name, &self.device)?;
         match tensor.dtype() {
             DType::F32 => Ok(tensor),
-            DType::F16 | DType::BF16 => Tensor::from_slice(&tensor.to_floats()?, shape, &self.device),
+            DType::F16 | DType::BF16 => cast(&tensor, DType::F32),
             other => {
                 let why =
                     format!("tensor `{name}` is {other}, expected f32, f16 or bf16; quantised models are not read");

@@ -2,11 +2,10 @@
 
 use crate::formats::tokenizer::Tokenizer;
 use crate::models::LanguageModel;
-pub use crate::pending::Sampling;
-use crate::pending::sample;
 use alluvium_core::rng::Rng;
 use alluvium_core::{Device, Error, Result, Tensor};
-use alluvium_ops::linear;
+pub use alluvium_ops::Sampling;
+use alluvium_ops::{linear, sample};
 use std::ops::ControlFlow;
 use std::time::Instant;
 

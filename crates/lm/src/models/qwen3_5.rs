@@ -11,9 +11,8 @@ use crate::nn::gated_delta_net::DeltaSizes;
 use crate::nn::mlp::MlpSizes;
 use crate::nn::{GatedAttention, GatedDeltaNet, Linear, Mlp, RmsNorm};
 use crate::params;
-use crate::pending::add;
 use alluvium_core::{Result, Tensor, tape};
-use alluvium_ops::{Rope, embedding};
+use alluvium_ops::{Rope, add, embedding};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 

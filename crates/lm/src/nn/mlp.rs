@@ -3,8 +3,8 @@
 use super::Linear;
 use super::build::Builder;
 use crate::params;
-use crate::pending::swiglu;
 use alluvium_core::{Result, Tensor};
+use alluvium_ops::swiglu;
 
 /// SwiGLU: `down(silu(gate(x)) · up(x))`.
 ///
