@@ -47,10 +47,12 @@ mod gdn_gate;
 
 // loss
 mod cross_entropy;
+mod kl_div;
 
 // optimiser
 mod adamw;
 mod global_norm;
+mod newton_schulz;
 
 // sampling
 mod sample;
@@ -93,10 +95,12 @@ pub use gdn_gate::{Gates, gdn_gate};
 
 // loss
 pub use cross_entropy::{CrossEntropy, Reduction, cross_entropy};
+pub use kl_div::kl_div;
 
 // optimiser
 pub use adamw::{AdamW, AdamWState, adamw};
 pub use global_norm::global_norm;
+pub use newton_schulz::newton_schulz;
 
 // sampling
 pub use sample::{Sampling, sample};
@@ -144,10 +148,12 @@ pub static OPS: &[&Op] = &[
 
     // loss
     &cross_entropy::OP,
+    &kl_div::OP,
 
     // optimiser
     &adamw::OP,
     &global_norm::OP,
+    &newton_schulz::OP,
 
     // sampling
     &sample::OP,
