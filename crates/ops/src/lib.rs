@@ -12,16 +12,31 @@ pub mod op;
 // elementwise
 mod add;
 mod cast;
+mod exp;
+mod gelu;
+mod log;
 mod mul;
 mod scale;
 mod sigmoid;
 mod silu;
+mod softplus;
 mod sub;
 mod swiglu;
 
 // shape
+mod concat;
+mod repeat_heads;
+mod slice;
+mod split;
+mod transpose;
+mod write_rows;
 
 // reduce
+mod argmax;
+mod cumsum;
+mod max;
+mod mean;
+mod sum;
 
 // matmul
 mod linear;
@@ -60,16 +75,32 @@ mod sample;
 // elementwise
 pub use add::add;
 pub use cast::cast;
+pub use exp::exp;
+pub use gelu::gelu;
+pub use log::log;
 pub use mul::mul;
 pub use scale::scale;
 pub use sigmoid::sigmoid;
 pub use silu::silu;
+pub use softplus::softplus;
 pub use sub::sub;
 pub use swiglu::swiglu;
 
 // shape
+pub use concat::concat;
+pub use repeat_heads::repeat_heads;
+pub use slice::slice;
+pub use split::split;
+pub use transpose::transpose;
+pub use write_rows::write_rows;
 
 // reduce
+pub use argmax::argmax;
+pub use common::reduce::Over;
+pub use cumsum::cumsum;
+pub use max::max;
+pub use mean::mean;
+pub use sum::sum;
 
 // matmul
 pub use linear::linear;
@@ -119,10 +150,25 @@ pub static OPS: &[&Op] = &[
     &sigmoid::OP,
     &swiglu::OP,
     &cast::OP,
+    &softplus::OP,
+    &gelu::OP,
+    &exp::OP,
+    &log::OP,
 
     // shape
+    &slice::OP,
+    &split::OP,
+    &concat::OP,
+    &repeat_heads::OP,
+    &write_rows::OP,
+    &transpose::OP,
 
     // reduce
+    &sum::OP,
+    &mean::OP,
+    &max::OP,
+    &argmax::OP,
+    &cumsum::OP,
 
     // matmul
     &matmul::OP,

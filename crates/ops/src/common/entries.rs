@@ -1,5 +1,6 @@
 //! What entries of small operations share: cases, benchmark and cost.
 
+use crate::common::reduce::Over;
 use crate::op::{Array, Case, Cost, Given, Gradient, Op, Tolerance};
 use alluvium_core::{Contract, Result, Shape, Tensor};
 
@@ -68,12 +69,48 @@ pub(crate) fn seen_array(t: &Given<Array>) -> Array {
     Array::new(seen(t).0, t["x"].data.clone())
 }
 
-/// As [`seen_array`], a view.
+/// As [`seen_array`], a view; a tensor that the check has broken stays as it is.
 pub(crate) fn seen_tensor(t: &Given<Tensor>) -> Result<Tensor> {
-    t["x"].reshape(Shape::new(&seen(t).0)?)
+    let (x, shape) = (&t["x"], Shape::new(&seen(t).0)?);
+    if x.elements() == shape.elements() { x.reshape(shape) } else { Ok(x.clone()) }
 }
 
 /// The gradient of such a case in the shape of its argument.
 pub(crate) fn as_given(t: &Given<Array>, dx: Array) -> Vec<Option<Array>> {
     vec![Some(Array::new(t["x"].shape.clone(), dx.data))]
 }
+
+/// What a reduction's case runs over.
+pub(crate) fn over<T>(t: &Given<T>) -> Over {
+    if t.flag("last") { Over::Last } else { Over::All }
+}
+
+/// The rows of `x` that such a case reduces, as an array of two axes, and the shape of the result.
+pub(crate) fn reduced(t: &Given<Array>) -> (Array, Vec<usize>) {
+    let (x, rows) = (&t["x"], t.dims['R']);
+    match over(t) {
+        Over::All => (Array::new([1, x.data.len()], x.data.clone()), Vec::new()),
+        Over::Last => (Array::new([rows, t.dims['D']], x.data.clone()), vec![rows]),
+    }
+}
+
+/// A reduction. An entry names its contract, summary, `run`, `reference` and `gradient`, and takes the rest.
+pub(crate) const REDUCTION: Op = Op {
+    cases: &[
+        Case::new("one element", &[('R', 1), ('D', 1)]).options(&[("last", 1.0)]),
+        Case::new("odd rows", &[('R', 3), ('D', 63)]).options(&[("last", 1.0)]),
+        Case::new("everything", &[('R', 5), ('D', 17)]),
+        Case::new("rows longer than a part", &[('R', 3), ('D', 70_001)]).options(&[("last", 1.0)]),
+        Case::new("more than a thread's share", &[('R', 700), ('D', 301)]),
+    ],
+    largest: 70,
+    bench: &[
+        Case::new("rows", &[('R', 4_096), ('D', 2_048)]).options(&[("last", 1.0)]),
+        Case::new("everything", &[('R', 4_096), ('D', 2_048)]),
+    ],
+    cost: |d| {
+        let n = d['R'] * d['D'];
+        Cost { bytes: 4 * n, flops: n, backward_bytes: 4 * n, backward_flops: 0 }
+    },
+    ..UNARY
+};

@@ -3,6 +3,7 @@
 pub(crate) mod entries;
 pub(crate) mod map;
 pub(crate) mod pieces;
+pub(crate) mod reduce;
 pub(crate) mod stored;
 
 mod sequences;

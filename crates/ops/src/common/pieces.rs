@@ -24,10 +24,9 @@ impl Piece<'_> {
     }
 }
 
-/// A shape seen from one of its axes: `outer` times `len` times `inner` elements.
+/// An axis of a shape: its length, and the elements from one place on it to the next.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Axis {
-    pub(crate) outer: usize,
     pub(crate) len: usize,
     pub(crate) inner: usize,
 }
@@ -39,8 +38,7 @@ impl Axis {
         if axis >= shape.rank() {
             return Err(Error::value(op, format!("there is no axis {axis} in {shape}")));
         }
-        let product = |axes: &[usize]| axes.iter().product();
-        Ok(Axis { outer: product(&shape[..axis]), len: shape[axis], inner: product(&shape[axis + 1..]) })
+        Ok(Axis { len: shape[axis], inner: shape[axis + 1..].iter().product() })
     }
 }
 
@@ -91,7 +89,9 @@ fn copy_rows<T: Element>(cpu: &Cpu, spans: &[Span<T>], to: &mut [T]) {
                     }
                     let Some(piece) = to.split_off_mut(..to.len().min(span.width - skip)) else { return };
                     match span.from {
-                        Some(from) => piece.copy_from_slice(&from[span.first + row * span.stride + skip..][..piece.len()]),
+                        Some(from) => {
+                            piece.copy_from_slice(&from[span.first + row * span.stride + skip..][..piece.len()])
+                        }
                         None => piece.fill(T::zeroed()),
                     }
                     skip = 0;

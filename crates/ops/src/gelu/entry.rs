@@ -1,0 +1,14 @@
+//! The entry of `gelu` in the list.
+
+use super::{CONTRACT, gelu, reference};
+use crate::common::entries::{UNARY, slope};
+use crate::op::{Gradient, Op};
+
+pub(crate) static OP: Op = Op {
+    contract: &CONTRACT,
+    summary: "x·Φ(x)",
+    run: |t| Ok(vec![gelu(&t["x"])?]),
+    reference: |t| vec![t["x"].map(reference::value)],
+    gradient: Gradient::Of(|t, dy| slope(&t["x"], &dy[0], reference::slope)),
+    ..UNARY
+};
