@@ -149,7 +149,7 @@ fn written<T: Stored>(x: &mut Tensor) -> Result<&mut [T]> {
     x.slice_mut::<T>().ok_or_else(|| Error::value("map", "the gradient's memory is shared"))
 }
 
-fn slices<'a, T: Stored, const N: usize>(inputs: [&'a Tensor; N]) -> Result<[&'a [T]; N]> {
+fn slices<T: Stored, const N: usize>(inputs: [&Tensor; N]) -> Result<[&[T]; N]> {
     let mut slices = [[].as_slice(); N];
     for (slice, x) in slices.iter_mut().zip(inputs) {
         *slice = x.slice::<T>()?;

@@ -90,7 +90,7 @@ fn copy_rows<T: Element>(cpu: &Cpu, spans: &[Span<T>], to: &mut [T]) {
                     let Some(piece) = to.split_off_mut(..to.len().min(span.width - skip)) else { return };
                     match span.from {
                         Some(from) => {
-                            piece.copy_from_slice(&from[span.first + row * span.stride + skip..][..piece.len()])
+                            piece.copy_from_slice(&from[span.first + row * span.stride + skip..][..piece.len()]);
                         }
                         None => piece.fill(T::zeroed()),
                     }

@@ -29,7 +29,7 @@ impl UnarySlope for Gelu {
     #[inline(always)]
     fn slope<S: F32s>(self, x: S) -> S {
         let x = S::splat(BOUND).min(S::splat(-BOUND).max(x));
-        let density = math::exp(x * x * S::splat(-0.5)) * S::splat(0.398_942_28);
+        let density = math::exp(x * x * S::splat(-0.5)) * S::splat(0.398_942_3);
         // 0 or 1 by the sign; where this is neither, the tail is a half and its factor 0
         let side = S::splat(1.0).min(S::splat(-1.0).max(x * S::splat(1e30) * S::splat(1e8)));
         let half = S::splat(0.5);
