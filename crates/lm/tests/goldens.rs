@@ -1,0 +1,251 @@
+//! The numbers of mlx-lm, from `fixtures/`.
+
+use alluvium_core::{Device, Tape, Tensor};
+use alluvium_lm::formats::safetensors;
+use alluvium_lm::perplexity::{logits, logsumexp, nll};
+use alluvium_lm::{Batch, Keep, LanguageModel, Loaded, Options, Reason, generate, load, parameter_count, save};
+use alluvium_ops::{CrossEntropy, Reduction, Sampling, cross_entropy};
+use serde_json::Value;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+fn fixture(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path)
+}
+
+fn json(path: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(fixture(path)).unwrap()).unwrap()
+}
+
+fn model() -> (Loaded, Value) {
+    let loaded = load(&fixture("models/qwen3_5-f32"), &Device::cpu()).unwrap();
+    (loaded, json("models/qwen3_5-f32/expected.json"))
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+fn tensor(ids: &[u32]) -> Tensor {
+    Tensor::from_slice(ids, [1, ids.len()], &Device::cpu()).unwrap()
+}
+
+/// Hidden states `[T, D]` of the prompt, read in pieces of `piece` tokens.
+fn prefill(model: &dyn LanguageModel, ids: &[u32], piece: usize) -> Tensor {
+    let mut cache = model.cache(1).unwrap();
+    let mut rows = Vec::new();
+    for part in ids.chunks(piece) {
+        rows.extend(model.step(&tensor(part), &mut cache).unwrap().to_vec::<f32>().unwrap());
+    }
+    assert_eq!(cache.offset, ids.len());
+    Tensor::from_slice(&rows, [ids.len(), rows.len() / ids.len()], &Device::cpu()).unwrap()
+}
+
+fn gap(ours: &[f32], theirs: &[f64]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    ours.iter().zip(theirs).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max)
+}
+
+fn worst(ours: &[f32], theirs: &[f32]) -> f64 {
+    gap(ours, &theirs.iter().map(|&x| f64::from(x)).collect::<Vec<_>>())
+}
+
+fn training_forward(model: &dyn LanguageModel, ids: &[u32], keep: Keep) -> Vec<f32> {
+    let positions: Vec<u32> = (0..ids.len() as u32).collect();
+    let batch = Batch { ids: &tensor(ids), positions: &tensor(&positions), cu_seqlens: None };
+    model.hidden(&batch, keep).unwrap().to_vec().unwrap()
+}
+
+#[test]
+fn logits_and_logsumexp_are_those_of_mlx_lm() {
+    let (Loaded { model, .. }, expected) = model();
+    for prompt in expected["prompts"].as_array().unwrap() {
+        let ids = ids(&prompt["ids"]);
+        let hidden = prefill(model.as_ref(), &ids, ids.len());
+        let last = logits(model.as_ref(), &hidden.rows(ids.len() - 1, 1).unwrap()).unwrap();
+        let far = gap(&last.to_vec::<f32>().unwrap(), &numbers(&prompt["last_logits"]));
+        assert!(far < 1e-4, "{} tokens: the last logits are {far} away", ids.len());
+        let sums = logsumexp(model.as_ref(), &hidden).unwrap();
+        let far = numbers(&prompt["logsumexp"]).iter().zip(&sums).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(far < 1e-4, "{} tokens: a logsumexp is {far} away", ids.len());
+    }
+}
+
+#[test]
+fn the_perplexity_of_a_text_is_that_of_mlx_lm() {
+    let (Loaded { model, .. }, expected) = model();
+    let losses = nll(model.as_ref(), &ids(&expected["prompts"][4]["ids"])).unwrap();
+    let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+    let want = expected["nll_200"]["mean"].as_f64().unwrap();
+    assert!((mean - want).abs() < 1e-5, "{mean}, expected {want}");
+}
+
+#[test]
+fn greedy_text_is_that_of_mlx_lm() {
+    let (Loaded { model, tokenizer, .. }, expected) = model();
+    let tokenizer = tokenizer.unwrap();
+    let prompt = ids(&expected["prompts"][4]["ids"]);
+    for run in expected["greedy"].as_array().unwrap() {
+        let length = run["prompt_len"].as_u64().unwrap() as usize;
+        let sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+        let options = Options { max_tokens: 32, sampling, seed: 1, stop: vec![] };
+        let mut text = String::new();
+        let mut on_text = |piece: &str| {
+            text += piece;
+            Ok(ControlFlow::Continue(()))
+        };
+        let summary = generate(model.as_ref(), &tokenizer, &prompt[..length], &options, &mut on_text).unwrap();
+        assert_eq!(summary.tokens, ids(&run["tokens"]));
+        assert_eq!((text.as_str(), summary.reason), (run["text"].as_str().unwrap(), Reason::Length));
+    }
+}
+
+#[test]
+fn the_tokenizer_is_that_of_mlx_lm() {
+    let (Loaded { tokenizer, .. }, expected) = model();
+    let (tokenizer, expected) = (tokenizer.unwrap(), &expected["tokenizer"]);
+    let pairs = expected["extra"].as_array().unwrap().iter().chain([expected]);
+    for pair in pairs {
+        assert_eq!(tokenizer.encode(pair["text"].as_str().unwrap()).unwrap(), ids(&pair["ids"]), "{}", pair["text"]);
+    }
+    let mut eos = tokenizer.eos_token_ids().to_vec();
+    eos.sort_unstable();
+    assert_eq!(eos, ids(&expected["eos_token_ids"]));
+    assert_eq!(tokenizer.vocab_size(), 367);
+}
+
+#[test]
+fn a_prompt_at_once_in_pieces_and_by_token_gives_the_same() {
+    let (Loaded { model, .. }, expected) = model();
+    let ids = ids(&expected["prompts"][4]["ids"]);
+    let whole = prefill(model.as_ref(), &ids, ids.len()).to_vec::<f32>().unwrap();
+    for piece in [1, 7, 64, 65, 199] {
+        let pieces = prefill(model.as_ref(), &ids, piece).to_vec::<f32>().unwrap();
+        let far = worst(&pieces, &whole);
+        assert!(far < 1e-4, "in pieces of {piece}: {far} away");
+    }
+}
+
+#[test]
+fn training_and_inference_compute_the_same() {
+    let (Loaded { model, .. }, expected) = model();
+    let ids = ids(&expected["prompts"][4]["ids"]);
+    let inference = prefill(model.as_ref(), &ids, ids.len()).to_vec::<f32>().unwrap();
+    let training = training_forward(model.as_ref(), &ids, Keep::Activations);
+    assert_eq!(training.len(), inference.len());
+    assert!(worst(&training, &inference) < 1e-5);
+    assert_eq!(training, training_forward(model.as_ref(), &ids, Keep::Inputs));
+}
+
+#[test]
+fn packed_texts_do_not_see_each_other() {
+    let (Loaded { model, .. }, expected) = model();
+    let ids = ids(&expected["prompts"][4]["ids"]);
+    let (first, second) = (&ids[..70], &ids[100..165]);
+    let packed: Vec<u32> = [first, second].concat();
+    let positions: Vec<u32> = (0..70).chain(0..65).collect();
+    let offsets = Tensor::from_slice(&[0u32, 70, 135], [3], &Device::cpu()).unwrap();
+    let batch = Batch { ids: &tensor(&packed), positions: &tensor(&positions), cu_seqlens: Some(&offsets) };
+    let together = model.hidden(&batch, Keep::Activations).unwrap().to_vec::<f32>().unwrap();
+    let apart = [first, second].map(|ids| training_forward(model.as_ref(), ids, Keep::Activations)).concat();
+    assert!(worst(&together, &apart) < 1e-4);
+}
+
+#[test]
+fn a_batch_of_two_generates_what_each_alone_does() {
+    let (Loaded { model, .. }, expected) = model();
+    let ids = ids(&expected["prompts"][4]["ids"]);
+    let (a, b) = (&ids[..20], &ids[50..70]);
+    let mut cache = model.cache(2).unwrap();
+    let mut both = Vec::new();
+    for part in [0..12, 12..13, 13..20] {
+        let rows = [&a[part.clone()], &b[part.clone()]].concat();
+        let rows = Tensor::from_slice(&rows, [2, part.len()], &Device::cpu()).unwrap();
+        both = model.step(&rows, &mut cache).unwrap().to_vec::<f32>().unwrap();
+    }
+    let alone = [a, b].map(|ids| prefill(model.as_ref(), ids, 20).rows(13, 7).unwrap().to_vec::<f32>().unwrap());
+    assert!(worst(&both, &alone.concat()) < 1e-4);
+}
+
+#[test]
+fn a_saved_model_has_the_same_bits_and_the_same_configuration() {
+    let (Loaded { model, tokenizer, config }, _) = model();
+    let folder = tempfile::tempdir().unwrap();
+    save(model.as_ref(), tokenizer.as_ref(), folder.path()).unwrap();
+    let again = load(folder.path(), &Device::cpu()).unwrap();
+    assert_eq!(again.config.json(), config.json());
+    let all = |model: &dyn LanguageModel| {
+        let mut all = Vec::new();
+        model.visit("", &mut |name, tensor| all.push((name, tensor.to_bytes().unwrap())));
+        all
+    };
+    assert!(all(again.model.as_ref()) == all(model.as_ref()));
+    assert_eq!(parameter_count(model.as_ref()), 335_692);
+    let written = safetensors::read(folder.path().join("model.safetensors")).unwrap();
+    assert_eq!(written.metadata()["format"], "mlx");
+    for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"] {
+        assert!(folder.path().join(name).exists(), "{name}");
+    }
+    let text = "don't 日本 <|im_start|>";
+    assert_eq!(again.tokenizer.unwrap().encode(text).unwrap(), tokenizer.unwrap().encode(text).unwrap());
+}
+
+#[test]
+fn the_loss_and_every_gradient_are_those_of_mlx_lm() {
+    for keep in [Keep::Activations, Keep::Inputs] {
+        let (Loaded { mut model, .. }, _) = model();
+        let tape = Tape::new();
+        model.visit_mut("", &mut |_, tensor| *tensor = tape.watch(tensor));
+        let loss = training_loss(model.as_ref(), keep);
+        let want = json("train/qwen3_5-f32.json")["loss"].as_f64().unwrap();
+        let got = f64::from(loss.item().unwrap());
+        assert!((got - want).abs() < 1e-5 * want, "the loss is {got}, expected {want}");
+
+        let grads = loss.backward().unwrap();
+        let expected = safetensors::read(fixture("train/qwen3_5-f32-grads.safetensors")).unwrap();
+        let mut seen = 0;
+        model.visit("", &mut |name, tensor| {
+            let ours = grads.of(tensor).unwrap_or_else(|| panic!("{name} has no gradient"));
+            let theirs = expected.tensor(&name, &Device::cpu()).unwrap().to_vec::<f32>().unwrap();
+            let ours = ours.to_vec::<f32>().unwrap();
+            let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+            let size = norm(&mut theirs.iter().map(|&x| f64::from(x)));
+            let far = norm(&mut ours.iter().zip(&theirs).map(|(a, b)| f64::from(a - b)));
+            assert!(far < 1e-4 * size, "{name}: {far} away, of {size}");
+            seen += 1;
+        });
+        assert_eq!(seen, expected.names().count());
+    }
+}
+
+/// That of mlx-lm's trainer: targets are the next tokens, the first and last that count are given per row.
+fn training_loss(model: &dyn LanguageModel, keep: Keep) -> Tensor {
+    let golden = json("train/qwen3_5-f32.json");
+    let rows: Vec<Vec<u32>> = golden["batch"].as_array().unwrap().iter().map(ids).collect();
+    let spans: Vec<Vec<u32>> = golden["lengths"].as_array().unwrap().iter().map(ids).collect();
+    let tokens = rows[0].len() - 1;
+    let (mut inputs, mut positions, mut targets) = (vec![], vec![], vec![]);
+    for (row, span) in rows.iter().zip(&spans) {
+        inputs.extend_from_slice(&row[..tokens]);
+        positions.extend(0..tokens as u32);
+        targets.extend((1..=tokens).map(|i| if (span[0]..=span[1]).contains(&(i as u32)) { row[i] } else { u32::MAX }));
+    }
+    let device = Device::cpu();
+    let of = |data: &[u32]| Tensor::from_slice(data, [rows.len(), tokens], &device).unwrap();
+    let batch = Batch { ids: &of(&inputs), positions: &of(&positions), cu_seqlens: None };
+    let hidden = model.hidden(&batch, keep).unwrap();
+    cross_entropy(CrossEntropy {
+        x: &hidden.reshape([targets.len(), hidden.shape().last()]).unwrap(),
+        w: model.head(),
+        targets: &Tensor::from_slice(&targets, [targets.len()], &device).unwrap(),
+        ignore_index: Some(u32::MAX),
+        reduction: Reduction::Mean,
+        z_loss: 0.0,
+        chunk: 33,
+    })
+    .unwrap()
+}

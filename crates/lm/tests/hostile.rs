@@ -1,0 +1,245 @@
+//! Files that are not what they should be: an error that says so, never a panic.
+
+use alluvium_core::Device;
+use alluvium_lm::formats::safetensors;
+use alluvium_lm::{Config, describe, initialise, load, save};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// A safetensors file of this header and so many bytes of data.
+fn file(header: &str, data: usize) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.resize(bytes.len() + data, 1);
+    bytes
+}
+
+fn one(entry: &str, data: usize) -> Vec<u8> {
+    file(&format!(r#"{{"a":{entry}}}"#), data)
+}
+
+#[test]
+fn every_broken_safetensors_file_is_refused_in_words() {
+    let long = |n: u64| [&n.to_le_bytes()[..], b"{}"].concat();
+    let cases: &[(&str, Vec<u8>, &str)] = &[
+        ("empty", vec![], "it has 0 bytes"),
+        ("cut in the length", vec![1, 2, 3], "it has 3 bytes"),
+        ("header beyond the file", long(3), "its header claims 3 bytes, the file has 2 after it"),
+        ("header beyond memory", long(u64::MAX), "its header claims 18446744073709551615 bytes, at most"),
+        ("header cut", file(r#"{"a":{"dtype":"F32""#, 0), "its header is no JSON object"),
+        ("header a list", file("[]", 0), "its header is no JSON object"),
+        ("header no text", [&4u64.to_le_bytes()[..], &[255; 4]].concat(), "its header is no JSON object"),
+        ("deep", file(&"[".repeat(100_000), 0), "its header is no JSON object"),
+        ("entry no object", one("3", 0), "tensor `a`: its dtype is missing"),
+        ("dtype", one(r#"{"dtype":"X","shape":[1],"data_offsets":[0,4]}"#, 4), "its dtype `X` is not known"),
+        ("no shape", one(r#"{"dtype":"F32","data_offsets":[0,4]}"#, 4), "its shape is missing"),
+        ("negative", one(r#"{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}"#, 4), "its shape [-1] is no list"),
+        (
+            "overflow",
+            one(r#"{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}"#, 4),
+            "more elements",
+        ),
+        ("rank", one(r#"{"dtype":"F32","shape":[1,1,1,1,1,1,1],"data_offsets":[0,4]}"#, 4), "has 7 axes"),
+        ("no offsets", one(r#"{"dtype":"F32","shape":[1]}"#, 4), "its data_offsets are missing"),
+        (
+            "reversed",
+            one(r#"{"dtype":"F32","shape":[1],"data_offsets":[4,0]}"#, 4),
+            "its bytes 4 to 0 are not in the file's 4",
+        ),
+        (
+            "past the end",
+            one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#, 4),
+            "its bytes 0 to 8 are not in the file's 4",
+        ),
+        (
+            "size",
+            one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,4]}"#, 4),
+            "[2] of F32 takes 8 bytes, 4 are given",
+        ),
+        (
+            "gap",
+            one(r#"{"dtype":"F32","shape":[1],"data_offsets":[4,8]}"#, 8),
+            "the 4 bytes before tensor `a` belong to no tensor",
+        ),
+        ("rest", one(r#"{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"#, 8), "the last 4 bytes belong to no tensor"),
+        (
+            "overlap",
+            file(
+                r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
+                8,
+            ),
+            "tensor `b` begins inside another one",
+        ),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    for (name, bytes, want) in cases {
+        std::fs::write(&path, bytes).unwrap();
+        let error = safetensors::read(&path).unwrap_err().to_string();
+        assert!(error.contains(want), "{name}: {error}");
+        assert!(error.starts_with(&path.display().to_string()), "{name}: {error}");
+        assert!(describe(&path).is_err());
+    }
+}
+
+#[test]
+fn unaligned_data_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let header =
+        r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}}"#;
+    let mut bytes = file(header, 1);
+    bytes.extend(1.5f32.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let file = safetensors::read(&path).unwrap();
+    assert_eq!(file.tensor("b", &Device::cpu()).unwrap().item().unwrap(), 1.5);
+    assert!(file.tensor("c", &Device::cpu()).unwrap_err().to_string().contains("it has no tensor `c`"));
+}
+
+fn sizes() -> Value {
+    json!({
+        "model_type": "qwen3_5",
+        "kept": {"unknown": [1, 2]},
+        "text_config": {
+            "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "full_attention_interval": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "linear_num_key_heads": 1,
+            "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "vocab_size": 16,
+            "tie_word_embeddings": true,
+        },
+    })
+}
+
+fn saved(folder: &Path) {
+    let model = initialise(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
+    save(model.as_ref(), None, folder).unwrap();
+}
+
+fn refused(folder: &Path) -> String {
+    load(folder, &Device::cpu()).unwrap_err().to_string()
+}
+
+#[test]
+fn every_wrong_configuration_is_refused_in_words() {
+    let cases: &[(&str, Value, &str)] = &[
+        ("/model_type", json!("gpt2"), "model_type `gpt2` is not known; known are qwen3_5"),
+        ("/text_config/hidden_size", Value::Null, "text_config: missing field `hidden_size`"),
+        ("/text_config/hidden_size", json!(8.5), "invalid type: floating point `8.5`, expected usize"),
+        ("/text_config/hidden_size", json!(0), "`hidden_size` is 0, expected 1 to 131072"),
+        ("/text_config/hidden_size", json!(1u64 << 40), "`hidden_size` is 1099511627776, expected 1 to 131072"),
+        ("/text_config/num_hidden_layers", json!(1 << 20), "`num_hidden_layers` is 1048576, expected 1 to 1024"),
+        ("/text_config/full_attention_interval", json!(0), "`full_attention_interval` is 0, expected 1 to 2"),
+        ("/text_config/linear_num_key_heads", json!(3), "expected a multiple of `linear_num_key_heads` = 3"),
+        ("/text_config/linear_key_head_dim", json!(257), "`linear_key_head_dim` is 257, expected 1 to 256"),
+        ("/text_config/head_dim", json!(6), "turns 1 of `head_dim` = 6, expected an even number"),
+        ("/text_config/rms_norm_eps", json!(-1.0), "`rms_norm_eps` is -1, expected 0 or more"),
+        ("/text_config/vocab_size", json!(-5), "invalid value: integer `-5`, expected usize"),
+    ];
+    for (key, value, want) in cases {
+        let mut config = sizes();
+        let (parent, last) = key.rsplit_once('/').unwrap();
+        let parent = config.pointer_mut(parent).unwrap().as_object_mut().unwrap();
+        match value.is_null() {
+            true => drop(parent.remove(last)),
+            false => drop(parent.insert(last.to_owned(), value.clone())),
+        }
+        let result = initialise(&Config::new(config).unwrap(), 1, &Device::cpu());
+        let error = result.err().unwrap_or_else(|| panic!("{key} = {value} was taken")).to_string();
+        assert!(error.contains(want), "{key}: {error}");
+    }
+}
+
+#[test]
+fn a_nan_in_a_configuration_is_named_as_bad_json() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), r#"{"model_type": "qwen3_5", "x": NaN}"#).unwrap();
+    let error = Config::read(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("config.json: not valid JSON: expected value at line 1"), "{error}");
+}
+
+#[test]
+fn weights_that_do_not_fit_the_configuration_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    saved(folder.path());
+    let original = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
+    assert!(original.contains("\"unknown\""));
+    load(folder.path(), &Device::cpu()).unwrap();
+    for (from, to, want) in [
+        (r#""vocab_size": 16"#, r#""vocab_size": 17"#, "embed_tokens.weight` is [16, 8], config.json asks for [17, 8]"),
+        (
+            r#""num_hidden_layers": 2"#,
+            r#""num_hidden_layers": 3"#,
+            "layers.2.linear_attn.in_proj_qkv.weight` [32, 8] is missing",
+        ),
+        (r#""tie_word_embeddings": true"#, r#""tie_word_embeddings": false"#, "lm_head.weight` [16, 8] is missing"),
+    ] {
+        assert!(original.contains(from), "{original}");
+        std::fs::write(folder.path().join("config.json"), original.replace(from, to)).unwrap();
+        let error = refused(folder.path());
+        assert!(error.contains(want) && error.contains("model.safetensors: "), "{error}");
+    }
+    let fewer = original
+        .replace(r#""num_hidden_layers": 2"#, r#""num_hidden_layers": 1"#)
+        .replace(r#""full_attention_interval": 2"#, r#""full_attention_interval": 1"#);
+    std::fs::write(folder.path().join("config.json"), fewer).unwrap();
+    let error = refused(folder.path());
+    assert!(error.contains("is missing") || error.contains("has no place in the model"), "{error}");
+}
+
+#[test]
+fn a_tensor_that_nothing_asks_for_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    saved(folder.path());
+    let extra = alluvium_core::Tensor::full([1], 1.0, &Device::cpu()).unwrap();
+    let path = folder.path().join("model-extra.safetensors");
+    safetensors::write(&path, &[("extra.weight".to_owned(), &extra)], &[]).unwrap();
+    let error = refused(folder.path());
+    assert!(error.contains("model-extra.safetensors: tensor `extra.weight` has no place in the model"), "{error}");
+    let model = initialise(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
+    let error = save(model.as_ref(), None, folder.path()).unwrap_err().to_string();
+    assert!(error.contains("these weights would be read as a part of the saved model"), "{error}");
+}
+
+#[test]
+fn a_missing_shard_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    saved(folder.path());
+    let index = json!({"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}});
+    std::fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+    let error = refused(folder.path());
+    assert!(error.contains("it names model-00002-of-00002.safetensors, which is not in the folder"), "{error}");
+}
+
+#[test]
+fn a_folder_without_weights_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), sizes().to_string()).unwrap();
+    assert!(refused(folder.path()).contains("no file is called model*.safetensors"));
+}
+
+#[test]
+fn a_failed_save_leaves_the_old_model_and_no_temporaries() {
+    let folder = tempfile::tempdir().unwrap();
+    saved(folder.path());
+    let before = std::fs::read(folder.path().join("model.safetensors")).unwrap();
+    // a folder in the place of a file: the last steps of the save fail
+    std::fs::remove_file(folder.path().join("config.json")).unwrap();
+    std::fs::create_dir(folder.path().join("config.json")).unwrap();
+    std::fs::write(folder.path().join("config.json/x"), "").unwrap();
+    let model = initialise(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
+    save(model.as_ref(), None, folder.path()).unwrap_err();
+    assert_eq!(std::fs::read(folder.path().join("model.safetensors")).unwrap(), before);
+    let names = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert!(names.into_iter().all(|name| !name.contains("partial")));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_model_and_another_seed_another() {
+    let bytes = |seed| {
+        let model = initialise(&Config::new(sizes()).unwrap(), seed, &Device::cpu()).unwrap();
+        let mut bytes = Vec::new();
+        model.visit("", &mut |_, tensor| bytes.extend(tensor.to_bytes().unwrap()));
+        bytes
+    };
+    assert!(bytes(1) == bytes(1));
+    assert!(bytes(1) != bytes(2));
+}
