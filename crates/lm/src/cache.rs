@@ -1,8 +1,7 @@
 //! What a model remembers of the tokens it has read.
 
-use crate::pending::{concat, write_rows};
 use alluvium_core::{Error, Result, Tensor};
-use alluvium_ops::{Attention, attention};
+use alluvium_ops::{Attention, attention, concat, write_rows};
 
 /// Buffers of keys and values grow by this many tokens.
 const GROWTH: usize = 256;

@@ -9,7 +9,6 @@ pub mod formats;
 pub mod generate;
 pub mod models;
 pub mod nn;
-mod pending;
 pub mod perplexity;
 
 pub use cache::{Cache, LayerCache};

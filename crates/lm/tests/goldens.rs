@@ -1,5 +1,7 @@
 //! The numbers of mlx-lm, from `fixtures/`.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use alluvium_core::{Device, Tape, Tensor};
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::perplexity::{logits, logsumexp, nll};

@@ -1,5 +1,7 @@
 //! Files that are not what they should be: an error that says so, never a panic.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use alluvium_core::Device;
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::{Config, describe, initialise, load, save};

@@ -161,7 +161,7 @@ impl Sizes {
             return Err(config.wrong(format!("`rope_theta` is {rope_theta}, expected a number above 0")));
         }
         let turning = self.turning();
-        if !(0.0..=1.0).contains(partial_rotary_factor) || turning < 2 || turning % 2 != 0 {
+        if !(0.0..=1.0).contains(partial_rotary_factor) || turning < 2 || !turning.is_multiple_of(2) {
             let why = format!(
                 "`partial_rotary_factor` {partial_rotary_factor} turns {turning} of `head_dim` = {}",
                 self.head_dim
@@ -229,7 +229,7 @@ impl Sizes {
     }
 
     fn is_linear(&self, layer: usize) -> bool {
-        (layer + 1) % self.full_attention_interval != 0
+        !(layer + 1).is_multiple_of(self.full_attention_interval)
     }
 }
 

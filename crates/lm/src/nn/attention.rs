@@ -4,9 +4,8 @@ use super::build::Builder;
 use super::{Linear, RmsNorm};
 use crate::cache::AttentionCache;
 use crate::params;
-use crate::pending::split;
 use alluvium_core::{Result, Tensor};
-use alluvium_ops::{Attention, Rope, attention, mul, rope, sigmoid};
+use alluvium_ops::{Attention, Rope, attention, mul, rope, sigmoid, split};
 
 /// The token mixer of every fourth layer: project, norm each head, rotate, attend, gate, project.
 ///

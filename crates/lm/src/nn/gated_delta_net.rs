@@ -4,11 +4,10 @@ use super::build::{Builder, Init};
 use super::{Linear, RmsNorm};
 use crate::cache::DeltaCache;
 use crate::params;
-use crate::pending::split;
 use alluvium_core::{Result, Tensor};
 use alluvium_ops::{
     Activation, CausalConv1d, ChunkStates, Convolved, Delta, GatedDelta, GatedDeltaStep, Gates, causal_conv1d,
-    gated_delta_rule, gated_delta_step, gdn_gate, l2_norm,
+    gated_delta_rule, gated_delta_step, gdn_gate, l2_norm, split,
 };
 
 /// Added to the sum of squares of a query or a key before its length is divided out.
