@@ -146,3 +146,19 @@ fn rope_is_that_of_mlx() {
         near(&format!("{case} dx"), grads.of(&x).unwrap(), &swapped(&file.get(case, "dx")), bound);
     }
 }
+
+#[test]
+fn attention_is_that_of_mlx() {
+    let file = Golden::open("sdpa.safetensors");
+    for case in ["causal_gqa", "causal_d256", "prefill_after_cache", "decode"] {
+        let tape = Tape::new();
+        let [q, k, v] = ["q", "k", "v"].map(|name| tape.watch(&swapped(&file.get(case, name))));
+        let scale = (q.shape()[3] as f32).sqrt().recip();
+        let o = attention(Attention { q: &q, k: &k, v: &v, cu_seqlens: None, scale }).unwrap();
+        near(case, &o, &swapped(&file.get(case, "y")), 1e-5);
+        let grads = tape.backward(&[(&o, &swapped(&file.get(case, "ct")))]).unwrap();
+        for (name, x) in [("dq", &q), ("dk", &k), ("dv", &v)] {
+            near(&format!("{case} {name}"), grads.of(x).unwrap(), &swapped(&file.get(case, name)), 1e-5);
+        }
+    }
+}
