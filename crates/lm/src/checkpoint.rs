@@ -4,6 +4,7 @@ use crate::formats::atomic::Staged;
 use crate::formats::config::Config;
 use crate::formats::safetensors::{self, File};
 use crate::formats::tokenizer::Tokenizer;
+use crate::formats::transformers;
 use crate::models::{self, LanguageModel};
 use crate::nn::build::{Init, Source};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
@@ -28,7 +29,7 @@ impl std::fmt::Debug for Loaded {
     }
 }
 
-/// Loads the model in a folder. Half precision is widened to f32.
+/// Loads the model in a folder, in the layout of MLX or of transformers. Half precision is widened to f32.
 ///
 /// # Errors
 /// [`Kind::Io`](alluvium_core::Kind::Io) when a file cannot be read; `Kind::File`, with the file and what is wrong, when
@@ -36,7 +37,7 @@ impl std::fmt::Debug for Loaded {
 /// missing, that nothing asks for, or that has another shape than the configuration says.
 pub fn load(folder: &Path, device: &Device) -> Result<Loaded> {
     let config = Config::read(folder)?;
-    let mut source = Files::open(folder, device)?;
+    let mut source = Files::open(folder, &config, device)?;
     let model = models::build(&config, &mut source)?;
     source.finish()?;
     let tokenizer = Tokenizer::find(folder)?;
@@ -47,19 +48,40 @@ pub fn load(folder: &Path, device: &Device) -> Result<Loaded> {
 struct Files {
     folder: PathBuf,
     files: Vec<File>,
-    /// The file of each tensor that was not yet asked for.
-    left: BTreeMap<String, usize>,
+    /// Tensors that were not yet asked for, by the name that MLX gives them.
+    left: BTreeMap<String, Stored>,
+    layout: Layout,
     device: Device,
 }
 
+/// Where a tensor is.
+struct Stored {
+    file: usize,
+    name: String,
+}
+
+/// Who wrote the files.
+#[derive(Clone, Copy, PartialEq)]
+enum Layout {
+    Mlx,
+    Transformers,
+}
+
 impl Files {
-    fn open(folder: &Path, device: &Device) -> Result<Self> {
+    fn open(folder: &Path, config: &Config, device: &Device) -> Result<Self> {
         let files: Vec<File> = weight_files(folder)?.iter().map(safetensors::read).collect::<Result<_>>()?;
-        let mut left: BTreeMap<String, usize> = BTreeMap::new();
+        let foreign = files.iter().flat_map(File::entries).any(|(name, entry)| transformers::shows(name, entry.shape));
+        let layout = if foreign { Layout::Transformers } else { Layout::Mlx };
+        let mut left: BTreeMap<String, Stored> = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
             for name in file.names() {
-                if let Some(other) = left.insert(name.to_owned(), index) {
-                    let other = files[other].path().display();
+                let known = match layout {
+                    Layout::Mlx => Some(name.to_owned()),
+                    Layout::Transformers => transformers::name(name).filter(|n| !(config.is_tied() && n == LM_HEAD)),
+                };
+                let Some(known) = known else { continue };
+                if let Some(other) = left.insert(known, Stored { file: index, name: name.to_owned() }) {
+                    let other = files[other.file].path().display();
                     return Err(Error::file(
                         file.path(),
                         format!("tensor `{name}` is in {other}, too; remove one file"),
@@ -67,41 +89,52 @@ impl Files {
                 }
             }
         }
-        Ok(Files { folder: folder.to_owned(), files, left, device: device.clone() })
+        Ok(Files { folder: folder.to_owned(), files, left, layout, device: device.clone() })
     }
 
     /// Errs when there are tensors that the model did not ask for.
     fn finish(self) -> Result<()> {
-        let Some((name, &index)) = self.left.iter().next() else { return Ok(()) };
+        let Some(stored) = self.left.values().next() else { return Ok(()) };
         let more = match self.left.len() - 1 {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        let why = format!("tensor `{name}`{more} has no place in the model that config.json describes");
-        Err(Error::file(self.files[index].path(), why))
+        let why = format!("tensor `{}`{more} has no place in the model that config.json describes", stored.name);
+        Err(Error::file(self.files[stored.file].path(), why))
     }
 }
 
+/// Transformers saves it where it is the embedding, too.
+const LM_HEAD: &str = "language_model.lm_head.weight";
+
 impl Source for Files {
     fn tensor(&mut self, name: &str, shape: Shape, _: Init) -> Result<Tensor> {
-        let Some(index) = self.left.remove(name) else {
+        let Some(stored) = self.left.remove(name) else {
             let why = format!("tensor `{name}` {shape} is missing; config.json asks for it");
             return Err(Error::file(self.files.first().map_or(self.folder.as_path(), File::path), why));
         };
-        let file = &self.files[index];
-        if let Some(entry) = file.entry(name).filter(|entry| entry.shape != shape) {
-            let why = format!("tensor `{name}` is {}, config.json asks for {shape}", entry.shape);
-            return Err(Error::file(file.path(), why));
-        }
-        let tensor = file.tensor(name, &self.device)?;
-        match tensor.dtype() {
-            DType::F32 => Ok(tensor),
-            DType::F16 | DType::BF16 => cast(&tensor, DType::F32),
-            other => {
-                let why =
-                    format!("tensor `{name}` is {other}, expected f32, f16 or bf16; quantised models are not read");
-                Err(Error::file(file.path(), why))
+        let file = &self.files[stored.file];
+        let wrong = |why: String| Error::file(file.path(), format!("tensor `{}` is {why}", stored.name));
+        let want = match self.layout {
+            Layout::Mlx => shape,
+            Layout::Transformers => transformers::shape(name, shape),
+        };
+        if let Some(entry) = file.entry(&stored.name) {
+            if !matches!(entry.dtype.as_str(), "F32" | "F16" | "BF16") {
+                let why = format!("{}, expected F32, F16 or BF16; quantised models are not read", entry.dtype);
+                return Err(wrong(why));
             }
+            if entry.shape != want {
+                return Err(wrong(format!("{}, config.json asks for {want}", entry.shape)));
+            }
+        }
+        let tensor = match file.tensor(&stored.name, &self.device)? {
+            tensor if tensor.dtype() == DType::F32 => tensor,
+            half => cast(&half, DType::F32)?,
+        };
+        match self.layout {
+            Layout::Mlx => Ok(tensor),
+            Layout::Transformers => transformers::adapt(name, &tensor, shape),
         }
     }
 }

@@ -196,6 +196,39 @@ fn a_saved_model_has_the_same_bits_and_the_same_configuration() {
     assert_eq!(again.tokenizer.unwrap().encode(text).unwrap(), tokenizer.unwrap().encode(text).unwrap());
 }
 
+/// The model of the fixture as transformers saves it: `W` as `W - 1` in most norms, filters `[C, 1, K]`, a part too many.
+fn save_as_transformers_does(model: &dyn LanguageModel, folder: &std::path::Path) {
+    let mut tensors = vec![("mtp.fc.weight".to_owned(), Tensor::full([2], 1.0, &Device::cpu()).unwrap())];
+    model.visit("", &mut |name, tensor| {
+        let theirs =
+            name.replace("language_model.model.", "model.language_model.").replace("language_model.lm_", "lm_");
+        let tensor = match tensor.shape().dims() {
+            &[channels, taps, 1] => tensor.reshape([channels, 1, taps]).unwrap(),
+            _ if name.ends_with("norm.weight") && !name.contains("linear_attn") => {
+                let less: Vec<f32> = tensor.to_vec::<f32>().unwrap().iter().map(|w| w - 1.0).collect();
+                Tensor::from_slice(&less, tensor.shape(), &Device::cpu()).unwrap()
+            }
+            _ => tensor.clone(),
+        };
+        tensors.push((theirs, tensor));
+    });
+    let tensors: Vec<(String, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
+    safetensors::write(folder.join("model.safetensors"), &tensors, &[("format".into(), "pt".into())]).unwrap();
+    std::fs::copy(fixture("models/qwen3_5-f32/config.json"), folder.join("config.json")).unwrap();
+}
+
+#[test]
+fn the_layout_of_transformers_gives_the_same_model() {
+    let (Loaded { model, .. }, expected) = model();
+    let folder = tempfile::tempdir().unwrap();
+    save_as_transformers_does(model.as_ref(), folder.path());
+    let again = load(folder.path(), &Device::cpu()).unwrap();
+    let ids = ids(&expected["prompts"][3]["ids"]);
+    let [a, b] = [&model, &again.model].map(|m| prefill(m.as_ref(), &ids, 65).to_vec::<f32>().unwrap());
+    assert!(worst(&a, &b) < 1e-4);
+    assert_eq!(parameter_count(again.model.as_ref()), parameter_count(model.as_ref()));
+}
+
 #[test]
 fn the_loss_and_every_gradient_are_those_of_mlx_lm() {
     for keep in [Keep::Activations, Keep::Inputs] {

@@ -88,6 +88,11 @@ impl Config {
         size.ok_or_else(|| self.wrong("`vocab_size` is missing or no whole number"))
     }
 
+    /// Whether the output projection is the embedding: `tie_word_embeddings`.
+    pub fn is_tied(&self) -> bool {
+        self.text().get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false)
+    }
+
     /// The tokens that end a text: `eos_token_id`, one or a list.
     pub fn eos_token_ids(&self) -> Vec<u32> {
         token_ids(self.root.get("eos_token_id").or_else(|| self.text().get("eos_token_id")))

@@ -4,5 +4,6 @@ pub mod atomic;
 pub mod config;
 pub mod safetensors;
 pub mod tokenizer;
+pub(crate) mod transformers;
 
 pub use atomic::write_atomic;
