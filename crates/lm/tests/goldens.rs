@@ -70,7 +70,7 @@ fn logits_and_logsumexp_are_those_of_mlx_lm() {
         let hidden = prefill(model.as_ref(), &ids, ids.len());
         let last = logits(model.as_ref(), &hidden.rows(ids.len() - 1, 1).unwrap()).unwrap();
         let far = gap(&last.to_vec::<f32>().unwrap(), &numbers(&prompt["last_logits"]));
-        assert!(far < 1e-4, "{} tokens: the last logits are {far} away", ids.len());
+        assert!(far < 2e-5, "{} tokens: the last logits are {far} away", ids.len());
         let sums = logsumexp(model.as_ref(), &hidden).unwrap();
         let far = numbers(&prompt["logsumexp"]).iter().zip(&sums).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(far < 1e-4, "{} tokens: a logsumexp is {far} away", ids.len());
@@ -152,9 +152,11 @@ fn packed_texts_do_not_see_each_other() {
     let positions: Vec<u32> = (0..70).chain(0..65).collect();
     let offsets = Tensor::from_slice(&[0u32, 70, 135], [3], &Device::cpu()).unwrap();
     let batch = Batch { ids: &tensor(&packed), positions: &tensor(&positions), cu_seqlens: Some(&offsets) };
-    let together = model.hidden(&batch, Keep::Activations).unwrap().to_vec::<f32>().unwrap();
     let apart = [first, second].map(|ids| training_forward(model.as_ref(), ids, Keep::Activations)).concat();
-    assert!(worst(&together, &apart) < 1e-4);
+    for keep in [Keep::Activations, Keep::Inputs] {
+        let together = model.hidden(&batch, keep).unwrap().to_vec::<f32>().unwrap();
+        assert!(worst(&together, &apart) < 1e-4);
+    }
 }
 
 #[test]
