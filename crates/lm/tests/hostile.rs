@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::Device;
+use alluvium_core::rng::Rng;
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::{Config, describe, initialise, load, save};
 use serde_json::{Value, json};
@@ -82,6 +83,38 @@ fn every_broken_safetensors_file_is_refused_in_words() {
         assert!(error.starts_with(&path.display().to_string()), "{name}: {error}");
         assert!(describe(&path).is_err());
     }
+}
+
+#[test]
+fn no_damage_to_a_checkpoint_makes_a_reader_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    saved(folder.path());
+    let mut rng = Rng::new(1, "damage");
+    let mut refusals = 0;
+    for name in ["model.safetensors", "config.json", "model.safetensors.index.json"] {
+        let path = folder.path().join(name);
+        let whole = std::fs::read(&path).unwrap();
+        // most of the header and little of the data, where damage is no error
+        let reach = whole.len().min(4_000);
+        for _ in 0..300 {
+            let mut bytes = whole.clone();
+            for _ in 0..1 + rng.below(3) {
+                match rng.below(3) {
+                    0 => bytes.truncate(1 + rng.below(whole.len())),
+                    1 => bytes.insert(rng.below(reach.min(bytes.len())), b"0{}[]:,\"-9e"[rng.below(11)]),
+                    _ => {
+                        let at = rng.below(reach.min(bytes.len()));
+                        bytes[at] = rng.below(256) as u8;
+                    }
+                }
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            refusals += usize::from(load(folder.path(), &Device::cpu()).is_err());
+        }
+        std::fs::write(&path, &whole).unwrap();
+    }
+    load(folder.path(), &Device::cpu()).unwrap();
+    assert!(refusals > 500, "only {refusals} of 900 were refused");
 }
 
 #[test]
