@@ -212,11 +212,22 @@ pub fn save(model: &dyn LanguageModel, tokenizer: Option<&Tokenizer>, folder: &P
         Ok(())
     };
     stage("model.safetensors.index.json", pretty(&index(&tensors)).as_bytes())?;
-    stage("config.json", pretty(&Value::Object(model.config().json().clone())).as_bytes())?;
+    stage("config.json", pretty(&config_of_saved(model.config())).as_bytes())?;
     for (name, text) in tokenizer.map(Tokenizer::files).transpose()?.unwrap_or_default() {
         stage(name, text.as_bytes())?;
     }
     staged.into_iter().try_for_each(Staged::commit)
+}
+
+/// The configuration as it came, but for the dtype, which is now that of the saved tensors.
+fn config_of_saved(config: &Config) -> Value {
+    let mut json = Value::Object(config.json().clone());
+    for key in ["/torch_dtype", "/dtype", "/text_config/torch_dtype", "/text_config/dtype"] {
+        if let Some(dtype) = json.pointer_mut(key) {
+            *dtype = "float32".into();
+        }
+    }
+    json
 }
 
 fn index(tensors: &[(String, &Tensor)]) -> Value {

@@ -6,7 +6,7 @@ use alluvium_core::{Device, Tape, Tensor};
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::perplexity::{logits, logsumexp, nll};
 use alluvium_lm::{Batch, Keep, LanguageModel, Loaded, Options, Reason, generate, load, parameter_count, save};
-use alluvium_ops::{CrossEntropy, Reduction, Sampling, cross_entropy};
+use alluvium_ops::{CrossEntropy, Reduction, Sampling, cross_entropy, scale};
 use serde_json::Value;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -75,6 +75,24 @@ fn logits_and_logsumexp_are_those_of_mlx_lm() {
         let far = numbers(&prompt["logsumexp"]).iter().zip(&sums).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(far < 1e-4, "{} tokens: a logsumexp is {far} away", ids.len());
     }
+}
+
+/// Queries and keys so short that what is added to the sum of their squares counts.
+#[test]
+fn logits_with_small_projections_are_those_of_mlx_lm() {
+    let (Loaded { mut model, .. }, expected) = model();
+    let golden = &expected["small_projections"];
+    let factor = golden["factor"].as_f64().unwrap() as f32;
+    model.visit_mut("", &mut |name, tensor| {
+        if name.ends_with("in_proj_qkv.weight") {
+            *tensor = scale(tensor, factor).unwrap();
+        }
+    });
+    let ids = ids(&expected["prompts"][golden["prompt"].as_u64().unwrap() as usize]["ids"]);
+    let hidden = prefill(model.as_ref(), &ids, ids.len()).rows(ids.len() - 1, 1).unwrap();
+    let last = logits(model.as_ref(), &hidden).unwrap().to_vec::<f32>().unwrap();
+    let far = gap(&last, &numbers(&golden["last_logits"]));
+    assert!(far < 1e-4, "the last logits are {far} away");
 }
 
 #[test]

@@ -135,6 +135,7 @@ fn sizes() -> Value {
     json!({
         "model_type": "qwen3_5",
         "kept": {"unknown": [1, 2]},
+        "torch_dtype": "bfloat16",
         "text_config": {
             "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "full_attention_interval": 2,
             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "linear_num_key_heads": 1,
@@ -196,7 +197,7 @@ fn weights_that_do_not_fit_the_configuration_are_named() {
     let folder = tempfile::tempdir().unwrap();
     saved(folder.path());
     let original = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
-    assert!(original.contains("\"unknown\""));
+    assert!(original.contains("\"unknown\"") && original.contains(r#""torch_dtype": "float32""#));
     load(folder.path(), &Device::cpu()).unwrap();
     for (from, to, want) in [
         (r#""vocab_size": 16"#, r#""vocab_size": 17"#, "embed_tokens.weight` is [16, 8], config.json asks for [17, 8]"),
