@@ -56,9 +56,13 @@ mod rope;
 mod attention;
 
 // gated delta rule
+mod chunk_cumsum;
+mod chunk_kkt;
 mod gated_delta_rule;
 mod gated_delta_step;
 mod gdn_gate;
+mod recompute_w_u;
+mod solve_tril;
 
 // loss
 mod cross_entropy;
@@ -120,9 +124,13 @@ pub use rope::{Rope, rope};
 pub use attention::{Attention, attention};
 
 // gated delta rule
+pub use chunk_cumsum::chunk_cumsum;
+pub use chunk_kkt::chunk_kkt;
 pub use gated_delta_rule::{ChunkStates, Delta, GatedDelta, gated_delta_rule};
 pub use gated_delta_step::{GatedDeltaStep, gated_delta_step};
 pub use gdn_gate::{Gates, gdn_gate};
+pub use recompute_w_u::{WU, recompute_w_u};
+pub use solve_tril::solve_tril;
 
 // loss
 pub use cross_entropy::{CrossEntropy, Reduction, cross_entropy};
@@ -191,6 +199,10 @@ pub static OPS: &[&Op] = &[
     &gated_delta_rule::OP,
     &gated_delta_step::OP,
     &gdn_gate::OP,
+    &chunk_cumsum::OP,
+    &chunk_kkt::OP,
+    &solve_tril::OP,
+    &recompute_w_u::OP,
 
     // loss
     &cross_entropy::OP,

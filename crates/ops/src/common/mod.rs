@@ -6,6 +6,7 @@ pub(crate) mod pieces;
 pub(crate) mod reduce;
 pub(crate) mod stored;
 
+pub(crate) mod chunk;
 mod sequences;
 pub(crate) mod tasks;
 pub(crate) mod tile;

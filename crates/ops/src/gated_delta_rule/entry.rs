@@ -1,6 +1,7 @@
 //! The entry of `gated_delta_rule` in the list.
 
 use super::{CONTRACT, ChunkStates, GatedDelta, gated_delta_rule, reference};
+use crate::common::chunk::CHUNK;
 use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
 use alluvium_core::contract::Fill;
 use alluvium_core::{Result, Tensor};
@@ -96,7 +97,7 @@ pub(crate) static OP: Op = Op {
         let (tokens, states) = (d['B'] * d['T'] * d['G'], d['N'] * d['G'] * d['K'] * d['V']);
         let (k, v) = (d['K'], d['V']);
         // products of tokens within a chunk: on average half a chunk each
-        let c = d['T'].min(super::CHUNK);
+        let c = d['T'].min(CHUNK);
         Cost {
             bytes: 4 * (2 * keys + 2 * values + 2 * tokens + 2 * states),
             flops: tokens * (6 * k * v + 4 * c * k + 4 * c * v + c * c / 3),

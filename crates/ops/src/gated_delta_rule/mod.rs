@@ -11,9 +11,6 @@ use alluvium_core::contract::{F32, FLOATS, Fill, IDS, SAME};
 use alluvium_core::{Arg, BackwardMany, Contract, Device, Error, Kind, Result, Rule, Tensor, tape};
 use std::ops::Range;
 
-/// Tokens of a chunk.
-const CHUNK: usize = 64;
-
 /// What `gated_delta_rule` takes.
 static CONTRACT: Contract = Contract {
     op: "gated_delta_rule",

@@ -1,9 +1,10 @@
 //! Gradients, chunk by chunk from the last: given the state `S` at a chunk's start and the gradient `dS` of the state at
 //! its end, everything else of the chunk is computed again.
 
-use super::chunk::{Chunk, ONE_SQUARE, ONES, gather};
+use super::Problem;
+use super::chunk::Chunk;
 use super::forward::start;
-use super::{CHUNK, Problem, maps};
+use crate::common::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
 use crate::gated_delta_rule::Grad;
@@ -43,7 +44,7 @@ pub(in crate::gated_delta_rule) fn backward(
         let (sequence, key_head) = (task / problem.heads, task % problem.heads);
         let each = problem.groups / problem.heads;
         for i in 0..each {
-            let place = Place { sequence, head: key_head * each + i, first: i == 0 };
+            let place = Place { sequence, head: key_head * each + i, write: Write::nth(i) };
             head(&problem, place, scratch, &given, &out);
         }
     })?;
@@ -83,7 +84,7 @@ struct Results<'a> {
 struct Place {
     sequence: usize,
     head: usize,
-    first: bool,
+    write: Write,
 }
 
 /// Scratch for the gradients of a chunk.
@@ -275,7 +276,7 @@ impl Work<'_> {
         self.dg[..len].iter_mut().zip(columns).for_each(|(dg, x)| *dg -= x);
 
         // dX = -A0ᵀ (dA0 diag β) A0ᵀ below the diagonal
-        maps::gate(level, 1.0, self.d_a, beta, &ONE_SQUARE, self.x);
+        maps::gate(level, 1.0, self.d_a, beta, &[1.0; SQUARE], self.x);
         transpose([len, len], chunk.a0, CHUNK, self.y, CHUNK);
         let half = Product::new([len, len, len], Left::rows(self.x, CHUNK), self.y, CHUNK).left(Part::Lower).lower();
         product(level, &half, self.d_a, CHUNK);
@@ -297,30 +298,14 @@ impl Work<'_> {
 
     fn write(&self, problem: &Problem<'_>, place: &Place, tokens: Range<usize>, out: &Results<'_>) {
         let ([k, v], &Problem { heads, groups, .. }) = (problem.width, problem);
-        for (i, token) in tokens.enumerate() {
-            let key = (token * heads + place.head / (groups / heads)) * k;
-            let value = token * groups + place.head;
-            // SAFETY: a task has all heads of a group of a sequence, and so its own rows of every gradient.
-            let (dq, dk, dv, dg, dbeta) = unsafe {
-                (
-                    out.q.part(key, k),
-                    out.k.part(key, k),
-                    out.v.part(value * v, v),
-                    out.g.part(value, 1),
-                    out.beta.part(value, 1),
-                )
-            };
-            let (from_q, from_k) = (&self.dq[i * k..(i + 1) * k], &self.dk[i * k..(i + 1) * k]);
-            if place.first {
-                dq.copy_from_slice(from_q);
-                dk.copy_from_slice(from_k);
-            } else {
-                dq.iter_mut().zip(from_q).for_each(|(d, x)| *d += x);
-                dk.iter_mut().zip(from_k).for_each(|(d, x)| *d += x);
-            }
-            dv.copy_from_slice(&self.d_w[i * v..(i + 1) * v]);
-            dg[0] = self.dg[i];
-            dbeta[0] = self.dbeta[i];
+        let key_head = [heads, place.head / (groups / heads), k];
+        // SAFETY: a task has all heads of a group of a sequence, and so its own rows of every gradient.
+        unsafe {
+            scatter(out.q, tokens.clone(), key_head, self.dq, place.write);
+            scatter(out.k, tokens.clone(), key_head, self.dk, place.write);
+            scatter(out.v, tokens.clone(), [groups, place.head, v], self.d_w, Write::Set);
+            scatter(out.g, tokens.clone(), [groups, place.head, 1], self.dg, Write::Set);
+            scatter(out.beta, tokens, [groups, place.head, 1], self.dbeta, Write::Set);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What forward and backward share: a chunk's numbers in scratch, its inverse and its corrected values.
 
-use super::{CHUNK, Problem, maps};
+use super::Problem;
+use crate::common::chunk::{CHUNK, ONES, SQUARE, gather, maps};
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
 use std::ops::Range;
 
@@ -33,12 +34,6 @@ pub(super) struct Chunk<'s> {
     pub(super) w: &'s mut [f32],
     pub(super) new: &'s mut [f32],
 }
-
-const SQUARE: usize = CHUNK * CHUNK;
-
-/// All ones: columns that are not scaled.
-pub(super) const ONES: [f32; CHUNK] = [1.0; CHUNK];
-pub(super) const ONE_SQUARE: [f32; SQUARE] = [1.0; SQUARE];
 
 impl<'s> Chunk<'s> {
     fn lengths([k, v]: [usize; 2]) -> [usize; 16] {
@@ -111,12 +106,5 @@ impl<'s> Chunk<'s> {
         let mut to_end = [0.0; CHUNK];
         to_end.copy_from_slice(&self.gamma[(self.len - 1) * CHUNK..][..CHUNK]);
         (to_end, self.from_start[self.len - 1])
-    }
-}
-
-/// Copies rows of one head: `[heads, head, width]` of a tensor whose tokens have `heads` rows of `width` numbers.
-pub(super) fn gather(from: &[f32], tokens: Range<usize>, [heads, head, width]: [usize; 3], to: &mut [f32]) {
-    for (token, to) in tokens.zip(to.chunks_exact_mut(width)) {
-        to.copy_from_slice(&from[(token * heads + head) * width..][..width]);
     }
 }

@@ -2,13 +2,12 @@
 
 use super::chunk::Chunk;
 use super::{Problem, States};
+use crate::common::chunk::{CHUNK, Write, maps, scatter};
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Part, Product, product, transpose};
 use crate::gated_delta_rule::{ChunkStates, Delta, Grad};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{DType, Result};
-
-use super::{CHUNK, maps};
 
 pub(in crate::gated_delta_rule) fn forward(
     cpu: &Cpu,
@@ -59,10 +58,8 @@ fn head(problem: &Problem<'_>, task: usize, scratch: &mut [f32], out: &Results<'
         product(level, &Product::new([len, v, k], Left::rows(chunk.q, k), state, v), o, v);
         let inside = Product::new([len, v, len], Left::rows(chunk.p, CHUNK), chunk.new, v).left(Part::Lower);
         product(level, &inside.onto(1.0), o, v);
-        for (token, o) in tokens.zip(o.chunks_exact(v)) {
-            // SAFETY: each task has its own sequence and head, and so its own rows.
-            unsafe { out.o.part((token * problem.groups + head) * v, v) }.copy_from_slice(o);
-        }
+        // SAFETY: each task has its own sequence and head, and so its own rows.
+        unsafe { scatter(out.o, tokens, [problem.groups, head, v], o, Write::Set) };
         chunk.advance(problem, state);
     }
     // SAFETY: each task has its own sequence and head, and so its own state.

@@ -7,12 +7,12 @@
 mod backward;
 mod chunk;
 mod forward;
-mod maps;
 
 pub(super) use backward::backward;
 pub(super) use forward::forward;
 
-use super::{CHUNK, Grad};
+use super::Grad;
+use crate::common::chunk::{CHUNK, split};
 use alluvium_core::Result;
 use alluvium_core::cpu::{Buffer, Cpu, Floats, Level};
 use std::ops::Range;
@@ -87,11 +87,6 @@ impl<'a> Problem<'a> {
 
     /// The tokens of a sequence, chunk by chunk.
     fn chunks_of(&self, sequence: usize) -> impl DoubleEndedIterator<Item = Range<usize>> + ExactSizeIterator + use<> {
-        let tokens = self.sequences[sequence].clone();
-        let chunks = tokens.len().div_ceil(CHUNK);
-        (0..chunks).map(move |i| {
-            let first = tokens.start + i * CHUNK;
-            first..tokens.end.min(first + CHUNK)
-        })
+        split(self.sequences[sequence].clone())
     }
 }

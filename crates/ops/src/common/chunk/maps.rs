@@ -7,7 +7,7 @@ alluvium_core::simd! {
     /// `gamma[i][j] = e^{g_{j+1} + … + g_i}` for j ≤ i and 0 above; `from_start[i] = e^{g_0 + … + g_i}`.
     ///
     /// Each exponent is summed on its own: a difference of two running sums would lose what strong decay leaves.
-    pub(super) fn decays<S>(g: &[f32], gamma: &mut [f32], from_start: &mut [f32]) {
+    pub(crate) fn decays<S>(g: &[f32], gamma: &mut [f32], from_start: &mut [f32]) {
         let mut exponents = [0.0f32; CHUNK];
         let mut sum = 0.0;
         for (i, &step) in g.iter().enumerate() {
@@ -31,8 +31,23 @@ alluvium_core::simd! {
         }
     }
 
+    /// As [`decays`], from the running sums of the exponents.
+    pub(crate) fn decays_of_sums<S>(sums: &[f32], gamma: &mut [f32], from_start: &mut [f32]) {
+        for (i, &sum) in sums.iter().enumerate() {
+            let row = &mut gamma[i * CHUNK..(i + 1) * CHUNK];
+            row[i + 1..].fill(0.0);
+            for j in (0..=i).step_by(S::LANES) {
+                let end = (j + S::LANES).min(i + 1);
+                math::exp(S::splat(sum) - S::load_head(&sums[j..end])).store_head(&mut row[j..end]);
+            }
+        }
+        for (sums, out) in sums.chunks(S::LANES).zip(from_start[..sums.len()].chunks_mut(S::LANES)) {
+            math::exp(S::load_head(sums)).store_head(out);
+        }
+    }
+
     /// `a = (I + L)⁻¹` with `L_ij = beta_i · kk_ij` below the diagonal, row by row.
-    pub(super) fn invert<S>(kk: &[f32], beta: &[f32], a: &mut [f32]) {
+    pub(crate) fn invert<S>(kk: &[f32], beta: &[f32], a: &mut [f32]) {
         for (i, &beta) in beta.iter().enumerate() {
             let (above, row) = a.split_at_mut(i * CHUNK);
             let row = &mut row[..CHUNK];
@@ -49,7 +64,7 @@ alluvium_core::simd! {
     }
 
     /// `out[i][j] = scale · gamma[i][j] · x[i][j] · columns[j]` for j ≤ i, 0 above, where `x` need not be finite.
-    pub(super) fn gate<S>(scale: f32, gamma: &[f32], columns: &[f32], x: &[f32], out: &mut [f32]) {
+    pub(crate) fn gate<S>(scale: f32, gamma: &[f32], columns: &[f32], x: &[f32], out: &mut [f32]) {
         for i in 0..columns.len() {
             let span = i * CHUNK..i * CHUNK + i + 1;
             let (gamma, x, out) = (&gamma[span.clone()], &x[span], &mut out[i * CHUNK..(i + 1) * CHUNK]);
@@ -63,7 +78,7 @@ alluvium_core::simd! {
     }
 
     /// `rows[i] *= scale · factors[i]`.
-    pub(super) fn scale_rows<S>(scale: f32, factors: &[f32], rows: &mut [f32]) {
+    pub(crate) fn scale_rows<S>(scale: f32, factors: &[f32], rows: &mut [f32]) {
         let width = rows.len() / factors.len();
         for (row, &factor) in rows.chunks_exact_mut(width).zip(factors) {
             let factor = S::splat(scale * factor);
@@ -74,7 +89,7 @@ alluvium_core::simd! {
     }
 
     /// `out[i] = v[i] − factors[i] · u[i]`, row by row.
-    pub(super) fn residual<S>(v: &[f32], factors: &[f32], u: &[f32], out: &mut [f32]) {
+    pub(crate) fn residual<S>(v: &[f32], factors: &[f32], u: &[f32], out: &mut [f32]) {
         let width = v.len() / factors.len();
         for (i, &factor) in factors.iter().enumerate() {
             let factor = S::splat(-factor);
@@ -86,7 +101,7 @@ alluvium_core::simd! {
     }
 
     /// `out[i] += a[i] · b[i]`, the dot products of rows.
-    pub(super) fn dots<S>(a: &[f32], b: &[f32], out: &mut [f32]) {
+    pub(crate) fn dots<S>(a: &[f32], b: &[f32], out: &mut [f32]) {
         let width = a.len() / out.len();
         for ((a, b), out) in a.chunks_exact(width).zip(b.chunks_exact(width)).zip(out) {
             let mut sums = [S::splat(0.0); 2];
@@ -98,7 +113,7 @@ alluvium_core::simd! {
     }
 
     /// `out[i][j] += a[i][j] · b[i][j] · columns[j]` for j < i.
-    pub(super) fn add_below<S>(a: &[f32], b: &[f32], columns: &[f32], out: &mut [f32]) {
+    pub(crate) fn add_below<S>(a: &[f32], b: &[f32], columns: &[f32], out: &mut [f32]) {
         for i in 0..columns.len() {
             for j in (0..i).step_by(S::LANES) {
                 let (row, end) = (i * CHUNK, (j + S::LANES).min(i));
@@ -110,7 +125,7 @@ alluvium_core::simd! {
     }
 
     /// `rows[i] += Σ_j x[i][j]` and `columns[j] += Σ_i x[i][j]`, both for j ≤ i.
-    pub(super) fn sums_below<S>(x: &[f32], rows: &mut [f32], columns: &mut [f32]) {
+    pub(crate) fn sums_below<S>(x: &[f32], rows: &mut [f32], columns: &mut [f32]) {
         for (i, row) in rows.iter_mut().enumerate() {
             let mut sum = S::splat(0.0);
             for j in (0..=i).step_by(S::LANES) {
