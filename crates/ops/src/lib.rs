@@ -58,6 +58,7 @@ mod attention;
 // gated delta rule
 mod chunk_cumsum;
 mod chunk_kkt;
+mod chunk_output;
 mod gated_delta_rule;
 mod gated_delta_step;
 mod gdn_gate;
@@ -126,6 +127,7 @@ pub use attention::{Attention, attention};
 // gated delta rule
 pub use chunk_cumsum::chunk_cumsum;
 pub use chunk_kkt::chunk_kkt;
+pub use chunk_output::{ChunkOutput, chunk_output};
 pub use gated_delta_rule::{ChunkStates, Delta, GatedDelta, gated_delta_rule};
 pub use gated_delta_step::{GatedDeltaStep, gated_delta_step};
 pub use gdn_gate::{Gates, gdn_gate};
@@ -203,6 +205,7 @@ pub static OPS: &[&Op] = &[
     &chunk_kkt::OP,
     &solve_tril::OP,
     &recompute_w_u::OP,
+    &chunk_output::OP,
 
     // loss
     &cross_entropy::OP,

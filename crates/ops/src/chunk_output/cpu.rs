@@ -167,8 +167,7 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor) -> Result<[Option<Te
     tasks::each(cpu, layout.batch * layout.heads, length, |task, scratch| {
         let (own, scratch) = scratch.split_at_mut(carved(&Work::lengths(given.width)));
         let [tile_o, tile_v, turned, tile_q, tile_k, d_p, raw, e] = carve(own, Work::lengths(given.width));
-        let mut work =
-            Work { d_o: tile_o, dv: tile_v, turned, dq: tile_q, dk: tile_k, d_p, raw, e, dg: [0.0; CHUNK] };
+        let mut work = Work { d_o: tile_o, dv: tile_v, turned, dq: tile_q, dk: tile_k, d_p, raw, e, dg: [0.0; CHUNK] };
         let mut chunk = Chunk::cut(scratch, given.width);
         for tokens in layout.chunks(task / layout.heads) {
             for (nth, head) in layout.readers(task % layout.heads).enumerate() {
@@ -190,5 +189,11 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor) -> Result<[Option<Te
         }
     })?;
     let tensor = |data, x: &Tensor| cpu.tensor(data, x.shape(), x.dtype()).map(Some);
-    Ok([tensor(dq, &args.q)?, tensor(dk, &args.k)?, tensor(dv, &args.v_new)?, tensor(dh, &args.h)?, tensor(dg, &args.g_cum)?])
+    Ok([
+        tensor(dq, &args.q)?,
+        tensor(dk, &args.k)?,
+        tensor(dv, &args.v_new)?,
+        tensor(dh, &args.h)?,
+        tensor(dg, &args.g_cum)?,
+    ])
 }
