@@ -59,6 +59,7 @@ mod attention;
 mod chunk_cumsum;
 mod chunk_kkt;
 mod chunk_output;
+mod chunk_state;
 mod gated_delta_rule;
 mod gated_delta_step;
 mod gdn_gate;
@@ -128,6 +129,7 @@ pub use attention::{Attention, attention};
 pub use chunk_cumsum::chunk_cumsum;
 pub use chunk_kkt::chunk_kkt;
 pub use chunk_output::{ChunkOutput, chunk_output};
+pub use chunk_state::{ChunkState, chunk_state};
 pub use gated_delta_rule::{ChunkStates, Delta, GatedDelta, gated_delta_rule};
 pub use gated_delta_step::{GatedDeltaStep, gated_delta_step};
 pub use gdn_gate::{Gates, gdn_gate};
@@ -205,6 +207,7 @@ pub static OPS: &[&Op] = &[
     &chunk_kkt::OP,
     &solve_tril::OP,
     &recompute_w_u::OP,
+    &chunk_state::OP,
     &chunk_output::OP,
 
     // loss
