@@ -162,3 +162,37 @@ fn attention_is_that_of_mlx() {
         }
     }
 }
+
+#[test]
+fn the_gated_delta_rule_and_its_gates_are_those_of_mlx_lm() {
+    let file = Golden::open("gated_delta.safetensors");
+    for (case, given) in [("t7_gqa", true), ("t40_beta1", false), ("t65_gqa3", true), ("t96_fast", true)] {
+        let tape = Tape::new();
+        let [q, k, v, a, b, a_log, dt_bias] =
+            ["q", "k", "v", "a", "b", "A_log", "dt_bias"].map(|name| tape.watch(&file.get(case, name)));
+        let state = given.then(|| tape.watch(&file.get(case, "state")));
+        let gates = gdn_gate(&a, &b, &a_log, &dt_bias).unwrap();
+        let args = GatedDelta {
+            q: &q,
+            k: &k,
+            v: &v,
+            g: &gates.g,
+            beta: &gates.beta,
+            initial_state: state.as_ref(),
+            cu_seqlens: None,
+            scale: 1.0,
+            states: ChunkStates::Keep,
+        };
+        let delta = gated_delta_rule(args).unwrap();
+        near(case, &delta.o, &file.get(case, "y"), 1e-5);
+        near(case, &delta.final_state, &file.get(case, "state_out"), 1e-5);
+        let seeds = [file.get(case, "ct_y"), file.get(case, "ct_state")];
+        let grads = tape.backward(&[(&delta.o, &seeds[0]), (&delta.final_state, &seeds[1])]).unwrap();
+        let mut all = vec![("dq", &q), ("dk", &k), ("dv", &v), ("da", &a), ("db", &b)];
+        all.extend([("dA_log", &a_log), ("ddt_bias", &dt_bias)]);
+        all.extend(state.as_ref().map(|state| ("dstate", state)));
+        for (name, x) in all {
+            near(&format!("{case} {name}"), grads.of(x).unwrap(), &file.get(case, name), 2e-5);
+        }
+    }
+}
