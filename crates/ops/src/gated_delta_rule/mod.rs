@@ -138,7 +138,11 @@ fn sequences(args: &GatedDelta<'_>, batch: usize, tokens: usize) -> Result<Vec<R
 
 /// The arguments, and the states at the starts of the chunks where they are kept.
 ///
-/// The gradient is that of the chunked form: see `docs/gated_delta_rule.md`.
+/// With `Γ_ij = e^{g_{j+1} + … + g_i}`, `A0 = (I + diag(β) K Kᵀ)⁻¹` (strictly lower product), `A = Γ ⊙ A0 diag(β)`,
+/// `P = s Γ ⊙ Q Kᵀ` (lower), `W = V − Γ_start K S` and `N = A W`, a chunk gives `O = s Γ_start Q S + P N` and
+/// `S' = Γ_all S + Kᵀ Γ_end N`. Backwards, from `dS'` and `dO`: `dN = Γ_end K dS' + Pᵀ dO`, `dV = dW = Aᵀ dN`,
+/// `dA = dN Wᵀ`, `dP = dO Nᵀ`; then every factor of those lines gets its share, the inverse
+/// `−A0ᵀ (Γ ⊙ dA diag(β)) A0ᵀ`, and `dg_t` sums the gradients of the exponents that `g_t` is in.
 struct Grad {
     q: Tensor,
     k: Tensor,
