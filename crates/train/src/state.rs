@@ -1,0 +1,78 @@
+//! What a run needs to go on: one file, written whole or not at all.
+
+use crate::{Cursor, Optimiser, Settings};
+use alluvium_core::{Device, Error, Result, Tensor};
+use alluvium_lm::LanguageModel;
+use alluvium_lm::formats::safetensors;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Its name in the run's folder. Tools that read checkpoints look for `model*.safetensors`, so it is none of those.
+pub(crate) const FILE: &str = "trainer.safetensors";
+/// The key of the metadata under which [`Progress`] stands.
+const KEY: &str = "alluvium_run";
+
+/// Where a run stands, besides its tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    pub(crate) step: u64,
+    pub(crate) tokens: u64,
+    pub(crate) epoch: u64,
+    pub(crate) document: usize,
+    pub(crate) token: usize,
+    /// Of the tokens that are trained on: another text must not continue this run.
+    pub(crate) corpus: u64,
+    pub(crate) settings: Settings,
+}
+
+impl Progress {
+    pub(crate) fn cursor(&self) -> Cursor {
+        Cursor { epoch: self.epoch, document: self.document, token: self.token }
+    }
+}
+
+pub(crate) fn save(path: &Path, model: &dyn LanguageModel, optimiser: &Optimiser, progress: &Progress) -> Result<()> {
+    let mut tensors: Vec<(String, &Tensor)> = Vec::new();
+    model.visit("", &mut |name, parameter| tensors.push((format!("parameter.{name}"), parameter)));
+    tensors.extend(optimiser.state().into_iter().map(|(name, tensor)| (format!("moment.{name}"), tensor)));
+    let progress = serde_json::to_string(progress).map_err(|e| Error::file(path, e.to_string()))?;
+    safetensors::write(path, &tensors, &[(KEY.to_owned(), progress)])
+}
+
+/// Reads where the run stands, without its tensors.
+pub(crate) fn progress(path: &Path) -> Result<Progress> {
+    if !path.exists() {
+        return Err(Error::file(path, "there is no run to resume; leave --resume out to begin one"));
+    }
+    let file = safetensors::read(path)?;
+    let text = file.metadata().get(KEY).ok_or_else(|| Error::file(path, format!("no `{KEY}` in its metadata")))?;
+    serde_json::from_str(text).map_err(|e| Error::file(path, format!("`{KEY}` cannot be read: {e}")))
+}
+
+/// Puts the run's parameters and moments back.
+pub(crate) fn restore(
+    path: &Path,
+    model: &mut dyn LanguageModel,
+    optimiser: &mut Optimiser,
+    device: &Device,
+) -> Result<()> {
+    let file = safetensors::read(path)?;
+    let mut failed = None;
+    model.visit_mut("", &mut |name, slot| {
+        let found =
+            file.tensor(&format!("parameter.{name}"), device).and_then(|found| match found.shape() == slot.shape() {
+                true => Ok(found),
+                false => {
+                    Err(Error::file(path, format!("`{name}` is {}, the model has {}", found.shape(), slot.shape())))
+                }
+            });
+        match found {
+            Ok(found) => *slot = found,
+            Err(error) => failed = failed.take().or(Some(error)),
+        }
+    });
+    failed.map_or(Ok(()), Err)?;
+    let moments: Vec<String> = file.names().filter_map(|n| Some(n.strip_prefix("moment.")?.to_owned())).collect();
+    let tensors = moments.into_iter().map(|name| Ok((name.clone(), file.tensor(&format!("moment.{name}"), device)?)));
+    optimiser.restore(tensors.collect::<Result<_>>()?)
+}

@@ -1,0 +1,376 @@
+//! A run: from text to a model, and on again after it was stopped.
+
+use crate::corpus::{Corpus, Cursor, Packed};
+use crate::state::{self, Progress};
+use crate::step::{Gradients, gradients, held_out_loss};
+use crate::{Found, Metrics, Optimiser, Record, Schedule, Settings, draw};
+use alluvium_core::{Device, Error, Result, Tensor};
+use alluvium_lm::{LanguageModel, Tokenizer, initialise, parameter_count};
+use alluvium_ops::{AdamW, global_norm, scale};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What happens in a run, as it happens.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A long preparation begins.
+    Preparing(&'a str),
+    /// The run is about to take its first step.
+    Ready(&'a Trainer),
+    /// A step was taken.
+    Stepped {
+        /// Steps done.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// Tokens of the step.
+        tokens: usize,
+    },
+    /// A line for the metrics.
+    Measured(&'a Record),
+    /// A checkpoint was written.
+    Saved(&'a Path),
+}
+
+/// What the observer of a run wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Go on.
+    Continue,
+    /// Save and end.
+    Stop,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// After its last step.
+    Finished,
+    /// Because the observer asked; `resume` goes on.
+    Stopped,
+}
+
+/// A run and everything it holds.
+pub struct Trainer {
+    /// The model as it stands.
+    pub model: Box<dyn LanguageModel>,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// What was found under the data's paths; the texts of training are gone.
+    pub found: Found,
+    /// Every number of the run.
+    pub settings: Settings,
+    /// What was measured.
+    pub metrics: Metrics,
+    /// The loss of token frequencies alone on the held-out tokens.
+    pub unigram_loss: Option<f64>,
+    /// Tokens of an epoch, and held-out tokens.
+    pub corpus_tokens: (usize, usize),
+    corpus: Corpus,
+    held_out: Vec<Packed>,
+    optimiser: Optimiser,
+    step: u64,
+    tokens: u64,
+    cursor: Cursor,
+    out: PathBuf,
+    device: Device,
+}
+
+impl std::fmt::Debug for Trainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Trainer at step {} in {}", self.step, self.out.display())
+    }
+}
+
+/// Where a run's text, tokenizer and folder are.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Files and folders of text.
+    pub data: Vec<PathBuf>,
+    /// An existing tokenizer.json or a folder with one; none trains one.
+    pub tokenizer: Option<PathBuf>,
+    /// Where the model, the state and the measurements go.
+    pub out: PathBuf,
+}
+
+impl Trainer {
+    /// Prepares a new run in a folder that holds none yet.
+    ///
+    /// # Errors
+    /// When the folder holds a run or a model, the text is too little, or the settings fit no model.
+    pub fn begin(
+        places: &Places,
+        settings: Settings,
+        device: &Device,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        for name in [state::FILE, "model.safetensors"] {
+            if places.out.join(name).exists() {
+                let why = format!("it already holds {name}; --resume continues a run, or choose another folder");
+                return Err(Error::file(&places.out, why));
+            }
+        }
+        std::fs::create_dir_all(&places.out).map_err(Error::io(&places.out, "create"))?;
+        Self::prepare(places, settings, device, None, tell)
+    }
+
+    /// Goes on where the run in the folder was saved last. `settings` gets the run's own and may change `iters`.
+    ///
+    /// # Errors
+    /// When there is no run, a setting that changes the result differs, or the text is another.
+    pub fn resume(
+        places: &Places,
+        change: impl FnOnce(&Settings) -> Result<Settings>,
+        device: &Device,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        let path = places.out.join(state::FILE);
+        let progress = state::progress(&path)?;
+        let settings = change(&progress.settings)?;
+        let free = ["iters ", "steps_per_report ", "steps_per_eval ", "save_every ", "val_batches ", "warmup "];
+        let mut differences = progress.settings.differences(&settings);
+        differences.retain(|d| !free.iter().any(|name| d.starts_with(name)));
+        if !differences.is_empty() {
+            let why = format!("the run cannot go on with other settings: {}", differences.join("; "));
+            return Err(Error::file(&path, why));
+        }
+        let places = Places { tokenizer: Some(places.out.clone()), ..places.clone() };
+        let mut trainer = Self::prepare(&places, settings, device, Some(progress.step), tell)?;
+        if trainer.corpus.fingerprint() != progress.corpus {
+            return Err(Error::file(&path, "the text is not the one this run was begun with; give the same --data"));
+        }
+        state::restore(&path, trainer.model.as_mut(), &mut trainer.optimiser, device)?;
+        (trainer.step, trainer.tokens, trainer.cursor) = (progress.step, progress.tokens, progress.cursor());
+        Ok(trainer)
+    }
+
+    fn prepare(
+        places: &Places,
+        mut settings: Settings,
+        device: &Device,
+        step: Option<u64>,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        tell(Event::Preparing("reading text"));
+        let mut found = crate::read(&places.data, settings.held_out, settings.seed)?;
+        let tokenizer = match &places.tokenizer {
+            Some(path) => Tokenizer::load(path)?,
+            None => {
+                tell(Event::Preparing("training the tokenizer"));
+                let texts = found.pieces.iter().filter(|p| !p.held_out).map(|p| p.text.as_str());
+                Tokenizer::train(texts, settings.architecture.vocab_size, &|_| ())?
+            }
+        };
+        settings.architecture.vocab_size = tokenizer.vocab_size();
+        tell(Event::Preparing("tokenizing"));
+        let end = tokenizer.eos_token_ids().first().copied();
+        let documents = |held_out: bool| -> Result<Vec<Vec<u32>>> {
+            let encode = |text: &str| tokenizer.encode(text).map(|ids| ids.into_iter().chain(end).collect());
+            found.pieces.iter().filter(|p| p.held_out == held_out).map(|p| encode(&p.text)).collect()
+        };
+        let corpus = Corpus::new(documents(false)?, settings.seed)?;
+        let held = documents(true)?;
+        let held = if held.is_empty() { None } else { Some(Corpus::new(held, settings.seed)?) };
+        found.pieces.retain(|p| p.held_out);
+
+        tell(Event::Preparing("making the model"));
+        let config = settings.architecture.config(settings.max_seq_length, end.unwrap_or(0))?;
+        let model = initialise(&config, settings.seed, device)?;
+        let adamw = AdamW {
+            learning_rate: settings.learning_rate,
+            beta1: settings.beta1,
+            beta2: settings.beta2,
+            eps: 1e-8,
+            weight_decay: settings.weight_decay,
+            step: 1,
+        };
+        let batch = settings.batch_size * settings.max_seq_length;
+        let mut held_out = held.as_ref().map_or(Vec::new(), |held| held.once(batch, settings.max_seq_length));
+        if settings.val_batches > 0 {
+            held_out.truncate(settings.val_batches);
+        }
+        Ok(Trainer {
+            unigram_loss: held.as_ref().map(|held| corpus.unigram_loss(held, settings.architecture.vocab_size)),
+            corpus_tokens: (corpus.tokens(), held.map_or(0, |held| held.tokens())),
+            metrics: Metrics::open(&places.out.join("metrics.jsonl"), step.unwrap_or(0))?,
+            optimiser: Optimiser::new(settings.optimizer, adamw),
+            out: places.out.clone(),
+            device: device.clone(),
+            step: 0,
+            tokens: 0,
+            cursor: Cursor::default(),
+            model,
+            tokenizer,
+            found,
+            settings,
+            corpus,
+            held_out,
+        })
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// The number of parameters.
+    pub fn parameters(&self) -> usize {
+        parameter_count(self.model.as_ref())
+    }
+
+    /// Trains to the end, or until the observer says stop; then saves.
+    ///
+    /// # Errors
+    /// When the loss is no number, memory or disk run out. What was saved last is intact.
+    pub fn run(&mut self, observe: &mut dyn FnMut(Event<'_>) -> Outcome) -> Result<Ended> {
+        observe(Event::Ready(self));
+        let mut interval = Interval::new();
+        let mut saved = self.step;
+        while self.step < self.settings.iters {
+            let (loss, norm, tokens) = self.one_step()?;
+            interval.add(loss, tokens);
+            let wish = observe(Event::Stepped { step: self.step, loss, tokens });
+            let last = self.step == self.settings.iters;
+            let due = |every: u64| last || self.step.is_multiple_of(every);
+            let (report, evaluate, save) =
+                (due(self.settings.steps_per_report), due(self.settings.steps_per_eval), due(self.settings.save_every));
+            if report {
+                let record = self.report(&mut interval, norm)?;
+                observe(Event::Measured(&record));
+            }
+            if evaluate && !self.held_out.is_empty() {
+                let started = Instant::now();
+                let record = self.evaluate()?;
+                interval.pause(started);
+                observe(Event::Measured(&record));
+            }
+            if save || wish == Outcome::Stop {
+                self.save()?;
+                saved = self.step;
+                observe(Event::Saved(&self.out));
+            }
+            if wish == Outcome::Stop && !last {
+                return Ok(Ended::Stopped);
+            }
+        }
+        if saved != self.step || self.step == 0 {
+            self.save()?;
+        }
+        Ok(Ended::Finished)
+    }
+
+    fn one_step(&mut self) -> Result<(f64, f32, usize)> {
+        let settings = &self.settings;
+        let length = settings.batch_size * settings.max_seq_length;
+        let batches: Vec<Packed> = (0..settings.grad_accumulation_steps)
+            .map(|_| self.corpus.next(&mut self.cursor, length, settings.max_seq_length))
+            .collect();
+        let step = self.step + 1;
+        let Gradients { loss, mut by_name } = gradients(self.model.as_mut(), &batches, settings, &self.device)?;
+        let norm = global_norm(&by_name.values().collect::<Vec<&Tensor>>())?.item()?;
+        if !loss.is_finite() || !norm.is_finite() {
+            let why = format!(
+                "the loss is {loss} and the gradient's norm {norm} at step {step}; nothing was saved since the last \
+                 checkpoint: lower the learning rate, or look at the data"
+            );
+            return Err(Error::value("train", why));
+        }
+        if settings.grad_clip > 0.0 && norm > settings.grad_clip {
+            for gradient in by_name.values_mut() {
+                *gradient = scale(gradient, settings.grad_clip / norm)?;
+            }
+        }
+        let schedule = Schedule { peak: settings.learning_rate, warmup: settings.warmup, steps: settings.iters };
+        self.optimiser.step(self.model.as_mut(), &mut by_name, schedule.rate(step), step)?;
+        let tokens: usize = batches.iter().map(|b| b.inputs.len()).sum();
+        (self.step, self.tokens) = (step, self.tokens + tokens as u64);
+        Ok((loss, norm, tokens))
+    }
+
+    fn report(&mut self, interval: &mut Interval, norm: f32) -> Result<Record> {
+        let (loss, speed) = interval.finish();
+        let settings = &self.settings;
+        let schedule = Schedule { peak: settings.learning_rate, warmup: settings.warmup, steps: settings.iters };
+        let record = Record {
+            loss: Some(loss),
+            learning_rate: Some(schedule.rate(self.step)),
+            grad_norm: Some(norm),
+            tokens_per_second: Some(speed),
+            peak_memory: Some(self.device.peak_memory()),
+            ..self.record()
+        };
+        self.metrics.push(record.clone())?;
+        Ok(record)
+    }
+
+    fn evaluate(&mut self) -> Result<Record> {
+        let loss = held_out_loss(self.model.as_ref(), &self.held_out, &self.settings, &self.device)?;
+        let record = Record { held_out_loss: Some(loss), ..self.record() };
+        self.metrics.push(record.clone())?;
+        Ok(record)
+    }
+
+    fn record(&self) -> Record {
+        Record {
+            step: self.step,
+            tokens: self.tokens,
+            loss: None,
+            held_out_loss: None,
+            learning_rate: None,
+            grad_norm: None,
+            tokens_per_second: None,
+            peak_memory: None,
+        }
+    }
+
+    /// Writes the state, the model in MLX's layout and the loss curve; each file whole or not at all.
+    ///
+    /// # Errors
+    /// When a file cannot be written; the one before stays.
+    pub fn save(&self) -> Result<()> {
+        let progress = Progress {
+            step: self.step,
+            tokens: self.tokens,
+            epoch: self.cursor.epoch,
+            document: self.cursor.document,
+            token: self.cursor.token,
+            corpus: self.corpus.fingerprint(),
+            settings: self.settings.clone(),
+        };
+        alluvium_lm::save(self.model.as_ref(), Some(&self.tokenizer), &self.out)?;
+        state::save(&self.out.join(state::FILE), self.model.as_ref(), &self.optimiser, &progress)?;
+        draw(&self.out.join("loss.svg"), &self.metrics.records, self.unigram_loss)
+    }
+}
+
+/// Losses and time between two reports.
+struct Interval {
+    started: Instant,
+    loss: f64,
+    steps: f64,
+    tokens: usize,
+}
+
+impl Interval {
+    fn new() -> Self {
+        Interval { started: Instant::now(), loss: 0.0, steps: 0.0, tokens: 0 }
+    }
+
+    fn add(&mut self, loss: f64, tokens: usize) {
+        self.loss += loss;
+        self.steps += 1.0;
+        self.tokens += tokens;
+    }
+
+    /// Time since `from` is not training.
+    fn pause(&mut self, from: Instant) {
+        self.started += from.elapsed();
+    }
+
+    /// The mean loss and the tokens a second; begins anew.
+    fn finish(&mut self) -> (f64, f64) {
+        let done = std::mem::replace(self, Interval::new());
+        (done.loss / done.steps.max(1.0), done.tokens as f64 / done.started.elapsed().as_secs_f64().max(1e-9))
+    }
+}
