@@ -1,1 +1,47 @@
-fn main() {}
+//! The program.
+
+mod cmd;
+mod output;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Train, fine-tune, quantise and run hybrid Gated DeltaNet language models.
+#[derive(Parser)]
+#[command(version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Train(Box<cmd::train::Args>),
+    Generate(cmd::generate::Args),
+    Info(cmd::info::Args),
+    Check(cmd::check::Args),
+    Bench(cmd::bench::Args),
+    Ops(cmd::ops::Args),
+    Devices(cmd::devices::Args),
+}
+
+fn main() -> ExitCode {
+    let out = &mut std::io::stdout().lock();
+    let result = match Cli::parse().command {
+        Command::Train(args) => cmd::train::run(*args, out),
+        Command::Generate(args) => cmd::generate::run(args, out),
+        Command::Info(args) => cmd::info::run(&args, out),
+        Command::Check(args) => cmd::check::run(&args, out),
+        Command::Bench(args) => cmd::bench::run(&args, out),
+        Command::Ops(args) => cmd::ops::run(&args, out),
+        Command::Devices(args) => cmd::devices::run(&args, out),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

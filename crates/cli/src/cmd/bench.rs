@@ -1,0 +1,83 @@
+use super::{DeviceArg, operations};
+use crate::output::{seconds, table};
+use alluvium::DType;
+use alluvium::ops::bench::{Ceiling, Timing, ceiling, time};
+use alluvium::ops::check::{Zeros, check};
+use serde_json::json;
+use std::io::Write;
+
+/// Time operations against the device's own ceiling: copy bandwidth and the rate of a large matrix product
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only these operations
+    ops: Vec<String>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: DeviceArg,
+}
+
+pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    let device = args.device.open()?;
+    let ops = operations(&args.ops)?;
+    let ceiling = ceiling(&device)?;
+    let (bandwidth, rate) = (ceiling.bandwidth / 1e9, ceiling.rate / 1e9);
+    if args.json {
+        writeln!(
+            out,
+            "{}",
+            json!({"device": device.to_string(), "copy_gb_per_s": bandwidth, "gemm_gflop_per_s": rate})
+        )?;
+    } else {
+        writeln!(out, "{device}: {bandwidth:.1} GB/s read and written, {rate:.0} GFLOP/s in a 1024³ product\n")?;
+    }
+    let mut rows = Vec::new();
+    for op in ops {
+        let mut red = None;
+        for case in op.cases {
+            red = red.or(check(op, case, DType::F32, &device, Zeros::MustFail)?.faults.into_iter().next());
+        }
+        if let Some(fault) = red {
+            anyhow::bail!("{} is not timed, its check is red: {fault}", op.name());
+        }
+        for case in op.bench {
+            let (forward, both) = time(op, case, &device)?;
+            for (what, timing) in [("forward", Some(forward)), ("forward+backward", both)] {
+                let Some(timing) = timing else { continue };
+                if args.json {
+                    writeln!(out, "{}", line(op.name(), case.name, what, &timing, &ceiling))?;
+                } else {
+                    rows.push(row(op.name(), case.name, what, &timing, &ceiling));
+                }
+            }
+        }
+    }
+    if !args.json {
+        table(out, ["operation, case", "", "time", "GB/s", "GFLOP/s", "of ceiling"], &rows)?;
+    }
+    Ok(())
+}
+
+fn row(op: &str, case: &str, what: &str, timing: &Timing, ceiling: &Ceiling) -> [String; 6] {
+    [
+        format!("{op}, {case}"),
+        what.to_owned(),
+        seconds(timing.seconds),
+        format!("{:.1}", timing.bandwidth() / 1e9),
+        format!("{:.1}", timing.rate() / 1e9),
+        format!("{:.0} %", 100.0 * timing.fraction(ceiling)),
+    ]
+}
+
+fn line(op: &str, case: &str, what: &str, timing: &Timing, ceiling: &Ceiling) -> serde_json::Value {
+    json!({
+        "op": op,
+        "case": case,
+        "pass": what,
+        "seconds": timing.seconds,
+        "gb_per_s": timing.bandwidth() / 1e9,
+        "gflop_per_s": timing.rate() / 1e9,
+        "of_ceiling": timing.fraction(ceiling),
+    })
+}

@@ -1,0 +1,63 @@
+use super::{DeviceArg, operations};
+use crate::output::table;
+use alluvium::DType;
+use alluvium::Device;
+use alluvium::core::cpu::Cpu;
+use alluvium::ops::check::{Gap, Zeros, check};
+use anyhow::bail;
+use std::io::Write;
+
+/// Hold every operation on a device against its reference: values, gradients, unwritten memory, the same bits twice
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only these operations
+    ops: Vec<String>,
+    /// Storage of floating arguments: f32, f16 or bf16
+    #[arg(long, default_value = "f32", value_parser = dtype)]
+    dtype: DType,
+    #[command(flatten)]
+    device: DeviceArg,
+}
+
+fn dtype(name: &str) -> Result<DType, String> {
+    match name {
+        "f32" => Ok(DType::F32),
+        "f16" => Ok(DType::F16),
+        "bf16" => Ok(DType::BF16),
+        _ => Err("expected f32, f16 or bf16".to_owned()),
+    }
+}
+
+pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    args.device.open()?;
+    // memory of its own, filled with NaN: an element that a kernel leaves unwritten shows
+    let device: Device = Cpu::builder().poison().open()?.into();
+    let (mut rows, mut faults, mut cases) = (Vec::new(), Vec::new(), 0);
+    for op in operations(&args.ops)? {
+        let (mut worst, mut red) = (Gap::default(), 0);
+        for case in op.cases {
+            let report = check(op, case, args.dtype, &device, Zeros::MustFail)?;
+            worst = worst.worse(report.worst);
+            red += usize::from(!report.passed());
+            faults.extend(report.faults.iter().map(|fault| format!("{}, {}: {fault}", op.name(), case.name)));
+        }
+        cases += op.cases.len();
+        let verdict = if red == 0 { "ok".to_owned() } else { format!("{red} RED") };
+        let gaps = [format!("{:.1e}", worst.relative), format!("{:.1e}", worst.worst)];
+        let gradient = if op.differentiable() { "yes" } else { "no" };
+        let [relative, element] = gaps;
+        rows.push([op.name().to_owned(), op.cases.len().to_string(), gradient.to_owned(), relative, element, verdict]);
+    }
+    table(out, ["operation", "cases", "gradient", "relative L2", "worst element", ""], &rows)?;
+    if faults.is_empty() {
+        writeln!(
+            out,
+            "\n{} operations, {cases} cases on {device} in {}: all as the reference",
+            rows.len(),
+            args.dtype
+        )?;
+        return Ok(());
+    }
+    faults.iter().try_for_each(|fault| writeln!(out, "\n{fault}"))?;
+    bail!("{} faults", faults.len())
+}

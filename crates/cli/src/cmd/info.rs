@@ -1,0 +1,37 @@
+use crate::output::{bytes, count, listing};
+use alluvium::lm::describe;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Show what a checkpoint holds: its model, tensors, parameters and memory
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A folder with a model, or a safetensors file
+    path: PathBuf,
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+}
+
+pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    let found = describe(&args.path)?;
+    let mut rows = Vec::new();
+    rows.push(["path".to_owned(), args.path.display().to_string()]);
+    if let Some(model_type) = &found.model_type {
+        rows.push(["model".to_owned(), model_type.clone()]);
+    }
+    for (path, size) in &found.files {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        rows.push(["file".to_owned(), format!("{name} ({})", bytes(*size as usize))]);
+    }
+    rows.push(["tensors".to_owned(), found.tensors.len().to_string()]);
+    rows.push(["parameters".to_owned(), count(found.parameters() as f64)]);
+    rows.push(["weights".to_owned(), bytes(found.bytes())]);
+    listing(out, &rows)?;
+    if args.tensors {
+        writeln!(out)?;
+        let row = |t: &alluvium::lm::checkpoint::Described| [t.name.clone(), t.dtype.clone(), t.shape.to_string()];
+        listing(out, &found.tensors.iter().map(row).collect::<Vec<_>>())?;
+    }
+    Ok(())
+}

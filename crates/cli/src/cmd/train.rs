@@ -1,0 +1,199 @@
+use super::DeviceArg;
+use crate::cmd::generate::Streamed;
+use crate::output::{bar, bytes, count, seconds};
+use alluvium::lm::Options;
+use alluvium::ops::Sampling;
+use alluvium::train::{Changes, Ended, Event, Outcome, Places, Record, Trainer};
+use anyhow::Context;
+use indicatif::ProgressBar;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Train a model on any text: files or folders
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Files and folders of text; binary files and what .gitignore names are left out
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    data: Vec<PathBuf>,
+    /// Folder for the model, the state of the run, metrics.jsonl and loss.svg
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Go on with the run in --out: the same bits as if it had never stopped
+    #[arg(long)]
+    resume: bool,
+    /// An existing tokenizer.json, or a folder that has one; otherwise one is trained on the text
+    #[arg(long, value_name = "PATH", conflicts_with = "resume")]
+    tokenizer: Option<PathBuf>,
+    /// A TOML file with any of the settings below (names with underscores); flags win over it
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Text that the trained model continues at the end; the start of a held-out piece when left out
+    #[arg(long, value_name = "TEXT")]
+    sample_prompt: Option<String>,
+    /// Tokens of that sample; 0 writes none
+    #[arg(long, value_name = "N", default_value_t = 120)]
+    sample_tokens: usize,
+    #[command(flatten)]
+    device: DeviceArg,
+    #[command(flatten, next_help_heading = "Settings")]
+    changes: Changes,
+}
+
+pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
+    let device = args.device.open()?;
+    let changes = match &args.config {
+        Some(path) => Changes::read(path)?.overlaid(args.changes),
+        None => args.changes,
+    };
+    let places = Places { data: args.data, tokenizer: args.tokenizer, out: args.out };
+    let stop = stop_on_signal()?;
+    let mut screen = Screen::new(stop);
+    let mut tell = |event: Event<'_>| {
+        screen.show(event);
+    };
+    let mut trainer = if args.resume {
+        Trainer::resume(&places, |before| changes.applied(before.clone()), &device, &mut tell)?
+    } else {
+        Trainer::begin(&places, changes.settings()?, &device, &mut tell)?
+    };
+    screen.begin(&trainer);
+    let ended = trainer.run(&mut |event| screen.show(event))?;
+    screen.bar.finish_and_clear();
+    let folder = places.out.display();
+    if ended == Ended::Stopped {
+        writeln!(out, "stopped after step {}; saved in {folder}, --resume goes on", trainer.step())?;
+        return Ok(());
+    }
+    summary(&trainer, out)?;
+    writeln!(out, "model     {folder}\ncurve     {folder}/loss.svg")?;
+    sample(&trainer, args.sample_prompt, args.sample_tokens, out)
+}
+
+/// Ctrl-C and a polite kill ask for a save; the second one ends at once.
+fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after this step; once more ends at once");
+    })
+    .context("cannot listen for Ctrl-C")?;
+    Ok(stop)
+}
+
+/// What a person sees of a run: a bar on a terminal, lines elsewhere.
+struct Screen {
+    bar: ProgressBar,
+    terminal: bool,
+    stop: Arc<AtomicBool>,
+    started: Instant,
+    first: u64,
+    iters: u64,
+    last: Option<Record>,
+    held_out: Option<f64>,
+}
+
+impl Screen {
+    fn new(stop: Arc<AtomicBool>) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        Screen {
+            bar: ProgressBar::hidden(),
+            terminal,
+            stop,
+            started: Instant::now(),
+            first: 0,
+            iters: 0,
+            last: None,
+            held_out: None,
+        }
+    }
+
+    fn begin(&mut self, trainer: &Trainer) {
+        let (found, settings) = (&trainer.found, &trainer.settings);
+        let (trained, held_out) = trainer.corpus_tokens;
+        eprintln!("text      {} files, {} ({} binary files left out)", found.files, bytes(found.bytes), found.binary);
+        eprintln!("tokens    {} to train on, {} held out", count(trained as f64), count(held_out as f64));
+        eprintln!(
+            "model     {} parameters, {} layers × {}, vocabulary {}",
+            count(trainer.parameters() as f64),
+            settings.architecture.num_hidden_layers,
+            settings.architecture.hidden_size,
+            settings.architecture.vocab_size
+        );
+        eprintln!(
+            "run       {} steps of {} × {} tokens, {:?}, learning rate {}, seed {}",
+            settings.iters,
+            settings.batch_size * settings.grad_accumulation_steps,
+            settings.max_seq_length,
+            settings.optimizer,
+            settings.learning_rate,
+            settings.seed
+        );
+        (self.started, self.first, self.iters) = (Instant::now(), trainer.step(), settings.iters);
+        if self.terminal {
+            self.bar = bar(settings.iters, trainer.step());
+        }
+    }
+
+    fn show(&mut self, event: Event<'_>) -> Outcome {
+        match event {
+            Event::Preparing(what) => eprintln!("{what} …"),
+            Event::Stepped { step, .. } => self.bar.set_position(step),
+            Event::Measured(record) => self.measured(record),
+            _ => {}
+        }
+        if self.stop.load(Ordering::Relaxed) { Outcome::Stop } else { Outcome::Continue }
+    }
+
+    fn measured(&mut self, record: &Record) {
+        if record.held_out_loss.is_some() {
+            self.held_out = record.held_out_loss;
+        } else {
+            self.last = Some(record.clone());
+        }
+        let Some(last) = &self.last else { return };
+        let mut text = format!("loss {:.3}", last.loss.unwrap_or(f64::NAN));
+        if let Some(held_out) = self.held_out {
+            text += &format!(" · held out {held_out:.3}");
+        }
+        let speed = count(last.tokens_per_second.unwrap_or(0.0));
+        text += &format!(" · {speed} tokens/s · {}", bytes(last.peak_memory.unwrap_or(0)));
+        if self.terminal {
+            self.bar.set_message(text);
+        } else if record.held_out_loss.is_none() {
+            let (done, all) = (record.step - self.first, self.iters - self.first);
+            let left = self.started.elapsed().as_secs_f64() / done.max(1) as f64 * (all - done) as f64;
+            eprintln!("step {}/{} · {text} · {} left", record.step, self.iters, seconds(left));
+        }
+    }
+}
+
+fn summary(trainer: &Trainer, out: &mut impl Write) -> anyhow::Result<()> {
+    let held_out = trainer.metrics.records.iter().rev().find_map(|r| r.held_out_loss);
+    if let (Some(loss), Some(unigram)) = (held_out, trainer.unigram_loss) {
+        writeln!(out, "held out  {loss:.3} nats per token; token frequencies alone reach {unigram:.3}")?;
+    }
+    Ok(())
+}
+
+/// A few lines with the model: what it learnt, for a person.
+fn sample(trainer: &Trainer, prompt: Option<String>, tokens: usize, out: &mut impl Write) -> anyhow::Result<()> {
+    let start = |text: &str| text.lines().find(|line| line.len() > 8).map(|line| line.chars().take(24).collect());
+    let prompt = prompt.or_else(|| trainer.found.pieces.iter().find_map(|piece| start(&piece.text)));
+    let prompt = prompt.unwrap_or_else(|| "The ".to_owned());
+    if tokens == 0 {
+        return Ok(());
+    }
+    writeln!(out, "\nThe model continues what it has not seen:\n")?;
+    let sampling = Sampling { temperature: 0.7, top_k: 0, top_p: 0.95, min_p: 0.0 };
+    let options = Options { max_tokens: tokens, sampling, seed: trainer.settings.seed, stop: Vec::new() };
+    let mut streamed = Streamed::new(out);
+    streamed.write(&prompt)?;
+    streamed.generate(trainer.model.as_ref(), &trainer.tokenizer, &prompt, &options)?;
+    Ok(())
+}
