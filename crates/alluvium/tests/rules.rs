@@ -1,0 +1,144 @@
+//! The rules of the house, for what a test can see.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_owned()
+}
+
+/// Every source file of the crates, with its text.
+fn sources() -> Vec<(PathBuf, String)> {
+    let (mut files, mut folders) = (Vec::new(), vec![root().join("crates")]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                files.push((path.clone(), fs::read_to_string(path).unwrap()));
+            }
+        }
+    }
+    files.sort();
+    assert!(files.len() > 50, "the sources were not found");
+    files
+}
+
+/// The part of a file that is not its tests.
+fn body(text: &str) -> &str {
+    text.find("#[cfg(test)]").map_or(text, |at| &text[..at])
+}
+
+fn is_library(path: &Path) -> bool {
+    let path = path.to_string_lossy();
+    path.contains("/src/") && !path.contains("/cli/")
+}
+
+/// Public signatures, each on one line.
+fn signatures(text: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    for (at, _) in body(text).match_indices("pub fn ") {
+        let end = text[at..].find(['{', ';']).map_or(text.len(), |n| at + n);
+        all.push(text[at..end].split_whitespace().collect::<Vec<_>>().join(" "));
+    }
+    all
+}
+
+fn complain(faults: &[String]) {
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn no_file_is_longer_than_500_lines_without_its_tests() {
+    let mut long = Vec::new();
+    for (path, text) in sources() {
+        let lines = body(&text).lines().count();
+        if lines > 500 {
+            long.push(format!("{}: {lines} lines", path.display()));
+        }
+    }
+    complain(&long);
+}
+
+#[test]
+fn public_signatures_take_no_bool() {
+    let mut faults = Vec::new();
+    for (path, text) in sources().iter().filter(|(path, _)| is_library(path)) {
+        let takes = |s: &&String| s.split("->").next().unwrap().contains(": bool");
+        faults.extend(signatures(text).iter().filter(takes).map(|s| format!("{}: {s}", path.display())));
+    }
+    complain(&faults);
+}
+
+#[test]
+fn public_names_hold_no_dtype_backend_version_or_boast() {
+    let banned = ["f32", "f16", "bf16", "wgpu", "cuda", "v1", "v2", "fused", "fast", "new2"];
+    let mut faults = Vec::new();
+    for (path, text) in sources().iter().filter(|(path, _)| path.to_string_lossy().contains("/ops/src/")) {
+        for signature in signatures(text) {
+            let name = signature["pub fn ".len()..].split(['(', '<']).next().unwrap_or("").to_owned();
+            if name.split('_').any(|word| banned.contains(&word)) {
+                faults.push(format!("{}: {name}", path.display()));
+            }
+        }
+    }
+    complain(&faults);
+}
+
+#[test]
+fn libraries_read_no_environment_and_comments_tell_no_stories() {
+    let date = |line: &str| {
+        line.as_bytes()
+            .windows(8)
+            .any(|w| w.starts_with(b"20") && w[4] == b'-' && w[7] == b'-' && w[2..4].iter().all(u8::is_ascii_digit))
+    };
+    let marks = ["TO", "FIX", "XX", "HA"].into_iter().zip(["DO:", "ME", "X:", "CK:"]);
+    let marks: Vec<String> = marks.map(|(a, b)| format!("{a}{b}")).collect();
+    let mut faults = Vec::new();
+    for (path, text) in sources() {
+        for (number, line) in body(&text).lines().enumerate() {
+            let comment = line.trim_start().starts_with("//");
+            let story = comment && (date(line) || marks.iter().any(|m| line.contains(m)));
+            let environment = is_library(&path) && line.contains("env::var");
+            if story || environment {
+                faults.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
+            }
+        }
+    }
+    complain(&faults);
+}
+
+#[test]
+fn an_operation_is_one_folder_with_its_definition_and_one_line_in_the_list() {
+    let folder = root().join("crates/ops/src");
+    let shared = ["check", "common"];
+    let mut faults = Vec::new();
+    let mut folders = 0;
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if !path.is_dir() || shared.contains(&name.as_str()) {
+            continue;
+        }
+        folders += 1;
+        // kernels that several operations share stand in common: those have no cpu.rs of their own
+        for file in ["mod.rs", "reference.rs", "entry.rs"] {
+            if !path.join(file).exists() {
+                faults.push(format!("{name} has no {file}"));
+            }
+        }
+        if alluvium::ops::find(&name).is_none() {
+            faults.push(format!("{name} is not in the list"));
+        }
+    }
+    assert_eq!(folders, alluvium::ops::OPS.len(), "a folder for each operation");
+    complain(&faults);
+}
+
+#[test]
+fn the_generated_page_of_operations_is_what_the_list_says() {
+    let page = fs::read_to_string(root().join("docs/ops.md")).unwrap();
+    assert!(page == alluvium::ops::docs::page(), "stale: run `cargo run --release -- ops --markdown > docs/ops.md`");
+}
