@@ -27,3 +27,8 @@ pub use alluvium_ops as ops;
 pub use alluvium_train as train;
 
 pub use alluvium_core::{DType, Device, Error, Result, Shape, Tape, Tensor};
+
+/// The README's example is compiled and run with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
