@@ -17,6 +17,14 @@ impl Device {
         Device::Cpu(Cpu::shared())
     }
 
+    /// Runs work that is made of many operations where the device's own threads are: on the processor each operation
+    /// then finds its threads awake instead of calling them.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match self {
+            Device::Cpu(cpu) => cpu.run(work),
+        }
+    }
+
     /// The most bytes that were in use at once since the last [`Device::reset_peak`].
     pub fn peak_memory(&self) -> usize {
         match self {

@@ -126,7 +126,7 @@ impl<'a> Tokens<'a> {
 /// What is known after the last of these tokens, `[1, D]`.
 fn step(model: &dyn LanguageModel, ids: &[u32], cache: &mut crate::Cache) -> Result<Tensor> {
     let ids = Tensor::from_slice(ids, [1, ids.len()], device(model))?;
-    let hidden = model.step(&ids, cache)?;
+    let hidden = device(model).run(|| model.step(&ids, cache))?;
     let [tokens, width] = [hidden.shape()[1], hidden.shape()[2]];
     hidden.reshape([tokens, width])?.rows(tokens - 1, 1)
 }

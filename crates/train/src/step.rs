@@ -27,9 +27,10 @@ pub(crate) fn gradients(
     for batch in batches {
         let tape = Tape::new();
         model.visit_mut("", &mut |_, parameter| *parameter = tape.watch(parameter));
-        let loss = loss(model, batch, settings, device)?;
+        let loss = device.run(|| loss(model, batch, settings, device))?;
         total.loss += f64::from(loss.item()?) * f64::from(share);
-        let mut gradients = tape.backward(&[(&loss, &Tensor::full(loss.shape(), share, device)?)])?;
+        let seed = Tensor::full(loss.shape(), share, device)?;
+        let mut gradients = device.run(|| tape.backward(&[(&loss, &seed)]))?;
         let mut found = Vec::new();
         model.visit("", &mut |name, parameter| found.push((name, gradients.take(parameter))));
         for (name, gradient) in found {
