@@ -145,7 +145,8 @@ impl std::fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self.kind() {
-            Kind::Io { source, .. } => Some(source),
+            // the system's words stand in ours; a chain that is printed must not say them twice
+            Kind::Io { source, .. } => source.source(),
             _ => None,
         }
     }

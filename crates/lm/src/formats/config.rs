@@ -3,6 +3,7 @@
 use alluvium_core::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// A model's `config.json`, kept whole: what no code here reads survives a load and a save.
@@ -24,10 +25,13 @@ impl Config {
     /// Reads `config.json` of a checkpoint's folder.
     ///
     /// # Errors
-    /// When the file cannot be read or is no JSON object; `NaN`, which Python writes, is no JSON.
+    /// When there is none, it cannot be read or is no JSON object; `NaN`, which Python writes, is no JSON.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
-        let text = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
+        let text = std::fs::read(&path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => Error::file(folder.as_ref(), "there is no model here: config.json is missing"),
+            _ => Error::io(&path, "read")(error),
+        })?;
         let json = serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not valid JSON: {e}")))?;
         Self::of(path, json)
     }
