@@ -3,6 +3,15 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, Write};
 
+/// Writes a line to the error stream. Unlike `eprintln!` it does not end the run where nobody reads: `2>&1 | head`.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+pub(crate) use say;
+
 /// Writes rows with columns as wide as their widest entry; the first column is text, the others are set right.
 pub(crate) fn table<const N: usize>(out: &mut impl Write, header: [&str; N], rows: &[[String; N]]) -> io::Result<()> {
     let header = header.map(str::to_owned);

@@ -32,18 +32,20 @@ pub struct Found {
 }
 
 /// Reads files and folders. Folders are walked in the order of names; what .gitignore names and hidden files are left
-/// out; files that are no UTF-8 text are left out and counted.
+/// out; files that are no UTF-8 text are left out and counted. The folder `out` of the run itself and those of other
+/// runs are no text: a run that read its own measurements could not go on.
 ///
 /// Documents are cut at ends of lines into pieces of about 4 KiB. Of these, `held_out` (0 to 1) are kept from training,
 /// chosen by `seed`.
 ///
 /// # Errors
 /// When a path cannot be read, or there is no text at all.
-pub fn read(paths: &[PathBuf], held_out: f64, seed: u64) -> Result<Found> {
+pub fn read(paths: &[PathBuf], out: Option<&Path>, held_out: f64, seed: u64) -> Result<Found> {
+    let out = out.and_then(|out| out.canonicalize().ok());
     let mut found = Found::default();
     for path in paths {
         std::fs::metadata(path).map_err(Error::io(path, "read"))?;
-        for file in walk(path)? {
+        for file in walk(path, out.clone())? {
             match text_of(&file)? {
                 Some(text) if text.trim().is_empty() => {}
                 Some(text) => {
@@ -58,16 +60,23 @@ pub fn read(paths: &[PathBuf], held_out: f64, seed: u64) -> Result<Found> {
     if found.pieces.is_empty() {
         let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
         let why =
-            format!("no text found ({} binary files left out); give a file or folder of UTF-8 text", found.binary);
+            format!("no text found (binary files left out: {}); give a file or folder of UTF-8 text", found.binary);
         return Err(Error::file(names.join(", "), why));
     }
     hold_out(&mut found.pieces, held_out, seed)?;
     Ok(found)
 }
 
-fn walk(path: &Path) -> Result<Vec<PathBuf>> {
+fn walk(path: &Path, out: Option<PathBuf>) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for entry in ignore::WalkBuilder::new(path).require_git(false).sort_by_file_name(Ord::cmp).build() {
+    let text = move |entry: &ignore::DirEntry| {
+        let (path, out) = (entry.path(), out.as_deref());
+        let same =
+            out.is_some_and(|out| path.file_name() == out.file_name() && path.canonicalize().is_ok_and(|p| p == out));
+        !same && !path.join(crate::state::FILE).exists()
+    };
+    let mut walker = ignore::WalkBuilder::new(path);
+    for entry in walker.require_git(false).sort_by_file_name(Ord::cmp).filter_entry(text).build() {
         let entry = entry.map_err(|e| Error::file(path, format!("cannot walk: {e}")))?;
         if entry.file_type().is_some_and(|kind| kind.is_file()) {
             files.push(entry.into_path());
@@ -109,8 +118,11 @@ fn hold_out(pieces: &mut [Piece], share: f64, seed: u64) -> Result<()> {
     }
     let count = ((pieces.len() as f64 * share).round() as usize).max(1);
     if count >= pieces.len() {
-        let why =
-            format!("{} pieces of 4 KiB are too few to hold any out; give more text or set held_out = 0", pieces.len());
+        let why = format!(
+            "too little text to hold any out: it is cut into pieces of 4 KiB and there is only {}; give more, or \
+             hold none out (held_out = 0)",
+            pieces.len()
+        );
         return Err(Error::value("held_out", why));
     }
     let mut order: Vec<usize> = (0..pieces.len()).collect();
@@ -138,7 +150,7 @@ mod tests {
     #[test]
     fn text_is_read_in_order_and_binary_files_are_counted() {
         let folder = folder();
-        let found = read(&[folder.path().to_owned()], 0.0, 1).unwrap();
+        let found = read(&[folder.path().to_owned()], None, 0.0, 1).unwrap();
         assert_eq!((found.files, found.binary, found.bytes), (2, 2, 10_006));
         assert_eq!(found.pieces[0].text, "first\n");
         let whole: String = found.pieces[1..].iter().map(|p| p.text.as_str()).collect();
@@ -150,27 +162,40 @@ mod tests {
     fn pieces_are_held_out_by_seed_and_never_all() {
         let folder = folder();
         let held = |seed| {
-            let found = read(&[folder.path().to_owned()], 0.3, seed).unwrap();
+            let found = read(&[folder.path().to_owned()], None, 0.3, seed).unwrap();
             found.pieces.iter().map(|p| p.held_out).collect::<Vec<_>>()
         };
         assert_eq!(held(1), held(1));
         assert_eq!(held(1).iter().filter(|&&h| h).count(), 1);
-        let error = read(&[folder.path().join("a.txt")], 0.3, 1).unwrap_err().to_string();
+        let error = read(&[folder.path().join("a.txt")], None, 0.3, 1).unwrap_err().to_string();
         assert_eq!(
             error,
-            "held_out: 1 pieces of 4 KiB are too few to hold any out; give more text or set held_out = 0"
+            "held_out: too little text to hold any out: it is cut into pieces of 4 KiB and there is only 1; give more, \
+             or hold none out (held_out = 0)"
         );
     }
 
     #[test]
     fn an_empty_folder_and_a_missing_path_say_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
-        let error = read(&[folder.path().to_owned()], 0.1, 1).unwrap_err().to_string();
+        let error = read(&[folder.path().to_owned()], None, 0.1, 1).unwrap_err().to_string();
         assert!(
-            error.ends_with("no text found (0 binary files left out); give a file or folder of UTF-8 text"),
+            error.ends_with("no text found (binary files left out: 0); give a file or folder of UTF-8 text"),
             "{error}"
         );
-        let error = read(&[folder.path().join("nowhere")], 0.1, 1).unwrap_err().to_string();
+        let error = read(&[folder.path().join("nowhere")], None, 0.1, 1).unwrap_err().to_string();
         assert!(error.starts_with("cannot read"), "{error}");
+    }
+
+    #[test]
+    fn the_folders_of_runs_are_no_text() {
+        let folder = folder();
+        for run in ["own", "other"] {
+            fs::create_dir(folder.path().join(run)).unwrap();
+            fs::write(folder.path().join(run).join("metrics.jsonl"), "{}\n").unwrap();
+        }
+        fs::write(folder.path().join("other").join(crate::state::FILE), "").unwrap();
+        let found = read(&[folder.path().to_owned()], Some(&folder.path().join("own")), 0.0, 1).unwrap();
+        assert_eq!(found.files, 2);
     }
 }

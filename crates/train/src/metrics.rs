@@ -2,7 +2,7 @@
 
 use alluvium_core::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
@@ -43,26 +43,29 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the file and drops lines after `step`: what a killed run wrote and a resumed one will write again.
+    /// Opens the file and drops lines after `step`: what a killed run wrote and a resumed one will write again. The
+    /// file stays locked, so that no second run writes to the same folder.
     ///
     /// # Errors
-    /// When it cannot be read or written.
+    /// When it cannot be read or written, or another run has it open.
     pub fn open(path: &Path, step: u64) -> Result<Self> {
-        let mut records = Vec::new();
-        if path.exists() {
-            let file = File::open(path).map_err(Error::io(path, "read"))?;
-            for line in BufReader::new(file).lines() {
-                let line = line.map_err(Error::io(path, "read"))?;
-                // a line cut short by a kill is the last one: it is measured again
-                let Ok(record) = serde_json::from_str::<Record>(&line) else { break };
-                records.push(record);
-            }
-            records.retain(|r| r.step <= step);
+        let open = OpenOptions::new().read(true).append(true).create(true).open(path);
+        let file = open.map_err(Error::io(path, "create"))?;
+        // where there are no locks, nothing is lost
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            return Err(Error::file(path, "another run is writing to this folder; wait for its end or choose another"));
         }
-        let mut file = File::create(path).map_err(Error::io(path, "create"))?;
-        for record in &records {
-            write_line(&mut file, record).map_err(Error::io(path, "write"))?;
+        let (mut records, mut kept) = (Vec::new(), 0);
+        let mut lines = BufReader::new(&file);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line).map_err(Error::io(path, "read"))? > 0 {
+            // a line cut short by a kill is the last one: it is measured again
+            let Some(record) = record(&line).filter(|record| record.step <= step) else { break };
+            records.push(record);
+            kept += line.len() as u64;
+            line.clear();
         }
+        file.set_len(kept).map_err(Error::io(path, "write"))?;
         Ok(Metrics { path: path.to_owned(), file, records })
     }
 
@@ -75,6 +78,11 @@ impl Metrics {
         self.records.push(record);
         Ok(())
     }
+}
+
+/// A line with its end; none if it is cut short.
+fn record(line: &[u8]) -> Option<Record> {
+    serde_json::from_slice(line.strip_suffix(b"\n")?).ok()
 }
 
 fn write_line(file: &mut File, record: &Record) -> std::io::Result<()> {

@@ -21,6 +21,16 @@ pub enum Size {
     Base,
 }
 
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Size::Tiny => "tiny",
+            Size::Small => "small",
+            Size::Base => "base",
+        })
+    }
+}
+
 /// Declares [`Settings`], [`Architecture`] and [`Changes`] from one table, so that no number is in one and not in the
 /// other.
 macro_rules! settings {
@@ -82,6 +92,7 @@ macro_rules! settings {
             /// # Errors
             /// When a number is out of range.
             pub fn applied(&self, mut settings: Settings) -> Result<Settings> {
+                settings.size = self.size.unwrap_or(settings.size);
                 $(if let Some(x) = self.$name { settings.$name = x; })*
                 $(if let Some(x) = self.$shape { settings.architecture.$shape = x; })*
                 settings.checked()
@@ -98,11 +109,22 @@ macro_rules! settings {
         }
 
         impl Settings {
+            /// Every setting's name and value, for a person.
+            pub fn listing(&self) -> Vec<(&'static str, String)> {
+                vec![
+                    $((stringify!($name), self.$name.to_string()),)*
+                    $((stringify!($shape), self.architecture.$shape.to_string()),)*
+                ]
+            }
+
             /// The names of the settings that differ between two runs, with both values.
             pub fn differences(&self, other: &Self) -> Vec<String> {
                 let mut all = Vec::new();
+                if self.size != other.size {
+                    all.push(format!("size was {}, now {}", self.size, other.size));
+                }
                 $(if self.$name != other.$name {
-                    all.push(format!("{} was {:?}, now {:?}", stringify!($name), self.$name, other.$name));
+                    all.push(format!("{} was {}, now {}", stringify!($name), self.$name, other.$name));
                 })*
                 $(if self.architecture.$shape != other.architecture.$shape {
                     let (was, now) = (self.architecture.$shape, other.architecture.$shape);
@@ -239,6 +261,14 @@ impl Settings {
         }
         if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
             return wrong("learning_rate", &format!("is {}, expected a number above 0", self.learning_rate));
+        }
+        let weights = [("weight_decay", self.weight_decay), ("grad_clip", self.grad_clip), ("z_loss", self.z_loss)];
+        if let Some((name, x)) = weights.iter().find(|(_, x)| !(*x >= 0.0 && x.is_finite())) {
+            return wrong(name, &format!("is {x}, expected 0 or more"));
+        }
+        let shares = [("beta1", f64::from(self.beta1)), ("beta2", f64::from(self.beta2)), ("held_out", self.held_out)];
+        if let Some((name, x)) = shares.iter().find(|(_, x)| !(0.0..1.0).contains(x)) {
+            return wrong(name, &format!("is {x}, expected 0 or more and less than 1"));
         }
         if shape.num_hidden_layers < shape.full_attention_interval {
             return wrong("num_hidden_layers", "is below full_attention_interval: there would be no attention layer");

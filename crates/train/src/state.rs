@@ -22,6 +22,12 @@ pub(crate) struct Progress {
     pub(crate) token: usize,
     /// Of the tokens that are trained on: another text must not continue this run.
     pub(crate) corpus: u64,
+    /// Where the text was, absolute; empty where a path is no UTF-8.
+    #[serde(default)]
+    pub(crate) data: Vec<String>,
+    /// The losses of the steps since the last line of the metrics, in sum, and how many there are.
+    #[serde(default)]
+    pub(crate) unreported: (f64, u64),
     pub(crate) settings: Settings,
 }
 

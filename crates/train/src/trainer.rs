@@ -73,6 +73,10 @@ pub struct Trainer {
     step: u64,
     tokens: u64,
     cursor: Cursor,
+    interval: Interval,
+    /// The step of the last checkpoint; none before the first.
+    saved: Option<u64>,
+    data: Vec<PathBuf>,
     out: PathBuf,
     device: Device,
 }
@@ -86,12 +90,29 @@ impl std::fmt::Debug for Trainer {
 /// Where a run's text, tokenizer and folder are.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// Files and folders of text.
+    /// Files and folders of text; none are those that the run to resume remembers.
     pub data: Vec<PathBuf>,
     /// An existing tokenizer.json or a folder with one; none trains one.
     pub tokenizer: Option<PathBuf>,
     /// Where the model, the state and the measurements go.
     pub out: PathBuf,
+}
+
+/// Settings that may change when a run goes on; the vocabulary is the tokenizer's, whatever was asked for.
+const FREE: [&str; 7] =
+    ["iters", "steps_per_report", "steps_per_eval", "save_every", "val_batches", "warmup", "vocab_size"];
+
+/// Where the run's text was.
+fn remembered(state: &Path, progress: &Progress) -> Result<Vec<PathBuf>> {
+    if progress.data.is_empty() {
+        return Err(Error::file(state, "it does not say where the text of this run is; give --data"));
+    }
+    let data: Vec<PathBuf> = progress.data.iter().map(PathBuf::from).collect();
+    if let Some(gone) = data.iter().find(|path| !path.exists()) {
+        let why = format!("the text of this run was at {}, which is gone; give --data", gone.display());
+        return Err(Error::file(state, why));
+    }
+    Ok(data)
 }
 
 impl Trainer {
@@ -112,13 +133,16 @@ impl Trainer {
             }
         }
         std::fs::create_dir_all(&places.out).map_err(Error::io(&places.out, "create"))?;
-        Self::prepare(places, settings, device, None, tell)
+        let trainer = Self::prepare(places, settings, device, None, tell)?;
+        // before the first checkpoint: whoever resumes needs the tokenizer, whatever else a kill leaves
+        trainer.tokenizer.save(&places.out)?;
+        Ok(trainer)
     }
 
     /// Goes on where the run in the folder was saved last. `settings` gets the run's own and may change `iters`.
     ///
     /// # Errors
-    /// When there is no run, a setting that changes the result differs, or the text is another.
+    /// When there is no run, a setting that changes the result differs, or the text is another or no longer there.
     pub fn resume(
         places: &Places,
         change: impl FnOnce(&Settings) -> Result<Settings>,
@@ -128,20 +152,22 @@ impl Trainer {
         let path = places.out.join(state::FILE);
         let progress = state::progress(&path)?;
         let settings = change(&progress.settings)?;
-        let free = ["iters ", "steps_per_report ", "steps_per_eval ", "save_every ", "val_batches ", "warmup "];
         let mut differences = progress.settings.differences(&settings);
-        differences.retain(|d| !free.iter().any(|name| d.starts_with(name)));
+        differences.retain(|d| !FREE.iter().any(|name| d.split(' ').next() == Some(name)));
         if !differences.is_empty() {
             let why = format!("the run cannot go on with other settings: {}", differences.join("; "));
             return Err(Error::file(&path, why));
         }
-        let places = Places { tokenizer: Some(places.out.clone()), ..places.clone() };
-        let mut trainer = Self::prepare(&places, settings, device, Some(progress.step), tell)?;
-        if trainer.corpus.fingerprint() != progress.corpus {
-            return Err(Error::file(&path, "the text is not the one this run was begun with; give the same --data"));
-        }
+        let data = match places.data.is_empty() {
+            true => remembered(&path, &progress)?,
+            false => places.data.clone(),
+        };
+        let places = Places { data, tokenizer: Some(places.out.clone()), out: places.out.clone() };
+        let mut trainer = Self::prepare(&places, settings, device, Some(&progress), tell)?;
         state::restore(&path, trainer.model.as_mut(), &mut trainer.optimiser, device)?;
         (trainer.step, trainer.tokens, trainer.cursor) = (progress.step, progress.tokens, progress.cursor());
+        trainer.saved = Some(progress.step);
+        (trainer.interval.loss, trainer.interval.steps) = progress.unreported;
         Ok(trainer)
     }
 
@@ -149,11 +175,13 @@ impl Trainer {
         places: &Places,
         mut settings: Settings,
         device: &Device,
-        step: Option<u64>,
+        before: Option<&Progress>,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         tell(Event::Preparing("reading text"));
-        let mut found = crate::read(&places.data, settings.held_out, settings.seed)?;
+        let data = places.data.iter().map(|path| std::path::absolute(path).map_err(Error::io(path, "read")));
+        let data: Vec<PathBuf> = data.collect::<Result<_>>()?;
+        let mut found = crate::read(&places.data, Some(&places.out), settings.held_out, settings.seed)?;
         let tokenizer = match &places.tokenizer {
             Some(path) => Tokenizer::load(path)?,
             None => {
@@ -170,6 +198,10 @@ impl Trainer {
             found.pieces.iter().filter(|p| p.held_out == held_out).map(|p| encode(&p.text)).collect()
         };
         let corpus = Corpus::new(documents(false)?, settings.seed)?;
+        if before.is_some_and(|before| before.corpus != corpus.fingerprint()) {
+            let why = "the text is not the one this run was begun with; give the same --data, unchanged";
+            return Err(Error::file(places.out.join(state::FILE), why));
+        }
         let held = documents(true)?;
         let held = if held.is_empty() { None } else { Some(Corpus::new(held, settings.seed)?) };
         found.pieces.retain(|p| p.held_out);
@@ -193,13 +225,16 @@ impl Trainer {
         Ok(Trainer {
             unigram_loss: held.as_ref().map(|held| corpus.unigram_loss(held, settings.architecture.vocab_size)),
             corpus_tokens: (corpus.tokens(), held.map_or(0, |held| held.tokens())),
-            metrics: Metrics::open(&places.out.join("metrics.jsonl"), step.unwrap_or(0))?,
+            metrics: Metrics::open(&places.out.join("metrics.jsonl"), before.map_or(0, |before| before.step))?,
             optimiser: Optimiser::new(settings.optimizer, adamw),
             out: places.out.clone(),
             device: device.clone(),
             step: 0,
             tokens: 0,
             cursor: Cursor::default(),
+            interval: Interval::new(),
+            saved: None,
+            data,
             model,
             tokenizer,
             found,
@@ -225,36 +260,37 @@ impl Trainer {
     /// When the loss is no number, memory or disk run out. What was saved last is intact.
     pub fn run(&mut self, observe: &mut dyn FnMut(Event<'_>) -> Outcome) -> Result<Ended> {
         observe(Event::Ready(self));
-        let mut interval = Interval::new();
-        let mut saved = self.step;
+        self.interval.started = Instant::now();
+        let mut whole = false;
         while self.step < self.settings.iters {
             let (loss, norm, tokens) = self.one_step()?;
-            interval.add(loss, tokens);
+            self.interval.add(loss, tokens);
             let wish = observe(Event::Stepped { step: self.step, loss, tokens });
             let last = self.step == self.settings.iters;
             let due = |every: u64| last || self.step.is_multiple_of(every);
             let (report, evaluate, save) =
                 (due(self.settings.steps_per_report), due(self.settings.steps_per_eval), due(self.settings.save_every));
             if report {
-                let record = self.report(&mut interval, norm)?;
+                let record = self.report(norm)?;
                 observe(Event::Measured(&record));
             }
             if evaluate && !self.held_out.is_empty() {
                 let started = Instant::now();
                 let record = self.evaluate()?;
-                interval.pause(started);
+                self.interval.pause(started);
                 observe(Event::Measured(&record));
             }
-            if save || wish == Outcome::Stop {
+            whole = save || wish == Outcome::Stop;
+            if whole {
                 self.save()?;
-                saved = self.step;
                 observe(Event::Saved(&self.out));
             }
             if wish == Outcome::Stop && !last {
                 return Ok(Ended::Stopped);
             }
         }
-        if saved != self.step || self.step == 0 {
+        if !whole {
+            // a kill may have come between the last state and its model
             self.save()?;
         }
         Ok(Ended::Finished)
@@ -270,11 +306,7 @@ impl Trainer {
         let Gradients { loss, mut by_name } = gradients(self.model.as_mut(), &batches, settings, &self.device)?;
         let norm = global_norm(&by_name.values().collect::<Vec<&Tensor>>())?.item()?;
         if !loss.is_finite() || !norm.is_finite() {
-            let why = format!(
-                "the loss is {loss} and the gradient's norm {norm} at step {step}; nothing was saved since the last \
-                 checkpoint: lower the learning rate, or look at the data"
-            );
-            return Err(Error::value("train", why));
+            return Err(self.diverged(&format!("the loss is {loss} and the gradient's norm {norm} at step {step}")));
         }
         if settings.grad_clip > 0.0 && norm > settings.grad_clip {
             for gradient in by_name.values_mut() {
@@ -288,8 +320,16 @@ impl Trainer {
         Ok((loss, norm, tokens))
     }
 
-    fn report(&mut self, interval: &mut Interval, norm: f32) -> Result<Record> {
-        let (loss, speed) = interval.finish();
+    fn diverged(&self, what: &str) -> Error {
+        let left = match self.saved {
+            Some(step) => format!("the checkpoint of step {step} is intact"),
+            None => "there is no checkpoint yet".to_owned(),
+        };
+        Error::value("train", format!("{what}; {left}; begin again with a lower learning rate, or look at the data"))
+    }
+
+    fn report(&mut self, norm: f32) -> Result<Record> {
+        let (loss, speed) = self.interval.finish();
         let settings = &self.settings;
         let schedule = Schedule { peak: settings.learning_rate, warmup: settings.warmup, steps: settings.iters };
         let record = Record {
@@ -327,8 +367,13 @@ impl Trainer {
     /// Writes the state, the model in MLX's layout and the loss curve; each file whole or not at all.
     ///
     /// # Errors
-    /// When a file cannot be written; the one before stays.
-    pub fn save(&self) -> Result<()> {
+    /// When a file cannot be written or a parameter is no number; the checkpoint before stays.
+    pub fn save(&mut self) -> Result<()> {
+        let mut parameters = Vec::new();
+        self.model.visit("", &mut |_, parameter| parameters.push(parameter));
+        if !global_norm(&parameters)?.item()?.is_finite() {
+            return Err(self.diverged(&format!("parameters are no numbers after step {}", self.step)));
+        }
         let progress = Progress {
             step: self.step,
             tokens: self.tokens,
@@ -336,10 +381,19 @@ impl Trainer {
             document: self.cursor.document,
             token: self.cursor.token,
             corpus: self.corpus.fingerprint(),
+            data: self
+                .data
+                .iter()
+                .map(|path| path.to_str().map(str::to_owned))
+                .collect::<Option<_>>()
+                .unwrap_or_default(),
+            unreported: (self.interval.loss, self.interval.steps),
             settings: self.settings.clone(),
         };
-        alluvium_lm::save(self.model.as_ref(), Some(&self.tokenizer), &self.out)?;
+        // the state first: a kill between the two leaves a run that goes on, never a model without one
         state::save(&self.out.join(state::FILE), self.model.as_ref(), &self.optimiser, &progress)?;
+        alluvium_lm::save(self.model.as_ref(), Some(&self.tokenizer), &self.out)?;
+        self.saved = Some(self.step);
         draw(&self.out.join("loss.svg"), &self.metrics.records, self.unigram_loss)
     }
 }
@@ -348,18 +402,18 @@ impl Trainer {
 struct Interval {
     started: Instant,
     loss: f64,
-    steps: f64,
+    steps: u64,
     tokens: usize,
 }
 
 impl Interval {
     fn new() -> Self {
-        Interval { started: Instant::now(), loss: 0.0, steps: 0.0, tokens: 0 }
+        Interval { started: Instant::now(), loss: 0.0, steps: 0, tokens: 0 }
     }
 
     fn add(&mut self, loss: f64, tokens: usize) {
         self.loss += loss;
-        self.steps += 1.0;
+        self.steps += 1;
         self.tokens += tokens;
     }
 
@@ -371,6 +425,6 @@ impl Interval {
     /// The mean loss and the tokens a second; begins anew.
     fn finish(&mut self) -> (f64, f64) {
         let done = std::mem::replace(self, Interval::new());
-        (done.loss / done.steps.max(1.0), done.tokens as f64 / done.started.elapsed().as_secs_f64().max(1e-9))
+        (done.loss / done.steps.max(1) as f64, done.tokens as f64 / done.started.elapsed().as_secs_f64().max(1e-9))
     }
 }

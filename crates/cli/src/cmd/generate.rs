@@ -1,5 +1,5 @@
 use super::DeviceArg;
-use crate::output::seconds;
+use crate::output::{say, seconds};
 use alluvium::lm::{LanguageModel, Options, Summary, Tokenizer, generate, load};
 use alluvium::ops::Sampling;
 use anyhow::Context;
@@ -57,7 +57,7 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     let options = Options { max_tokens: args.max_tokens, sampling, seed: args.seed, stop: args.stop };
     let summary = Streamed::new(out).generate(loaded.model.as_ref(), &tokenizer, &prompt, &options)?;
     let rate = |tokens: usize, time: f64| tokens as f64 / time.max(1e-9);
-    eprintln!(
+    say!(
         "prompt: {} tokens, {:.1} tokens/s · text: {} tokens, {:.1} tokens/s · {} · peak {}",
         summary.prompt_tokens,
         rate(summary.prompt_tokens, summary.prefill_seconds),

@@ -1,9 +1,9 @@
 use super::DeviceArg;
 use crate::cmd::generate::Streamed;
-use crate::output::{bar, bytes, count, seconds};
+use crate::output::{bar, bytes, count, listing, say, seconds};
 use alluvium::lm::Options;
 use alluvium::ops::Sampling;
-use alluvium::train::{Changes, Ended, Event, Outcome, Places, Record, Trainer};
+use alluvium::train::{Changes, Ended, Event, Outcome, Places, Record, Settings, Size, Trainer};
 use anyhow::Context;
 use indicatif::ProgressBar;
 use std::io::{IsTerminal, Write};
@@ -14,9 +14,10 @@ use std::time::Instant;
 
 /// Train a model on any text: files or folders
 #[derive(clap::Args)]
+#[command(after_help = dial())]
 pub(crate) struct Args {
-    /// Files and folders of text; binary files and what .gitignore names are left out
-    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    /// Files and folders of text; binary files and what .gitignore names are left out. A resumed run knows its own
+    #[arg(long, required_unless_present = "resume", num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
     /// Folder for the model, the state of the run, metrics.jsonl and loss.svg
     #[arg(long, value_name = "DIR")]
@@ -72,6 +73,19 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     sample(&trainer, args.sample_prompt, args.sample_tokens, out)
 }
 
+/// What `--size` sets, one column each.
+fn dial() -> String {
+    let [tiny, small, base] = [Size::Tiny, Size::Small, Size::Base].map(|size| Settings::of(size).listing());
+    let mut rows = vec![["  --size", "tiny (default)", "small", "base"].map(str::to_owned)];
+    for ((tiny, small), base) in tiny.into_iter().zip(small).zip(base) {
+        rows.push([format!("  {}", tiny.0), tiny.1, small.1, base.1]);
+    }
+    let mut text = Vec::new();
+    // memory takes every byte
+    let _ = listing(&mut text, &rows);
+    format!("What the dial sets (--iters alone also sets warmup, to a twentieth):\n{}", String::from_utf8_lossy(&text))
+}
+
 /// Ctrl-C and a polite kill ask for a save; the second one ends at once.
 fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
@@ -80,7 +94,7 @@ fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("\nstopping after this step; once more ends at once");
+        say!("\nstopping after this step; once more ends at once");
     })
     .context("cannot listen for Ctrl-C")?;
     Ok(stop)
@@ -116,17 +130,17 @@ impl Screen {
     fn begin(&mut self, trainer: &Trainer) {
         let (found, settings) = (&trainer.found, &trainer.settings);
         let (trained, held_out) = trainer.corpus_tokens;
-        eprintln!("text      {} files, {} ({} binary files left out)", found.files, bytes(found.bytes), found.binary);
-        eprintln!("tokens    {} to train on, {} held out", count(trained as f64), count(held_out as f64));
-        eprintln!(
+        say!("text      {} files, {} (binary files left out: {})", found.files, bytes(found.bytes), found.binary);
+        say!("tokens    {} to train on, {} held out", count(trained as f64), count(held_out as f64));
+        say!(
             "model     {} parameters, {} layers × {}, vocabulary {}",
             count(trainer.parameters() as f64),
             settings.architecture.num_hidden_layers,
             settings.architecture.hidden_size,
             settings.architecture.vocab_size
         );
-        eprintln!(
-            "run       {} steps of {} × {} tokens, {:?}, learning rate {}, seed {}",
+        say!(
+            "run       {} steps of {} × {} tokens, {}, learning rate {}, seed {}",
             settings.iters,
             settings.batch_size * settings.grad_accumulation_steps,
             settings.max_seq_length,
@@ -142,7 +156,7 @@ impl Screen {
 
     fn show(&mut self, event: Event<'_>) -> Outcome {
         match event {
-            Event::Preparing(what) => eprintln!("{what} …"),
+            Event::Preparing(what) => say!("{what} …"),
             Event::Stepped { step, .. } => self.bar.set_position(step),
             Event::Measured(record) => self.measured(record),
             _ => {}
@@ -168,7 +182,7 @@ impl Screen {
         } else if record.held_out_loss.is_none() {
             let (done, all) = (record.step - self.first, self.iters - self.first);
             let left = self.started.elapsed().as_secs_f64() / done.max(1) as f64 * (all - done) as f64;
-            eprintln!("step {}/{} · {text} · {} left", record.step, self.iters, seconds(left));
+            say!("step {}/{} · {text} · {} left", record.step, self.iters, seconds(left));
         }
     }
 }

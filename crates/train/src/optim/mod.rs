@@ -21,6 +21,15 @@ pub enum OptimiserKind {
     Muon,
 }
 
+impl std::fmt::Display for OptimiserKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            OptimiserKind::AdamW => "adamw",
+            OptimiserKind::Muon => "muon",
+        })
+    }
+}
+
 impl std::str::FromStr for OptimiserKind {
     type Err = String;
     fn from_str(name: &str) -> std::result::Result<Self, String> {
