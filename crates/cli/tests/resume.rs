@@ -188,6 +188,14 @@ fn a_finished_run_goes_on_to_more_steps_with_the_text_it_remembers() {
 }
 
 #[test]
+fn a_run_that_has_all_its_steps_says_so() {
+    let place = Place::trained();
+    let output = place.resume("run", &["--iters", "6"]).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.success() && said.contains("all its steps: 6 of 6; --iters takes it further"), "{said}");
+}
+
+#[test]
 fn two_runs_in_one_folder_are_refused() {
     let place = Place::new();
     let mut first = place.train("run", &["--iters", "100000"]).stderr(Stdio::piped()).spawn().unwrap();

@@ -148,6 +148,9 @@ impl Screen {
             settings.learning_rate,
             settings.seed
         );
+        if trainer.step() >= settings.iters {
+            say!("the run has all its steps: {} of {}; --iters takes it further", trainer.step(), settings.iters);
+        }
         (self.started, self.first, self.iters) = (Instant::now(), trainer.step(), settings.iters);
         if self.terminal {
             self.bar = bar(settings.iters, trainer.step());
@@ -180,9 +183,12 @@ impl Screen {
         if self.terminal {
             self.bar.set_message(text);
         } else if record.held_out_loss.is_none() {
-            let (done, all) = (record.step - self.first, self.iters - self.first);
-            let left = self.started.elapsed().as_secs_f64() / done.max(1) as f64 * (all - done) as f64;
-            say!("step {}/{} · {text} · {} left", record.step, self.iters, seconds(left));
+            let (done, left) = (record.step - self.first, self.iters - record.step);
+            if left > 0 {
+                let time = self.started.elapsed().as_secs_f64() / done.max(1) as f64 * left as f64;
+                text += &format!(" · {} left", seconds(time));
+            }
+            say!("step {}/{} · {text}", record.step, self.iters);
         }
     }
 }
