@@ -40,6 +40,9 @@ impl<'a> Mat<'a> {
     }
 }
 
+/// Threads take whole tiles of the crate's kernels (their sides divide this): a tile at an edge is rounded otherwise
+/// than one inside, so an edge must not come from the number of threads.
+const TILES: usize = 16;
 /// Numbers of a product below which one thread does it.
 const SMALL: usize = 64 * 64 * 64;
 
@@ -62,55 +65,56 @@ pub fn gemm(cpu: &Cpu, alpha: f32, a: Mat<'_>, b: Mat<'_>, beta: f32, c: &mut [f
         return one_row(cpu, &a.data[..k], b, c);
     }
     let threads = cpu.threads();
+    let whole = Target { start: c.as_mut_ptr(), stride: n };
     if threads == 1 || m * n * k < SMALL {
-        block(alpha, a, b, beta, c, n);
-    } else if m >= 16 * threads {
-        let rows = m.div_ceil(threads).next_multiple_of(8);
-        cpu.run(|| {
-            c.par_chunks_mut(rows * n).enumerate().for_each(|(i, c)| {
-                block(alpha, a.rows_from(i * rows, c.len() / n), b, beta, c, n);
-            });
-        });
-    } else {
-        by_columns(cpu, alpha, a, b, beta, c);
+        block(alpha, a, b, beta, whole);
+        return Ok(());
     }
+    // each thread packs what it does not split, so the longer side is split
+    let side = m.max(n);
+    let each = side.div_ceil(threads).next_multiple_of(TILES);
+    cpu.run(|| {
+        (0..side.div_ceil(each)).into_par_iter().for_each(|i| {
+            let (first, len) = (i * each, each.min(side - i * each));
+            if m >= n {
+                block(alpha, a.rows_from(first, len), b, beta, whole.at(first * n));
+            } else {
+                block(alpha, a, b.cols_from(first, len), beta, whole.at(first));
+            }
+        });
+    });
     Ok(())
 }
 
-/// Few rows, many columns: each thread computes its columns apart and they are put together after.
-fn by_columns(cpu: &Cpu, alpha: f32, a: Mat<'_>, b: Mat<'_>, beta: f32, c: &mut [f32]) {
-    let (m, n) = (a.rows, b.cols);
-    let cols = n.div_ceil(cpu.threads()).next_multiple_of(16);
-    let parts: Vec<Vec<f32>> = cpu.run(|| {
-        (0..n.div_ceil(cols))
-            .into_par_iter()
-            .map(|i| {
-                let width = cols.min(n - i * cols);
-                let mut part = vec![0.0; m * width];
-                block(alpha, a, b.cols_from(i * cols, width), 0.0, &mut part, width);
-                part
-            })
-            .collect()
-    });
-    for (row, c) in c.chunks_mut(n).enumerate() {
-        for (c, part) in c.chunks_mut(cols).zip(&parts) {
-            let part = &part[row * c.len()..];
-            c.iter_mut().zip(part).for_each(|(c, &p)| *c = if beta == 0.0 { p } else { beta.mul_add(*c, p) });
-        }
+/// Where a block's result goes: rows of `c` that are `stride` apart. Blocks of one product never overlap.
+#[derive(Clone, Copy)]
+struct Target {
+    start: *mut f32,
+    stride: usize,
+}
+
+// SAFETY: `gemm` gives each thread rows or columns of its own.
+unsafe impl Send for Target {}
+// SAFETY: as above.
+unsafe impl Sync for Target {}
+
+impl Target {
+    fn at(self, offset: usize) -> Self {
+        Target { start: self.start.wrapping_add(offset), ..self }
     }
 }
 
-/// One thread's product into rows of `c` that are `c_stride` apart.
-fn block(alpha: f32, a: Mat<'_>, b: Mat<'_>, beta: f32, c: &mut [f32], c_stride: usize) {
+/// One thread's product. `gemm` has held the size of `c` against those of `a` and `b`.
+fn block(alpha: f32, a: Mat<'_>, b: Mat<'_>, beta: f32, c: Target) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
     let last = |rows: usize, cols: usize, rs: usize, cs: usize| {
         if rows == 0 || cols == 0 { 0 } else { (rows - 1) * rs + (cols - 1) * cs + 1 }
     };
     assert!(last(m, k, a.row_stride, a.col_stride) <= a.data.len());
     assert!(last(k, n, b.row_stride, b.col_stride) <= b.data.len());
-    assert!(last(m, n, c_stride, 1) <= c.len());
     let stride = |n: usize| n as isize;
-    // SAFETY: the asserts above keep every element of the three matrices inside its slice.
+    // SAFETY: the asserts keep every element of `a` and `b` inside its slice; the target has `m` rows of `n` numbers
+    // that no other thread touches, because `gemm` checked the size of `c` and cut it.
     unsafe {
         matrixmultiply::sgemm(
             m,
@@ -124,8 +128,8 @@ fn block(alpha: f32, a: Mat<'_>, b: Mat<'_>, beta: f32, c: &mut [f32], c_stride:
             stride(b.row_stride),
             stride(b.col_stride),
             beta,
-            c.as_mut_ptr(),
-            stride(c_stride),
+            c.start,
+            stride(c.stride),
             1,
         );
     }
@@ -234,15 +238,15 @@ mod tests {
 
     #[test]
     fn the_bits_do_not_depend_on_the_number_of_threads() {
-        let (a, b) = (random(100 * 300, "a"), random(300 * 200, "b"));
+        let (a, b) = (random(500 * 300, "a"), random(300 * 200, "b"));
         let run = |threads, m: usize| {
             let cpu = Cpu::builder().threads(threads).open().unwrap();
-            let mut c = vec![0.0; m * 200];
+            let mut c = random(m * 200, "c");
             let (a, b) = (Mat::new(&a, m, 300).unwrap(), Mat::new(&b, 300, 200).unwrap());
-            gemm(&cpu, 1.0, a, b, 0.0, &mut c).unwrap();
+            gemm(&cpu, 0.7, a, b, 1.0, &mut c).unwrap();
             c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
         };
-        for m in [5, 100] {
+        for m in [5, 100, 500] {
             assert!(run(1, m) == run(2, m) && run(2, m) == run(5, m));
         }
     }
