@@ -3,7 +3,7 @@
 
 use alluvium_core::cpu::{Cpu, Level};
 use alluvium_core::{DType, Device};
-use alluvium_ops::check::{Zeros, check, gradient_of_reference, refusals};
+use alluvium_ops::check::{Zeros, bytes, check, gradient_of_reference, refusals};
 use alluvium_ops::{Case, OPS, Op};
 
 /// Work of a case above which the slow checks leave it out; every operation has smaller cases, too.
@@ -40,6 +40,23 @@ fn every_instruction_set_matches_the_reference() {
     for level in Level::available() {
         prove(DType::F32, &poisoned(level, 3), |op, case| work(op, case) < 40 * SMALL);
     }
+}
+
+#[test]
+fn the_bits_do_not_depend_on_the_number_of_threads() {
+    let devices = [1, 2, 5].map(|threads| poisoned(Level::best(), threads));
+    let mut faults = Vec::new();
+    for op in OPS {
+        for case in op.cases {
+            let [one, two, five] =
+                devices.each_ref().map(|device| bytes(op, case, DType::F32, device).unwrap_or_default());
+            assert!(!one.is_empty(), "{}, {}: nothing came", op.name(), case.name);
+            if one != two || one != five {
+                faults.push(format!("{}, {}: 1, 2 and 5 threads give other bits", op.name(), case.name));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
 #[test]
@@ -84,4 +101,27 @@ fn the_list_is_whole_and_each_entry_can_be_proved() {
     for op in OPS {
         assert!(!op.cases.is_empty() && !op.bench.is_empty() && !op.results.is_empty(), "{}", op.name());
     }
+}
+
+#[test]
+fn every_argument_and_option_has_a_case_small_enough_for_the_slow_checks() {
+    let mut faults = Vec::new();
+    for op in OPS {
+        let small: Vec<&Case> = op.cases.iter().filter(|case| work(op, case) < SMALL).collect();
+        for arg in op.contract.args {
+            let left_out = |case: &Case| case.without.contains(&arg.name);
+            if small.iter().all(|case| left_out(case)) {
+                faults.push(format!("{}: no small case has `{}`", op.name(), arg.name));
+            }
+            if op.cases.iter().any(left_out) && !small.iter().any(|case| left_out(case)) {
+                faults.push(format!("{}: no small case is without `{}`", op.name(), arg.name));
+            }
+        }
+        for (option, _) in op.cases.iter().flat_map(|case| case.options).filter(|_| op.differentiable()) {
+            if !small.iter().flat_map(|case| case.options).any(|(name, _)| name == option) {
+                faults.push(format!("{}: no small case sets {option}", op.name()));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }

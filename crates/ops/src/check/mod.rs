@@ -62,6 +62,18 @@ pub fn check(op: &Op, case: &Case, dtype: DType, device: &Device, zeros: Zeros) 
     Ok(Report { op: op.name(), case: case.name, dtype, worst, faults })
 }
 
+/// The bytes of every result and gradient of a case on a device: what devices that differ in threads alone agree on.
+///
+/// # Errors
+/// When the inputs cannot be made, or the operation fails.
+pub fn bytes(op: &Op, case: &Case, dtype: DType, device: &Device) -> Result<Vec<Vec<u8>>> {
+    let inputs = Inputs::new(op, case, dtype, device)?;
+    let results = (op.run)(&inputs.tensors)?;
+    let shapes: Vec<Array> = results.iter().map(|y| Array::zeros(y.shape().to_vec())).collect();
+    let Ran { results, gradients } = once(op, &inputs, &inputs.seeds(&shapes)?)?;
+    results.iter().chain(gradients.iter().flatten()).map(Tensor::to_bytes).collect()
+}
+
 /// With random sizes a gradient may cancel; its error is then measured against this much instead of its own size.
 const SMALLEST: f64 = 1e-2;
 
@@ -84,23 +96,36 @@ impl Proof<'_> {
     fn run(&mut self, inputs: &Inputs) -> Result<()> {
         let want = (self.op.reference)(&inputs.arrays);
         let seeds = inputs.seeds(&want)?;
-        let first = self.once(inputs, &seeds)?;
-        let again = self.once(inputs, &seeds)?;
+        let first = once(self.op, inputs, &seeds)?;
+        let again = once(self.op, inputs, &seeds)?;
         self.same_bits(&first, &again)?;
 
-        if first.results.len() != want.len() {
-            self.faults.push(format!("{} results, the reference has {}", first.results.len(), want.len()));
+        if first.results.len() != want.len() || self.op.results.len() < want.len() {
+            let (came, named) = (first.results.len(), self.op.results.len());
+            self.faults.push(format!("{came} results, the reference has {}, the entry names {named}", want.len()));
             return Ok(());
         }
         for ((name, got), want) in self.op.results.iter().zip(&first.results).zip(&want) {
             self.hold(name, got, want)?;
         }
         if let Gradient::Of(gradient) = self.op.gradient {
-            let want = gradient(&inputs.arrays, &seeds.iter().map(array).collect::<Result<Vec<_>>>()?);
+            // the reference starts from the numbers that the tape started from
+            let rounded = |(seed, y): (&Tensor, &Tensor)| array(&inputs.like(seed, y)?);
+            let seeds = seeds.iter().zip(&first.results).map(rounded).collect::<Result<Vec<_>>>()?;
+            let want = gradient(&inputs.arrays, &seeds);
+            if want.len() != self.op.contract.args.len() {
+                self.faults.push(format!("the reference has {} gradients, one for each argument expected", want.len()));
+            }
             for ((arg, got), want) in self.op.contract.args.iter().zip(&first.gradients).zip(&want) {
                 let name = format!("d {}", arg.name);
                 match (got, want) {
-                    (Some(got), Some(want)) => self.hold(&name, got, want)?,
+                    (Some(got), Some(want)) => {
+                        let stored = inputs.tensors[arg.name].dtype();
+                        if got.dtype() != stored {
+                            self.faults.push(format!("{name}: it is {}, the argument is {stored}", got.dtype()));
+                        }
+                        self.hold(&name, got, want)?;
+                    }
                     (None, None) => {}
                     (None, Some(_)) => self.faults.push(format!("{name}: no gradient came")),
                     (Some(_), None) => self.faults.push(format!("{name}: a gradient came, the reference has none")),
@@ -108,23 +133,6 @@ impl Proof<'_> {
             }
         }
         Ok(())
-    }
-
-    fn once(&self, inputs: &Inputs, seeds: &[Tensor]) -> Result<Ran> {
-        if !self.op.differentiable() {
-            return Ok(Ran { results: (self.op.run)(&inputs.tensors)?, gradients: Vec::new() });
-        }
-        let tape = Tape::new();
-        let given = inputs.watched(&tape);
-        let results = (self.op.run)(&given)?;
-        let mut pairs = Vec::new();
-        for (y, seed) in results.iter().zip(seeds).filter(|(y, _)| y.is_traced()) {
-            pairs.push((y, inputs.like(seed, y)?));
-        }
-        let pairs: Vec<(&Tensor, &Tensor)> = pairs.iter().map(|(y, dy)| (*y, dy)).collect();
-        let mut grads = tape.backward(&pairs)?;
-        let gradients = given.args.iter().map(|(_, x)| x.as_ref().and_then(|x| grads.take(x))).collect();
-        Ok(Ran { results: results.iter().map(Tensor::detach).collect(), gradients })
     }
 
     fn same_bits(&mut self, first: &Ran, again: &Ran) -> Result<()> {
@@ -164,12 +172,30 @@ impl Proof<'_> {
         Ok(())
     }
 
-    /// Half precision adds the rounding of the result, and of the gradient that came in, to what f32 is allowed.
+    /// Half precision adds the rounding of the result, and of what was stored on the way to it, to what f32 is allowed.
     fn tolerance(&self, stored: DType) -> Tolerance {
         let Tolerance { relative, worst } = self.op.tolerance;
-        let half = if self.dtype == DType::F32 { 0.0 } else { stored.epsilon().max(self.dtype.epsilon()) };
+        let rounding = |dtype: DType| if dtype == DType::F32 { 0.0 } else { dtype.epsilon() };
+        let half = rounding(stored).max(rounding(self.dtype));
         Tolerance { relative: relative + half, worst: worst + 8.0 * half }
     }
+}
+
+fn once(op: &Op, inputs: &Inputs, seeds: &[Tensor]) -> Result<Ran> {
+    if !op.differentiable() {
+        return Ok(Ran { results: (op.run)(&inputs.tensors)?, gradients: Vec::new() });
+    }
+    let tape = Tape::new();
+    let given = inputs.watched(&tape);
+    let results = (op.run)(&given)?;
+    let mut pairs = Vec::new();
+    for (y, seed) in results.iter().zip(seeds).filter(|(y, _)| y.is_traced()) {
+        pairs.push((y, inputs.like(seed, y)?));
+    }
+    let pairs: Vec<(&Tensor, &Tensor)> = pairs.iter().map(|(y, dy)| (*y, dy)).collect();
+    let mut grads = tape.backward(&pairs)?;
+    let gradients = given.args.iter().map(|(_, x)| x.as_ref().and_then(|x| grads.take(x))).collect();
+    Ok(Ran { results: results.iter().map(Tensor::detach).collect(), gradients })
 }
 
 fn array(x: &Tensor) -> Result<Array> {

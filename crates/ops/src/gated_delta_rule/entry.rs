@@ -45,6 +45,12 @@ pub(crate) static OP: Op = Op {
         Case::new("one more than a chunk", &[('B', 1), ('T', 65), ('H', 1), ('G', 1), ('K', 5), ('V', 4), ('N', 1)])
             .without(&[PACKED]),
         Case::new(
+            "two states run through again",
+            &[('B', 1), ('T', 66), ('H', 1), ('G', 1), ('K', 3), ('V', 2), ('N', 1)],
+        )
+        .without(&[PACKED])
+        .options(&[("recompute", 1.0), ("scale", 0.3)]),
+        Case::new(
             "states run through again",
             &[('B', 1), ('T', 130), ('H', 1), ('G', 2), ('K', 17), ('V', 33), ('N', 1)],
         )

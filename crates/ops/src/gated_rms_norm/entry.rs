@@ -1,24 +1,27 @@
 //! The entry of `gated_rms_norm` in the list.
 
 use super::{CONTRACT, gated_rms_norm, reference};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
 use alluvium_core::contract::Fill;
 
-const EPS: f32 = 1e-6;
+fn eps<T>(t: &Given<T>) -> f32 {
+    t.option("eps").map_or(1e-6, |eps| eps as f32)
+}
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
     summary: "unit root-mean-square rows, scaled and gated",
     results: &["y"],
-    run: |t| Ok(vec![gated_rms_norm(&t["x"], &t["z"], &t["w"], EPS)?]),
-    reference: |t| vec![reference::forward(t, f64::from(EPS))],
-    gradient: Gradient::Of(|t, dy| reference::gradient(t, f64::from(EPS), &dy[0]).map(Some).into()),
+    run: |t| Ok(vec![gated_rms_norm(&t["x"], &t["z"], &t["w"], eps(t))?]),
+    reference: |t| vec![reference::forward(t, f64::from(eps(t)))],
+    gradient: Gradient::Of(|t, dy| reference::gradient(t, f64::from(eps(t)), &dy[0]).map(Some).into()),
     // the sum behind dw is as long as there are rows
     tolerance: Tolerance::F32_SUMS,
     cases: &[
         Case::new("two elements", &[('R', 1), ('D', 2)]),
         Case::new("odd width", &[('R', 3), ('D', 63)]),
         Case::new("one more than a register", &[('R', 5), ('D', 17)]),
+        Case::new("an eps as large as the squares", &[('R', 4), ('D', 33)]).options(&[("eps", 0.5)]),
         Case::new("wide gates", &[('R', 7), ('D', 33)]).filled(&[("z", Fill::Uniform(-30.0, 30.0))]),
         Case::new("heads", &[('R', 1_030), ('D', 128)]),
         Case::new("wider than a workgroup", &[('R', 2), ('D', 5_000)]),

@@ -3,6 +3,7 @@
 use super::{CONTRACT, mean, reference};
 use crate::common::entries::{REDUCTION, as_given, over, reduced};
 use crate::op::{Case, Gradient, Op, Tolerance};
+use alluvium_core::contract::Fill;
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
@@ -20,6 +21,8 @@ pub(crate) static OP: Op = Op {
         Case::new("one element", &[('R', 1), ('D', 1)]).options(&[("last", 1.0)]),
         Case::new("odd rows", &[('R', 3), ('D', 63)]).options(&[("last", 1.0)]),
         Case::new("everything", &[('R', 5), ('D', 17)]),
+        // of one sign, so that the sum does not cancel
+        Case::new("everything, in several parts", &[('R', 3), ('D', 1_101)]).filled(&[("x", Fill::Uniform(0.5, 1.5))]),
         Case::new("rows longer than a part", &[('R', 9), ('D', 1_101)]).options(&[("last", 1.0)]),
         Case::new("more than a thread's share", &[('R', 70_001), ('D', 3)]).options(&[("last", 1.0)]),
     ],

@@ -1,22 +1,25 @@
 //! The entry of `rms_norm` in the list.
 
 use super::{CONTRACT, reference, rms_norm};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
 
-const EPS: f32 = 1e-6;
+fn eps<T>(t: &Given<T>) -> f32 {
+    t.option("eps").map_or(1e-6, |eps| eps as f32)
+}
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
     summary: "unit root-mean-square rows, scaled",
     results: &["y"],
-    run: |t| Ok(vec![rms_norm(&t["x"], &t["w"], EPS)?]),
-    reference: |t| vec![reference::forward(&t["x"], &t["w"], f64::from(EPS))],
-    gradient: Gradient::Of(|t, dy| reference::gradient(&t["x"], &t["w"], f64::from(EPS), &dy[0]).map(Some).into()),
+    run: |t| Ok(vec![rms_norm(&t["x"], &t["w"], eps(t))?]),
+    reference: |t| vec![reference::forward(&t["x"], &t["w"], f64::from(eps(t)))],
+    gradient: Gradient::Of(|t, dy| reference::gradient(&t["x"], &t["w"], f64::from(eps(t)), &dy[0]).map(Some).into()),
     tolerance: Tolerance::F32,
     cases: &[
         Case::new("two elements", &[('R', 1), ('D', 2)]),
         Case::new("odd width", &[('R', 3), ('D', 63)]),
         Case::new("one more than a register", &[('R', 5), ('D', 17)]),
+        Case::new("an eps as large as the squares", &[('R', 4), ('D', 33)]).options(&[("eps", 0.5)]),
         Case::new("wider than a workgroup", &[('R', 2), ('D', 5_000)]),
         Case::new("more rows than one grid axis", &[('R', 70_000), ('D', 8)]),
     ],
