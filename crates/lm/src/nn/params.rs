@@ -65,8 +65,21 @@ impl<P: Parameters> Parameters for Vec<P> {
 
 /// Implements [`Parameters`] for a struct: its fields are checkpoint keys; where they differ the key is spelled out.
 ///
-/// ```ignore
-/// params!(GatedDeltaNet { in_proj_qkv, a_log: "A_log", out_proj });
+/// ```
+/// use alluvium_core::{Device, Tensor};
+/// use alluvium_lm::{Parameters, params};
+///
+/// struct Gates {
+///     dt_bias: Tensor,
+///     a_log: Tensor,
+/// }
+/// params!(Gates { dt_bias, a_log: "A_log" });
+///
+/// let zero = Tensor::full([1], 0.0, &Device::cpu())?;
+/// let mut names = Vec::new();
+/// Gates { dt_bias: zero.clone(), a_log: zero }.visit("linear_attn", &mut |name, _| names.push(name));
+/// assert_eq!(names, ["linear_attn.dt_bias", "linear_attn.A_log"]);
+/// # Ok::<(), alluvium_core::Error>(())
 /// ```
 #[macro_export]
 macro_rules! params {
