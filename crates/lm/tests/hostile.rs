@@ -163,7 +163,7 @@ fn every_wrong_configuration_is_refused_in_words() {
         ("/text_config/hidden_size", json!(0), "`hidden_size` is 0, expected 1 to 131072"),
         ("/text_config/hidden_size", json!(1u64 << 40), "`hidden_size` is 1099511627776, expected 1 to 131072"),
         ("/text_config/num_hidden_layers", json!(1 << 20), "`num_hidden_layers` is 1048576, expected 1 to 1024"),
-        ("/text_config/full_attention_interval", json!(0), "`full_attention_interval` is 0, expected 1 to 2"),
+        ("/text_config/full_attention_interval", json!(0), "`full_attention_interval` is 0, expected 1 to 1024"),
         ("/text_config/linear_num_key_heads", json!(3), "expected a multiple of `linear_num_key_heads` = 3"),
         ("/text_config/linear_key_head_dim", json!(257), "`linear_key_head_dim` is 257, expected 1 to 256"),
         ("/text_config/head_dim", json!(6), "turns 1 of `head_dim` = 6, expected an even number"),

@@ -4,6 +4,7 @@ pub mod qwen3_5;
 
 use crate::cache::Cache;
 use crate::formats::config::Config;
+use crate::nn::Ablation;
 use crate::nn::build::{Builder, Random, Source};
 use crate::nn::params::Parameters;
 use alluvium_core::{Device, Error, Result, Tensor};
@@ -54,6 +55,9 @@ pub trait LanguageModel: Parameters + Send + Sync {
     /// # Errors
     /// When `batch` is 0.
     fn cache(&self, batch: usize) -> Result<Cache>;
+
+    /// For experiments: takes a part out of the model's Gated DeltaNet layers, or puts it back.
+    fn ablate(&mut self, ablation: Ablation);
 }
 
 /// How a model of one type is built from named tensors.

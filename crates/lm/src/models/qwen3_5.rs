@@ -9,7 +9,7 @@ use crate::nn::attention::AttentionSizes;
 use crate::nn::build::{Builder, Init};
 use crate::nn::gated_delta_net::DeltaSizes;
 use crate::nn::mlp::MlpSizes;
-use crate::nn::{GatedAttention, GatedDeltaNet, Linear, Mlp, RmsNorm};
+use crate::nn::{Ablation, GatedAttention, GatedDeltaNet, Linear, Mlp, RmsNorm};
 use crate::params;
 use alluvium_core::{Result, Tensor, tape};
 use alluvium_ops::{Rope, add, embedding};
@@ -25,7 +25,8 @@ pub struct Sizes {
     pub intermediate_size: usize,
     /// Layers.
     pub num_hidden_layers: usize,
-    /// Every this many layers one attends with softmax.
+    /// Every this many layers one attends with softmax. With more than there are layers none does; mlx-lm runs
+    /// only models that have at least this many.
     #[serde(default = "four")]
     pub full_attention_interval: usize,
     /// Query heads of attention.
@@ -125,7 +126,7 @@ impl Sizes {
         within("hidden_size", self.hidden_size, 1 << 17)?;
         within("intermediate_size", self.intermediate_size, 1 << 20)?;
         within("num_hidden_layers", self.num_hidden_layers, 1 << 10)?;
-        within("full_attention_interval", self.full_attention_interval, self.num_hidden_layers)?;
+        within("full_attention_interval", self.full_attention_interval, 1 << 10)?;
         within("num_attention_heads", self.num_attention_heads, 1 << 10)?;
         within("num_key_value_heads", self.num_key_value_heads, self.num_attention_heads)?;
         within("head_dim", self.head_dim, 1 << 10)?;
@@ -391,5 +392,11 @@ impl LanguageModel for Model {
     fn cache(&self, batch: usize) -> Result<Cache> {
         batch_of_at_least_one(batch)?;
         Ok(Cache::new(batch, self.language_model.model.layers.iter().map(Layer::cache).collect()))
+    }
+
+    fn ablate(&mut self, ablation: Ablation) {
+        self.language_model.model.layers.iter_mut().filter_map(|l| l.linear_attn.as_mut()).for_each(|mixer| {
+            mixer.ablate(ablation);
+        });
     }
 }

@@ -1,10 +1,11 @@
 //! The linear-attention half of the hybrid.
 
+use super::ablation::{Ablation, gated_linear_attention, identity};
 use super::build::{Builder, Init};
 use super::{Linear, RmsNorm};
 use crate::cache::DeltaCache;
 use crate::params;
-use alluvium_core::{Result, Tensor};
+use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::{
     Activation, CausalConv1d, ChunkStates, Convolved, Delta, GatedDelta, GatedDeltaStep, Gates, causal_conv1d,
     gated_delta_rule, gated_delta_step, gdn_gate, l2_norm, split,
@@ -31,6 +32,7 @@ pub struct GatedDeltaNet {
     norm: RmsNorm,
     out_proj: Linear,
     sizes: DeltaSizes,
+    ablation: Ablation,
 }
 
 params!(GatedDeltaNet {
@@ -113,6 +115,7 @@ impl GatedDeltaNet {
             norm: RmsNorm::build(b.at("norm"), value, eps)?,
             out_proj: Linear::build(b.at("out_proj"), [width, values], output_deviation)?,
             sizes: *sizes,
+            ablation: Ablation::None,
         })
     }
 
@@ -122,15 +125,28 @@ impl GatedDeltaNet {
     /// As the operations.
     pub fn forward(&self, x_btd: &Tensor, cu_seqlens: Option<&Tensor>) -> Result<Tensor> {
         let (heads, _) = self.project(x_btd, None, cu_seqlens)?;
-        let Delta { o, .. } = gated_delta_rule(GatedDelta { cu_seqlens, ..self.rule(&heads) })?;
+        let rule = GatedDelta { cu_seqlens, ..self.rule(&heads) };
+        let o = match self.ablation {
+            Ablation::None | Ablation::Convolution => gated_delta_rule(rule)?.o,
+            Ablation::DeltaTerm => gated_linear_attention(&rule)?,
+        };
         self.output(&o, x_btd)
+    }
+
+    /// Takes a part out of the layer, or puts it back.
+    pub fn ablate(&mut self, ablation: Ablation) {
+        self.ablation = ablation;
     }
 
     /// New tokens after those in the cache, which takes them in.
     ///
     /// # Errors
-    /// As the operations; the cache is of no use after one.
+    /// As the operations, and where the delta term is taken out: that layer only trains. The cache is of no use after
+    /// one.
     pub fn step(&self, x_btd: &Tensor, cache: &mut DeltaCache) -> Result<Tensor> {
+        if self.ablation == Ablation::DeltaTerm {
+            return Err(Error::value("step", "a layer without its delta term has no step by step form here"));
+        }
         let (heads, window) = self.project(x_btd, cache.window.as_ref(), None)?;
         let Delta { o, final_state } = match cache.state.take() {
             Some(state) if x_btd.shape()[1] == 1 => self.one(&heads, state)?,
@@ -148,16 +164,18 @@ impl GatedDeltaNet {
     ) -> Result<(Heads, Option<Tensor>)> {
         let DeltaSizes { key_heads: h, value_heads: g, key, value, taps, .. } = self.sizes;
         let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
+        let filter = self.conv1d.weight.reshape([self.sizes.channels(), taps])?;
+        let filter = if self.ablation == Ablation::Convolution { identity(&filter)? } else { filter };
         let Convolved { y: qkv_btc, final_state } = causal_conv1d(CausalConv1d {
             x: &self.in_proj_qkv.forward(x_btd)?,
-            w: &self.conv1d.weight.reshape([self.sizes.channels(), taps])?,
+            w: &filter,
             initial_state: window,
             cu_seqlens,
             activation: Activation::Silu,
         })?;
         let parts = split(&qkv_btc, &[h * key, h * key, g * value], 2)?;
         let [q, k, v] = <[Tensor; 3]>::try_from(parts)
-            .map_err(|_| alluvium_core::Error::value("split", "three parts were asked for, others came"))?;
+            .map_err(|_| Error::value("split", "three parts were asked for, others came"))?;
         let Gates { g: decay_btg, beta: beta_btg } =
             gdn_gate(&self.in_proj_a.forward(x_btd)?, &self.in_proj_b.forward(x_btd)?, &self.a_log, &self.dt_bias)?;
         let heads = Heads {
