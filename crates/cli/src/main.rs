@@ -22,6 +22,7 @@ enum Command {
     Check(cmd::check::Args),
     Bench(cmd::bench::Args),
     Ops(cmd::ops::Args),
+    Recall(cmd::recall::Args),
     Devices(cmd::devices::Args),
 }
 
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Check(args) => cmd::check::run(&args, out),
         Command::Bench(args) => cmd::bench::run(&args, out),
         Command::Ops(args) => cmd::ops::run(&args, out),
+        Command::Recall(args) => cmd::recall::run(&args, out),
         Command::Devices(args) => cmd::devices::run(&args, out),
     };
     match result {

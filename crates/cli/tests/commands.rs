@@ -166,10 +166,30 @@ fn training_goes_on_where_nobody_reads_its_progress() {
 fn every_command_has_help_with_its_defaults() {
     let place = Place::new();
     let help = said(&mut place.alluvium(&["--help"]));
-    for command in ["train", "generate", "info", "check", "bench", "ops", "devices"] {
+    for command in ["train", "generate", "info", "check", "bench", "ops", "recall", "devices"] {
         assert!(help.contains(command), "{help}");
         assert!(said(&mut place.alluvium(&[command, "--help"])).contains("Usage: alluvium "));
     }
     let train = said(&mut place.alluvium(&["train", "--help"]));
     assert!(train.contains("learning_rate            0.004"), "{train}");
+}
+
+#[test]
+fn a_task_is_trained_without_text_and_its_accuracy_is_among_the_metrics() {
+    let place = Place::new();
+    let args = ["train", "--task", "overwrite", "--out", "run", "--iters", "4", "--steps-per-eval", "2"];
+    let out = said(place.alluvium(&args).args(["--val-batches", "1"]));
+    assert!(out.contains(" % right, ") && out.contains("run/loss.svg"), "{out}");
+    let lines = fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+    assert_eq!(lines.matches("accuracy").count(), 2, "{lines}");
+    assert!(said(&mut place.alluvium(&["info", "run"])).contains("qwen3_5"));
+}
+
+#[test]
+fn the_tasks_are_compared_in_a_page_and_a_picture() {
+    let place = Place::new();
+    let out = said(&mut place.alluvium(&["recall", "--out", "docs", "--seeds", "2", "--iters", "1"]));
+    assert_eq!(out.matches("seed 1: ").count(), 4, "{out}");
+    assert!(fs::read_to_string(place.path("docs/recall.md")).unwrap().contains("| recall | whole |"));
+    assert!(fs::read_to_string(place.path("docs/recall.svg")).unwrap().contains("polyline"));
 }

@@ -106,6 +106,9 @@ fn settings_that_mean_nothing() {
         refused_with(&mut command, &[words]);
     }
     refused_with(&mut place.alluvium(&["train", "--out", "run"]), &["required", "--data"]);
+    refused_with(&mut place.train("run", &["--task", "recall"]), &["--task", "cannot be used with", "--data"]);
+    let short = ["train", "--task", "recall", "--out", "run", "--max-seq-length", "31"];
+    refused_with(&mut place.alluvium(&short), &["recall: sequences of 31 tokens are too short, 32 are needed"]);
     refused_with(&mut place.alluvium(&["train", "--data", "text"]), &["required", "--out"]);
     assert!(!place.path("run/model.safetensors").exists());
 }

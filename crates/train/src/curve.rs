@@ -5,9 +5,9 @@ use alluvium_core::{Error, Result};
 use plotters::prelude::*;
 use std::path::Path;
 
-const TRAINED: RGBColor = RGBColor(0x2a, 0x6f, 0xbb);
-const HELD_OUT: RGBColor = RGBColor(0xd1, 0x49, 0x2e);
-const GREY: RGBColor = RGBColor(0x77, 0x77, 0x77);
+pub(crate) const TRAINED: RGBColor = RGBColor(0x2a, 0x6f, 0xbb);
+pub(crate) const HELD_OUT: RGBColor = RGBColor(0xd1, 0x49, 0x2e);
+pub(crate) const GREY: RGBColor = RGBColor(0x77, 0x77, 0x77);
 
 /// Draws training and held-out loss over steps to an SVG file, with the unigram loss as a dashed line.
 ///
@@ -85,16 +85,8 @@ mod tests {
         let path = folder.path().join("loss.svg");
         draw(&path, &[], Some(5.0)).unwrap();
         assert!(!path.exists());
-        let record = |step, loss| Record {
-            step,
-            loss: Some(loss),
-            held_out_loss: Some(loss + 0.1),
-            learning_rate: None,
-            grad_norm: None,
-            tokens: 0,
-            tokens_per_second: None,
-            peak_memory: None,
-        };
+        let record =
+            |step, loss| Record { step, loss: Some(loss), held_out_loss: Some(loss + 0.1), ..Record::default() };
         draw(&path, &[record(1, 6.0), record(2, f64::NAN), record(3, 4.0)], Some(5.0)).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
         assert!(svg.contains("held out") && svg.contains("polyline"), "{svg}");

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 /// One line.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Steps done.
     pub step: u64,
@@ -17,6 +17,9 @@ pub struct Record {
     /// Mean loss of the held-out tokens, in nats.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_out_loss: Option<f64>,
+    /// Share of a task's held-out questions that are answered right.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
     /// Learning rate of the step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f32>,
@@ -96,16 +99,7 @@ mod tests {
     use super::*;
 
     fn record(step: u64) -> Record {
-        Record {
-            step,
-            loss: Some(1.5),
-            held_out_loss: None,
-            learning_rate: Some(0.1),
-            grad_norm: None,
-            tokens: step * 10,
-            tokens_per_second: None,
-            peak_memory: None,
-        }
+        Record { step, loss: Some(1.5), learning_rate: Some(0.1), tokens: step * 10, ..Record::default() }
     }
 
     #[test]

@@ -1,13 +1,39 @@
 //! One step's losses and gradients.
 
-use crate::{Packed, Settings};
+use crate::drill::NO_ANSWER;
+use crate::{Optimiser, Packed, Schedule, Settings};
 use alluvium_core::{Device, Error, Result, Tape, Tensor, tape};
 use alluvium_lm::{Batch, Keep, LanguageModel};
-use alluvium_ops::{CrossEntropy, Reduction, cross_entropy};
+use alluvium_ops::{CrossEntropy, Reduction, cross_entropy, global_norm, scale};
 use std::collections::BTreeMap;
 
 /// Logits that the loss computes at once: 4 MiB of them stay in a processor's cache.
 const LOGITS: usize = 1 << 20;
+
+/// Moves the parameters by one step, counted from 1; the loss before it, and the gradient's norm before clipping. Where
+/// one of the two is no number nothing moves.
+pub(crate) fn descend(
+    model: &mut dyn LanguageModel,
+    optimiser: &mut Optimiser,
+    batches: &[Packed],
+    settings: &Settings,
+    step: u64,
+    device: &Device,
+) -> Result<(f64, f32)> {
+    let Gradients { loss, mut by_name } = gradients(model, batches, settings, device)?;
+    let norm = global_norm(&by_name.values().collect::<Vec<&Tensor>>())?.item()?;
+    if !loss.is_finite() || !norm.is_finite() {
+        return Ok((loss, norm));
+    }
+    if settings.grad_clip > 0.0 && norm > settings.grad_clip {
+        for gradient in by_name.values_mut() {
+            *gradient = scale(gradient, settings.grad_clip / norm)?;
+        }
+    }
+    let rate = Schedule { peak: settings.learning_rate, warmup: settings.warmup, steps: settings.iters }.rate(step);
+    optimiser.step(model, &mut by_name, rate, step)?;
+    Ok((loss, norm))
+}
 
 /// What batches gave: the mean loss and its gradient to every parameter, by name.
 pub(crate) struct Gradients {
@@ -57,7 +83,7 @@ pub(crate) fn loss(model: &dyn LanguageModel, batch: &Packed, settings: &Setting
         x: &x,
         w,
         targets: &targets,
-        ignore_index: None,
+        ignore_index: Some(NO_ANSWER),
         reduction: Reduction::Mean,
         z_loss: settings.z_loss,
         chunk: (LOGITS / w.shape()[0]).clamp(16, 1024),

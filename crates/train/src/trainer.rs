@@ -2,11 +2,11 @@
 
 use crate::corpus::{Corpus, Cursor, Packed};
 use crate::state::{self, Progress};
-use crate::step::{Gradients, gradients, held_out_loss};
+use crate::step::{descend, held_out_loss};
 use crate::{Found, Metrics, Optimiser, Record, Schedule, Settings, draw};
-use alluvium_core::{Device, Error, Result, Tensor};
+use alluvium_core::{Device, Error, Result};
 use alluvium_lm::{LanguageModel, Tokenizer, initialise, parameter_count};
-use alluvium_ops::{AdamW, global_norm, scale};
+use alluvium_ops::global_norm;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -126,13 +126,7 @@ impl Trainer {
         device: &Device,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
-        for name in [state::FILE, "model.safetensors"] {
-            if places.out.join(name).exists() {
-                let why = format!("it already holds {name}; --resume continues a run, or choose another folder");
-                return Err(Error::file(&places.out, why));
-            }
-        }
-        std::fs::create_dir_all(&places.out).map_err(Error::io(&places.out, "create"))?;
+        claim(&places.out)?;
         let trainer = Self::prepare(places, settings, device, None, tell)?;
         // before the first checkpoint: whoever resumes needs the tokenizer, whatever else a kill leaves
         trainer.tokenizer.save(&places.out)?;
@@ -209,14 +203,6 @@ impl Trainer {
         tell(Event::Preparing("making the model"));
         let config = settings.architecture.config(settings.max_seq_length, end.unwrap_or(0))?;
         let model = initialise(&config, settings.seed, device)?;
-        let adamw = AdamW {
-            learning_rate: settings.learning_rate,
-            beta1: settings.beta1,
-            beta2: settings.beta2,
-            eps: 1e-8,
-            weight_decay: settings.weight_decay,
-            step: 1,
-        };
         let batch = settings.batch_size * settings.max_seq_length;
         let mut held_out = held.as_ref().map_or(Vec::new(), |held| held.once(batch, settings.max_seq_length));
         if settings.val_batches > 0 {
@@ -226,7 +212,7 @@ impl Trainer {
             unigram_loss: held.as_ref().map(|held| corpus.unigram_loss(held, settings.architecture.vocab_size)),
             corpus_tokens: (corpus.tokens(), held.map_or(0, |held| held.tokens())),
             metrics: Metrics::open(&places.out.join("metrics.jsonl"), before.map_or(0, |before| before.step))?,
-            optimiser: Optimiser::new(settings.optimizer, adamw),
+            optimiser: Optimiser::new(settings.optimizer, settings.adamw()),
             out: places.out.clone(),
             device: device.clone(),
             step: 0,
@@ -303,18 +289,11 @@ impl Trainer {
             .map(|_| self.corpus.next(&mut self.cursor, length, settings.max_seq_length))
             .collect();
         let step = self.step + 1;
-        let Gradients { loss, mut by_name } = gradients(self.model.as_mut(), &batches, settings, &self.device)?;
-        let norm = global_norm(&by_name.values().collect::<Vec<&Tensor>>())?.item()?;
+        let model = self.model.as_mut();
+        let (loss, norm) = descend(model, &mut self.optimiser, &batches, settings, step, &self.device)?;
         if !loss.is_finite() || !norm.is_finite() {
             return Err(self.diverged(&format!("the loss is {loss} and the gradient's norm {norm} at step {step}")));
         }
-        if settings.grad_clip > 0.0 && norm > settings.grad_clip {
-            for gradient in by_name.values_mut() {
-                *gradient = scale(gradient, settings.grad_clip / norm)?;
-            }
-        }
-        let schedule = Schedule { peak: settings.learning_rate, warmup: settings.warmup, steps: settings.iters };
-        self.optimiser.step(self.model.as_mut(), &mut by_name, schedule.rate(step), step)?;
         let tokens: usize = batches.iter().map(|b| b.inputs.len()).sum();
         (self.step, self.tokens) = (step, self.tokens + tokens as u64);
         Ok((loss, norm, tokens))
@@ -352,16 +331,7 @@ impl Trainer {
     }
 
     fn record(&self) -> Record {
-        Record {
-            step: self.step,
-            tokens: self.tokens,
-            loss: None,
-            held_out_loss: None,
-            learning_rate: None,
-            grad_norm: None,
-            tokens_per_second: None,
-            peak_memory: None,
-        }
+        Record { step: self.step, tokens: self.tokens, ..Record::default() }
     }
 
     /// Writes the state, the model in MLX's layout and the loss curve; each file whole or not at all.
@@ -396,6 +366,17 @@ impl Trainer {
         self.saved = Some(self.step);
         draw(&self.out.join("loss.svg"), &self.metrics.records, self.unigram_loss)
     }
+}
+
+/// Makes the folder of a new run; one that holds a run or a model is refused.
+pub(crate) fn claim(out: &Path) -> Result<()> {
+    for name in [state::FILE, "model.safetensors"] {
+        if out.join(name).exists() {
+            let why = format!("it already holds {name}; --resume continues a run, or choose another folder");
+            return Err(Error::file(out, why));
+        }
+    }
+    std::fs::create_dir_all(out).map_err(Error::io(out, "create"))
 }
 
 /// Losses and time between two reports.

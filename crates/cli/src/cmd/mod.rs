@@ -6,6 +6,7 @@ pub(crate) mod devices;
 pub(crate) mod generate;
 pub(crate) mod info;
 pub(crate) mod ops;
+pub(crate) mod recall;
 pub(crate) mod train;
 
 use alluvium::Device;

@@ -1,24 +1,32 @@
 use super::DeviceArg;
 use crate::cmd::generate::Streamed;
 use crate::output::{bar, bytes, count, listing, say, seconds};
+use alluvium::Device;
 use alluvium::lm::Options;
+use alluvium::lm::nn::Ablation;
 use alluvium::ops::Sampling;
-use alluvium::train::{Changes, Ended, Event, Outcome, Places, Record, Settings, Size, Trainer};
+use alluvium::train::{
+    Changes, Drill, Ended, Event, Exercise, Outcome, Places, Record, Score, Settings, Size, Task, Trainer,
+};
 use anyhow::Context;
 use indicatif::ProgressBar;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Train a model on any text: files or folders
+/// Train a model on any text, files or folders, or on a task of memory
 #[derive(clap::Args)]
 #[command(after_help = dial())]
 pub(crate) struct Args {
     /// Files and folders of text; binary files and what .gitignore names are left out. A resumed run knows its own
-    #[arg(long, required_unless_present = "resume", num_args = 1.., value_name = "PATH")]
+    #[arg(long, required_unless_present_any = ["resume", "task"], num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
+    /// In place of text: sequences of keys and values, each made anew; the settings are those that suit it, flags change
+    /// them. What the dial and --held-out set is not asked
+    #[arg(long, value_enum, conflicts_with_all = ["data", "resume", "tokenizer", "size"])]
+    task: Option<Task>,
     /// Folder for the model, the state of the run, metrics.jsonl and loss.svg
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -49,6 +57,9 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
         Some(path) => Changes::read(path)?.overlaid(args.changes),
         None => args.changes,
     };
+    if let Some(task) = args.task {
+        return drill(task, &changes, &args.out, &device, out);
+    }
     let places = Places { data: args.data, tokenizer: args.tokenizer, out: args.out };
     let stop = stop_on_signal()?;
     let mut screen = Screen::new(stop);
@@ -71,6 +82,23 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     summary(&trainer, out)?;
     writeln!(out, "model     {folder}\ncurve     {folder}/loss.svg")?;
     sample(&trainer, args.sample_prompt, args.sample_tokens, out)
+}
+
+/// Training on a task.
+fn drill(task: Task, changes: &Changes, folder: &Path, device: &Device, out: &mut impl Write) -> anyhow::Result<()> {
+    let exercise = Exercise { task, settings: changes.settings_for(task)?, ablation: Ablation::None };
+    let mut screen = Screen::new(stop_on_signal()?);
+    let mut drill = Drill::new(exercise, Some(folder), device)?;
+    screen.task(&drill);
+    let ended = drill.run(&mut |event| screen.show(event))?;
+    screen.bar.finish_and_clear();
+    let Score { loss, accuracy } = drill.score()?;
+    if ended == Ended::Stopped {
+        writeln!(out, "stopped after step {}", drill.step())?;
+    }
+    writeln!(out, "held out  {:.1} % right, {loss:.3} nats per answer", 100.0 * accuracy)?;
+    writeln!(out, "model     {0}\ncurve     {0}/loss.svg", folder.display())?;
+    Ok(())
 }
 
 /// What `--size` sets, one column each.
@@ -110,6 +138,7 @@ struct Screen {
     iters: u64,
     last: Option<Record>,
     held_out: Option<f64>,
+    accuracy: Option<f64>,
 }
 
 impl Screen {
@@ -124,6 +153,7 @@ impl Screen {
             iters: 0,
             last: None,
             held_out: None,
+            accuracy: None,
         }
     }
 
@@ -132,9 +162,19 @@ impl Screen {
         let (trained, held_out) = trainer.corpus_tokens;
         say!("text      {} files, {} (binary files left out: {})", found.files, bytes(found.bytes), found.binary);
         say!("tokens    {} to train on, {} held out", count(trained as f64), count(held_out as f64));
+        self.plan(trainer.parameters(), trainer.step(), settings);
+    }
+
+    fn task(&mut self, drill: &Drill) {
+        let Exercise { task, settings, .. } = &drill.exercise;
+        say!("task      {}: {} keys, each written {}×", task.name(), task.keys(), task.writes());
+        self.plan(drill.parameters(), drill.step(), settings);
+    }
+
+    fn plan(&mut self, parameters: usize, step: u64, settings: &Settings) {
         say!(
             "model     {} parameters, {} layers × {}, vocabulary {}",
-            count(trainer.parameters() as f64),
+            count(parameters as f64),
             settings.architecture.num_hidden_layers,
             settings.architecture.hidden_size,
             settings.architecture.vocab_size
@@ -148,12 +188,12 @@ impl Screen {
             settings.learning_rate,
             settings.seed
         );
-        if trainer.step() >= settings.iters {
-            say!("the run has all its steps: {} of {}; --iters takes it further", trainer.step(), settings.iters);
+        if step >= settings.iters {
+            say!("the run has all its steps: {} of {}; --iters takes it further", step, settings.iters);
         }
-        (self.started, self.first, self.iters) = (Instant::now(), trainer.step(), settings.iters);
+        (self.started, self.first, self.iters) = (Instant::now(), step, settings.iters);
         if self.terminal {
-            self.bar = bar(settings.iters, trainer.step());
+            self.bar = bar(settings.iters, step);
         }
     }
 
@@ -169,7 +209,7 @@ impl Screen {
 
     fn measured(&mut self, record: &Record) {
         if record.held_out_loss.is_some() {
-            self.held_out = record.held_out_loss;
+            (self.held_out, self.accuracy) = (record.held_out_loss, record.accuracy);
         } else {
             self.last = Some(record.clone());
         }
@@ -177,6 +217,9 @@ impl Screen {
         let mut text = format!("loss {:.3}", last.loss.unwrap_or(f64::NAN));
         if let Some(held_out) = self.held_out {
             text += &format!(" · held out {held_out:.3}");
+        }
+        if let Some(accuracy) = self.accuracy {
+            text += &format!(" · {:.1} % right", 100.0 * accuracy);
         }
         let speed = count(last.tokens_per_second.unwrap_or(0.0));
         text += &format!(" · {speed} tokens/s · {}", bytes(last.peak_memory.unwrap_or(0)));

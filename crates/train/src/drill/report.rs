@@ -1,0 +1,202 @@
+//! The tasks with the whole model and with a part taken out, as a page and a picture.
+
+use super::{Drill, Exercise, Task};
+use crate::{Event, Outcome};
+use alluvium_core::{Device, Error, Result};
+use alluvium_lm::formats::write_atomic;
+use alluvium_lm::nn::Ablation;
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Instant;
+
+/// What is compared: each task with the whole model, and without the part that the task needs.
+pub const STUDY: [(Task, Ablation); 4] = [
+    (Task::Recall, Ablation::None),
+    (Task::Recall, Ablation::Convolution),
+    (Task::Overwrite, Ablation::None),
+    (Task::Overwrite, Ablation::DeltaTerm),
+];
+
+/// One run of the comparison.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// What was trained.
+    pub exercise: Exercise,
+    /// Its number of parameters.
+    pub parameters: usize,
+    /// Steps and the accuracy after them.
+    pub curve: Vec<(u64, f64)>,
+    /// How long the run took, its evaluations included.
+    pub seconds: f64,
+}
+
+impl Measured {
+    /// The accuracy at the end.
+    pub fn accuracy(&self) -> f64 {
+        self.curve.last().map_or(0.0, |&(_, accuracy)| accuracy)
+    }
+
+    fn is(&self, (task, ablation): (Task, Ablation)) -> bool {
+        self.exercise.task == task && self.exercise.ablation == ablation
+    }
+}
+
+/// Trains once and keeps what was measured, not the model.
+///
+/// # Errors
+/// As [`Drill::run`].
+pub fn measure(exercise: Exercise, device: &Device, observe: &mut dyn FnMut(Event<'_>) -> Outcome) -> Result<Measured> {
+    let started = Instant::now();
+    let mut drill = Drill::new(exercise, None, device)?;
+    drill.run(observe)?;
+    let curve = drill.records.iter().filter_map(|r| Some((r.step, r.accuracy?))).collect();
+    let parameters = drill.parameters();
+    Ok(Measured { exercise: drill.exercise, parameters, curve, seconds: started.elapsed().as_secs_f64() })
+}
+
+/// Writes `recall.md` and `recall.svg` into a folder.
+///
+/// # Errors
+/// When they cannot be written.
+pub fn write_report(folder: &Path, runs: &[Measured], device: &Device) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
+    let page = page(runs, device);
+    write_atomic(folder.join("recall.md"), |file| file.write_all(page.as_bytes()))?;
+    let path = folder.join("recall.svg");
+    let mut picture = String::new();
+    picture_of(runs, &mut picture).map_err(|e| Error::file(&path, format!("cannot draw: {e}")))?;
+    write_atomic(&path, |file| file.write_all(picture.as_bytes()))
+}
+
+const INTRODUCTION: &str = "\
+# Recall and overwriting
+
+What two parts of a Gated DeltaNet layer are for, measured on tasks whose data is a program. Pairs of a key and a value come first, then
+keys alone; at each of these the model has to name the key's value. Every sequence is new, in training and in the evaluation.
+
+- **recall**: 8 pairs in 64 tokens of 128 words, each key asked once (multi-query associative recall, Zoology, arXiv:2312.04927; there the
+  tokens between the questions are random, here they are empty).
+- **overwrite**: 4 keys in 40 tokens of 64 words, each written four times in random order; only the value written last is right.
+
+The model has two Gated DeltaNet layers of width 64 with 2 heads and no attention. *Without the short convolution* each token meets the rule
+alone. *Without the delta term* the rule is plain gated linear attention, `S ← e^g S + β v kᵀ`: it adds to what a key holds and
+replaces nothing. Everything else is the same: seeds, steps, data, learning rate.
+";
+
+fn page(runs: &[Measured], device: &Device) -> String {
+    let mut page = INTRODUCTION.to_owned();
+    let seeds = runs.iter().map(|run| run.exercise.settings.seed).collect::<std::collections::BTreeSet<_>>();
+    let heads: Vec<String> = seeds.iter().map(|seed| format!(" seed {seed} |")).collect();
+    let _ = writeln!(page, "\n| task | model |{} mean | steps | seconds a run |", heads.concat());
+    let _ = writeln!(page, "|---|---|{}---:|---:|---:|", "---:|".repeat(seeds.len()));
+    for variant in STUDY {
+        let runs: Vec<&Measured> = runs.iter().filter(|run| run.is(variant)).collect();
+        let Some(first) = runs.first() else { continue };
+        let mean = |f: &dyn Fn(&Measured) -> f64| runs.iter().map(|run| f(run)).sum::<f64>() / runs.len() as f64;
+        let cells: Vec<String> = runs.iter().map(|run| format!(" {:.1} % |", 100.0 * run.accuracy())).collect();
+        let (accuracy, seconds) = (100.0 * mean(&Measured::accuracy), mean(&|run| run.seconds));
+        let _ = writeln!(
+            page,
+            "| {} | {} |{} {accuracy:.1} % | {} | {seconds:.0} |",
+            variant.0.name(),
+            variant.1,
+            cells.concat(),
+            first.exercise.settings.iters
+        );
+    }
+    let questions = |run: &Measured| {
+        let settings = &run.exercise.settings;
+        settings.val_batches * settings.batch_size * run.exercise.task.keys()
+    };
+    let asked: Vec<String> = [Task::Recall, Task::Overwrite]
+        .iter()
+        .filter_map(|&task| runs.iter().find(|run| run.exercise.task == task))
+        .map(|run| format!("{} questions of {}", questions(run), run.exercise.task.name()))
+        .collect();
+    let parameters = runs.iter().map(|run| run.parameters).max().unwrap_or(0);
+    let _ = writeln!(
+        page,
+        "\nAccuracy on {}; at most {parameters} parameters; {device}.\n\n![Accuracy over steps, a line for each \
+         seed](recall.svg)\n\nMade by `cargo run --release -- recall --out docs`. One task alone: `alluvium train --task recall \
+         --out DIR`.",
+        asked.join(" and ")
+    );
+    page
+}
+
+type Drawn<'a> = std::result::Result<(), Box<dyn std::error::Error + 'a>>;
+
+fn picture_of<'a>(runs: &[Measured], picture: &'a mut String) -> Drawn<'a> {
+    let root = SVGBackend::with_string(picture, (960, 380)).into_drawing_area();
+    root.fill(&WHITE)?;
+    for (area, task) in root.split_evenly((1, 2)).iter().zip([Task::Recall, Task::Overwrite]) {
+        panel(area, task, runs)?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+fn panel<'a>(area: &DrawingArea<SVGBackend<'a>, Shift>, task: Task, runs: &[Measured]) -> Drawn<'a> {
+    let last = runs.iter().flat_map(|run| &run.curve).map(|p| p.0).max().unwrap_or(1);
+    let mut chart = ChartBuilder::on(area)
+        .margin(14)
+        .caption(task.name(), ("sans-serif", 17))
+        .x_label_area_size(38)
+        .y_label_area_size(48)
+        .build_cartesian_2d(0.0..last as f64, 0.0..1.0)?;
+    chart
+        .configure_mesh()
+        .light_line_style(WHITE)
+        .x_desc("steps")
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_label_formatter(&|y| format!("{:.0} %", 100.0 * y))
+        .draw()?;
+    for variant in STUDY.into_iter().filter(|(of, _)| *of == task) {
+        let colour = if variant.1 == Ablation::None { crate::curve::TRAINED } else { crate::curve::HELD_OUT };
+        for (i, run) in runs.iter().filter(|run| run.is(variant)).enumerate() {
+            let points = run.curve.iter().map(|&(step, accuracy)| (step as f64, accuracy));
+            let line = chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
+            if i == 0 {
+                line.label(variant.1.to_string())
+                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+            }
+        }
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::MiddleRight)
+        .background_style(WHITE.mix(0.9))
+        .border_style(crate::curve::GREY)
+        .draw()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Settings;
+
+    #[test]
+    fn the_page_has_a_row_for_each_variant_and_the_picture_its_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = |(task, ablation), seed, accuracy| Measured {
+            exercise: Exercise { task, ablation, settings: Settings { seed, ..Settings::of_task(task) } },
+            parameters: 100,
+            curve: vec![(10, 0.1), (20, accuracy)],
+            seconds: 3.0,
+        };
+        let runs: Vec<Measured> =
+            STUDY.iter().flat_map(|&variant| [run(variant, 0, 0.5), run(variant, 1, 1.0)]).collect();
+        write_report(folder.path(), &runs, &Device::cpu()).unwrap();
+        let page = std::fs::read_to_string(folder.path().join("recall.md")).unwrap();
+        assert!(page.contains("| task | model | seed 0 | seed 1 | mean | steps | seconds a run |"), "{page}");
+        assert!(
+            page.contains("| overwrite | without the delta term | 50.0 % | 100.0 % | 75.0 % | 1000 | 3 |"),
+            "{page}"
+        );
+        let svg = std::fs::read_to_string(folder.path().join("recall.svg")).unwrap();
+        assert!(svg.matches("polyline").count() >= 8, "{svg}");
+    }
+}
