@@ -189,7 +189,7 @@ fn a_task_is_trained_without_text_and_its_accuracy_is_among_the_metrics() {
 fn the_tasks_are_compared_in_a_page_and_a_picture() {
     let place = Place::new();
     let out = said(&mut place.alluvium(&["recall", "--out", "docs", "--seeds", "2", "--iters", "1"]));
-    assert_eq!(out.matches("seed 1: ").count(), 4, "{out}");
+    assert_eq!(out.matches("seed 1: ").count(), 6, "{out}");
     assert!(fs::read_to_string(place.path("docs/recall.md")).unwrap().contains("| recall | whole |"));
     assert!(fs::read_to_string(place.path("docs/recall.svg")).unwrap().contains("polyline"));
 }

@@ -23,21 +23,22 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let device = args.device.open()?;
     let mut runs = Vec::new();
-    for (task, ablation) in STUDY {
+    for (task, ablation, optimizer) in STUDY {
         for seed in 0..args.seeds {
-            let changes = Changes { iters: args.iters, seed: Some(seed), ..Changes::default() };
+            let changes =
+                Changes { iters: args.iters, seed: Some(seed), optimizer: Some(optimizer), ..Changes::default() };
             let exercise = Exercise { task, settings: changes.settings_for(task)?, ablation };
             let run = measure(exercise, &device, &mut |event| {
                 if let Event::Measured(record) = event
                     && let Some(accuracy) = record.accuracy
                 {
                     let (name, step) = (task.name(), record.step);
-                    say!("{name}, {ablation}, seed {seed}: step {step}, {:.1} %", 100.0 * accuracy);
+                    say!("{name}, {ablation}, {optimizer}, seed {seed}: step {step}, {:.1} %", 100.0 * accuracy);
                 }
                 Outcome::Continue
             })?;
             let (accuracy, time) = (100.0 * run.accuracy(), seconds(run.seconds));
-            writeln!(out, "{}, {ablation}, seed {seed}: {accuracy:.1} % in {time}", task.name())?;
+            writeln!(out, "{}, {ablation}, {optimizer}, seed {seed}: {accuracy:.1} % in {time}", task.name())?;
             runs.push(run);
         }
     }

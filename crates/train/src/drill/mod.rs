@@ -3,7 +3,7 @@
 mod report;
 mod task;
 
-pub use report::{Measured, STUDY, measure, write_report};
+pub use report::{Measured, STUDY, Variant, measure, write_report};
 pub(crate) use task::NO_ANSWER;
 pub use task::Task;
 

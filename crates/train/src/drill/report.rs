@@ -1,7 +1,7 @@
 //! The tasks with the whole model and with a part taken out, as a page and a picture.
 
 use super::{Drill, Exercise, Task};
-use crate::{Event, Outcome};
+use crate::{Event, OptimiserKind, Outcome};
 use alluvium_core::{Device, Error, Result};
 use alluvium_lm::formats::write_atomic;
 use alluvium_lm::nn::Ablation;
@@ -11,12 +11,18 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
-/// What is compared: each task with the whole model, and without the part that the task needs.
-pub const STUDY: [(Task, Ablation); 4] = [
-    (Task::Recall, Ablation::None),
-    (Task::Recall, Ablation::Convolution),
-    (Task::Overwrite, Ablation::None),
-    (Task::Overwrite, Ablation::DeltaTerm),
+/// What is compared: a task, what is taken out of the model, and the optimiser.
+pub type Variant = (Task, Ablation, OptimiserKind);
+
+/// Each task with the whole model, and without the part that the task needs. Overwriting is compared with both
+/// optimisers, because they differ in how far a model comes without the delta term.
+pub const STUDY: [Variant; 6] = [
+    (Task::Recall, Ablation::None, OptimiserKind::Muon),
+    (Task::Recall, Ablation::Convolution, OptimiserKind::Muon),
+    (Task::Overwrite, Ablation::None, OptimiserKind::AdamW),
+    (Task::Overwrite, Ablation::DeltaTerm, OptimiserKind::AdamW),
+    (Task::Overwrite, Ablation::None, OptimiserKind::Muon),
+    (Task::Overwrite, Ablation::DeltaTerm, OptimiserKind::Muon),
 ];
 
 /// One run of the comparison.
@@ -38,8 +44,9 @@ impl Measured {
         self.curve.last().map_or(0.0, |&(_, accuracy)| accuracy)
     }
 
-    fn is(&self, (task, ablation): (Task, Ablation)) -> bool {
-        self.exercise.task == task && self.exercise.ablation == ablation
+    fn is(&self, variant: Variant) -> bool {
+        let Exercise { task, ablation, settings } = &self.exercise;
+        (*task, *ablation, settings.optimizer) == variant
     }
 }
 
@@ -74,7 +81,8 @@ const INTRODUCTION: &str = "\
 # Recall and overwriting
 
 What two parts of a Gated DeltaNet layer are for, measured on tasks whose data is a program. Pairs of a key and a value come first, then
-keys alone; at each of these the model has to name the key's value. Every sequence is new, in training and in the evaluation.
+keys alone; at each of these the model has to name the key's value. Every sequence is new, in training and in the evaluation. To guess
+one of the values that were written is right in 12.5 % of recall and 6 % of overwrite.
 
 - **recall**: 8 pairs in 64 tokens of 128 words, each key asked once (multi-query associative recall, Zoology, arXiv:2312.04927; there the
   tokens between the questions are random, here they are empty).
@@ -82,26 +90,30 @@ keys alone; at each of these the model has to name the key's value. Every sequen
 
 The model has two Gated DeltaNet layers of width 64 with 2 heads and no attention. *Without the short convolution* each token meets the rule
 alone. *Without the delta term* the rule is plain gated linear attention, `S ← e^g S + β v kᵀ`: it adds to what a key holds and
-replaces nothing. Everything else is the same: seeds, steps, data, learning rate.
+replaces nothing. Everything else is the same: seeds, steps, data, learning rate. The accuracies are those after these steps: what a
+model without a part would reach in the end they do not say.
 ";
 
 fn page(runs: &[Measured], device: &Device) -> String {
     let mut page = INTRODUCTION.to_owned();
     let seeds = runs.iter().map(|run| run.exercise.settings.seed).collect::<std::collections::BTreeSet<_>>();
     let heads: Vec<String> = seeds.iter().map(|seed| format!(" seed {seed} |")).collect();
-    let _ = writeln!(page, "\n| task | model |{} mean | steps | seconds a run |", heads.concat());
-    let _ = writeln!(page, "|---|---|{}---:|---:|---:|", "---:|".repeat(seeds.len()));
+    let _ = writeln!(page, "\n| task | model | optimiser |{} mean | steps | seconds a run, median |", heads.concat());
+    let _ = writeln!(page, "|---|---|---|{}---:|---:|---:|", "---:|".repeat(seeds.len()));
     for variant in STUDY {
         let runs: Vec<&Measured> = runs.iter().filter(|run| run.is(variant)).collect();
         let Some(first) = runs.first() else { continue };
-        let mean = |f: &dyn Fn(&Measured) -> f64| runs.iter().map(|run| f(run)).sum::<f64>() / runs.len() as f64;
+        let mut seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        let seconds = seconds[seconds.len() / 2];
+        let accuracy = 100.0 * runs.iter().map(|run| run.accuracy()).sum::<f64>() / runs.len() as f64;
         let cells: Vec<String> = runs.iter().map(|run| format!(" {:.1} % |", 100.0 * run.accuracy())).collect();
-        let (accuracy, seconds) = (100.0 * mean(&Measured::accuracy), mean(&|run| run.seconds));
         let _ = writeln!(
             page,
-            "| {} | {} |{} {accuracy:.1} % | {} | {seconds:.0} |",
+            "| {} | {} | {} |{} {accuracy:.1} % | {} | {seconds:.0} |",
             variant.0.name(),
             variant.1,
+            variant.2,
             cells.concat(),
             first.exercise.settings.iters
         );
@@ -129,20 +141,29 @@ fn page(runs: &[Measured], device: &Device) -> String {
 type Drawn<'a> = std::result::Result<(), Box<dyn std::error::Error + 'a>>;
 
 fn picture_of<'a>(runs: &[Measured], picture: &'a mut String) -> Drawn<'a> {
-    let root = SVGBackend::with_string(picture, (960, 380)).into_drawing_area();
+    let root = SVGBackend::with_string(picture, (1140, 380)).into_drawing_area();
     root.fill(&WHITE)?;
-    for (area, task) in root.split_evenly((1, 2)).iter().zip([Task::Recall, Task::Overwrite]) {
-        panel(area, task, runs)?;
+    let panels = [
+        (Task::Recall, OptimiserKind::Muon),
+        (Task::Overwrite, OptimiserKind::AdamW),
+        (Task::Overwrite, OptimiserKind::Muon),
+    ];
+    for (area, panel) in root.split_evenly((1, 3)).iter().zip(panels) {
+        draw_panel(area, panel, runs)?;
     }
     root.present()?;
     Ok(())
 }
 
-fn panel<'a>(area: &DrawingArea<SVGBackend<'a>, Shift>, task: Task, runs: &[Measured]) -> Drawn<'a> {
+fn draw_panel<'a>(
+    area: &DrawingArea<SVGBackend<'a>, Shift>,
+    (task, optimiser): (Task, OptimiserKind),
+    runs: &[Measured],
+) -> Drawn<'a> {
     let last = runs.iter().flat_map(|run| &run.curve).map(|p| p.0).max().unwrap_or(1);
     let mut chart = ChartBuilder::on(area)
         .margin(14)
-        .caption(task.name(), ("sans-serif", 17))
+        .caption(format!("{}, {optimiser}", task.name()), ("sans-serif", 17))
         .x_label_area_size(38)
         .y_label_area_size(48)
         .build_cartesian_2d(0.0..last as f64, 0.0..1.0)?;
@@ -153,7 +174,7 @@ fn panel<'a>(area: &DrawingArea<SVGBackend<'a>, Shift>, task: Task, runs: &[Meas
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| format!("{:.0} %", 100.0 * y))
         .draw()?;
-    for variant in STUDY.into_iter().filter(|(of, _)| *of == task) {
+    for variant in STUDY.into_iter().filter(|&(of, _, by)| (of, by) == (task, optimiser)) {
         let colour = if variant.1 == Ablation::None { crate::curve::TRAINED } else { crate::curve::HELD_OUT };
         for (i, run) in runs.iter().filter(|run| run.is(variant)).enumerate() {
             let points = run.curve.iter().map(|&(step, accuracy)| (step as f64, accuracy));
@@ -181,8 +202,8 @@ mod tests {
     #[test]
     fn the_page_has_a_row_for_each_variant_and_the_picture_its_lines() {
         let folder = tempfile::tempdir().unwrap();
-        let run = |(task, ablation), seed, accuracy| Measured {
-            exercise: Exercise { task, ablation, settings: Settings { seed, ..Settings::of_task(task) } },
+        let run = |(task, ablation, optimizer), seed, accuracy| Measured {
+            exercise: Exercise { task, ablation, settings: Settings { seed, optimizer, ..Settings::of_task(task) } },
             parameters: 100,
             curve: vec![(10, 0.1), (20, accuracy)],
             seconds: 3.0,
@@ -191,12 +212,15 @@ mod tests {
             STUDY.iter().flat_map(|&variant| [run(variant, 0, 0.5), run(variant, 1, 1.0)]).collect();
         write_report(folder.path(), &runs, &Device::cpu()).unwrap();
         let page = std::fs::read_to_string(folder.path().join("recall.md")).unwrap();
-        assert!(page.contains("| task | model | seed 0 | seed 1 | mean | steps | seconds a run |"), "{page}");
         assert!(
-            page.contains("| overwrite | without the delta term | 50.0 % | 100.0 % | 75.0 % | 1000 | 3 |"),
+            page.contains("| task | model | optimiser | seed 0 | seed 1 | mean | steps | seconds a run, median |"),
+            "{page}"
+        );
+        assert!(
+            page.contains("| overwrite | without the delta term | adamw | 50.0 % | 100.0 % | 75.0 % | 1000 | 3 |"),
             "{page}"
         );
         let svg = std::fs::read_to_string(folder.path().join("recall.svg")).unwrap();
-        assert!(svg.matches("polyline").count() >= 8, "{svg}");
+        assert!(svg.matches("polyline").count() >= 12, "{svg}");
     }
 }
