@@ -231,7 +231,11 @@ mod tests {
         assert_eq!(again.as_ptr(), place);
         let more = memory.take::<f32>(1000).unwrap();
         drop((again, more));
+        // less than before must not lower it
+        drop(memory.take::<f32>(10).unwrap());
         assert_eq!((memory.in_use(), memory.peak()), (0, 2 * size_class(4000).unwrap()));
+        memory.reset_peak();
+        assert_eq!(memory.peak(), 0);
     }
 
     #[test]
