@@ -1,6 +1,8 @@
 //! Where a tensor lives.
 
 use crate::cpu::Cpu;
+use crate::wgpu::Gpu;
+use crate::{Error, Result};
 
 /// Where tensors live and operations run. Cheap to clone: a handle.
 ///
@@ -9,6 +11,8 @@ use crate::cpu::Cpu;
 pub enum Device {
     /// The processor: threads and SIMD.
     Cpu(Cpu),
+    /// A GPU through wgpu: Metal, Vulkan or DX12.
+    Wgpu(Gpu),
 }
 
 impl Device {
@@ -17,11 +21,48 @@ impl Device {
         Device::Cpu(Cpu::shared())
     }
 
+    /// The device of a name: `cpu`, `wgpu` (the best GPU), `wgpu:n`, or `auto`: a GPU if there is a real one.
+    ///
+    /// # Errors
+    /// When the name is none of these, or there is no such device.
+    pub fn named(name: &str) -> Result<Self> {
+        match name {
+            "cpu" => Ok(Device::cpu()),
+            "auto" => Ok(Device::auto()),
+            "wgpu" => Ok(Gpu::shared()?.into()),
+            _ => {
+                let index = name.strip_prefix("wgpu:").and_then(|index| index.parse().ok());
+                let wrong = || Error::value("device", format!("{name:?} came, expected auto, cpu, wgpu or wgpu:n"));
+                Ok(Gpu::builder().index(index.ok_or_else(wrong)?).open()?.into())
+            }
+        }
+    }
+
+    /// A GPU if there is a real one that opens, or the processor.
+    pub fn auto() -> Self {
+        match Gpu::shared() {
+            Ok(gpu) if !gpu.adapter().is_software() => gpu.into(),
+            _ => Device::cpu(),
+        }
+    }
+
+    /// Waits until everything that was asked of the device is done.
+    ///
+    /// # Errors
+    /// When a GPU was lost.
+    pub fn wait(&self) -> Result<()> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Wgpu(gpu) => gpu.wait(),
+        }
+    }
+
     /// Runs work that is made of many operations where the device's own threads are: on the processor each operation
     /// then finds its threads awake instead of calling them.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match self {
             Device::Cpu(cpu) => cpu.run(work),
+            Device::Wgpu(_) => work(),
         }
     }
 
@@ -29,6 +70,7 @@ impl Device {
     pub fn peak_memory(&self) -> usize {
         match self {
             Device::Cpu(cpu) => cpu.memory().peak(),
+            Device::Wgpu(gpu) => gpu.memory().peak(),
         }
     }
 
@@ -36,6 +78,7 @@ impl Device {
     pub fn memory_in_use(&self) -> usize {
         match self {
             Device::Cpu(cpu) => cpu.memory().in_use(),
+            Device::Wgpu(gpu) => gpu.memory().in_use(),
         }
     }
 
@@ -43,6 +86,7 @@ impl Device {
     pub fn reset_peak(&self) {
         match self {
             Device::Cpu(cpu) => cpu.memory().reset_peak(),
+            Device::Wgpu(gpu) => gpu.memory().reset_peak(),
         }
     }
 }
@@ -53,10 +97,17 @@ impl From<Cpu> for Device {
     }
 }
 
+impl From<Gpu> for Device {
+    fn from(gpu: Gpu) -> Self {
+        Device::Wgpu(gpu)
+    }
+}
+
 impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Device::Cpu(_) => f.pad("cpu"),
+            Device::Wgpu(gpu) => f.pad(gpu.name()),
         }
     }
 }

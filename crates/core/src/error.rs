@@ -66,6 +66,13 @@ pub enum Kind {
         /// The limit in bytes; none when the system itself refused.
         limit: Option<usize>,
     },
+    /// A GPU that is not there, lacks something, allows less than was asked for, or was lost.
+    Gpu {
+        /// Its name: `wgpu:0`.
+        device: String,
+        /// What happened, and what to do.
+        why: String,
+    },
     /// A file of a checkpoint, a configuration or a data set that is not what it should be.
     File {
         /// The file or folder.
@@ -135,6 +142,7 @@ impl std::fmt::Display for Error {
             Kind::Memory { asked, used, limit: None } => {
                 write!(f, "out of memory: the system refused {}, {} in use", Bytes(*asked), Bytes(*used))
             }
+            Kind::Gpu { device, why } => write!(f, "{device}: {why}"),
             Kind::File { path, why } => write!(f, "{}: {why}", path.display()),
             Kind::Io { path, doing, source } => write!(f, "cannot {doing} {}: {source}", path.display()),
             Kind::Interrupted => write!(f, "interrupted"),

@@ -12,6 +12,7 @@ pub mod rng;
 mod shape;
 pub mod tape;
 mod tensor;
+pub mod wgpu;
 
 pub use contract::{Arg, Contract, Dims, Rule};
 pub use device::Device;

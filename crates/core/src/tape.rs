@@ -361,15 +361,19 @@ pub fn accumulate(mut sum: Tensor, x: &Tensor) -> Result<Tensor> {
         let (a, b) = (format!("{sum:?}"), format!("{x:?}"));
         return Err(Error::value("accumulate", format!("{a} and {b} cannot be added")));
     }
-    let Device::Cpu(cpu) = x.device();
-    let add = cpu.read(x)?;
-    if sum.slice_mut::<f32>().map(|sum| crate::cpu::add_assign(cpu, sum, &add)).is_some() {
-        return Ok(sum);
+    match x.device() {
+        Device::Cpu(cpu) => {
+            let add = cpu.read(x)?;
+            if sum.slice_mut::<f32>().map(|sum| crate::cpu::add_assign(cpu, sum, &add)).is_some() {
+                return Ok(sum);
+            }
+            let mut out = cpu.buffer::<f32>(x.elements())?;
+            out.copy_from_slice(&cpu.read(&sum)?);
+            crate::cpu::add_assign(cpu, &mut out, &add);
+            cpu.tensor(out, sum.shape(), sum.dtype())
+        }
+        Device::Wgpu(gpu) => crate::wgpu::accumulate(gpu, sum, x),
     }
-    let mut out = cpu.buffer::<f32>(x.elements())?;
-    out.copy_from_slice(&cpu.read(&sum)?);
-    crate::cpu::add_assign(cpu, &mut out, &add);
-    cpu.tensor(out, sum.shape(), sum.dtype())
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! The array.
 
-use crate::cpu::{Bytes, Cpu};
+use crate::cpu::Bytes;
 use crate::tape::Node;
-use crate::{DType, Device, Element, Error, Kind, Result, Shape};
+use crate::{DType, Device, Element, Error, Kind, Result, Shape, wgpu};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// An array on a device: shared memory with a shape and a dtype. Cheap to clone: a handle.
@@ -24,6 +25,7 @@ pub struct Tensor {
 #[derive(Clone, Debug)]
 pub(crate) enum Storage {
     Cpu(Arc<Bytes>),
+    Wgpu(Arc<wgpu::Bytes>),
 }
 
 impl Tensor {
@@ -46,6 +48,7 @@ impl Tensor {
                 buffer.copy_from_slice(data);
                 cpu.wrap(buffer, shape)
             }
+            Device::Wgpu(gpu) => gpu.upload(bytemuck::cast_slice(data), shape, T::DTYPE),
         }
     }
 
@@ -57,6 +60,7 @@ impl Tensor {
                 let bytes = cpu.zeros::<u8>(shape.elements() * dtype.size())?.into_bytes();
                 Ok(Tensor::new(Storage::Cpu(Arc::new(bytes)), shape, dtype, device.clone()))
             }
+            Device::Wgpu(gpu) => gpu.zeros(shape, dtype),
         }
     }
 
@@ -69,6 +73,7 @@ impl Tensor {
                 buffer.fill(value);
                 cpu.wrap(buffer, shape)
             }
+            Device::Wgpu(gpu) => gpu.full(shape, value),
         }
     }
 
@@ -87,16 +92,19 @@ impl Tensor {
                 buffer.copy_from_slice(bytes);
                 Ok(Tensor::new(Storage::Cpu(Arc::new(buffer.into_bytes())), shape, dtype, device.clone()))
             }
+            Device::Wgpu(gpu) => gpu.upload(bytes, shape, dtype),
         }
     }
 
-    /// A copy of the elements.
+    /// A copy of the elements. On a GPU it waits for what computes them.
     ///
     /// # Errors
     /// When `T` is not the tensor's dtype.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        self.holds::<T>()?;
         match &self.device {
             Device::Cpu(_) => Ok(self.slice::<T>()?.to_vec()),
+            Device::Wgpu(gpu) => Ok(bytemuck::pod_collect_to_vec(&gpu.download(self)?)),
         }
     }
 
@@ -104,14 +112,46 @@ impl Tensor {
     pub fn to_floats(&self) -> Result<Vec<f32>> {
         match &self.device {
             Device::Cpu(cpu) => Ok(cpu.read(self)?.to_vec()),
+            Device::Wgpu(gpu) => gpu.widen(self)?.to_vec(),
         }
     }
 
     /// The raw little-endian bytes, as files hold them.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         match &self.device {
-            Device::Cpu(_) => Ok(self.bytes().to_vec()),
+            Device::Cpu(_) => Ok(self.bytes()?.to_vec()),
+            Device::Wgpu(gpu) => gpu.download(self),
         }
+    }
+
+    /// Ids or offsets, on the processor: where they came from there, nothing waits for a GPU.
+    ///
+    /// # Errors
+    /// When the dtype is not u32.
+    pub fn ids(&self) -> Result<Cow<'_, [u32]>> {
+        match &self.storage {
+            Storage::Cpu(_) => Ok(Cow::Borrowed(self.slice()?)),
+            Storage::Wgpu(_) => match self.known() {
+                Some(known) => Ok(Cow::Borrowed(known)),
+                None => Ok(Cow::Owned(self.to_vec()?)),
+            },
+        }
+    }
+
+    /// Ids or offsets, where they can be had without waiting for a GPU.
+    pub fn known(&self) -> Option<&[u32]> {
+        match &self.storage {
+            Storage::Cpu(_) => self.slice().ok(),
+            Storage::Wgpu(bytes) => bytes.known()?.get(self.offset / 4..)?.get(..self.elements()),
+        }
+    }
+
+    /// The same elements on another device; the tensor itself where it is there. Not traced.
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        if self.device == *device {
+            return Ok(self.detach());
+        }
+        Tensor::from_bytes(&self.to_bytes()?, self.shape, self.dtype, device)
     }
 
     /// The number of a tensor that has one.
@@ -125,18 +165,42 @@ impl Tensor {
     /// The elements in the processor's memory, for kernels.
     ///
     /// # Errors
-    /// When `T` is not the tensor's dtype.
+    /// When `T` is not the tensor's dtype, or it is on another device.
     pub fn slice<T: Element>(&self) -> Result<&[T]> {
-        if T::DTYPE != self.dtype {
-            let want = T::DTYPE.to_string();
-            return Err(Kind::Dtype { op: "read", arg: "tensor", got: self.dtype, want }.into());
-        }
-        Ok(bytemuck::cast_slice(self.bytes()))
+        self.holds::<T>()?;
+        Ok(bytemuck::cast_slice(self.bytes()?))
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
-        let Storage::Cpu(bytes) = &self.storage;
-        &bytes.as_slice()[self.offset..][..self.elements() * self.dtype.size()]
+    fn holds<T: Element>(&self) -> Result<()> {
+        if T::DTYPE == self.dtype {
+            return Ok(());
+        }
+        Err(Kind::Dtype { op: "read", arg: "tensor", got: self.dtype, want: T::DTYPE.to_string() }.into())
+    }
+
+    pub(crate) fn bytes(&self) -> Result<&[u8]> {
+        match &self.storage {
+            Storage::Cpu(bytes) => Ok(&bytes.as_slice()[self.offset..][..self.elements() * self.dtype.size()]),
+            Storage::Wgpu(_) => Err(Error::value("read", format!("{self:?} is not in the processor's memory"))),
+        }
+    }
+
+    pub(crate) fn gpu_bytes(&self) -> Result<&wgpu::Bytes> {
+        match &self.storage {
+            Storage::Cpu(_) => Err(Error::value("launch", format!("{self:?} is not in a GPU's memory"))),
+            Storage::Wgpu(bytes) => Ok(bytes),
+        }
+    }
+
+    /// Where its elements begin in the memory it shares, in bytes.
+    pub(crate) fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// Everything from the start of the memory it shares to its end, as bytes.
+    pub(crate) fn whole(&self) -> Result<Self> {
+        let shape = Shape::from([self.offset + self.elements() * self.dtype.size()]);
+        Ok(Tensor { shape, offset: 0, dtype: DType::U8, ..self.detach() })
     }
 
     /// The elements for writing, if nobody else holds this memory: what lets an optimiser update in place.
@@ -145,9 +209,17 @@ impl Tensor {
             return None;
         }
         let (offset, len) = (self.offset, self.elements() * self.dtype.size());
-        let Storage::Cpu(bytes) = &mut self.storage;
+        let Storage::Cpu(bytes) = &mut self.storage else { return None };
         let bytes = Arc::get_mut(bytes)?.as_mut_slice();
         Some(bytemuck::cast_slice_mut(&mut bytes[offset..][..len]))
+    }
+
+    /// Whether nobody else holds this memory, so that a kernel may write to it in place.
+    pub fn is_unique(&mut self) -> bool {
+        match &mut self.storage {
+            Storage::Cpu(bytes) => Arc::get_mut(bytes).is_some(),
+            Storage::Wgpu(bytes) => Arc::get_mut(bytes).map(wgpu::Bytes::forget).is_some(),
+        }
     }
 
     /// The lengths of the axes.
@@ -163,12 +235,6 @@ impl Tensor {
     /// Where it lives.
     pub fn device(&self) -> &Device {
         &self.device
-    }
-
-    /// The processor it lives on, for kernels of that backend.
-    pub fn cpu(&self) -> &Cpu {
-        let Device::Cpu(cpu) = &self.device;
-        cpu
     }
 
     /// The number of elements.
@@ -264,7 +330,7 @@ mod tests {
     #[test]
     fn half_precision_is_rounded_once_and_read_back() {
         let device = Device::cpu();
-        let Device::Cpu(cpu) = &device;
+        let Device::Cpu(cpu) = &device else { return };
         let mut data = cpu.buffer(2).unwrap();
         data.copy_from_slice(&[1.0 + 1.0 / 512.0, -3.0]);
         let x = cpu.tensor(data, [2], DType::BF16).unwrap();

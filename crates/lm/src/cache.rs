@@ -18,6 +18,7 @@ pub struct Cache {
 
 /// What one layer remembers.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one a layer, and most are the large one")]
 pub enum LayerCache {
     /// Of a linear layer: of one size, however many tokens there were.
     Delta(DeltaCache),

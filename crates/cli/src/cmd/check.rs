@@ -1,8 +1,6 @@
 use super::{DeviceArg, operations};
 use crate::output::table;
 use alluvium::DType;
-use alluvium::Device;
-use alluvium::core::cpu::Cpu;
 use alluvium::ops::check::{Gap, Zeros, check};
 use anyhow::bail;
 use std::io::Write;
@@ -29,9 +27,8 @@ fn dtype(name: &str) -> Result<DType, String> {
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
-    args.device.open()?;
-    // memory of its own, filled with NaN: an element that a kernel leaves unwritten shows
-    let device: Device = Cpu::builder().poison().open()?.into();
+    // an element that a kernel leaves unwritten shows
+    let device = args.device.poisoned()?;
     let (mut rows, mut faults, mut cases) = (Vec::new(), Vec::new(), 0);
     for op in operations(&args.ops)? {
         let (mut worst, mut red) = (Gap::default(), 0);

@@ -1,12 +1,16 @@
-use alluvium::Device;
+use alluvium::core::cpu::Cpu;
+use alluvium::core::wgpu::adapters;
 use std::io::Write;
 
-/// List the devices that are here
+/// List the devices that are here, by the names that --device takes
 #[derive(clap::Args)]
 pub(crate) struct Args {}
 
 pub(crate) fn run(_: &Args, out: &mut impl Write) -> anyhow::Result<()> {
-    let Device::Cpu(cpu) = Device::cpu();
-    writeln!(out, "cpu  {} threads, {} ({} lanes of f32)", cpu.threads(), cpu.level(), cpu.level().lanes())?;
+    let cpu = Cpu::shared();
+    writeln!(out, "cpu     {} threads, {} ({} lanes of f32)", cpu.threads(), cpu.level(), cpu.level().lanes())?;
+    for (index, adapter) in adapters().iter().enumerate() {
+        writeln!(out, "{:<7} {adapter}", format!("wgpu:{index}"))?;
+    }
     Ok(())
 }

@@ -10,23 +10,33 @@ pub(crate) mod recall;
 pub(crate) mod train;
 
 use alluvium::Device;
+use alluvium::core::cpu::Cpu;
+use alluvium::core::wgpu::Gpu;
 use alluvium::ops::Op;
 use anyhow::{Result, bail};
 
 /// The device that work runs on.
 #[derive(clap::Args)]
 pub(crate) struct DeviceArg {
-    /// Where to run: cpu
+    /// Where to run: cpu, wgpu (the best GPU), wgpu:N, or auto (a GPU if there is a real one); see `alluvium devices`
     #[arg(long, default_value = "cpu")]
     device: String,
 }
 
 impl DeviceArg {
     pub(crate) fn open(&self) -> Result<Device> {
-        match self.device.as_str() {
-            "cpu" | "auto" => Ok(Device::cpu()),
-            other => bail!("there is no device `{other}`; `alluvium devices` lists what is here"),
-        }
+        Ok(Device::named(&self.device)?)
+    }
+
+    /// The same device with memory of its own that is filled with NaN before it is handed out.
+    pub(crate) fn poisoned(&self) -> Result<Device> {
+        Ok(match self.open()? {
+            Device::Cpu(_) => Cpu::builder().poison().open()?.into(),
+            Device::Wgpu(gpu) => {
+                let index = gpu.name().strip_prefix("wgpu:").and_then(|index| index.parse().ok());
+                index.map_or(Gpu::builder(), |index| Gpu::builder().index(index)).poison().open()?.into()
+            }
+        })
     }
 }
 

@@ -112,7 +112,7 @@ impl Memory {
 }
 
 /// The size that a request is rounded up to, so that blocks are reused: at most an eighth more than was asked for.
-fn size_class(bytes: usize) -> Option<usize> {
+pub(crate) fn size_class(bytes: usize) -> Option<usize> {
     let bytes = bytes.max(ALIGN);
     let step = (bytes.checked_next_power_of_two()? / 16).max(ALIGN);
     let class = bytes.checked_next_multiple_of(step)?;

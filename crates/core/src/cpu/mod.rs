@@ -7,8 +7,8 @@ pub mod simd;
 
 pub use floats::Floats;
 pub use gemm::{Mat, gemm};
-pub(crate) use memory::Bytes;
 pub use memory::{Buffer, Memory};
+pub(crate) use memory::{Bytes, size_class};
 pub use simd::Level;
 
 use crate::tensor::Storage;

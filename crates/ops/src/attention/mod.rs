@@ -6,6 +6,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
+use crate::common::no_kernel;
 use crate::common::packed;
 use alluvium_core::contract::{FLOATS, Fill, IDS, SAME};
 use alluvium_core::{Arg, Backward, Contract, Device, Dims, Error, Result, Rule, Tensor, tape};
@@ -70,6 +71,7 @@ pub fn attention(args: Attention<'_>) -> Result<Tensor> {
     let mask = Mask::new(cu_seqlens, &dims)?;
     let (o, lse) = match q.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, &args, &mask, &dims)?,
+        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
     };
     let [q_, k_, v_, o_] = [q, k, v, &o].map(Tensor::detach);
     tape::record([q, k, v], o, || Grad { q: q_, k: k_, v: v_, o: o_, lse, mask, scale, dims })
@@ -128,6 +130,7 @@ impl Backward<3> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
         match self.q.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy),
+            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
         }
     }
 }
@@ -173,7 +176,7 @@ mod tests {
             let [q, k, v] = [0.0, 1.0, 2.0].map(|seed| tape.watch(&wave([1, tokens, 2, 8], seed, &device)));
             let o = attention(plain(&q, &k, &v)).unwrap();
             tape.backward(&[(&o, &wave(o.shape(), 3.0, &device))]).unwrap();
-            q.cpu().memory().peak()
+            q.device().peak_memory()
         };
         assert!(peak(2_000) < 5 * peak(500));
     }

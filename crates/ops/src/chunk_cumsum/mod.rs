@@ -6,6 +6,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
+use crate::common::no_kernel;
 use alluvium_core::contract::{F32, Fill};
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
@@ -30,6 +31,7 @@ pub fn chunk_cumsum(g: &Tensor) -> Result<Tensor> {
     let sizes = [dims['T'], dims['G']];
     let y = match g.device() {
         Device::Cpu(cpu) => cpu::sums(cpu, g, sizes, cpu::Order::Forward)?,
+        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
     };
     tape::record([g], y, || Grad { sizes })
 }
@@ -47,6 +49,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         match dy.device() {
             Device::Cpu(cpu) => Ok([Some(cpu::sums(cpu, &dy, self.sizes, cpu::Order::Backward)?)]),
+            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! entry on the tape are here, once. Half precision is widened and rounded block by block, so that a map is one pass
 //! over memory whatever the storage.
 
+use super::gpu::{self, map::Shaded};
 use super::stored::{Stored, by_storage};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::cpu::simd::F32s;
@@ -38,30 +39,37 @@ pub(crate) trait BinarySlopes: Binary {
 }
 
 /// Checks, computes and records a map of one argument; the backward pass keeps `x`.
-pub(crate) fn unary<F: UnarySlope>(contract: &'static Contract, x: &Tensor, f: F) -> Result<Tensor> {
+pub(crate) fn unary<F: UnarySlope + Shaded>(contract: &'static Contract, x: &Tensor, f: F) -> Result<Tensor> {
     contract.check(&[x])?;
     let y = map(x, f)?;
     tape::record([x], y, || UnaryGrad { op: contract.op, x: x.detach(), f })
 }
 
 /// Checks, computes and records a map of two arguments; the backward pass keeps both.
-pub(crate) fn binary<F: BinarySlopes>(contract: &'static Contract, a: &Tensor, b: &Tensor, f: F) -> Result<Tensor> {
+pub(crate) fn binary<F: BinarySlopes + Shaded>(
+    contract: &'static Contract,
+    a: &Tensor,
+    b: &Tensor,
+    f: F,
+) -> Result<Tensor> {
     contract.check(&[a, b])?;
     let y = map2(a, b, f)?;
     tape::record([a, b], y, || BinaryGrad { op: contract.op, a: a.detach(), b: b.detach(), f })
 }
 
 /// `f` of each number; nothing is checked or recorded.
-pub(crate) fn map<F: Unary>(x: &Tensor, f: F) -> Result<Tensor> {
+pub(crate) fn map<F: Unary + Shaded>(x: &Tensor, f: F) -> Result<Tensor> {
     match x.device() {
         Device::Cpu(cpu) => new_result(cpu, [x], |[x], y| values(cpu.level(), f, x, y)),
+        Device::Wgpu(gpu) => gpu::map::values(gpu, f, [x]),
     }
 }
 
 /// `f` of each pair of numbers; nothing is checked or recorded.
-pub(crate) fn map2<F: Binary>(a: &Tensor, b: &Tensor, f: F) -> Result<Tensor> {
+pub(crate) fn map2<F: Binary + Shaded>(a: &Tensor, b: &Tensor, f: F) -> Result<Tensor> {
     match a.device() {
         Device::Cpu(cpu) => new_result(cpu, [a, b], |[a, b], y| values2(cpu.level(), f, a, b, y)),
+        Device::Wgpu(gpu) => gpu::map::values(gpu, f, [a, b]),
     }
 }
 
@@ -72,14 +80,17 @@ struct UnaryGrad<F> {
     f: F,
 }
 
-impl<F: UnarySlope> Backward<1> for UnaryGrad<F> {
+impl<F: UnarySlope + Shaded> Backward<1> for UnaryGrad<F> {
     fn op(&self) -> &'static str {
         self.op
     }
 
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         let UnaryGrad { x, f, .. } = self;
-        let Device::Cpu(cpu) = x.device();
+        let cpu = match x.device() {
+            Device::Cpu(cpu) => cpu,
+            Device::Wgpu(gpu) => return Ok([Some(gpu::map::slope(gpu, f, &x, dy)?)]),
+        };
         let mut dx = unshared(cpu, dy)?;
         by_storage!(x.dtype(), T => {
             launch(cpu, slices::<T, 1>([&x])?, [written::<T>(&mut dx)?], |[x], [dx]| slopes(cpu.level(), f, x, dx));
@@ -96,14 +107,17 @@ struct BinaryGrad<F> {
     f: F,
 }
 
-impl<F: BinarySlopes> Backward<2> for BinaryGrad<F> {
+impl<F: BinarySlopes + Shaded> Backward<2> for BinaryGrad<F> {
     fn op(&self) -> &'static str {
         self.op
     }
 
     fn backward(self, dy: Tensor, _need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         let BinaryGrad { a, b, f, .. } = self;
-        let Device::Cpu(cpu) = a.device();
+        let cpu = match a.device() {
+            Device::Cpu(cpu) => cpu,
+            Device::Wgpu(gpu) => return Ok(gpu::map::slopes(gpu, f, [&a, &b], dy)?.map(Some)),
+        };
         let mut da = unshared(cpu, dy)?;
         let db = by_storage!(a.dtype(), T => {
             let mut db = cpu.buffer::<T>(b.elements())?;

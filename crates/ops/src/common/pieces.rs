@@ -2,7 +2,7 @@
 
 use super::stored::by_element;
 use alluvium_core::cpu::Cpu;
-use alluvium_core::{DType, Element, Error, Result, Shape, Tensor};
+use alluvium_core::{DType, Device, Element, Error, Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -42,11 +42,17 @@ impl Axis {
     }
 }
 
-/// The pieces one after the other along `axis`; `like` gives the result's dtype and its other axes.
-pub(crate) fn join(cpu: &Cpu, op: &'static str, like: (Shape, DType), axis: usize, pieces: &[Piece]) -> Result<Tensor> {
-    let (shape, dtype) = like;
+/// The pieces one after the other along `axis`; `like` gives the result's dtype and device, `shape` its other axes.
+pub(crate) fn join(op: &'static str, like: &Tensor, shape: Shape, axis: usize, pieces: &[Piece]) -> Result<Tensor> {
     let shape = shape.with(axis, pieces.iter().map(Piece::len).sum());
     let inner = Axis::of(op, shape, axis)?.inner;
+    match like.device() {
+        Device::Cpu(cpu) => join_rows(cpu, (shape, like.dtype()), axis, inner, pieces),
+        Device::Wgpu(gpu) => super::no_kernel(op, gpu),
+    }
+}
+
+fn join_rows(cpu: &Cpu, (shape, dtype): (Shape, DType), axis: usize, inner: usize, pieces: &[Piece]) -> Result<Tensor> {
     by_element!(dtype, T => {
         let mut spans = Vec::with_capacity(pieces.len());
         for piece in pieces.iter().filter(|piece| piece.len() > 0) {

@@ -12,7 +12,7 @@ pub(crate) fn packed(op: &'static str, cu_seqlens: &Tensor, batch: usize, tokens
     if batch != 1 {
         return wrong(format!("`cu_seqlens` packs the sequences of one row, but B = {batch}"));
     }
-    let offsets = cu_seqlens.slice::<u32>()?;
+    let offsets = &cu_seqlens.ids()?[..];
     if offsets.first() != Some(&0) || offsets.last().map(|&end| end as usize) != Some(tokens) {
         return wrong(format!("`cu_seqlens` is {offsets:?}, expected offsets from 0 to T = {tokens}"));
     }

@@ -53,7 +53,7 @@ pub fn concat(parts: &[&Tensor], axis: usize) -> Result<Tensor> {
         }
     }
     let pieces: Vec<Piece> = parts.iter().map(|part| Piece::Of(part, 0..part.shape()[axis])).collect();
-    let y = join(first.cpu(), CONTRACT.op, (first.shape(), first.dtype()), axis, &pieces)?;
+    let y = join(CONTRACT.op, first, first.shape(), axis, &pieces)?;
     let sizes = || parts.iter().map(|part| part.shape()[axis]).collect();
     let inputs: Vec<Option<&Tensor>> = parts.iter().map(|&part| Some(part)).collect();
     let results = tape::record_all(&inputs, vec![y], || Grad { axis, sizes: sizes() })?;
@@ -77,7 +77,7 @@ impl BackwardAll for Grad {
         let part = |(&size, &need): (&usize, &bool)| {
             let piece = Piece::Of(&dy, first..first + size);
             first += size;
-            let cut = || join(dy.cpu(), CONTRACT.op, (dy.shape(), dy.dtype()), self.axis, &[piece]);
+            let cut = || join(CONTRACT.op, &dy, dy.shape(), self.axis, &[piece]);
             need.then(cut).transpose()
         };
         self.sizes.iter().zip(need).map(part).collect()

@@ -6,6 +6,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
+use crate::common::no_kernel;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
@@ -27,6 +28,7 @@ pub fn cumsum(x: &Tensor) -> Result<Tensor> {
     CONTRACT.check(&[x])?;
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x)?,
+        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
     };
     tape::record([x], y, || Grad)
 }
@@ -42,6 +44,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         let dx = match dy.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &dy)?,
+            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
         };
         Ok([Some(dx)])
     }

@@ -6,6 +6,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
+use crate::common::no_kernel;
 use alluvium_core::contract::{FLOATS, Fill, IDS};
 use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Shape, Tensor, tape};
 
@@ -37,6 +38,7 @@ pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     let dims = CONTRACT.check(&[table, ids])?;
     let y = match table.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, table, ids, &dims)?,
+        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
     };
     tape::record([table], y, || Grad { ids: ids.clone(), shape: table.shape(), dtype: table.dtype() })
 }
@@ -56,6 +58,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         match dy.device() {
             Device::Cpu(cpu) => Ok([Some(cpu::backward(cpu, &self, &dy)?)]),
+            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
         }
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod reference;
 
 pub(crate) use entry::OP;
 
+use crate::common::no_kernel;
 use crate::common::packed;
 use alluvium_core::contract::{F32, FLOATS, Fill, IDS, SAME};
 use alluvium_core::{Arg, BackwardMany, Contract, Device, Error, Kind, Result, Rule, Tensor, tape};
@@ -114,6 +115,7 @@ pub fn gated_delta_rule(args: GatedDelta<'_>) -> Result<Delta> {
     let keep = if traced { states } else { ChunkStates::Recompute };
     let (delta, states) = match q.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, &saved, keep)?,
+        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
     };
     saved.states = states;
     let inputs = [Some(q), Some(k), Some(v), Some(g), Some(beta), initial_state];
@@ -163,6 +165,7 @@ impl BackwardMany<6, 2> for Grad {
     fn backward(self, [o, last]: [Option<Tensor>; 2], _need: [bool; 6]) -> Result<[Option<Tensor>; 6]> {
         match self.q.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, o.as_ref(), last.as_ref()),
+            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
         }
     }
 }

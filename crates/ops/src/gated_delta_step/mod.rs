@@ -7,6 +7,7 @@ mod reference;
 pub(crate) use entry::OP;
 
 use crate::Delta;
+use crate::common::no_kernel;
 use alluvium_core::contract::{F32, FLOATS, Fill, SAME};
 use alluvium_core::{Arg, Contract, Device, Error, Result, Rule, Tensor, tape};
 
@@ -72,6 +73,7 @@ pub fn gated_delta_step(args: GatedDeltaStep<'_>) -> Result<Delta> {
     tape::no_gradient(CONTRACT.op, WHY, [*q, k, v, g, beta, state])?;
     match q.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, args, &dims),
+        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
     }
 }
 

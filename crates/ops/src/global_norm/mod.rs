@@ -6,6 +6,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
+use crate::common::no_kernel;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Contract, Device, Error, Kind, Result, Tensor, tape};
 
@@ -41,6 +42,7 @@ pub fn global_norm(tensors: &[&Tensor]) -> Result<Tensor> {
         }
         squares += match x.device() {
             Device::Cpu(cpu) => cpu::squares(cpu, x)?,
+            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
         };
     }
     Tensor::full([], squares.sqrt() as f32, first.device())

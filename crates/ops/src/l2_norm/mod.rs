@@ -6,6 +6,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
+use crate::common::no_kernel;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
@@ -36,6 +37,7 @@ pub fn l2_norm(x: &Tensor, eps: f32) -> Result<Tensor> {
     }
     let (y, scale) = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, eps, &dims)?,
+        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
     };
     tape::record([x], y, || Grad { x: x.detach(), scale })
 }
@@ -54,6 +56,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         match self.x.device() {
             Device::Cpu(cpu) => Ok([Some(cpu::backward(cpu, &self, &dy)?)]),
+            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
         }
     }
 }

@@ -6,6 +6,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
+use crate::common::no_kernel;
 use alluvium_core::contract::{FLOATS, SAME};
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
@@ -32,6 +33,7 @@ pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     let dims = CONTRACT.check(&[x, w])?;
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, w, &dims)?,
+        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
     };
     tape::record([x, w], y, || Grad { x: x.detach(), w: w.detach() })
 }
@@ -50,6 +52,7 @@ impl Backward<2> for Grad {
     fn backward(self, dy: Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         match self.x.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy, need),
+            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{CONTRACT, Transpose, matmul, reference};
 use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
+use crate::transpose;
 use alluvium_core::{Backward, Result, Tensor, tape};
 
 /// The contract's shapes are those of untransposed sides: a case for another way of storing swaps the axes first.
@@ -26,15 +27,7 @@ fn run(t: &Given<Tensor>) -> Result<Vec<Tensor>> {
 /// The last two axes change places.
 fn swapped(x: &Tensor) -> Result<Tensor> {
     let rank = x.shape().rank();
-    let (rows, cols) = (x.shape()[rank - 2], x.shape()[rank - 1]);
-    let cpu = x.cpu();
-    let (from, mut to) = (cpu.read(x)?, cpu.buffer(x.elements())?);
-    for (from, to) in from.chunks_exact(rows * cols).zip(to.chunks_exact_mut(rows * cols)) {
-        for (i, to) in to.iter_mut().enumerate() {
-            *to = from[i % rows * cols + i / rows];
-        }
-    }
-    let y = cpu.tensor(to, x.shape().with(rank - 2, cols).with(rank - 1, rows), x.dtype())?;
+    let y = transpose(&x.detach(), [rank - 2, rank - 1])?;
     tape::record([x], y, || Swap)
 }
 

@@ -6,6 +6,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
+use crate::common::no_kernel;
 use alluvium_core::contract::{FLOATS, Fill, IDS};
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
@@ -55,6 +56,7 @@ pub fn rope(x: &Tensor, positions: &Tensor, turn: Rope) -> Result<Tensor> {
     }
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::rotate(cpu, x, positions, turn, Way::Forward)?,
+        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
     };
     tape::record([x], y, || Grad { positions: positions.clone(), turn })
 }
@@ -80,6 +82,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         match dy.device() {
             Device::Cpu(cpu) => Ok([Some(cpu::rotate(cpu, &dy, &self.positions, self.turn, Way::Back)?)]),
+            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
         }
     }
 }

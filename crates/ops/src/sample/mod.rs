@@ -6,6 +6,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
+use crate::common::no_kernel;
 use alluvium_core::contract::{FLOATS, Fill};
 use alluvium_core::{Arg, Contract, Device, Error, Result, Tensor, tape};
 
@@ -85,6 +86,7 @@ pub fn sample(logits: &Tensor, sampling: &Sampling, draws: &[f32]) -> Result<Ten
     }
     match logits.device() {
         Device::Cpu(cpu) => cpu::sample(cpu, logits, sampling, draws, &dims),
+        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
     }
 }
 

@@ -32,7 +32,7 @@ pub fn slice(x: &Tensor, axis: usize, range: Range<usize>) -> Result<Tensor> {
     if range.is_empty() || range.end > len {
         return Err(Error::value(CONTRACT.op, format!("there is no {range:?} along axis {axis} of {}", x.shape())));
     }
-    let y = join(x.cpu(), CONTRACT.op, (x.shape(), x.dtype()), axis, &[Piece::Of(x, range.clone())])?;
+    let y = join(CONTRACT.op, x, x.shape(), axis, &[Piece::Of(x, range.clone())])?;
     tape::record([x], y, || Grad { from: x.shape(), axis, range })
 }
 
@@ -52,7 +52,7 @@ impl Backward<1> for Grad {
         let Grad { from, axis, range } = self;
         let after = from[axis] - range.end;
         let pieces = [Piece::Zeros(range.start), Piece::Of(&dy, 0..range.len()), Piece::Zeros(after)];
-        Ok([Some(join(dy.cpu(), CONTRACT.op, (from, dy.dtype()), axis, &pieces)?)])
+        Ok([Some(join(CONTRACT.op, &dy, from, axis, &pieces)?)])
     }
 }
 

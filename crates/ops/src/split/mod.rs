@@ -36,7 +36,7 @@ pub fn split(x: &Tensor, sizes: &[usize], axis: usize) -> Result<Vec<Tensor>> {
     let mut first = 0;
     for size in sizes {
         let piece = Piece::Of(x, first..first + size);
-        parts.push(join(x.cpu(), CONTRACT.op, (x.shape(), x.dtype()), axis, &[piece])?);
+        parts.push(join(CONTRACT.op, x, x.shape(), axis, &[piece])?);
         first += size;
     }
     tape::record_all(&[Some(x)], parts, || Grad { from: x.shape(), axis, sizes: sizes.to_vec() })
@@ -61,7 +61,7 @@ impl BackwardAll for Grad {
             None => Piece::Zeros(size),
         };
         let pieces: Vec<Piece> = dy.iter().map(Option::as_ref).zip(&self.sizes).map(piece).collect();
-        Ok(vec![Some(join(any.cpu(), CONTRACT.op, (self.from, any.dtype()), self.axis, &pieces)?)])
+        Ok(vec![Some(join(CONTRACT.op, any, self.from, self.axis, &pieces)?)])
     }
 }
 

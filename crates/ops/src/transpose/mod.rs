@@ -6,6 +6,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
+use crate::common::no_kernel;
 use alluvium_core::contract::ANY;
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
@@ -32,6 +33,7 @@ pub fn transpose(x: &Tensor, axes: [usize; 2]) -> Result<Tensor> {
     }
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, low, high)?,
+        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
     };
     tape::record([x], y, || Grad { axes })
 }

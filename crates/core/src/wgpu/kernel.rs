@@ -1,0 +1,189 @@
+//! Shaders: put together from parts, compiled once, remembered.
+
+use super::failed;
+use crate::{DType, Result};
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A compute shader as WGSL text with holes: constants, storage types and reductions are filled in by the launch.
+#[derive(Debug)]
+pub struct Kernel {
+    /// What errors and lists call it.
+    pub name: &'static str,
+    /// The text, in pieces that other kernels may share.
+    pub parts: &'static [&'static str],
+    /// Whether the text calls `group_sum` or `group_max`.
+    pub reduces: Reduces,
+}
+
+/// Whether a kernel calls the reductions over a workgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduces {
+    /// It takes a `Lane` and calls `group_sum`, `group_max`; `WG` invocations make a workgroup.
+    Yes,
+    /// It does not.
+    No,
+}
+
+impl Kernel {
+    /// A kernel without reductions.
+    pub const fn new(name: &'static str, parts: &'static [&'static str]) -> Self {
+        Kernel { name, parts, reduces: Reduces::No }
+    }
+
+    /// The same kernel, which calls `group_sum` or `group_max`.
+    pub const fn reducing(self) -> Self {
+        Kernel { reduces: Reduces::Yes, ..self }
+    }
+
+    /// The whole text of one variant.
+    fn text(&self, variant: &Variant, subgroups: bool) -> String {
+        let mut text = String::new();
+        if self.reduces == Reduces::Yes && subgroups {
+            text.push_str("enable subgroups;\n");
+        }
+        if self.parts.iter().any(|part| part.contains("// needs f16")) {
+            text.push_str("enable f16;\n");
+        }
+        if self.parts.iter().any(|part| part.contains("// needs cooperative matrices")) {
+            text.push_str("enable wgpu_cooperative_matrix;\n");
+        }
+        for (name, value) in &variant.constants {
+            let _ = writeln!(text, "const {name}: u32 = {value}u;");
+        }
+        for (name, dtype) in &variant.stored {
+            text.push_str(&storage(*dtype).replace("NAME", name));
+        }
+        text.push_str(include_str!("text/prelude.wgsl"));
+        match (self.reduces, subgroups) {
+            (Reduces::No, _) => {}
+            (Reduces::Yes, true) => text.push_str(include_str!("text/reduce_subgroups.wgsl")),
+            (Reduces::Yes, false) => text.push_str(include_str!("text/reduce_tree.wgsl")),
+        }
+        self.parts.iter().for_each(|part| text.push_str(part));
+        text
+    }
+}
+
+/// Four numbers as they are stored: `NAME4`, `widen_NAME`, `narrow_NAME`.
+fn storage(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F16 => include_str!("text/stored_f16.wgsl"),
+        DType::BF16 => include_str!("text/stored_bf16.wgsl"),
+        _ => include_str!("text/stored_f32.wgsl"),
+    }
+}
+
+/// What fills a kernel's holes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Variant {
+    pub(super) entry: &'static str,
+    pub(super) constants: Vec<(&'static str, u32)>,
+    pub(super) stored: Vec<(&'static str, DType)>,
+}
+
+/// A shader as the adapter got it.
+#[derive(Clone, Debug)]
+pub struct Shader {
+    /// The kernel's name, with what filled its holes.
+    pub name: String,
+    /// The function that is called.
+    pub entry: &'static str,
+    /// WGSL.
+    pub text: String,
+}
+
+/// A compiled kernel.
+pub(super) struct Compiled {
+    pub(super) pipeline: wgpu::ComputePipeline,
+    pub(super) layout: wgpu::BindGroupLayout,
+    shader: Shader,
+}
+
+/// What was compiled so far.
+pub(super) struct Kernels {
+    device: wgpu::Device,
+    subgroups: bool,
+    compiled: Mutex<HashMap<(&'static str, Variant), Arc<Compiled>>>,
+    cache: Option<(wgpu::PipelineCache, PathBuf)>,
+}
+
+impl Kernels {
+    pub(super) fn new(adapter: &wgpu::Adapter, device: &wgpu::Device, subgroups: bool, folder: Option<&Path>) -> Self {
+        let file = folder.zip(wgpu::util::pipeline_cache_key(&adapter.get_info())).map(|(f, key)| f.join(key));
+        let file = file.filter(|_| device.features().contains(wgpu::Features::PIPELINE_CACHE));
+        let cache = file.map(|file| {
+            let data = std::fs::read(&file).ok();
+            let descriptor = wgpu::PipelineCacheDescriptor { label: None, data: data.as_deref(), fallback: true };
+            // SAFETY: the file's name is the adapter's key and only `save` writes it; wgpu checks its header, too.
+            (unsafe { device.create_pipeline_cache(&descriptor) }, file)
+        });
+        Kernels { device: device.clone(), subgroups, compiled: Mutex::default(), cache }
+    }
+
+    pub(super) fn shaders(&self) -> Vec<Shader> {
+        let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shaders: Vec<Shader> = compiled.values().map(|c| c.shader.clone()).collect();
+        shaders.sort_by(|a, b| (&a.name, a.entry).cmp(&(&b.name, b.entry)));
+        shaders
+    }
+
+    /// # Errors
+    /// When the adapter refuses the shader.
+    pub(super) fn get(&self, device: &str, kernel: &'static Kernel, variant: Variant) -> Result<Arc<Compiled>> {
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (kernel.name, variant);
+        if let Some(found) = compiled.get(&key) {
+            return Ok(found.clone());
+        }
+        let new = Arc::new(self.compile(device, kernel, &key.1)?);
+        compiled.insert(key, new.clone());
+        Ok(new)
+    }
+
+    fn compile(&self, device: &str, kernel: &'static Kernel, variant: &Variant) -> Result<Compiled> {
+        let text = kernel.text(variant, self.subgroups);
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let source = wgpu::ShaderModuleDescriptor {
+            label: Some(kernel.name),
+            source: wgpu::ShaderSource::Wgsl(text.as_str().into()),
+        };
+        // SAFETY: the text is our own; tests run every kernel over poisoned memory and hold its loops to ends.
+        let module =
+            unsafe { self.device.create_shader_module_trusted(source, wgpu::ShaderRuntimeChecks::unchecked()) };
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(kernel.name),
+            layout: None,
+            module: &module,
+            entry_point: Some(variant.entry),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &[],
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: self.cache.as_ref().map(|(cache, _)| cache),
+        });
+        let layout = pipeline.get_bind_group_layout(0);
+        if let Some(error) = pollster::block_on(scope.pop()) {
+            return Err(failed(device, format!("the kernel {} ({variant:?}) was refused: {error}", kernel.name)));
+        }
+        let holes = variant.constants.iter().map(|(name, value)| format!(" {name}={value}"));
+        let stored = variant.stored.iter().map(|(name, dtype)| format!(" {name}={dtype}"));
+        let name = kernel.name.to_owned() + &holes.chain(stored).collect::<String>();
+        Ok(Compiled { pipeline, layout, shader: Shader { name, entry: variant.entry, text } })
+    }
+}
+
+impl Drop for Kernels {
+    /// Keeps what the driver compiled; that it cannot be kept is no reason to fail.
+    fn drop(&mut self) {
+        let Some((cache, file)) = &self.cache else { return };
+        let Some(data) = cache.get_data() else { return };
+        let beside = file.with_extension("new");
+        let _ = file.parent().map(std::fs::create_dir_all);
+        if std::fs::write(&beside, data).is_ok() {
+            let _ = std::fs::rename(&beside, file);
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The formula on a GPU.
+
+use super::cpu::Add;
+use crate::common::gpu::map::{BINARY, Shaded};
+use alluvium_core::wgpu::Kernel;
+
+static KERNEL: Kernel = Kernel::new("add", &[BINARY, include_str!("kernel.wgsl")]);
+
+impl Shaded for Add {
+    fn kernel(self) -> &'static Kernel {
+        &KERNEL
+    }
+}

@@ -1,0 +1,82 @@
+//! Maps on a GPU: an operation gives its formula and its slope as WGSL; the launch is here, once.
+
+use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::{Result, Tensor};
+
+/// Text before an operation's `value(x)` and `slope(x)`.
+pub(crate) const UNARY: &str = include_str!("unary.wgsl");
+/// Text before an operation's `value(a, b)` and `slopes(a, b)`.
+pub(crate) const BINARY: &str = include_str!("binary.wgsl");
+
+/// Invocations of a workgroup; each takes four numbers.
+const GROUP: usize = 256;
+
+/// A map that a GPU can run.
+pub(crate) trait Shaded: Copy {
+    /// The formula, with [`UNARY`] or [`BINARY`] before it.
+    fn kernel(self) -> &'static Kernel;
+
+    /// What the text calls `p.number`.
+    fn number(self) -> f32 {
+        0.0
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    quads: u32,
+    number: f32,
+}
+
+/// `f` of the numbers at each place.
+pub(crate) fn values<F: Shaded, const N: usize>(gpu: &Gpu, f: F, inputs: [&Tensor; N]) -> Result<Tensor> {
+    let y = gpu.empty(inputs[0].shape(), inputs[0].dtype())?;
+    let tensors: Vec<&Tensor> = inputs.into_iter().chain([&y]).collect();
+    launch(gpu, f, "forward", &tensors)?;
+    Ok(y)
+}
+
+/// `dy · f′(x)`, in the memory of `dy` where nobody else holds it.
+pub(crate) fn slope<F: Shaded>(gpu: &Gpu, f: F, x: &Tensor, mut dy: Tensor) -> Result<Tensor> {
+    if dy.is_unique() {
+        launch(gpu, f, "backward_in_place", &[x, &dy])?;
+        return Ok(dy);
+    }
+    let dx = gpu.empty(x.shape(), x.dtype())?;
+    launch(gpu, f, "backward", &[x, &dx, &dy])?;
+    Ok(dx)
+}
+
+/// `dy · ∂f/∂a`, in the memory of `dy` where nobody else holds it, and `dy · ∂f/∂b`.
+pub(crate) fn slopes<F: Shaded>(gpu: &Gpu, f: F, [a, b]: [&Tensor; 2], mut dy: Tensor) -> Result<[Tensor; 2]> {
+    let db = gpu.empty(b.shape(), b.dtype())?;
+    if dy.is_unique() {
+        launch(gpu, f, "backward_in_place", &[a, b, &dy, &db])?;
+        return Ok([dy, db]);
+    }
+    let da = gpu.empty(a.shape(), a.dtype())?;
+    launch(gpu, f, "backward", &[a, b, &da, &db, &dy])?;
+    Ok([da, db])
+}
+
+/// Runs an entry of the kernel over tensors of one length and dtype, in as many launches as bindings need.
+fn launch<F: Shaded>(gpu: &Gpu, f: F, entry: &'static str, tensors: &[&Tensor]) -> Result<()> {
+    let (elements, dtype) = (tensors[0].elements(), tensors[0].dtype());
+    let quad = 4 * dtype.size();
+    for part in gpu.segments(elements.div_ceil(4), quad) {
+        let bytes = part.start * quad..(part.end * quad).min(elements * dtype.size());
+        let binds: Vec<Bind<'_>> = tensors.iter().map(|tensor| Bind::Part(tensor, bytes.clone())).collect();
+        let params = Params { quads: part.len() as u32, number: f.number() };
+        gpu.launch(&Launch {
+            kernel: f.kernel(),
+            entry,
+            constants: &[],
+            stored: &[("X", dtype)],
+            binds: &binds,
+            params: bytemuck::bytes_of(&params),
+            groups: Groups::Line(part.len().div_ceil(GROUP)),
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! The formula on a GPU.
+
+use super::cpu::Log;
+use crate::common::gpu::map::{Shaded, UNARY};
+use alluvium_core::wgpu::Kernel;
+
+static KERNEL: Kernel = Kernel::new("log", &[UNARY, include_str!("kernel.wgsl")]);
+
+impl Shaded for Log {
+    fn kernel(self) -> &'static Kernel {
+        &KERNEL
+    }
+}

@@ -1,0 +1,13 @@
+//! The formula on a GPU.
+
+use super::cpu::Mul;
+use crate::common::gpu::map::{BINARY, Shaded};
+use alluvium_core::wgpu::Kernel;
+
+static KERNEL: Kernel = Kernel::new("mul", &[BINARY, include_str!("kernel.wgsl")]);
+
+impl Shaded for Mul {
+    fn kernel(self) -> &'static Kernel {
+        &KERNEL
+    }
+}

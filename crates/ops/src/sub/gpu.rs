@@ -1,0 +1,13 @@
+//! The formula on a GPU.
+
+use super::cpu::Sub;
+use crate::common::gpu::map::{BINARY, Shaded};
+use alluvium_core::wgpu::Kernel;
+
+static KERNEL: Kernel = Kernel::new("sub", &[BINARY, include_str!("kernel.wgsl")]);
+
+impl Shaded for Sub {
+    fn kernel(self) -> &'static Kernel {
+        &KERNEL
+    }
+}

@@ -1,0 +1,16 @@
+//! The formula on a GPU.
+
+use super::cpu::Swiglu;
+use crate::common::gpu::{
+    MATH,
+    map::{BINARY, Shaded},
+};
+use alluvium_core::wgpu::Kernel;
+
+static KERNEL: Kernel = Kernel::new("swiglu", &[MATH, BINARY, include_str!("kernel.wgsl")]);
+
+impl Shaded for Swiglu {
+    fn kernel(self) -> &'static Kernel {
+        &KERNEL
+    }
+}
