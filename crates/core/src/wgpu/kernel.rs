@@ -41,9 +41,6 @@ impl Kernel {
     /// The whole text of one variant.
     fn text(&self, variant: &Variant, subgroups: bool) -> String {
         let mut text = String::new();
-        if self.reduces == Reduces::Yes && subgroups {
-            text.push_str("enable subgroups;\n");
-        }
         if self.parts.iter().any(|part| part.contains("// needs f16")) {
             text.push_str("enable f16;\n");
         }
