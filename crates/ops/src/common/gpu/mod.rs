@@ -1,6 +1,10 @@
 //! Pieces shared by the launches of operations on a GPU.
 
+pub(crate) mod form;
 pub(crate) mod map;
+pub(crate) mod norm;
+pub(crate) mod rows;
+pub(crate) mod totals;
 
 /// Functions that kernels call: exponentials, gates, an error function.
 pub(crate) const MATH: &str = include_str!("math.wgsl");

@@ -1,0 +1,58 @@
+//! How kernels read rows: four numbers at once where the width allows it, else number by number.
+
+use alluvium_core::DType;
+use alluvium_core::wgpu::Kernel;
+
+/// Text before a kernel that takes `Num`, `Stored`, `widen`, `narrow` and `total` as four numbers.
+pub(crate) const QUADS: &str = include_str!("quads.wgsl");
+/// The same names for one number.
+pub(crate) const SINGLES: &str = include_str!("singles.wgsl");
+/// Text after [`MATH`](super::MATH) and [`QUADS`]: `silu` and `silu_with_slope` of a `Num`.
+pub(crate) const QUADS_MATH: &str = include_str!("quads_math.wgsl");
+/// The same after [`SINGLES`].
+pub(crate) const SINGLES_MATH: &str = include_str!("singles_math.wgsl");
+
+/// How rows of one width are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Four numbers at once, as they are stored.
+    Quads(DType),
+    /// One number at once, always in f32: half-precision tensors are converted before and after.
+    Singles,
+}
+
+impl Form {
+    /// The form for rows of `width` numbers stored as `dtype`.
+    pub(crate) fn of(width: usize, dtype: DType) -> Self {
+        if width.is_multiple_of(4) { Form::Quads(dtype) } else { Form::Singles }
+    }
+
+    /// Numbers of a unit.
+    pub(crate) fn unit(self) -> usize {
+        match self {
+            Form::Quads(_) => 4,
+            Form::Singles => 1,
+        }
+    }
+
+    /// What the kernel reads and writes.
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            Form::Quads(dtype) => dtype,
+            Form::Singles => DType::F32,
+        }
+    }
+
+    /// What fills the text's `X4`.
+    pub(crate) fn stored(self) -> [(&'static str, DType); 1] {
+        [("X", self.dtype())]
+    }
+
+    /// The kernel for this form, of one over quads and one over single numbers.
+    pub(crate) fn choose(self, kernels: &'static [Kernel; 2]) -> &'static Kernel {
+        match self {
+            Form::Quads(_) => &kernels[0],
+            Form::Singles => &kernels[1],
+        }
+    }
+}

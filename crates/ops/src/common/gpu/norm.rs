@@ -1,0 +1,166 @@
+//! Normalised rows, as `rms_norm`, `l2_norm` and `gated_rms_norm` share them.
+
+use super::form::Form;
+use super::rows::Sharing;
+use super::totals::{PARTS, totals};
+use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::{DType, Result, Tensor};
+use std::ops::Range;
+
+/// Text before an operation's `gain`.
+pub(crate) const NORM: &str = include_str!("norm.wgsl");
+/// Text after [`NORM`], before an operation's `dy`, `sums`, `gain` and `finish`.
+pub(crate) const NORM_GRADIENT: &str = include_str!("norm_gradient.wgsl");
+
+/// A norm of rows, and what else its kernels read.
+#[derive(Clone, Copy)]
+pub(crate) struct Norm<'a> {
+    /// Over quads, and over single numbers.
+    pub(crate) kernels: &'static [Kernel; 2],
+    /// `[R.., D]`
+    pub(crate) x: &'a Tensor,
+    /// The weight of each column.
+    pub(crate) w: Option<&'a Tensor>,
+    /// The gate of each number.
+    pub(crate) z: Option<&'a Tensor>,
+    /// What the sum of a row's squares is multiplied with: 1, or one over the width.
+    pub(crate) share: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, bytemuck::NoUninit)]
+struct Params {
+    rows: u32,
+    width: u32,
+    share: f32,
+    eps: f32,
+    each: u32,
+    first: u32,
+    stride: u32,
+}
+
+/// The tensors as the kernels read them.
+struct Read {
+    form: Form,
+    sharing: Sharing,
+    rows: usize,
+    width: usize,
+    x: Tensor,
+    w: Option<Tensor>,
+    z: Option<Tensor>,
+}
+
+impl Read {
+    fn new(gpu: &Gpu, norm: Norm<'_>) -> Result<Self> {
+        let width = norm.x.shape().last();
+        let form = Form::of(width, norm.x.dtype());
+        let convert = |x: &Tensor| gpu.convert(x, form.dtype());
+        Ok(Read {
+            form,
+            sharing: Sharing::of(width / form.unit()),
+            rows: norm.x.elements() / width,
+            width,
+            x: convert(norm.x)?,
+            w: norm.w.map(convert).transpose()?,
+            z: norm.z.map(convert).transpose()?,
+        })
+    }
+
+    /// These rows of a tensor like `x`.
+    fn part<'a>(&self, x: &'a Tensor, rows: &Range<usize>) -> Bind<'a> {
+        let row = self.width * self.form.dtype().size();
+        Bind::Part(x, rows.start * row..rows.end * row)
+    }
+
+    /// Runs of rows that fit a binding.
+    fn segments(&self, gpu: &Gpu) -> impl Iterator<Item = Range<usize>> + use<> {
+        gpu.segments(self.rows, self.width * self.form.dtype().size())
+    }
+
+    /// What a launch over these rows reads and writes: `x`, a tensor like it, the rows' scales, weights and gates.
+    fn binds<'a>(&'a self, y: &'a Tensor, scales: &'a Tensor, rows: &Range<usize>) -> Vec<Bind<'a>> {
+        let scales = Bind::Part(scales, rows.start * 4..rows.end * 4);
+        let mut binds = vec![self.part(&self.x, rows), self.part(y, rows), scales];
+        binds.extend(self.w.iter().map(Bind::All));
+        binds.extend(self.z.iter().map(|z| self.part(z, rows)));
+        binds
+    }
+}
+
+/// The normalised rows, and each row's scale.
+pub(crate) fn forward(gpu: &Gpu, norm: Norm<'_>, eps: f32) -> Result<(Tensor, Tensor)> {
+    let read = Read::new(gpu, norm)?;
+    let y = gpu.empty(norm.x.shape(), read.form.dtype())?;
+    let scales = gpu.empty([read.rows], DType::F32)?;
+    for rows in read.segments(gpu) {
+        let width = (read.width / read.form.unit()) as u32;
+        let params = Params { rows: rows.len() as u32, width, share: norm.share, eps, ..Params::default() };
+        gpu.launch(&Launch {
+            kernel: read.form.choose(norm.kernels),
+            entry: "forward",
+            constants: &read.sharing.constants(),
+            stored: &read.form.stored(),
+            binds: &read.binds(&y, &scales, &rows),
+            params: bytemuck::bytes_of(&params),
+            groups: Groups::Line(rows.len().div_ceil(read.sharing.at_once())),
+        })?;
+    }
+    Ok((gpu.convert(&y, norm.x.dtype())?, scales))
+}
+
+/// The gradients that a norm has.
+pub(crate) struct Gradients {
+    pub(crate) dx: Tensor,
+    pub(crate) dw: Option<Tensor>,
+    pub(crate) dz: Option<Tensor>,
+}
+
+/// The gradients to `x`, `w` and `z`.
+pub(crate) fn backward(gpu: &Gpu, norm: Norm<'_>, scales: &Tensor, dy: &Tensor) -> Result<Gradients> {
+    let read = Read::new(gpu, norm)?;
+    let dy = gpu.convert(dy, read.form.dtype())?;
+    let like = || gpu.empty(norm.x.shape(), read.form.dtype());
+    let (dx, dz) = (like()?, norm.z.map(|_| like()).transpose()?);
+    // without weights nothing is summed, and every batch of rows is a workgroup's
+    let parts_at_most = if norm.w.is_some() { PARTS } else { read.rows };
+    let each = read.rows.div_ceil(parts_at_most).next_multiple_of(read.sharing.at_once());
+    let parts = |rows: &Range<usize>| rows.len().div_ceil(each);
+    let stride = read.width.next_multiple_of(4);
+    let sums = match norm.w {
+        Some(_) => Some(gpu.empty([read.segments(gpu).map(|rows| parts(&rows)).sum(), stride], DType::F32)?),
+        None => None,
+    };
+    let mut first = 0;
+    for rows in read.segments(gpu) {
+        let mut binds = read.binds(&dx, scales, &rows);
+        binds.push(read.part(&dy, &rows));
+        binds.extend(sums.iter().map(Bind::All));
+        binds.extend(dz.iter().map(|dz| read.part(dz, &rows)));
+        let unit = read.form.unit();
+        let params = Params {
+            rows: rows.len() as u32,
+            width: (read.width / unit) as u32,
+            share: norm.share,
+            eps: 0.0,
+            each: each as u32,
+            first: first as u32,
+            stride: (stride / unit) as u32,
+        };
+        gpu.launch(&Launch {
+            kernel: read.form.choose(norm.kernels),
+            entry: "backward",
+            constants: &read.sharing.constants(),
+            stored: &read.form.stored(),
+            binds: &binds,
+            params: bytemuck::bytes_of(&params),
+            groups: Groups::Line(parts(&rows)),
+        })?;
+        first += parts(&rows);
+    }
+    let convert = |x: &Tensor| gpu.convert(x, norm.x.dtype());
+    let dw = match (norm.w, &sums) {
+        (Some(w), Some(sums)) => Some(convert(&totals(gpu, sums, w.shape())?)?),
+        _ => None,
+    };
+    Ok(Gradients { dx: convert(&dx)?, dw, dz: dz.as_ref().map(convert).transpose()? })
+}

@@ -1,0 +1,28 @@
+//! Rows shared by the invocations of a workgroup; the gradient to `w` in two stages.
+
+use super::Grad;
+use crate::common::gpu::form::{QUADS, SINGLES};
+use crate::common::gpu::norm::{self, Gradients, NORM, NORM_GRADIENT, Norm};
+use crate::common::gpu::rows::ROWS;
+use alluvium_core::wgpu::{Gpu, Kernel};
+use alluvium_core::{Result, Tensor};
+
+const TEXT: &str = include_str!("kernel.wgsl");
+
+static KERNELS: [Kernel; 2] = [
+    Kernel::new("rms_norm", &[QUADS, ROWS, NORM, NORM_GRADIENT, TEXT]).reducing(),
+    Kernel::new("rms_norm of single numbers", &[SINGLES, ROWS, NORM, NORM_GRADIENT, TEXT]).reducing(),
+];
+
+fn norm<'a>(x: &'a Tensor, w: &'a Tensor) -> Norm<'a> {
+    Norm { kernels: &KERNELS, x, w: Some(w), z: None, share: 1.0 / w.elements() as f32 }
+}
+
+pub(super) fn forward(gpu: &Gpu, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    norm::forward(gpu, norm(x, w), eps)
+}
+
+pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 2]> {
+    let Gradients { dx, dw, .. } = norm::backward(gpu, norm(&saved.x, &saved.w), &saved.rstd, dy)?;
+    Ok([Some(dx), dw])
+}
