@@ -36,6 +36,8 @@ pub enum Bind<'a> {
     All(&'a Tensor),
     /// These bytes of it; the first is a multiple of [`Limits::alignment`](super::Limits).
     Part(&'a Tensor, Range<usize>),
+    /// Nothing: the function does not read this binding.
+    Unused,
 }
 
 /// The grid of a launch.
@@ -122,7 +124,7 @@ impl Gpu {
         let bind_group = self.bind_group(&compiled, &views)?;
 
         let mut batch = inner.queue.batch();
-        for view in &views {
+        for view in views.iter().flatten() {
             view.tensor.gpu_bytes()?.touch(batch.number);
         }
         let pass = batch.pass(&inner.device);
@@ -157,8 +159,9 @@ impl Gpu {
     }
 
     /// A tensor's bytes at a place where a binding may start: its own, or a copy.
-    fn view<'a>(&self, launch: &Launch<'_>, bind: &'a Bind<'a>) -> Result<View<'a>> {
+    fn view<'a>(&self, launch: &Launch<'_>, bind: &'a Bind<'a>) -> Result<Option<View<'a>>> {
         let (tensor, range) = match bind {
+            Bind::Unused => return Ok(None),
             Bind::All(tensor) => (*tensor, 0..tensor.elements() * tensor.dtype().size()),
             Bind::Part(tensor, range) => (*tensor, range.clone()),
         };
@@ -171,15 +174,16 @@ impl Gpu {
         }
         let first = tensor.offset() + range.start;
         if first.is_multiple_of(limits.alignment) {
-            return Ok(View { tensor: Cow::Borrowed(tensor), first, size });
+            return Ok(Some(View { tensor: Cow::Borrowed(tensor), first, size }));
         }
         let copy = self.aligned(tensor)?;
-        Ok(View { tensor: Cow::Owned(copy), first: range.start, size })
+        Ok(Some(View { tensor: Cow::Owned(copy), first: range.start, size }))
     }
 
-    fn bind_group(&self, compiled: &Compiled, views: &[View<'_>]) -> Result<wgpu::BindGroup> {
+    fn bind_group(&self, compiled: &Compiled, views: &[Option<View<'_>>]) -> Result<wgpu::BindGroup> {
         let mut entries = Vec::with_capacity(views.len());
         for (i, view) in views.iter().enumerate() {
+            let Some(view) = view else { continue };
             let bytes = view.tensor.gpu_bytes()?;
             let buffer = bytes.buffer().ok_or_else(|| failed(self.name(), "a buffer is gone"))?;
             // rows at the end of a buffer may have no whole quad after them

@@ -138,6 +138,14 @@ impl Gpu {
         Ok(y)
     }
 
+    /// A copy in memory of its own.
+    ///
+    /// # Errors
+    /// When memory is used up.
+    pub fn copied(&self, x: &Tensor) -> Result<Tensor> {
+        self.aligned(x)
+    }
+
     /// A copy of a view whose place in its buffer no binding may start at.
     pub(super) fn aligned(&self, x: &Tensor) -> Result<Tensor> {
         let size = x.elements() * x.dtype().size();

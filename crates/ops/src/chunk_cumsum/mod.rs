@@ -2,11 +2,12 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
+use crate::common::gpu::chunk::Way;
 use alluvium_core::contract::{F32, Fill};
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
@@ -31,7 +32,7 @@ pub fn chunk_cumsum(g: &Tensor) -> Result<Tensor> {
     let sizes = [dims['T'], dims['G']];
     let y = match g.device() {
         Device::Cpu(cpu) => cpu::sums(cpu, g, sizes, cpu::Order::Forward)?,
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
+        Device::Wgpu(gpu) => gpu::sums(gpu, g, sizes, Way::Forward)?,
     };
     tape::record([g], y, || Grad { sizes })
 }
@@ -49,7 +50,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         match dy.device() {
             Device::Cpu(cpu) => Ok([Some(cpu::sums(cpu, &dy, self.sizes, cpu::Order::Backward)?)]),
-            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
+            Device::Wgpu(gpu) => Ok([Some(gpu::sums(gpu, &dy, self.sizes, Way::Back)?)]),
         }
     }
 }

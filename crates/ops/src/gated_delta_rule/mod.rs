@@ -2,11 +2,11 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 pub(crate) mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
 use crate::common::packed;
 use alluvium_core::contract::{F32, FLOATS, Fill, IDS, SAME};
 use alluvium_core::{Arg, BackwardMany, Contract, Device, Error, Kind, Result, Rule, Tensor, tape};
@@ -115,7 +115,7 @@ pub fn gated_delta_rule(args: GatedDelta<'_>) -> Result<Delta> {
     let keep = if traced { states } else { ChunkStates::Recompute };
     let (delta, states) = match q.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, &saved, keep)?,
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
+        Device::Wgpu(gpu) => gpu::forward(gpu, &saved, keep)?,
     };
     saved.states = states;
     let inputs = [Some(q), Some(k), Some(v), Some(g), Some(beta), initial_state];
@@ -154,7 +154,8 @@ struct Grad {
     initial_state: Option<Tensor>,
     sequences: Vec<Range<usize>>,
     scale: f32,
-    states: Option<cpu::States>,
+    /// As the device lays them out.
+    states: Option<Tensor>,
 }
 
 impl BackwardMany<6, 2> for Grad {
@@ -165,7 +166,7 @@ impl BackwardMany<6, 2> for Grad {
     fn backward(self, [o, last]: [Option<Tensor>; 2], _need: [bool; 6]) -> Result<[Option<Tensor>; 6]> {
         match self.q.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, o.as_ref(), last.as_ref()),
-            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
+            Device::Wgpu(gpu) => gpu::backward(gpu, &self, o, last),
         }
     }
 }

@@ -2,12 +2,12 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
 use crate::Delta;
-use crate::common::no_kernel;
 use alluvium_core::contract::{F32, FLOATS, Fill, SAME};
 use alluvium_core::{Arg, Contract, Device, Error, Result, Rule, Tensor, tape};
 
@@ -73,7 +73,7 @@ pub fn gated_delta_step(args: GatedDeltaStep<'_>) -> Result<Delta> {
     tape::no_gradient(CONTRACT.op, WHY, [*q, k, v, g, beta, state])?;
     match q.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, args, &dims),
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
+        Device::Wgpu(gpu) => gpu::forward(gpu, args, &dims),
     }
 }
 

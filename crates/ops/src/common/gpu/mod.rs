@@ -1,5 +1,6 @@
 //! Pieces shared by the launches of operations on a GPU.
 
+pub(crate) mod chunk;
 pub(crate) mod form;
 pub(crate) mod map;
 pub(crate) mod norm;

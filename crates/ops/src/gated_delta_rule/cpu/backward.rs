@@ -23,7 +23,7 @@ pub(in crate::gated_delta_rule) fn backward(
     let given = Given {
         o: d_o.map(|x| cpu.read(x)).transpose()?,
         last: d_last.map(|x| cpu.read(x)).transpose()?,
-        states: args.states.as_deref(),
+        states: args.states.as_ref().map(|states| states.slice()).transpose()?,
     };
     let like = |x: &Tensor| cpu.buffer::<f32>(x.elements());
     let (mut dq, mut dk, mut dv) = (like(&args.q)?, like(&args.k)?, like(&args.v)?);

@@ -1,19 +1,19 @@
 //! Outputs and final states.
 
+use super::Problem;
 use super::chunk::Chunk;
-use super::{Problem, States};
 use crate::common::chunk::{CHUNK, Write, maps, scatter};
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Part, Product, product, transpose};
 use crate::gated_delta_rule::{ChunkStates, Delta, Grad};
 use alluvium_core::cpu::Cpu;
-use alluvium_core::{DType, Result};
+use alluvium_core::{DType, Result, Tensor};
 
 pub(in crate::gated_delta_rule) fn forward(
     cpu: &Cpu,
     args: &Grad,
     keep: ChunkStates,
-) -> Result<(Delta, Option<States>)> {
+) -> Result<(Delta, Option<Tensor>)> {
     let problem = Problem::new(cpu, args)?;
     let ([k, v], state) = (problem.width, problem.state());
     let tasks = problem.sequences.len() * problem.groups;
@@ -28,6 +28,7 @@ pub(in crate::gated_delta_rule) fn forward(
     let scratch = state + CHUNK * v + Chunk::scratch(problem.width);
     tasks::each(cpu, tasks, scratch, |task, scratch| head(&problem, task, scratch, &out))?;
     let last = cpu.tensor(last, [problem.sequences.len(), problem.groups, v, k], DType::F32)?;
+    let kept = kept.map(|kept| cpu.tensor(kept, [problem.chunks(), problem.groups, v, k], DType::F32)).transpose()?;
     Ok((Delta { o: cpu.tensor(o, args.v.shape(), args.v.dtype())?, final_state: last }, kept))
 }
 

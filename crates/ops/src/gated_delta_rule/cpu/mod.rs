@@ -14,11 +14,8 @@ pub(super) use forward::forward;
 use super::Grad;
 use crate::common::chunk::{CHUNK, split};
 use alluvium_core::Result;
-use alluvium_core::cpu::{Buffer, Cpu, Floats, Level};
+use alluvium_core::cpu::{Cpu, Floats, Level};
 use std::ops::Range;
-
-/// The states at the starts of all chunks, `K × V` each: sequence by sequence, head by head, chunk by chunk.
-pub(super) type States = Buffer<f32>;
 
 /// The arguments as f32, and their sizes.
 struct Problem<'a> {

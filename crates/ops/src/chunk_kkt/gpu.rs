@@ -1,0 +1,22 @@
+//! Products of the keys, gated as they are stored.
+
+use super::Grad;
+use crate::common::gpu::chunk::{Chunks, Decay, Keep};
+use alluvium_core::wgpu::Gpu;
+use alluvium_core::{Result, Tensor};
+
+pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<Tensor> {
+    let chunks = Chunks::of(gpu, args.layout)?;
+    let gates = chunks.gates(&args.g_cum, Decay::Summed, Some(&args.beta))?;
+    let (b, t, g) = (args.layout.batch, args.layout.tokens, args.layout.groups);
+    chunks.kkt(&gpu.widen(&args.k)?, &gates)?.reshape([b, t, g, 64])
+}
+
+pub(super) fn backward(gpu: &Gpu, args: &Grad, dl: &Tensor) -> Result<[Option<Tensor>; 3]> {
+    let chunks = Chunks::of(gpu, args.layout)?;
+    let gates = chunks.gates(&args.g_cum, Decay::Summed, Some(&args.beta))?;
+    let m = chunks.gated(dl, &gates.gamma, Keep::Below)?;
+    let [dk, dbeta, dg] = chunks.kkt_gradient(&gpu.widen(&args.k)?, &gates, &m)?;
+    let dk = gpu.convert(&chunks.over_readers(dk)?, args.k.dtype())?.reshape(args.k.shape())?;
+    Ok([Some(dk), Some(dbeta.reshape(args.beta.shape())?), Some(dg.reshape(args.g_cum.shape())?)])
+}

@@ -1,0 +1,38 @@
+//! Products with the states and inside the chunks.
+
+use super::Grad;
+use crate::common::gpu::chunk::{Chunks, Decay, Outputs};
+use alluvium_core::wgpu::Gpu;
+use alluvium_core::{Result, Tensor};
+
+/// The states chunk by chunk, whatever row they are of.
+fn states(chunks: &Chunks, args: &Grad) -> Result<Tensor> {
+    let shape = args.h.shape();
+    args.h.reshape([chunks.count(), shape[2], shape[3], shape[4]])
+}
+
+pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<Tensor> {
+    let chunks = Chunks::of(gpu, args.layout)?;
+    let gates = chunks.gates(&args.g_cum, Decay::Summed, None)?;
+    let (q, k, v_new) = (gpu.widen(&args.q)?, gpu.widen(&args.k)?, gpu.widen(&args.v_new)?);
+    let h = states(&chunks, args)?;
+    let o = chunks.output(&Outputs { q: &q, k: &k, v_new: &v_new, h: &h, gates: &gates, scale: args.scale })?;
+    gpu.convert(&o, args.v_new.dtype())?.reshape(args.v_new.shape())
+}
+
+pub(super) fn backward(gpu: &Gpu, args: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 5]> {
+    let chunks = Chunks::of(gpu, args.layout)?;
+    let gates = chunks.gates(&args.g_cum, Decay::Summed, None)?;
+    let (q, k, v_new) = (gpu.widen(&args.q)?, gpu.widen(&args.k)?, gpu.widen(&args.v_new)?);
+    let h = states(&chunks, args)?;
+    let of = Outputs { q: &q, k: &k, v_new: &v_new, h: &h, gates: &gates, scale: args.scale };
+    let found = chunks.output_gradient(&of, &gpu.widen(dy)?)?;
+    let stored = |x: &Tensor, like: &Tensor| gpu.convert(x, like.dtype())?.reshape(like.shape());
+    Ok([
+        Some(stored(&chunks.over_readers(found.dq)?, &args.q)?),
+        Some(stored(&chunks.over_readers(found.dk)?, &args.k)?),
+        Some(stored(&found.dv_new, &args.v_new)?),
+        Some(stored(&found.dh, &args.h)?),
+        Some(stored(&found.dg, &args.g_cum)?),
+    ])
+}

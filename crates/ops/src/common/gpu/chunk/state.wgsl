@@ -1,0 +1,108 @@
+// The one thing that goes from chunk to chunk: a tile of TILE rows of a head's state stays with its workgroup while the
+// chunks of a sequence pass, forwards or, for gradients, backwards.
+//
+// forwards (BACK 0): `states` gets the state at the chunk's start; y = x - left state; state <- decay state + sum of
+// (to-the-end factor * y) right.
+// backwards (BACK 1): `states` holds a gradient that joins at the chunk's start and gets the one at its end; y = x +
+// factor * (left state); state <- decay state - sum of y right + what joined.
+//
+// Constants: K, V; TILE a multiple of 4.
+struct Params { sequences: u32, groups: u32, left_share: u32, right_share: u32 }
+var<immediate> p: Params;
+@group(0) @binding(0) var<storage, read> sequences: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read> left: array<f32>;
+@group(0) @binding(2) var<storage, read> right: array<f32>;
+@group(0) @binding(3) var<storage, read> x: array<f32>;
+@group(0) @binding(4) var<storage, read> factors: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> y: array<f32>;
+@group(0) @binding(6) var<storage, read_write> states: array<f32>;
+@group(0) @binding(7) var<storage, read_write> last: array<f32>;
+
+const EACH: u32 = TILE / 4u;
+// where there are few columns, several invocations share one: each has a run of its rows
+const RUNS: u32 = max(256u / K, 1u);
+const RUN_ROWS: u32 = (TILE + RUNS - 1u) / RUNS;
+var<workgroup> state: array<f32, TILE * K>;
+var<workgroup> written: array<f32, 64u * TILE>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let tiles = (V + TILE - 1u) / TILE;
+    let index = group_index(group, groups);
+    if index >= p.sequences * p.groups * tiles { return; }
+    let tile = index % tiles * TILE;
+    let head = (index / tiles) % p.groups;
+    let sequence = sequences[index / tiles / p.groups];
+    let rows = min(TILE, V - tile);
+    let left_heads = p.groups / p.left_share;
+    let right_heads = p.groups / p.right_share;
+    let own = ((index / tiles / p.groups * p.groups + head) * V + tile) * K;
+    for (var i = lane; i < TILE * K; i += 256u) {
+        state[i] = 0.0;
+        if i < rows * K { state[i] = last[own + i]; }
+    }
+    workgroupBarrier();
+    for (var step = 0u; step < sequence.w; step++) {
+        let at = select(step, sequence.w - 1u - step, BACK == 1u);
+        let first = sequence.x + at * 64u;
+        let tokens = min(64u, sequence.x + sequence.y - first);
+        let kept = (((sequence.z + at) * p.groups + head) * V + tile) * K;
+
+        // y: an invocation has one token and EACH rows
+        let i = lane % 64u;
+        let v_first = lane / 64u * EACH;
+        var sums: array<f32, EACH>;
+        for (var r = 0u; r < EACH; r++) { sums[r] = 0.0; }
+        if i < tokens {
+            let source = ((first + i) * left_heads + head / p.left_share) * K;
+            for (var k = 0u; k < K; k++) {
+                let each = left[source + k];
+                for (var r = 0u; r < EACH; r++) { sums[r] += each * state[(v_first + r) * K + k]; }
+            }
+        }
+        for (var r = 0u; r < EACH; r++) {
+            let v = v_first + r;
+            var sum = 0.0;
+            if i < tokens && v < rows {
+                let place = ((first + i) * p.groups + head) * V + tile + v;
+                let end = factors[(first + i) * p.groups + head].y;
+                if BACK == 0u {
+                    let fresh = x[place] - sums[r];
+                    y[place] = fresh;
+                    sum = end * fresh;
+                } else {
+                    let fresh = x[place] + end * sums[r];
+                    y[place] = fresh;
+                    sum = -fresh;
+                }
+            }
+            written[i * TILE + v] = sum;
+        }
+        workgroupBarrier();
+
+        // the state: an invocation has a column, or a run of its rows
+        let decay = factors[(first + tokens - 1u) * p.groups + head].x;
+        for (var cell = lane; cell < RUNS * K; cell += 256u) {
+            let k = cell % K;
+            let run_first = cell / K * RUN_ROWS;
+            var fresh: array<f32, RUN_ROWS>;
+            for (var r = 0u; r < RUN_ROWS; r++) { fresh[r] = 0.0; }
+            for (var i = 0u; i < tokens; i++) {
+                let each = right[((first + i) * right_heads + head / p.right_share) * K + k];
+                for (var r = 0u; r < RUN_ROWS; r++) { fresh[r] += written[i * TILE + min(run_first + r, TILE - 1u)] * each; }
+            }
+            for (var r = 0u; r < RUN_ROWS; r++) {
+                let v = run_first + r;
+                if v < rows {
+                    let before = state[v * K + k];
+                    var joined = 0.0;
+                    if BACK == 1u { joined = states[kept + v * K + k]; }
+                    states[kept + v * K + k] = before;
+                    state[v * K + k] = decay * before + fresh[r] + joined;
+                }
+            }
+        }
+        workgroupBarrier();
+    }
+    for (var i = lane; i < rows * K; i += 256u) { last[own + i] = state[i]; }
+}

@@ -1,0 +1,23 @@
+// Sums over a chunk.
+struct Params { chunks: u32, groups: u32, size: u32 }
+var<immediate> p: Params;
+@group(0) @binding(0) var<storage, read> chunks: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+
+// running sums of each head, from the first token or (BACK 1) from the last
+@compute @workgroup_size(64)
+fn running(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let lines = (p.groups + 63u) / 64u;
+    let at = group_index(group, groups);
+    let head = at % lines * 64u + lane;
+    if at >= p.chunks * lines || head >= p.groups { return; }
+    let chunk = chunks[at / lines];
+    var sum = 0.0;
+    for (var step = 0u; step < chunk.y; step++) {
+        let i = select(step, chunk.y - 1u - step, BACK == 1u);
+        let place = (chunk.x + i) * p.groups + head;
+        sum += x[place];
+        y[place] = sum;
+    }
+}

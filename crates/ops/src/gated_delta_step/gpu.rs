@@ -1,0 +1,51 @@
+//! Bound by reading and writing the state: 32 invocations have a row of it.
+
+use super::{Delta, GatedDeltaStep};
+use crate::common::gpu::MATH;
+use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::{DType, Dims, Result};
+
+static KERNEL: Kernel = Kernel::new("gated_delta_step", &[MATH, include_str!("kernel.wgsl")]);
+
+/// Rows of a workgroup.
+const ROWS: usize = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    rows: u32,
+    values: u32,
+    keys: u32,
+    groups: u32,
+    share: u32,
+    scale: f32,
+}
+
+pub(super) fn forward(gpu: &Gpu, args: GatedDeltaStep<'_>, dims: &Dims) -> Result<Delta> {
+    let GatedDeltaStep { q, k, v, g, beta, mut state, scale } = args;
+    if !state.is_unique() {
+        state = gpu.copied(&state)?;
+    }
+    let (q, k, x) = (gpu.widen(q)?, gpu.widen(k)?, gpu.widen(v)?);
+    let o = gpu.empty(v.shape(), DType::F32)?;
+    let rows = v.elements();
+    let params = Params {
+        rows: rows as u32,
+        values: dims['V'] as u32,
+        keys: dims['K'] as u32,
+        groups: dims['G'] as u32,
+        share: (dims['G'] / dims['H']) as u32,
+        scale,
+    };
+    gpu.launch(&Launch {
+        kernel: &KERNEL,
+        entry: "main",
+        // numbers of a row that an invocation has
+        constants: &[("EACH", dims['K'].div_ceil(32) as u32)],
+        stored: &[],
+        binds: &[&q, &k, &x, g, beta, &state, &o].map(Bind::All),
+        params: bytemuck::bytes_of(&params),
+        groups: Groups::Line(rows.div_ceil(ROWS)),
+    })?;
+    Ok(Delta { o: gpu.convert(&o, v.dtype())?, final_state: state })
+}
