@@ -1,0 +1,89 @@
+//! Four gates an invocation; the gradients of the heads' parameters in two stages.
+
+use super::{Gates, Grad};
+use crate::common::gpu::MATH;
+use crate::common::gpu::totals::{PARTS, totals};
+use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::{DType, Result, Tensor};
+
+static KERNEL: Kernel = Kernel::new("gdn_gate", &[MATH, include_str!("kernel.wgsl")]);
+
+/// Invocations of a workgroup.
+const GROUP: usize = 256;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    n: u32,
+    heads: u32,
+    rows: u32,
+    each: u32,
+    stride: u32,
+}
+
+/// The sizes of a launch.
+struct Sizes {
+    n: usize,
+    heads: usize,
+    each: usize,
+}
+
+impl Sizes {
+    fn of(a: &Tensor) -> Self {
+        let (n, heads) = (a.elements(), a.shape().last());
+        // several rows for each of the workgroup's slots
+        let slots = GROUP / heads.min(GROUP);
+        Sizes { n, heads, each: (n / heads).div_ceil(PARTS).max(4 * slots) }
+    }
+
+    fn parts(&self) -> usize {
+        (self.n / self.heads).div_ceil(self.each)
+    }
+
+    fn stride(&self) -> usize {
+        self.heads.next_multiple_of(4)
+    }
+
+    fn launch(&self, gpu: &Gpu, entry: &'static str, groups: usize, a: &Tensor, more: &[&Tensor]) -> Result<()> {
+        let params = Params {
+            n: self.n.div_ceil(4) as u32,
+            heads: self.heads as u32,
+            rows: (self.n / self.heads) as u32,
+            each: self.each as u32,
+            stride: self.stride() as u32,
+        };
+        let binds: Vec<Bind<'_>> = [a].iter().chain(more).map(|x| Bind::All(x)).collect();
+        gpu.launch(&Launch {
+            kernel: &KERNEL,
+            entry,
+            constants: &[("COLUMNS", self.heads.min(GROUP) as u32)],
+            stored: &[("X", a.dtype())],
+            binds: &binds,
+            params: bytemuck::bytes_of(&params),
+            groups: Groups::Line(groups),
+        })
+    }
+}
+
+pub(super) fn forward(gpu: &Gpu, [a, b, a_log, dt_bias]: [&Tensor; 4]) -> Result<Gates> {
+    let (g, beta) = (gpu.empty(a.shape(), DType::F32)?, gpu.empty(a.shape(), DType::F32)?);
+    let sizes = Sizes::of(a);
+    sizes.launch(gpu, "forward", sizes.n.div_ceil(4 * GROUP), a, &[a_log, dt_bias, &beta, &g, b])?;
+    Ok(Gates { g, beta })
+}
+
+pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: [Option<&Tensor>; 2]) -> Result<[Option<Tensor>; 4]> {
+    let Grad { a, a_log, dt_bias, g, beta } = saved;
+    let given = |dy: Option<&Tensor>| dy.map_or_else(|| gpu.zeros(a.shape(), DType::F32), |dy| Ok(dy.clone()));
+    let [dg, dbeta] = [given(dy[0])?, given(dy[1])?];
+    let sizes = Sizes::of(a);
+    let (da, db) = (gpu.empty(a.shape(), a.dtype())?, gpu.empty(a.shape(), a.dtype())?);
+    let more = [a_log, dt_bias, beta, &dg, &dbeta, &da, &db];
+    sizes.launch(gpu, "backward", sizes.n.div_ceil(4 * GROUP), a, &more)?;
+    let parts = || gpu.empty([sizes.parts(), sizes.stride()], DType::F32);
+    let (of_log, of_bias) = (parts()?, parts()?);
+    let groups = sizes.parts() * sizes.heads.div_ceil(GROUP);
+    sizes.launch(gpu, "sums", groups, a, &[a_log, dt_bias, g, &dg, &of_log, &of_bias])?;
+    let (d_log, d_bias) = (totals(gpu, &of_log, a_log.shape())?, totals(gpu, &of_bias, dt_bias.shape())?);
+    Ok([Some(da), Some(db), Some(d_log), Some(d_bias)])
+}
