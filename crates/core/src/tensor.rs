@@ -218,7 +218,11 @@ impl Tensor {
     pub fn is_unique(&mut self) -> bool {
         match &mut self.storage {
             Storage::Cpu(bytes) => Arc::get_mut(bytes).is_some(),
-            Storage::Wgpu(bytes) => Arc::get_mut(bytes).map(wgpu::Bytes::forget).is_some(),
+            // a view that no binding may start at is bound as a copy, which must not be written to
+            Storage::Wgpu(bytes) if self.offset.is_multiple_of(wgpu::ALIGNMENT) => {
+                Arc::get_mut(bytes).map(wgpu::Bytes::forget).is_some()
+            }
+            Storage::Wgpu(_) => false,
         }
     }
 

@@ -22,6 +22,9 @@ use queue::Queue;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+/// On every adapter a binding may start at a multiple of so many bytes.
+pub const ALIGNMENT: usize = 256;
+
 /// A handle on a GPU: its queue, its memory pool and its compiled kernels.
 #[derive(Clone)]
 pub struct Gpu(Arc<Inner>);

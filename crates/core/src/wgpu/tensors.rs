@@ -1,6 +1,6 @@
 //! Tensors of a GPU: made, filled, converted, read.
 
-use super::{Bind, Gpu, Groups, Kernel, Launch};
+use super::{ALIGNMENT, Bind, Gpu, Groups, Kernel, Launch};
 use crate::tensor::Storage;
 use crate::{DType, Error, Result, Shape, Tensor};
 use std::sync::Arc;
@@ -91,11 +91,11 @@ impl Gpu {
         Ok(())
     }
 
-    /// Cuts `units` of at most `bytes` each into runs that fit a binding and start where one may.
+    /// Cuts `units` of at most `bytes` each into runs that fit a binding and start where one may. Units so long that no
+    /// such cut exists stay one run, which the launch then refuses.
     pub fn segments(&self, units: usize, bytes: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-        // a multiple of 256 units starts at a multiple of 256 bytes, which satisfies any adapter
-        let most = (self.limits().binding / bytes.max(1)).max(1);
-        let most = if most >= units { units.max(1) } else { (most & !255).max(1) };
+        let most = self.limits().binding / bytes.max(1);
+        let most = if most >= units || most < ALIGNMENT { units.max(1) } else { most / ALIGNMENT * ALIGNMENT };
         (0..units).step_by(most).map(move |first| first..(first + most).min(units))
     }
 
