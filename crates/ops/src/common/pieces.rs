@@ -1,7 +1,9 @@
 //! Rows put together from pieces of other tensors' rows: joining, splitting, slicing and their gradients are one copy.
 
+use super::gpu::copy::{Place, Rows};
 use super::stored::by_element;
 use alluvium_core::cpu::Cpu;
+use alluvium_core::wgpu::Gpu;
 use alluvium_core::{DType, Device, Element, Error, Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -48,7 +50,7 @@ pub(crate) fn join(op: &'static str, like: &Tensor, shape: Shape, axis: usize, p
     let inner = Axis::of(op, shape, axis)?.inner;
     match like.device() {
         Device::Cpu(cpu) => join_rows(cpu, (shape, like.dtype()), axis, inner, pieces),
-        Device::Wgpu(gpu) => super::no_kernel(op, gpu),
+        Device::Wgpu(gpu) => join_on_gpu(gpu, (shape, like.dtype()), axis, inner, pieces),
     }
 }
 
@@ -70,6 +72,32 @@ fn join_rows(cpu: &Cpu, (shape, dtype): (Shape, DType), axis: usize, inner: usiz
         copy_rows(cpu, &spans, &mut to);
         cpu.wrap(to, shape)
     })
+}
+
+/// A copy for each piece.
+fn join_on_gpu(
+    gpu: &Gpu,
+    (shape, dtype): (Shape, DType),
+    axis: usize,
+    inner: usize,
+    pieces: &[Piece],
+) -> Result<Tensor> {
+    let to = gpu.empty(shape, dtype)?;
+    let rows = shape[..axis].iter().product();
+    let mut first = 0;
+    for piece in pieces.iter().filter(|piece| piece.len() > 0) {
+        let from = match piece {
+            Piece::Zeros(_) => None,
+            Piece::Of(tensor, range) => {
+                Some(Place { tensor, first: range.start * inner, stride: tensor.shape()[axis] * inner })
+            }
+        };
+        let width = piece.len() * inner;
+        let place = Place { tensor: &to, first, stride: shape[axis] * inner };
+        Rows { to: place, from, rows, width, repeat: 1 }.copy(gpu)?;
+        first += width;
+    }
+    Ok(to)
 }
 
 /// `width` elements of each row of the result: from `first + row · stride` on, or zeros.

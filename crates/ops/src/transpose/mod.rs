@@ -2,11 +2,11 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
 use alluvium_core::contract::ANY;
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
@@ -33,7 +33,7 @@ pub fn transpose(x: &Tensor, axes: [usize; 2]) -> Result<Tensor> {
     }
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, low, high)?,
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
+        Device::Wgpu(gpu) => gpu::forward(gpu, x, low, high)?,
     };
     tape::record([x], y, || Grad { axes })
 }

@@ -2,11 +2,11 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
 use alluvium_core::contract::{ANY, SAME};
 use alluvium_core::{Arg, Contract, Device, Error, Result, Rule, Tensor, tape};
 
@@ -39,7 +39,7 @@ pub fn write_rows(cache: Tensor, rows: &Tensor, at: usize) -> Result<Tensor> {
     }
     match rows.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, cache, rows, at),
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
+        Device::Wgpu(gpu) => gpu::forward(gpu, cache, rows, at),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Pieces shared by the launches of operations on a GPU.
 
 pub(crate) mod chunk;
+pub(crate) mod copy;
 pub(crate) mod form;
 pub(crate) mod map;
 pub(crate) mod norm;

@@ -1,0 +1,56 @@
+//! Rows are copied forward; backward an invocation sums the repeats of one unit.
+
+use crate::common::gpu::copy::{Place, Rows};
+use crate::common::gpu::form::{Form, QUADS, SINGLES};
+use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::{DType, Result, Shape, Tensor};
+
+const TEXT: &str = include_str!("kernel.wgsl");
+
+static KERNELS: [Kernel; 2] =
+    [Kernel::new("repeat_heads", &[QUADS, TEXT]), Kernel::new("repeat_heads of single numbers", &[SINGLES, TEXT])];
+
+/// Invocations of a workgroup.
+const GROUP: usize = 256;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    count: u32,
+    width: u32,
+    times: u32,
+}
+
+pub(super) fn forward(gpu: &Gpu, x: &Tensor, times: usize, shape: Shape) -> Result<Tensor> {
+    let width = shape.last();
+    // rows of whole words can be repeated as they are
+    let dtype = if (width * x.dtype().size()).is_multiple_of(4) { x.dtype() } else { DType::F32 };
+    let (from, y) = (gpu.convert(x, dtype)?, gpu.empty(shape, dtype)?);
+    let place = |tensor| Place { tensor, first: 0, stride: width };
+    let rows = shape.elements() / width;
+    Rows { to: place(&y), from: Some(place(&from)), rows, width, repeat: times }.copy(gpu)?;
+    gpu.convert(&y, x.dtype())
+}
+
+pub(super) fn backward(gpu: &Gpu, dy: &Tensor, times: usize, shape: Shape) -> Result<Tensor> {
+    let form = Form::of(shape.last(), dy.dtype());
+    let from = gpu.convert(dy, form.dtype())?;
+    let dx = gpu.empty(shape, form.dtype())?;
+    let (width, row) = (shape.last() / form.unit(), shape.last() * form.dtype().size());
+    for rows in gpu.segments(shape.elements() / shape.last(), row * times) {
+        let params = Params { count: (rows.len() * width) as u32, width: width as u32, times: times as u32 };
+        gpu.launch(&Launch {
+            kernel: form.choose(&KERNELS),
+            entry: "backward",
+            constants: &[],
+            stored: &form.stored(),
+            binds: &[
+                Bind::Part(&from, rows.start * row * times..rows.end * row * times),
+                Bind::Part(&dx, rows.start * row..rows.end * row),
+            ],
+            params: bytemuck::bytes_of(&params),
+            groups: Groups::Line((rows.len() * width).div_ceil(GROUP)),
+        })?;
+    }
+    gpu.convert(&dx, dy.dtype())
+}
