@@ -49,17 +49,17 @@ fn floats(x: &mut Tensor) -> Result<&mut [f32]> {
 }
 
 /// What every weight is multiplied with, rounded once from f64.
-struct Factors {
-    beta: [f32; 2],
-    rest: [f32; 2],
-    keep: f32,
-    rate: f32,
-    root: f32,
-    eps: f32,
+pub(super) struct Factors {
+    pub(super) beta: [f32; 2],
+    pub(super) rest: [f32; 2],
+    pub(super) keep: f32,
+    pub(super) rate: f32,
+    pub(super) root: f32,
+    pub(super) eps: f32,
 }
 
 impl Factors {
-    fn new(numbers: &AdamW) -> Self {
+    pub(super) fn new(numbers: &AdamW) -> Self {
         let AdamW { learning_rate, beta1, beta2, eps, weight_decay, step } = *numbers;
         let [lr, decay, beta1, beta2] = [learning_rate, weight_decay, beta1, beta2].map(f64::from);
         let unbiased = |beta: f64| 1.0 - beta.powf(f64::from(step));

@@ -2,11 +2,11 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
 use alluvium_core::contract::{F32, FLOATS, Fill};
 use alluvium_core::{Arg, Contract, Device, Error, Result, Tensor, tape};
 
@@ -107,7 +107,7 @@ pub fn adamw(p: Tensor, grad: &Tensor, m: Tensor, v: Tensor, numbers: &AdamW) ->
     tape::no_gradient(CONTRACT.op, WHY, [&p, grad, &m, &v])?;
     match grad.device() {
         Device::Cpu(cpu) => cpu::step(cpu, AdamWState { p, m, v }, grad, numbers),
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
+        Device::Wgpu(gpu) => gpu::step(gpu, AdamWState { p, m, v }, grad, numbers),
     }
 }
 

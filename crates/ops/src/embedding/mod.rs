@@ -2,11 +2,11 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
 use alluvium_core::contract::{FLOATS, Fill, IDS};
 use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Shape, Tensor, tape};
 
@@ -30,7 +30,7 @@ static CONTRACT: Contract = Contract {
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when an id
-/// is `V` or more.
+/// is `V` or more. An id that a GPU made is not waited for: where it is `V` or more the row is NaN.
 ///
 /// # Source
 /// The layer that checkpoints store as `embed_tokens.weight`; same numbers as `mlx.nn.Embedding`.
@@ -38,7 +38,7 @@ pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     let dims = CONTRACT.check(&[table, ids])?;
     let y = match table.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, table, ids, &dims)?,
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
+        Device::Wgpu(gpu) => gpu::forward(gpu, table, ids, &dims)?,
     };
     tape::record([table], y, || Grad { ids: ids.clone(), shape: table.shape(), dtype: table.dtype() })
 }
@@ -58,7 +58,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         match dy.device() {
             Device::Cpu(cpu) => Ok([Some(cpu::backward(cpu, &self, &dy)?)]),
-            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
+            Device::Wgpu(gpu) => Ok([Some(gpu::backward(gpu, &self, &dy)?)]),
         }
     }
 }

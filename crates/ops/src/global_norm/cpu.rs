@@ -7,7 +7,15 @@ use rayon::prelude::*;
 /// Elements of a task: a fixed number, so that the bits do not depend on the threads.
 const SPAN: usize = 1 << 15;
 
-pub(super) fn squares(cpu: &Cpu, x: &Tensor) -> Result<f64> {
+pub(super) fn norm(cpu: &Cpu, tensors: &[&Tensor]) -> Result<Tensor> {
+    let mut sum = 0.0;
+    for x in tensors {
+        sum += squares(cpu, x)?;
+    }
+    Tensor::full([], sum.sqrt() as f32, &cpu.clone().into())
+}
+
+fn squares(cpu: &Cpu, x: &Tensor) -> Result<f64> {
     let (x, level) = (cpu.read(x)?, cpu.level());
     let sums: Vec<f64> = cpu.run(|| x.par_chunks(SPAN).map(|x| sum_of_squares(level, x)).collect());
     Ok(sums.into_iter().sum())

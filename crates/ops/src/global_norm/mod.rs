@@ -2,11 +2,11 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Contract, Device, Error, Kind, Result, Tensor, tape};
 
@@ -18,7 +18,8 @@ const WHY: &str = "it measures gradients, which are not differentiated themselve
 
 /// The Euclidean norm of all elements of all tensors: `√(Σ x²)`, as `clip_grad_norm` needs it.
 ///
-/// Squares and sums in f64, in an order that depends on the shapes alone.
+/// Squares and sums in f64, on a GPU in f32 with scaled sums of what it cannot square, in an order that depends on the
+/// shapes alone.
 ///
 /// | tensor | shape              | dtype          | gradient |
 /// |--------|--------------------|----------------|----------|
@@ -33,19 +34,17 @@ const WHY: &str = "it measures gradients, which are not differentiated themselve
 /// Pascanu, Mikolov and Bengio 2013, arXiv:1211.5063.
 pub fn global_norm(tensors: &[&Tensor]) -> Result<Tensor> {
     let Some(first) = tensors.first() else { return Err(Error::value(CONTRACT.op, "there is no tensor")) };
-    let mut squares = 0.0;
     for &x in tensors {
         CONTRACT.check(&[x])?;
         tape::no_gradient(CONTRACT.op, WHY, [x])?;
         if x.device() != first.device() {
             return Err(Kind::Device { op: CONTRACT.op, args: ["the first", "another"] }.into());
         }
-        squares += match x.device() {
-            Device::Cpu(cpu) => cpu::squares(cpu, x)?,
-            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
-        };
     }
-    Tensor::full([], squares.sqrt() as f32, first.device())
+    match first.device() {
+        Device::Cpu(cpu) => cpu::norm(cpu, tensors),
+        Device::Wgpu(gpu) => gpu::norm(gpu, tensors),
+    }
 }
 
 #[cfg(test)]

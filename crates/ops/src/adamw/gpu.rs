@@ -1,0 +1,52 @@
+//! One pass: four numbers are read for each weight and three are written.
+
+use super::cpu::Factors;
+use super::{AdamW, AdamWState};
+use crate::common::gpu::copy::duplicate;
+use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::{Result, Tensor};
+
+static KERNEL: Kernel = Kernel::new("adamw", &[include_str!("kernel.wgsl")]);
+
+/// Invocations of a workgroup; each takes four weights.
+const GROUP: usize = 256;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    quads: u32,
+    beta: [f32; 2],
+    rest: [f32; 2],
+    keep: f32,
+    rate: f32,
+    root: f32,
+    eps: f32,
+}
+
+pub(super) fn step(gpu: &Gpu, state: AdamWState, grad: &Tensor, numbers: &AdamW) -> Result<AdamWState> {
+    let own = |mut x: Tensor| if x.is_unique() { Ok(x) } else { duplicate(gpu, &x) };
+    let (p, m, v) = (own(state.p)?, own(state.m)?, own(state.v)?);
+    let Factors { beta, rest, keep, rate, root, eps } = Factors::new(numbers);
+    for part in gpu.segments(p.elements().div_ceil(4), 16) {
+        let bind = |x: &'_ Tensor| {
+            let quad = 4 * x.dtype().size();
+            part.start * quad..(part.end * quad).min(x.elements() * x.dtype().size())
+        };
+        let params = Params { quads: part.len() as u32, beta, rest, keep, rate, root, eps };
+        gpu.launch(&Launch {
+            kernel: &KERNEL,
+            entry: "main",
+            constants: &[],
+            stored: &[("P", p.dtype()), ("G", grad.dtype())],
+            binds: &[
+                Bind::Part(&p, bind(&p)),
+                Bind::Part(&m, bind(&m)),
+                Bind::Part(&v, bind(&v)),
+                Bind::Part(grad, bind(grad)),
+            ],
+            params: bytemuck::bytes_of(&params),
+            groups: Groups::Line(part.len().div_ceil(GROUP)),
+        })?;
+    }
+    Ok(AdamWState { p, m, v })
+}

@@ -1,0 +1,109 @@
+//! Rows are copied by their ids. Backward the places of each id are gathered by the processor, and a workgroup sums them.
+
+use super::{Grad, outside};
+use crate::common::gpu::form::{Form, QUADS, SINGLES};
+use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::{DType, Dims, Result, Tensor};
+
+const GATHER: &str = include_str!("kernel.wgsl");
+const GRADIENT: &str = include_str!("gradient.wgsl");
+
+static BY_QUAD: Kernel = Kernel::new("embedding by quads", &["alias Unit = vec4<u32>;\n", GATHER]);
+static BY_WORD: Kernel = Kernel::new("embedding by words", &["alias Unit = u32;\n", GATHER]);
+static GRADIENTS: [Kernel; 2] = [
+    Kernel::new("gradient of embedding", &[QUADS, GRADIENT]),
+    Kernel::new("gradient of embedding of single numbers", &[SINGLES, GRADIENT]),
+];
+
+/// Invocations of a workgroup, forward and backward.
+const GROUP: usize = 256;
+const COLUMNS: usize = 64;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    count: u32,
+    width: u32,
+    first: u32,
+    rows: u32,
+    last: u32,
+}
+
+/// Ids that the processor knows are checked; a row whose id a GPU made is NaN where it is not in the table.
+pub(super) fn forward(gpu: &Gpu, table: &Tensor, ids: &Tensor, dims: &Dims) -> Result<Tensor> {
+    let (vocabulary, width, count) = (dims['V'], dims['D'], ids.elements());
+    if let Some(known) = ids.known() {
+        if let Some(place) = known.iter().position(|&id| id as usize >= vocabulary) {
+            return Err(outside(ids, place, known[place], vocabulary));
+        }
+    }
+    let dtype = if (width * table.dtype().size()).is_multiple_of(4) { table.dtype() } else { DType::F32 };
+    let (from, y) = (gpu.convert(table, dtype)?, gpu.empty(dims.shape("R.. D")?, dtype)?);
+    let row = width * dtype.size();
+    let (kernel, unit) = if row.is_multiple_of(16) { (&BY_QUAD, 16) } else { (&BY_WORD, 4) };
+    for stretch in gpu.segments(vocabulary, row) {
+        for part in gpu.segments(count, row) {
+            let units = part.len() * row / unit;
+            let numbers = [units, row / unit, stretch.start, stretch.len(), vocabulary];
+            let [count, width, first, rows, last] = numbers.map(|n| n as u32);
+            gpu.launch(&Launch {
+                kernel,
+                entry: "forward",
+                constants: &[],
+                stored: &[],
+                binds: &[
+                    Bind::Part(ids, part.start * 4..part.end * 4),
+                    Bind::Part(&from, stretch.start * row..stretch.end * row),
+                    Bind::Part(&y, part.start * row..part.end * row),
+                ],
+                params: bytemuck::bytes_of(&Params { count, width, first, rows, last }),
+                groups: Groups::Line(units.div_ceil(GROUP)),
+            })?;
+        }
+    }
+    gpu.convert(&y, table.dtype())
+}
+
+/// For each id that occurs its number and where its places begin and end; then the places, in order.
+fn places(ids: &[u32], vocabulary: usize) -> (Vec<u32>, usize) {
+    let mut places: Vec<u32> = (0..ids.len() as u32).collect();
+    places.retain(|&place| (ids[place as usize] as usize) < vocabulary);
+    // the sort is stable: places of the same id stay in order, and with them the bits of the sums
+    places.sort_by_key(|&place| ids[place as usize]);
+    let mut table = Vec::new();
+    let mut first = 0;
+    for same in places.chunk_by(|&a, &b| ids[a as usize] == ids[b as usize]) {
+        table.extend([ids[same[0] as usize], first, first + same.len() as u32]);
+        first += same.len() as u32;
+    }
+    let count = table.len() / 3;
+    table.extend(places);
+    (table, count)
+}
+
+pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<Tensor> {
+    let (vocabulary, width) = (saved.shape[0], saved.shape[1]);
+    // ids that a GPU made are waited for: sorting them takes the processor
+    let (table, ids) = places(&saved.ids.ids()?, vocabulary);
+    let places = 3 * ids;
+    let table = Tensor::from_slice(&table, [table.len()], &gpu.clone().into())?;
+    let form = Form::of(width, saved.dtype);
+    let from = gpu.convert(dy, form.dtype())?;
+    let y = gpu.zeros(saved.shape, form.dtype())?;
+    let row = width * form.dtype().size();
+    for stretch in gpu.segments(vocabulary, row) {
+        let units = width / form.unit();
+        let numbers = [ids, units, stretch.start, stretch.len(), places];
+        let [count, width, first, rows, last] = numbers.map(|n| n as u32);
+        gpu.launch(&Launch {
+            kernel: form.choose(&GRADIENTS),
+            entry: "backward",
+            constants: &[],
+            stored: &form.stored(),
+            binds: &[Bind::All(&table), Bind::All(&from), Bind::Part(&y, stretch.start * row..stretch.end * row)],
+            params: bytemuck::bytes_of(&Params { count, width, first, rows, last }),
+            groups: Groups::Line(ids * units.div_ceil(COLUMNS)),
+        })?;
+    }
+    gpu.convert(&y, saved.dtype)
+}

@@ -1,0 +1,73 @@
+//! A token's angles are computed once for several heads, as whole numbers of parts of a turn.
+
+use super::{Rope, Way};
+use crate::common::gpu::form::{Form, QUADS, SINGLES};
+use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::{Result, Tensor};
+
+const TEXT: &str = include_str!("kernel.wgsl");
+
+static KERNELS: [Kernel; 2] = [
+    Kernel::new("rope", &[QUADS, "alias Bits = vec4<u32>;\nalias Whole = vec4<i32>;\n", TEXT]),
+    Kernel::new("rope of single pairs", &[SINGLES, "alias Bits = u32;\nalias Whole = i32;\n", TEXT]),
+];
+
+/// Invocations of a workgroup.
+const GROUP: usize = 256;
+/// Heads that share the computation of an angle.
+const HEADS: usize = 4;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    tokens: u32,
+    heads: u32,
+    width: u32,
+    pairs: u32,
+    each: u32,
+    back: u32,
+}
+
+/// Turns a position of each pair, in units of 2⁻³², then what is left of each in units of 2⁻⁶⁴. Whole turns drop out.
+fn frequencies(turn: Rope) -> Vec<u32> {
+    let pairs = turn.dims / 2;
+    let turns = |i: usize| f64::from(turn.theta).powf(-(i as f64) / pairs as f64) / std::f64::consts::TAU;
+    let units = |i: usize| turns(i).fract() * f64::from(2.0f32.powi(32));
+    let upper = (0..pairs).map(|i| units(i) as u32);
+    let lower = (0..pairs).map(|i| (units(i).fract() * f64::from(2.0f32.powi(32))) as u32);
+    upper.chain(lower).collect()
+}
+
+pub(super) fn rotate(gpu: &Gpu, x: &Tensor, positions: &Tensor, turn: Rope, way: Way) -> Result<Tensor> {
+    let (heads, width, tokens) = (x.shape()[2], x.shape()[3], positions.elements());
+    let pairs = turn.dims / 2;
+    let form = match Form::of(width, x.dtype()) {
+        Form::Quads(dtype) if pairs.is_multiple_of(4) => Form::Quads(dtype),
+        _ => Form::Singles,
+    };
+    let table = frequencies(turn);
+    let table = Tensor::from_slice(&table, [table.len()], &gpu.clone().into())?;
+    let (from, y) = (gpu.convert(x, form.dtype())?, gpu.empty(x.shape(), form.dtype())?);
+    let row = heads * width * form.dtype().size();
+    for part in gpu.segments(tokens, row) {
+        let (width, pairs) = (width / form.unit(), pairs / form.unit());
+        let numbers = [part.len(), heads, width, pairs, HEADS, usize::from(way == Way::Back)];
+        let [tokens, heads, width, pairs, each, back] = numbers.map(|n| n as u32);
+        let invocations = numbers[0] * numbers[1].div_ceil(HEADS) * (numbers[2] - numbers[3]);
+        gpu.launch(&Launch {
+            kernel: form.choose(&KERNELS),
+            entry: "rotate",
+            constants: &[],
+            stored: &form.stored(),
+            binds: &[
+                Bind::Part(&from, part.start * row..part.end * row),
+                Bind::Part(positions, part.start * 4..part.end * 4),
+                Bind::All(&table),
+                Bind::Part(&y, part.start * row..part.end * row),
+            ],
+            params: bytemuck::bytes_of(&Params { tokens, heads, width, pairs, each, back }),
+            groups: Groups::Line(invocations.div_ceil(GROUP)),
+        })?;
+    }
+    gpu.convert(&y, x.dtype())
+}
