@@ -2,11 +2,11 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Contract, Device, Error, Result, Tensor, tape};
 
@@ -36,7 +36,7 @@ pub fn argmax(x: &Tensor) -> Result<Tensor> {
     }
     match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, &dims),
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
+        Device::Wgpu(gpu) => gpu::forward(gpu, x, &dims),
     }
 }
 

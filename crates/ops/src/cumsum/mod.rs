@@ -2,13 +2,14 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
+use gpu::From;
 
 /// What `cumsum` takes.
 static CONTRACT: Contract = Contract { op: "cumsum", args: &[Arg::new("x", "R.. D", FLOATS)], rules: &[] };
@@ -20,7 +21,7 @@ static CONTRACT: Contract = Contract { op: "cumsum", args: &[Arg::new("x", "R.. 
 /// | `x`    | `R.. D` | f32, f16, bf16 | yes      |
 /// | result | `R.. D` | that of `x`    |          |
 ///
-/// A row is summed in order, in f64. `dx[j] = Σ_(i ≥ j) dy[i]`; the backward pass keeps nothing.
+/// A row is summed in order, in f64; on a GPU in blocks, in f32 with what carrying loses. `dx[j] = Σ_(i ≥ j) dy[i]`; the backward pass keeps nothing.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape) or `Dtype` where the table does not hold.
@@ -28,7 +29,7 @@ pub fn cumsum(x: &Tensor) -> Result<Tensor> {
     CONTRACT.check(&[x])?;
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x)?,
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
+        Device::Wgpu(gpu) => gpu::sums(gpu, x, From::Start)?,
     };
     tape::record([x], y, || Grad)
 }
@@ -44,7 +45,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         let dx = match dy.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &dy)?,
-            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
+            Device::Wgpu(gpu) => gpu::sums(gpu, &dy, From::End)?,
         };
         Ok([Some(dx)])
     }

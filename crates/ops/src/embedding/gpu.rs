@@ -32,10 +32,9 @@ struct Params {
 /// Ids that the processor knows are checked; a row whose id a GPU made is NaN where it is not in the table.
 pub(super) fn forward(gpu: &Gpu, table: &Tensor, ids: &Tensor, dims: &Dims) -> Result<Tensor> {
     let (vocabulary, width, count) = (dims['V'], dims['D'], ids.elements());
-    if let Some(known) = ids.known() {
-        if let Some(place) = known.iter().position(|&id| id as usize >= vocabulary) {
-            return Err(outside(ids, place, known[place], vocabulary));
-        }
+    let known = ids.known().unwrap_or_default();
+    if let Some(place) = known.iter().position(|&id| id as usize >= vocabulary) {
+        return Err(outside(ids, place, known[place], vocabulary));
     }
     let dtype = if (width * table.dtype().size()).is_multiple_of(4) { table.dtype() } else { DType::F32 };
     let (from, y) = (gpu.convert(table, dtype)?, gpu.empty(dims.shape("R.. D")?, dtype)?);

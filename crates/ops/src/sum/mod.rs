@@ -5,7 +5,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
+use crate::common::gpu;
 use crate::common::reduce::{Over, spread, sums};
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Shape, Tensor, tape};
@@ -20,8 +20,8 @@ static CONTRACT: Contract = Contract { op: "sum", args: &[Arg::new("x", "R.. D",
 /// | `x`    | `R.. D`                 | f32, f16, bf16 | yes      |
 /// | result | `R..`, or `[]` over all | that of `x`    |          |
 ///
-/// Lanes add up to 1024 numbers in f32, what they leave is added in f64: the same bits whatever the threads. The
-/// gradient is that of the sum, for every element; the backward pass keeps nothing.
+/// Lanes add up to 1024 numbers in f32, what they leave is added in f64: the same bits whatever the threads. A GPU
+/// adds all in f32, in a tree. The gradient is that of the sum, for every element; the backward pass keeps nothing.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape) or `Dtype` where the table does not hold.
@@ -30,7 +30,7 @@ pub fn sum(x: &Tensor, over: Over) -> Result<Tensor> {
     let (width, shape) = over.rows(&dims);
     let y = match x.device() {
         Device::Cpu(cpu) => sums(cpu, x, width, 1.0, shape)?,
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
+        Device::Wgpu(gpu) => gpu::reduce::sums(gpu, x, width, 1.0, shape)?,
     };
     tape::record([x], y, || Grad { from: x.shape(), width })
 }
@@ -49,7 +49,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         let dx = match dy.device() {
             Device::Cpu(cpu) => spread(cpu, &dy, self.width, 1.0, self.from)?,
-            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
+            Device::Wgpu(gpu) => gpu::reduce::spread(gpu, &dy, self.width, 1.0, self.from)?,
         };
         Ok([Some(dx)])
     }

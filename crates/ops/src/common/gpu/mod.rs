@@ -5,6 +5,7 @@ pub(crate) mod copy;
 pub(crate) mod form;
 pub(crate) mod map;
 pub(crate) mod norm;
+pub(crate) mod reduce;
 pub(crate) mod rows;
 pub(crate) mod totals;
 
