@@ -6,6 +6,8 @@ use alluvium_core::{DType, Device};
 use alluvium_ops::check::{Zeros, check};
 use alluvium_ops::{Case, OPS, Op};
 
+mod metal;
+
 /// Software stands in for a GPU in tests: cases with more work than this take too long there.
 const LARGEST: usize = 60_000_000;
 
@@ -24,7 +26,7 @@ fn work(op: &Op, case: &Case) -> usize {
     cost.flops.max(cost.bytes)
 }
 
-/// Runs the check over the cases; panics with every fault at once.
+/// Runs the check over the cases, and holds the shaders that ran to what Metal takes; panics with every fault at once.
 fn prove(dtype: DType, device: &Device, largest: usize) {
     let mut faults = Vec::new();
     for op in OPS {
@@ -33,6 +35,13 @@ fn prove(dtype: DType, device: &Device, largest: usize) {
             let written = report.faults.iter().filter(|fault| !fault.contains("there is no kernel for"));
             faults.extend(written.map(|fault| format!("{}, {}: {fault}", op.name(), case.name)));
         }
+    }
+    let Device::Wgpu(gpu) = device else { panic!("{device} is no GPU") };
+    let shaders = gpu.shaders();
+    assert!(!shaders.is_empty());
+    for shader in &shaders {
+        let found = metal::faults(shader);
+        faults.extend(found.iter().map(|fault| format!("{} {} as Metal: {fault}", shader.name, shader.entry)));
     }
     assert!(faults.is_empty(), "{} faults in {dtype} on {device:?}:\n{}", faults.len(), faults.join("\n"));
 }
