@@ -4,6 +4,7 @@ pub mod atomic;
 pub mod config;
 pub mod safetensors;
 pub mod tokenizer;
+mod tokenizer_json;
 pub(crate) mod transformers;
 
 pub use atomic::write_atomic;

@@ -2,6 +2,7 @@
 
 use super::atomic::Staged;
 use super::config::{Config, token_ids};
+use super::tokenizer_json;
 use crate::checkpoint::pretty;
 use alluvium_core::{Error, Result};
 use serde_json::{Value, json};
@@ -75,7 +76,8 @@ impl Tokenizer {
     }
 
     fn parse(json: String, file: &Path) -> Result<Self> {
-        let inner = json.parse().map_err(|e| Error::file(file, format!("not a tokenizer: {e}")))?;
+        let inner =
+            tokenizer_json::build(&json).map_err(|e| Error::file(file, format!("not a tokenizer known here: {e}")))?;
         let config = json!({
             "tokenizer_class": "Qwen2Tokenizer",
             "bos_token": null,
