@@ -65,6 +65,12 @@ impl Corpus {
         })
     }
 
+    /// Whether there is a token to go on with at a cursor.
+    pub fn has(&self, cursor: &Cursor) -> bool {
+        let document = self.order(cursor.epoch).get(cursor.document).and_then(|&i| self.documents.get(i));
+        document.is_some_and(|document| document.len() - 1 > cursor.token)
+    }
+
     /// The next batch of `tokens` tokens in segments of at most `longest`; `cursor` moves on.
     ///
     /// The order of an epoch depends on the seed and the epoch alone, so a cursor is all that resuming needs.

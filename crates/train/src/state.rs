@@ -1,9 +1,10 @@
 //! What a run needs to go on: one file, written whole or not at all.
 
 use crate::{Cursor, Optimiser, Settings};
-use alluvium_core::{Device, Error, Result, Tensor};
-use alluvium_lm::LanguageModel;
+use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_lm::formats::safetensors;
+use alluvium_lm::nn::{Init, Source};
+use alluvium_lm::{Config, LanguageModel};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -35,6 +36,13 @@ impl Progress {
     pub(crate) fn cursor(&self) -> Cursor {
         Cursor { epoch: self.epoch, document: self.document, token: self.token }
     }
+
+    /// Whether these counts can be those of a run, so that nothing that counts on can overflow.
+    fn is_possible(&self) -> bool {
+        const MOST: u64 = 1 << 53;
+        let counts = [self.step, self.tokens, self.epoch, self.unreported.1];
+        counts.iter().all(|&n| n < MOST) && self.unreported.0.is_finite()
+    }
 }
 
 pub(crate) fn save(path: &Path, model: &dyn LanguageModel, optimiser: &Optimiser, progress: &Progress) -> Result<()> {
@@ -52,32 +60,44 @@ pub(crate) fn progress(path: &Path) -> Result<Progress> {
     }
     let file = safetensors::read(path)?;
     let text = file.metadata().get(KEY).ok_or_else(|| Error::file(path, format!("no `{KEY}` in its metadata")))?;
-    serde_json::from_str(text).map_err(|e| Error::file(path, format!("`{KEY}` cannot be read: {e}")))
+    let progress: Progress =
+        serde_json::from_str(text).map_err(|e| Error::file(path, format!("`{KEY}` cannot be read: {e}")))?;
+    match progress.is_possible() {
+        true => Ok(progress),
+        false => Err(Error::file(path, format!("`{KEY}` counts more than a run can have done: {text}"))),
+    }
 }
 
-/// Puts the run's parameters and moments back.
-pub(crate) fn restore(
-    path: &Path,
-    model: &mut dyn LanguageModel,
-    optimiser: &mut Optimiser,
-    device: &Device,
-) -> Result<()> {
-    let file = safetensors::read(path)?;
-    let mut failed = None;
-    model.visit_mut("", &mut |name, slot| {
-        let found =
-            file.tensor(&format!("parameter.{name}"), device).and_then(|found| match found.shape() == slot.shape() {
-                true => Ok(found),
-                false => {
-                    Err(Error::file(path, format!("`{name}` is {}, the model has {}", found.shape(), slot.shape())))
-                }
-            });
-        match found {
-            Ok(found) => *slot = found,
-            Err(error) => failed = failed.take().or(Some(error)),
+/// The run's model. Each tensor is held against the file before there is memory for it, so that a state which claims
+/// another shape costs nothing.
+pub(crate) fn model(path: &Path, config: &Config, device: &Device) -> Result<Box<dyn LanguageModel>> {
+    let mut parameters = Parameters { file: safetensors::read(path)?, path, device };
+    alluvium_lm::build(config, &mut parameters)
+}
+
+/// The parameters in a state.
+struct Parameters<'a> {
+    file: safetensors::File,
+    path: &'a Path,
+    device: &'a Device,
+}
+
+impl Source for Parameters<'_> {
+    fn tensor(&mut self, name: &str, shape: Shape, _: Init) -> Result<Tensor> {
+        let stored = format!("parameter.{name}");
+        if let Some(entry) = self.file.entry(&stored)
+            && (entry.shape != shape || entry.tensor_dtype() != Some(DType::F32))
+        {
+            let why = format!("`{name}` is {} of {}, the model has {shape} of F32", entry.shape, entry.dtype);
+            return Err(Error::file(self.path, why));
         }
-    });
-    failed.map_or(Ok(()), Err)?;
+        self.file.tensor(&stored, self.device)
+    }
+}
+
+/// Puts the run's moments back.
+pub(crate) fn restore(path: &Path, optimiser: &mut Optimiser, device: &Device) -> Result<()> {
+    let file = safetensors::read(path)?;
     let moments: Vec<String> = file.names().filter_map(|n| Some(n.strip_prefix("moment.")?.to_owned())).collect();
     let tensors = moments.into_iter().map(|name| Ok((name.clone(), file.tensor(&format!("moment.{name}"), device)?)));
     optimiser.restore(tensors.collect::<Result<_>>()?)

@@ -158,8 +158,11 @@ impl Trainer {
         };
         let places = Places { data, tokenizer: Some(places.out.clone()), out: places.out.clone() };
         let mut trainer = Self::prepare(&places, settings, device, Some(&progress), tell)?;
-        state::restore(&path, trainer.model.as_mut(), &mut trainer.optimiser, device)?;
+        state::restore(&path, &mut trainer.optimiser, device)?;
         (trainer.step, trainer.tokens, trainer.cursor) = (progress.step, progress.tokens, progress.cursor());
+        if !trainer.corpus.has(&trainer.cursor) {
+            return Err(Error::file(&path, "it stands at a place that the text does not have; begin again"));
+        }
         trainer.saved = Some(progress.step);
         (trainer.interval.loss, trainer.interval.steps) = progress.unreported;
         Ok(trainer)
@@ -202,7 +205,10 @@ impl Trainer {
 
         tell(Event::Preparing("making the model"));
         let config = settings.architecture.config(settings.max_seq_length, end.unwrap_or(0))?;
-        let model = initialise(&config, settings.seed, device)?;
+        let model = match before {
+            Some(_) => state::model(&places.out.join(state::FILE), &config, device)?,
+            None => initialise(&config, settings.seed, device)?,
+        };
         let batch = settings.batch_size * settings.max_seq_length;
         let mut held_out = held.as_ref().map_or(Vec::new(), |held| held.once(batch, settings.max_seq_length));
         if settings.val_batches > 0 {
