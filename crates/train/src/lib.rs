@@ -14,7 +14,7 @@ mod trainer;
 pub use corpus::{Corpus, Cursor, Packed};
 pub use curve::draw;
 pub use data::{Found, Piece, read};
-pub use drill::{Drill, Exercise, Measured, STUDY, Score, Task, Variant, measure, write_report};
+pub use drill::{Drill, Exercise, Measured, STUDY, Score, Task, Variant, measure, measure_all, write_report};
 pub use metrics::{Metrics, Record};
 pub use optim::{Optimiser, OptimiserKind, Schedule};
 pub use settings::{Architecture, Changes, Settings, Size};

@@ -1,6 +1,6 @@
 use super::DeviceArg;
 use crate::output::{say, seconds};
-use alluvium::train::{Changes, Event, Exercise, Outcome, STUDY, measure, write_report};
+use alluvium::train::{STUDY, measure_all, write_report};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ pub(crate) struct Args {
     /// Seeds of each model; the first is 0
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
-    /// Optimiser steps of each run
+    /// Optimiser steps of each run, in place of those that the whole model needs
     #[arg(long, value_name = "N")]
     iters: Option<u64>,
     #[command(flatten)]
@@ -22,25 +22,16 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let device = args.device.open()?;
-    let mut runs = Vec::new();
-    for (task, ablation, optimizer) in STUDY {
-        for seed in 0..args.seeds {
-            let changes =
-                Changes { iters: args.iters, seed: Some(seed), optimizer: Some(optimizer), ..Changes::default() };
-            let exercise = Exercise { task, settings: changes.settings_for(task)?, ablation };
-            let run = measure(exercise, &device, &mut |event| {
-                if let Event::Measured(record) = event
-                    && let Some(accuracy) = record.accuracy
-                {
-                    let (name, step) = (task.name(), record.step);
-                    say!("{name}, {ablation}, {optimizer}, seed {seed}: step {step}, {:.1} %", 100.0 * accuracy);
-                }
-                Outcome::Continue
-            })?;
-            let (accuracy, time) = (100.0 * run.accuracy(), seconds(run.seconds));
-            writeln!(out, "{}, {ablation}, {optimizer}, seed {seed}: {accuracy:.1} % in {time}", task.name())?;
-            runs.push(run);
+    let exercises = STUDY.iter().flat_map(|variant| (0..args.seeds).map(move |seed| (variant, seed)));
+    let exercises =
+        exercises.map(|(variant, seed)| variant.exercise(seed, args.iters)).collect::<Result<Vec<_>, _>>()?;
+    let runs = measure_all(&exercises, &device, &|exercise, record| {
+        if let Some(accuracy) = record.accuracy {
+            say!("{exercise}: step {}, {:.1} %", record.step, 100.0 * accuracy);
         }
+    })?;
+    for run in &runs {
+        writeln!(out, "{}: {:.1} % in {}", run.exercise, 100.0 * run.accuracy(), seconds(run.seconds))?;
     }
     write_report(&args.out, &runs, &device)?;
     writeln!(out, "table     {0}/recall.md\npicture   {0}/recall.svg", args.out.display())?;

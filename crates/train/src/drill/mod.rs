@@ -1,9 +1,11 @@
 //! Training on tasks whose data is a program, and what they say about the model.
 
 mod report;
+mod study;
 mod task;
 
-pub use report::{Measured, STUDY, Variant, measure, write_report};
+pub use report::write_report;
+pub use study::{Measured, STUDY, Variant, measure, measure_all};
 pub(crate) use task::NO_ANSWER;
 pub use task::Task;
 
@@ -25,6 +27,13 @@ pub struct Exercise {
     pub settings: Settings,
     /// What is taken out of the model.
     pub ablation: Ablation,
+}
+
+impl std::fmt::Display for Exercise {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Exercise { task, settings, ablation } = self;
+        write!(f, "{}, {ablation}, {}, seed {}", task.name(), settings.optimizer, settings.seed)
+    }
 }
 
 /// How well a model does on sequences it does not learn from.
