@@ -46,6 +46,11 @@ impl Device {
         }
     }
 
+    /// Whether a number can be read without waiting for a queue.
+    pub fn reads_at_once(&self) -> bool {
+        matches!(self, Device::Cpu(_))
+    }
+
     /// Waits until everything that was asked of the device is done.
     ///
     /// # Errors

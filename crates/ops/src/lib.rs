@@ -72,6 +72,7 @@ mod kl_div;
 
 // optimiser
 mod adamw;
+mod clip_by_norm;
 mod global_norm;
 mod newton_schulz;
 
@@ -142,6 +143,7 @@ pub use kl_div::kl_div;
 
 // optimiser
 pub use adamw::{AdamW, AdamWState, adamw};
+pub use clip_by_norm::clip_by_norm;
 pub use global_norm::global_norm;
 pub use newton_schulz::newton_schulz;
 
@@ -217,6 +219,7 @@ pub static OPS: &[&Op] = &[
     // optimiser
     &adamw::OP,
     &global_norm::OP,
+    &clip_by_norm::OP,
     &newton_schulz::OP,
 
     // sampling

@@ -4,6 +4,7 @@ mod corpus;
 mod curve;
 mod data;
 mod drill;
+mod losses;
 mod metrics;
 mod optim;
 mod settings;

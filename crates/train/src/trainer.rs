@@ -1,6 +1,7 @@
 //! A run: from text to a model, and on again after it was stopped.
 
 use crate::corpus::{Corpus, Cursor, Packed};
+use crate::losses::Losses;
 use crate::state::{self, Progress};
 use crate::step::{descend, held_out_loss};
 use crate::{Found, Metrics, Optimiser, Record, Schedule, Settings, draw};
@@ -22,8 +23,6 @@ pub enum Event<'a> {
     Stepped {
         /// Steps done.
         step: u64,
-        /// Its loss.
-        loss: f64,
         /// Tokens of the step.
         tokens: usize,
     },
@@ -74,6 +73,7 @@ pub struct Trainer {
     tokens: u64,
     cursor: Cursor,
     interval: Interval,
+    losses: Losses,
     /// The step of the last checkpoint; none before the first.
     saved: Option<u64>,
     data: Vec<PathBuf>,
@@ -164,7 +164,7 @@ impl Trainer {
             return Err(Error::file(&path, "it stands at a place that the text does not have; begin again"));
         }
         trainer.saved = Some(progress.step);
-        (trainer.interval.loss, trainer.interval.steps) = progress.unreported;
+        (trainer.losses.sum, trainer.losses.steps) = progress.unreported;
         Ok(trainer)
     }
 
@@ -225,6 +225,7 @@ impl Trainer {
             tokens: 0,
             cursor: Cursor::default(),
             interval: Interval::new(),
+            losses: Losses::default(),
             saved: None,
             data,
             model,
@@ -255,15 +256,15 @@ impl Trainer {
         self.interval.started = Instant::now();
         let mut whole = false;
         while self.step < self.settings.iters {
-            let (loss, norm, tokens) = self.one_step()?;
-            self.interval.add(loss, tokens);
-            let wish = observe(Event::Stepped { step: self.step, loss, tokens });
+            let tokens = self.one_step()?;
+            self.interval.tokens += tokens;
+            let wish = observe(Event::Stepped { step: self.step, tokens });
             let last = self.step == self.settings.iters;
             let due = |every: u64| last || self.step.is_multiple_of(every);
             let (report, evaluate, save) =
                 (due(self.settings.steps_per_report), due(self.settings.steps_per_eval), due(self.settings.save_every));
             if report {
-                let record = self.report(norm)?;
+                let record = self.report()?;
                 observe(Event::Measured(&record));
             }
             if evaluate && !self.held_out.is_empty() {
@@ -288,7 +289,7 @@ impl Trainer {
         Ok(Ended::Finished)
     }
 
-    fn one_step(&mut self) -> Result<(f64, f32, usize)> {
+    fn one_step(&mut self) -> Result<usize> {
         let settings = &self.settings;
         let length = settings.batch_size * settings.max_seq_length;
         let batches: Vec<Packed> = (0..settings.grad_accumulation_steps)
@@ -296,13 +297,22 @@ impl Trainer {
             .collect();
         let step = self.step + 1;
         let model = self.model.as_mut();
-        let (loss, norm) = descend(model, &mut self.optimiser, &batches, settings, step, &self.device)?;
-        if !loss.is_finite() || !norm.is_finite() {
-            return Err(self.diverged(&format!("the loss is {loss} and the gradient's norm {norm} at step {step}")));
+        let measures = descend(model, &mut self.optimiser, &batches, settings, step, &self.device)?;
+        self.losses.push(step, measures);
+        if self.device.reads_at_once() {
+            self.settle()?;
         }
         let tokens: usize = batches.iter().map(|b| b.inputs.len()).sum();
         (self.step, self.tokens) = (step, self.tokens + tokens as u64);
-        Ok((loss, norm, tokens))
+        Ok(tokens)
+    }
+
+    /// Reads the losses that were not read yet.
+    fn settle(&mut self) -> Result<()> {
+        match self.losses.settle()? {
+            Some(diverged) => Err(self.diverged(&diverged.to_string())),
+            None => Ok(()),
+        }
     }
 
     fn diverged(&self, what: &str) -> Error {
@@ -313,14 +323,15 @@ impl Trainer {
         Error::value("train", format!("{what}; {left}; begin again with a lower learning rate, or look at the data"))
     }
 
-    fn report(&mut self, norm: f32) -> Result<Record> {
-        let (loss, speed) = self.interval.finish();
+    fn report(&mut self) -> Result<Record> {
+        self.settle()?;
+        let (loss, speed) = (self.losses.take_mean(), self.interval.finish());
         let settings = &self.settings;
         let schedule = Schedule { peak: settings.learning_rate, warmup: settings.warmup, steps: settings.iters };
         let record = Record {
             loss: Some(loss),
             learning_rate: Some(schedule.rate(self.step)),
-            grad_norm: Some(norm),
+            grad_norm: Some(self.losses.norm),
             tokens_per_second: Some(speed),
             peak_memory: Some(self.device.peak_memory()),
             ..self.record()
@@ -345,6 +356,7 @@ impl Trainer {
     /// # Errors
     /// When a file cannot be written or a parameter is no number; the checkpoint before stays.
     pub fn save(&mut self) -> Result<()> {
+        self.settle()?;
         let mut parameters = Vec::new();
         self.model.visit("", &mut |_, parameter| parameters.push(parameter));
         if !global_norm(&parameters)?.item()?.is_finite() {
@@ -363,7 +375,7 @@ impl Trainer {
                 .map(|path| path.to_str().map(str::to_owned))
                 .collect::<Option<_>>()
                 .unwrap_or_default(),
-            unreported: (self.interval.loss, self.interval.steps),
+            unreported: (self.losses.sum, self.losses.steps),
             settings: self.settings.clone(),
         };
         // the state first: a kill between the two leaves a run that goes on, never a model without one
@@ -385,23 +397,15 @@ pub(crate) fn claim(out: &Path) -> Result<()> {
     std::fs::create_dir_all(out).map_err(Error::io(out, "create"))
 }
 
-/// Losses and time between two reports.
+/// Time between two reports, and the tokens in it.
 struct Interval {
     started: Instant,
-    loss: f64,
-    steps: u64,
     tokens: usize,
 }
 
 impl Interval {
     fn new() -> Self {
-        Interval { started: Instant::now(), loss: 0.0, steps: 0, tokens: 0 }
-    }
-
-    fn add(&mut self, loss: f64, tokens: usize) {
-        self.loss += loss;
-        self.steps += 1;
-        self.tokens += tokens;
+        Interval { started: Instant::now(), tokens: 0 }
     }
 
     /// Time since `from` is not training.
@@ -409,9 +413,9 @@ impl Interval {
         self.started += from.elapsed();
     }
 
-    /// The mean loss and the tokens a second; begins anew.
-    fn finish(&mut self) -> (f64, f64) {
+    /// The tokens a second; begins anew.
+    fn finish(&mut self) -> f64 {
         let done = std::mem::replace(self, Interval::new());
-        (done.loss / done.steps.max(1) as f64, done.tokens as f64 / done.started.elapsed().as_secs_f64().max(1e-9))
+        done.tokens as f64 / done.started.elapsed().as_secs_f64().max(1e-9)
     }
 }

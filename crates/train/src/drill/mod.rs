@@ -9,6 +9,7 @@ pub use study::{Measured, STUDY, Variant, measure, measure_all};
 pub(crate) use task::NO_ANSWER;
 pub use task::Task;
 
+use crate::losses::Losses;
 use crate::step::{descend, held_out_loss};
 use crate::{Ended, Event, Metrics, Optimiser, Outcome, Packed, Record, Schedule, Settings, draw};
 use alluvium_core::{Device, Error, Result, Tensor};
@@ -56,6 +57,7 @@ pub struct Drill {
     pub records: Vec<Record>,
     held_out: Vec<Packed>,
     optimiser: Optimiser,
+    losses: Losses,
     step: u64,
     device: Device,
     out: Option<(PathBuf, Metrics)>,
@@ -89,7 +91,8 @@ impl Drill {
             None => None,
         };
         let device = device.clone();
-        Ok(Drill { model, exercise, records: Vec::new(), held_out, optimiser, step: 0, device, out })
+        let losses = Losses::default();
+        Ok(Drill { model, exercise, records: Vec::new(), held_out, optimiser, losses, step: 0, device, out })
     }
 
     /// Steps done.
@@ -107,18 +110,18 @@ impl Drill {
     /// # Errors
     /// When the loss is no number, memory or disk run out.
     pub fn run(&mut self, observe: &mut dyn FnMut(Event<'_>) -> Outcome) -> Result<Ended> {
-        let (mut started, mut losses) = (Instant::now(), Vec::new());
+        let mut started = Instant::now();
         let mut wish = Outcome::Continue;
         while self.step < self.exercise.settings.iters && wish == Outcome::Continue {
-            let (loss, norm) = self.one_step()?;
-            losses.push(loss);
-            wish = observe(Event::Stepped { step: self.step, loss, tokens: self.tokens() });
+            self.one_step()?;
+            wish = observe(Event::Stepped { step: self.step, tokens: self.tokens() });
             let settings = &self.exercise.settings;
             let due = |every: u64| self.step == settings.iters || self.step.is_multiple_of(every);
             let (report, evaluate) = (due(settings.steps_per_report), due(settings.steps_per_eval));
             if report {
-                let record = self.report(&losses, norm, started);
-                (started, losses) = (Instant::now(), Vec::new());
+                self.settle()?;
+                let record = self.report(started);
+                started = Instant::now();
                 self.note(record, observe)?;
             }
             if evaluate {
@@ -133,21 +136,28 @@ impl Drill {
         Ok(if self.step == self.exercise.settings.iters { Ended::Finished } else { Ended::Stopped })
     }
 
-    fn one_step(&mut self) -> Result<(f64, f32)> {
+    fn one_step(&mut self) -> Result<()> {
         let Exercise { task, settings, .. } = &self.exercise;
         let step = self.step + 1;
         let batches = (0..settings.grad_accumulation_steps)
             .map(|i| task.batch(settings.batch_size, sizes(settings), settings.seed, &format!("step {step} {i}")))
             .collect::<Result<Vec<_>>>()?;
         let model = self.model.as_mut();
-        let (loss, norm) = descend(model, &mut self.optimiser, &batches, settings, step, &self.device)?;
-        if !loss.is_finite() || !norm.is_finite() {
-            let why =
-                format!("the loss is {loss} and the gradient's norm {norm} at step {step}; lower the learning rate");
-            return Err(Error::value("train", why));
+        let measures = descend(model, &mut self.optimiser, &batches, settings, step, &self.device)?;
+        self.losses.push(step, measures);
+        if self.device.reads_at_once() {
+            self.settle()?;
         }
         self.step = step;
-        Ok((loss, norm))
+        Ok(())
+    }
+
+    /// Reads the losses that were not read yet.
+    fn settle(&mut self) -> Result<()> {
+        match self.losses.settle()? {
+            Some(diverged) => Err(Error::value("train", format!("{diverged}; lower the learning rate"))),
+            None => Ok(()),
+        }
     }
 
     /// The model on the held-out sequences.
@@ -168,14 +178,15 @@ impl Drill {
         Ok(Score { loss, accuracy: right as f64 / all.max(1) as f64 })
     }
 
-    fn report(&self, losses: &[f64], norm: f32, started: Instant) -> Record {
+    fn report(&mut self, started: Instant) -> Record {
+        let (steps, loss) = (self.losses.steps, self.losses.take_mean());
         let settings = &self.exercise.settings;
         let schedule = Schedule { peak: settings.learning_rate, warmup: settings.warmup, steps: settings.iters };
-        let tokens = (losses.len() * self.tokens()) as f64;
+        let tokens = (steps as usize * self.tokens()) as f64;
         Record {
-            loss: Some(losses.iter().sum::<f64>() / losses.len().max(1) as f64),
+            loss: Some(loss),
             learning_rate: Some(schedule.rate(self.step)),
-            grad_norm: Some(norm),
+            grad_norm: Some(self.losses.norm),
             tokens_per_second: Some(tokens / started.elapsed().as_secs_f64().max(1e-9)),
             peak_memory: Some(self.device.peak_memory()),
             ..self.record()
