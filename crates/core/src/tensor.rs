@@ -96,6 +96,32 @@ impl Tensor {
         }
     }
 
+    /// A tensor whose raw little-endian bytes `fill` writes, all of them: from a file straight into the memory of the
+    /// tensor, which is no larger than it must be.
+    ///
+    /// # Errors
+    /// When the device is out of memory, and those of `fill`.
+    pub fn filled(
+        shape: impl Into<Shape>,
+        dtype: DType,
+        device: &Device,
+        fill: impl FnOnce(&mut [u8]) -> Result<()>,
+    ) -> Result<Self> {
+        let shape = shape.into().checked()?;
+        match device {
+            Device::Cpu(cpu) => {
+                let mut buffer = cpu.exact_buffer::<u8>(shape.elements() * dtype.size())?;
+                fill(&mut buffer)?;
+                Ok(Tensor::new(Storage::Cpu(Arc::new(buffer.into_bytes())), shape, dtype, device.clone()))
+            }
+            Device::Wgpu(gpu) => {
+                let mut bytes = vec![0; shape.elements() * dtype.size()];
+                fill(&mut bytes)?;
+                gpu.upload(&bytes, shape, dtype)
+            }
+        }
+    }
+
     /// A copy of the elements. On a GPU it waits for what computes them.
     ///
     /// # Errors

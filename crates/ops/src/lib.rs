@@ -121,7 +121,7 @@ pub use rms_norm::rms_norm;
 // sequence
 pub use causal_conv1d::{Activation, CausalConv1d, Convolved, causal_conv1d};
 pub use embedding::embedding;
-pub use rope::{Rope, rope};
+pub use rope::{Rope, RopeScaling, rope};
 
 // attention
 pub use attention::{Attention, attention};

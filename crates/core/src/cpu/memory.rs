@@ -74,8 +74,17 @@ impl Memory {
 
     /// Memory for `len` elements. It is initialised, but with what is not said.
     pub(super) fn take<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
+        self.take_class(len, size_class)
+    }
+
+    /// As [`Memory::take`], but no larger than asked for: what lives long is not worth room for others to reuse it.
+    pub(super) fn take_exact<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
+        self.take_class(len, |bytes| bytes.max(ALIGN).checked_next_multiple_of(ALIGN))
+    }
+
+    fn take_class<T: Element>(&self, len: usize, class: fn(usize) -> Option<usize>) -> Result<Buffer<T>> {
         let asked = len.checked_mul(size_of::<T>());
-        let class = asked.and_then(size_class);
+        let class = asked.and_then(class).filter(|&class| isize::try_from(class).is_ok());
         let class =
             class.ok_or(Kind::Memory { asked: asked.unwrap_or(usize::MAX), used: self.in_use(), limit: None })?;
         let mut block = self.block(class)?;
@@ -258,6 +267,14 @@ mod tests {
     fn poisoned_memory_reads_as_nan() {
         let memory = Memory::new(None, true);
         assert!(memory.take::<f32>(100).unwrap().iter().all(|x| x.is_nan()));
+    }
+
+    #[test]
+    fn exact_memory_is_no_larger_than_a_cache_line_more() {
+        let memory = Memory::new(None, false);
+        let held = memory.take_exact::<u8>((1 << 20) + 1).unwrap();
+        assert_eq!((held.len(), memory.in_use()), ((1 << 20) + 1, (1 << 20) + ALIGN));
+        assert!(memory.take_exact::<f32>(usize::MAX / 4).is_err());
     }
 
     #[test]

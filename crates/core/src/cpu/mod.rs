@@ -138,6 +138,11 @@ impl Cpu {
         self.0.memory.take(len)
     }
 
+    /// As [`Cpu::buffer`], no larger than asked for: for what lives as long as a model.
+    pub(crate) fn exact_buffer<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
+        self.0.memory.take_exact(len)
+    }
+
     /// Memory for `len` zeros.
     pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         let mut buffer = self.buffer(len)?;

@@ -7,22 +7,23 @@ mod reference;
 pub(crate) use entry::OP;
 
 use crate::common::no_kernel;
-use alluvium_core::contract::{FLOATS, SAME};
+use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
 /// What `linear` takes.
 static CONTRACT: Contract =
-    Contract { op: "linear", args: &[Arg::new("x", "R.. I", FLOATS), Arg::new("w", "O I", SAME)], rules: &[] };
+    Contract { op: "linear", args: &[Arg::new("x", "R.. I", FLOATS), Arg::new("w", "O I", FLOATS)], rules: &[] };
 
 /// Every row of `x` times the transpose of `w`: `y = x · wᵀ`, without a bias.
 ///
 /// | tensor | shape   | dtype          | gradient |
 /// |--------|---------|----------------|----------|
 /// | `x`    | `R.. I` | f32, f16, bf16 | yes      |
-/// | `w`    | `O I`   | that of `x`    | yes      |
+/// | `w`    | `O I`   | f32, f16, bf16 | yes      |
 /// | result | `R.. O` | that of `x`    |          |
 ///
-/// Products are summed in f32. The backward pass keeps `x` and `w`.
+/// Products are summed in f32. `w` may be stored in less precision than `x`: it is widened as it is read, and no copy of
+/// it is made. The backward pass keeps `x` and `w`.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold.
@@ -60,7 +61,8 @@ impl Backward<2> for Grad {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alluvium_core::Tape;
+    use crate::cast;
+    use alluvium_core::{DType, Tape};
 
     #[test]
     fn a_vector_is_a_row_without_leading_axes() {
@@ -81,5 +83,48 @@ mod tests {
         let grads = tape.backward(&[(&y, &Tensor::full([4, 2], 1.0, &device).unwrap())]).unwrap();
         assert_eq!(grads.of(&x).unwrap().to_vec::<f32>().unwrap(), [1.0; 32]);
         assert!(grads.of(&w).is_none());
+    }
+
+    /// What a model loaded from half precision computes: f32 rows, a weight as it is stored.
+    #[test]
+    fn a_weight_in_half_precision_gives_what_its_widened_copy_does() {
+        let device = Device::cpu();
+        let mut rng = alluvium_core::rng::Rng::new(1, "linear");
+        let mut random = |shape: [usize; 2], dtype| {
+            let data: Vec<f32> = (0..shape[0] * shape[1]).map(|_| rng.normal() as f32).collect();
+            cast(&Tensor::from_slice(&data, shape, &device).unwrap(), dtype).unwrap()
+        };
+        // more than one panel, and a last one that is not whole
+        for (rows, inner, outer, dtype) in [
+            (1, 1_031, 67, DType::BF16),
+            (1, 300, 67, DType::F16),
+            (5, 2_050, 1_100, DType::BF16),
+            (3, 63, 65, DType::F16),
+        ] {
+            let (x, w, dy) =
+                (random([rows, inner], DType::F32), random([outer, inner], dtype), random([rows, outer], DType::F32));
+            let run = |w: &Tensor| {
+                let tape = Tape::new();
+                let (x, w) = (tape.watch(&x), tape.watch(w));
+                let y = linear(&x, &w).unwrap();
+                let grads = tape.backward(&[(&y, &dy)]).unwrap();
+                let dw = grads.of(&w).unwrap();
+                assert_eq!(dw.dtype(), w.dtype());
+                [&y, grads.of(&x).unwrap(), dw].map(|t| t.to_floats().unwrap())
+            };
+            let (half, wide) = (run(&w), run(&cast(&w, DType::F32).unwrap()));
+            for (name, bound, (a, b)) in [
+                ("y", 1e-5, (&half[0], &wide[0])),
+                ("dx", 1e-5, (&half[1], &wide[1])),
+                ("dw", dtype.epsilon(), (&half[2], &wide[2])),
+            ] {
+                let size = b.iter().map(|x| x.abs()).fold(0.0, f32::max);
+                let far = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(
+                    f64::from(far) <= bound * f64::from(size),
+                    "{rows} × {inner} × {outer}, {name}: {far} of {size}"
+                );
+            }
+        }
     }
 }

@@ -10,8 +10,7 @@ pub(super) fn rotate(cpu: &Cpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
     let (xs, positions) = (cpu.read(x)?, positions.slice::<u32>()?);
     let token = xs.len() / positions.len();
     let pairs = turn.dims / 2;
-    let frequency = |i: usize| f64::from(turn.theta).powf(-(i as f64) / pairs as f64);
-    let frequencies: Vec<f64> = (0..pairs).map(frequency).collect();
+    let frequencies: Vec<f64> = (0..pairs).map(|i| turn.frequency(i)).collect();
     let sign = if way == Way::Forward { 1.0 } else { -1.0 };
 
     let mut y = cpu.buffer(xs.len())?;

@@ -1,12 +1,21 @@
 //! The entry of `rope` in the list.
 
-use super::{CONTRACT, Rope, reference, rope};
+use super::{CONTRACT, Rope, RopeScaling, reference, rope};
 use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
 use alluvium_core::contract::Fill;
 
 fn turn<T>(t: &Given<T>) -> Rope {
     let dims = t.option("dims").map_or(t.dims['D'] / 2 * 2, |dims| dims as usize);
-    Rope { theta: t.option("theta").unwrap_or(1e4) as f32, dims }
+    let scaling = match t.option("factor") {
+        None => RopeScaling::None,
+        Some(factor) => match t.option("original") {
+            None => RopeScaling::Linear { factor: factor as f32 },
+            Some(original) => {
+                RopeScaling::Llama3 { factor: factor as f32, low: 1.0, high: 4.0, original: original as f32 }
+            }
+        },
+    };
+    Rope { theta: t.option("theta").unwrap_or(1e4) as f32, dims, scaling }
 }
 
 pub(crate) static OP: Op = Op {
@@ -24,6 +33,12 @@ pub(crate) static OP: Op = Op {
             .options(&[("dims", 32.0), ("theta", 1e7)]),
         Case::new("a hundred thousand tokens in", &[('B', 1), ('T', 9), ('H', 2), ('D', 64)])
             .filled(&[("positions", Fill::Uniform(1e5, 2.5e5))]),
+        Case::new("positions brought closer", &[('B', 1), ('T', 5), ('H', 2), ('D', 8)]).options(&[("factor", 4.0)]),
+        Case::new("low frequencies lowered", &[('B', 1), ('T', 5), ('H', 2), ('D', 32)]).options(&[
+            ("factor", 8.0),
+            ("original", 512.0),
+            ("theta", 5e5),
+        ]),
         Case::new("more than one thread's share", &[('B', 3), ('T', 129), ('H', 5), ('D', 66)]),
     ],
     fixed: &['D'],

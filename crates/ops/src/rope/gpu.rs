@@ -31,7 +31,7 @@ struct Params {
 /// Turns a position of each pair, in units of 2⁻³², then what is left of each in units of 2⁻⁶⁴. Whole turns drop out.
 fn frequencies(turn: Rope) -> Vec<u32> {
     let pairs = turn.dims / 2;
-    let turns = |i: usize| f64::from(turn.theta).powf(-(i as f64) / pairs as f64) / std::f64::consts::TAU;
+    let turns = |i: usize| turn.frequency(i) / std::f64::consts::TAU;
     let units = |i: usize| turns(i).fract() * f64::from(2.0f32.powi(32));
     let upper = (0..pairs).map(|i| units(i) as u32);
     let lower = (0..pairs).map(|i| (units(i).fract() * f64::from(2.0f32.powi(32))) as u32);

@@ -24,12 +24,77 @@ pub struct Rope {
     pub theta: f32,
     /// The first so many elements of a head are turned, an even number; the rest passes through.
     pub dims: usize,
+    /// How the frequencies of a model are changed for longer contexts than it was first trained on.
+    pub scaling: RopeScaling,
+}
+
+/// How frequencies are lowered for longer contexts.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    #[default]
+    None,
+    /// All by the same factor: positions come closer together.
+    Linear {
+        /// What frequencies are divided by.
+        factor: f32,
+    },
+    /// Those that turn less than `low` times in `original` tokens by `factor`, those that turn more than `high` times
+    /// not at all, those between smoothly.
+    Llama3 {
+        /// What the low frequencies are divided by.
+        factor: f32,
+        /// Turns in the original context below which a frequency is low.
+        low: f32,
+        /// Turns in the original context above which a frequency is high.
+        high: f32,
+        /// Tokens that a text had in the first training.
+        original: f32,
+    },
+}
+
+impl Rope {
+    /// The angle, in radians a token, of pair `i` of `dims / 2`.
+    pub fn frequency(&self, i: usize) -> f64 {
+        let plain = f64::from(self.theta).powf(-2.0 * i as f64 / self.dims as f64);
+        match self.scaling {
+            RopeScaling::None => plain,
+            RopeScaling::Linear { factor } => plain / f64::from(factor),
+            RopeScaling::Llama3 { factor, low, high, original } => {
+                let [factor, low, high, original] = [factor, low, high, original].map(f64::from);
+                let turns = original * plain / std::f64::consts::TAU;
+                let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                plain * (kept + (1.0 - kept) / factor)
+            }
+        }
+    }
+
+    fn check(&self, width: usize) -> Result<()> {
+        if self.dims == 0 || !self.dims.is_multiple_of(2) || self.dims > width {
+            let why = format!("dims is {}, expected an even number from 2 to D = {width}", self.dims);
+            return Err(Error::value(CONTRACT.op, why));
+        }
+        let positive = |name: &str, x: f32| match x > 0.0 && x.is_finite() {
+            true => Ok(()),
+            false => Err(Error::value(CONTRACT.op, format!("{name} is {x}, expected a positive number"))),
+        };
+        positive("theta", self.theta)?;
+        match self.scaling {
+            RopeScaling::None => Ok(()),
+            RopeScaling::Linear { factor } => positive("factor", factor),
+            RopeScaling::Llama3 { factor, low, high, original } => {
+                positive("factor", factor)?;
+                positive("original", original)?;
+                positive("high - low", high - low)
+            }
+        }
+    }
 }
 
 /// Turns pairs of elements of each head by angles that grow with the token's position.
 ///
-/// Elements `i` and `i + dims/2` are a pair, turned by `position · theta^(−2i/dims)`: the angle is computed in f64, on
-/// a GPU in 64 bits of a turn, so that positions of a million are as sharp as the first.
+/// Elements `i` and `i + dims/2` are a pair, turned by `position · theta^(−2i/dims)`, which [`RopeScaling`] may lower: the
+/// angle is computed in f64, on a GPU in 64 bits of a turn, so that positions of a million are as sharp as the first.
 ///
 /// | tensor      | shape     | dtype          | gradient |
 /// |-------------|-----------|----------------|----------|
@@ -41,19 +106,14 @@ pub struct Rope {
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when `dims`
-/// is 0, odd or more than `D`, or `theta` is not a positive number.
+/// is 0, odd or more than `D`, or a number of [`Rope`] is not positive.
 ///
 /// # Source
-/// Su et al. 2021, arXiv:2104.09864. Same numbers as `mlx.fast.rope` with `traditional=False`, whose angles are f32.
+/// Su et al. 2021, arXiv:2104.09864. Same numbers as `mlx.fast.rope` with `traditional=False`, whose angles are f32,
+/// and as `Llama3RoPE` of mlx-lm.
 pub fn rope(x: &Tensor, positions: &Tensor, turn: Rope) -> Result<Tensor> {
     let dims = CONTRACT.check(&[x, positions])?;
-    if turn.dims == 0 || !turn.dims.is_multiple_of(2) || turn.dims > dims['D'] {
-        let why = format!("dims is {}, expected an even number from 2 to D = {}", turn.dims, dims['D']);
-        return Err(Error::value(CONTRACT.op, why));
-    }
-    if !(turn.theta > 0.0 && turn.theta.is_finite()) {
-        return Err(Error::value(CONTRACT.op, format!("theta is {}, expected a positive number", turn.theta)));
-    }
+    turn.check(dims['D'])?;
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::rotate(cpu, x, positions, turn, Way::Forward)?,
         Device::Wgpu(gpu) => gpu::rotate(gpu, x, positions, turn, Way::Forward)?,
@@ -95,7 +155,7 @@ mod tests {
         let device = Device::cpu();
         let x = Tensor::full([1, 1, 1, width], 1.0, &device)?;
         let positions = Tensor::from_slice(&[0u32], [1, 1], &device)?;
-        rope(&x, &positions, Rope { theta, dims })?.to_vec()
+        rope(&x, &positions, Rope { theta, dims, scaling: RopeScaling::None })?.to_vec()
     }
 
     #[test]
@@ -109,5 +169,15 @@ mod tests {
         assert_eq!(words(3, 1e4), "rope: dims is 3, expected an even number from 2 to D = 6");
         assert_eq!(words(8, 1e4), "rope: dims is 8, expected an even number from 2 to D = 6");
         assert_eq!(words(4, 0.0), "rope: theta is 0, expected a positive number");
+    }
+
+    #[test]
+    fn low_frequencies_are_lowered_and_high_ones_kept() {
+        let scaling = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 512.0 };
+        let (plain, turn) =
+            (Rope { theta: 5e5, dims: 32, scaling: RopeScaling::None }, Rope { theta: 5e5, dims: 32, scaling });
+        let ratio: Vec<f64> = (0..16).map(|i| turn.frequency(i) / plain.frequency(i)).collect();
+        assert_eq!((ratio[0], ratio[15]), (1.0, 0.125));
+        assert!(ratio.windows(2).all(|pair| pair[1] <= pair[0]) && ratio.iter().any(|r| (0.2..0.9).contains(r)));
     }
 }

@@ -1,6 +1,6 @@
 //! The definition, in plain loops and f64. Every other path is measured against this one, so it never grows a fast case.
 
-use super::Rope;
+use super::{Rope, RopeScaling};
 use crate::op::Array;
 
 pub(super) fn forward(x: &Array, positions: &Array, turn: Rope) -> Array {
@@ -11,6 +11,27 @@ pub(super) fn gradient(dy: &Array, positions: &Array, turn: Rope) -> Array {
     rotate(dy, positions, turn, -1.0)
 }
 
+/// As the frequency's definition in the source says it: by wavelengths, case by case.
+fn frequency(turn: &Rope, i: usize) -> f64 {
+    let plain = f64::from(turn.theta).powf(-2.0 * i as f64 / turn.dims as f64);
+    match turn.scaling {
+        RopeScaling::None => plain,
+        RopeScaling::Linear { factor } => plain / f64::from(factor),
+        RopeScaling::Llama3 { factor, low, high, original } => {
+            let [factor, low, high, original] = [factor, low, high, original].map(f64::from);
+            let wavelength = 2.0 * std::f64::consts::PI / plain;
+            if wavelength > original / low {
+                plain / factor
+            } else if wavelength < original / high {
+                plain
+            } else {
+                let smooth = (original / wavelength - low) / (high - low);
+                (1.0 - smooth) * plain / factor + smooth * plain
+            }
+        }
+    }
+}
+
 fn rotate(x: &Array, positions: &Array, turn: Rope, way: f64) -> Array {
     let mut y = x.clone();
     let heads = x.shape[2];
@@ -18,8 +39,7 @@ fn rotate(x: &Array, positions: &Array, turn: Rope, way: f64) -> Array {
     for (row, x) in x.rows().enumerate() {
         let y = &mut y.data[row * x.len()..][..x.len()];
         for i in 0..half {
-            let frequency = f64::from(turn.theta).powf(-2.0 * i as f64 / turn.dims as f64);
-            let (sin, cos) = (way * positions.data[row / heads] * frequency).sin_cos();
+            let (sin, cos) = (way * positions.data[row / heads] * frequency(&turn, i)).sin_cos();
             y[i] = x[i] * cos - x[i + half] * sin;
             y[i + half] = x[i] * sin + x[i + half] * cos;
         }
