@@ -36,8 +36,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let options = Options {
         max_tokens: GREEDY,
         sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 },
-        seed: 0,
-        stop: Vec::new(),
+        ..Options::default()
     };
     let summary = generate(loaded.model.as_ref(), &tokenizer, &ids, &options, &mut |_| Ok(ControlFlow::Continue(())))?;
 

@@ -6,14 +6,14 @@ use alluvium_ops::{Attention, attention, concat, write_rows};
 /// Buffers of keys and values grow by this many tokens.
 const GROWTH: usize = 256;
 
-/// What a model remembers of the tokens it has read: one part a layer.
+/// What a model remembers of the tokens it has read, a part for each layer. The sequences of a batch may have read
+/// different numbers of tokens: each has its own position and its own keys, and none is ever padded.
 #[derive(Clone, Debug)]
 pub struct Cache {
     /// In the order of the layers.
     pub layers: Vec<LayerCache>,
-    /// Tokens read so far: the position of the next one.
-    pub offset: usize,
-    batch: usize,
+    /// Tokens that each sequence has read: the position of its next one.
+    offsets: Vec<usize>,
 }
 
 /// What one layer remembers.
@@ -39,20 +39,43 @@ pub struct DeltaCache {
 #[derive(Clone, Debug, Default)]
 pub struct AttentionCache {
     sequences: Vec<KeysAndValues>,
-    len: usize,
 }
 
-/// `[S, G, D]` each, of which the cache's `len` rows are filled.
+/// `[S, G, D]` each, of which `len` rows are filled.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct KeysAndValues {
+    pub(crate) keys: Option<Tensor>,
+    pub(crate) values: Option<Tensor>,
+    pub(crate) len: usize,
+}
+
+/// What cannot be taken back of a cache: the linear layers' parts. Attention's keys and values up to then stay in the
+/// cache itself.
 #[derive(Clone, Debug)]
-struct KeysAndValues {
-    keys: Option<Tensor>,
-    values: Option<Tensor>,
+pub struct Snapshot {
+    layers: Vec<Option<DeltaCache>>,
+    offset: usize,
 }
 
 impl Cache {
     /// An empty cache for `batch` sequences.
     pub fn new(batch: usize, layers: Vec<LayerCache>) -> Self {
-        Cache { layers, offset: 0, batch }
+        Cache { layers, offsets: vec![0; batch] }
+    }
+
+    /// Tokens that each sequence has read.
+    pub fn offsets(&self) -> &[usize] {
+        &self.offsets
+    }
+
+    /// Tokens that the first sequence has read.
+    pub fn offset(&self) -> usize {
+        self.offsets.first().copied().unwrap_or(0)
+    }
+
+    /// Every sequence has read so many more.
+    pub(crate) fn advance(&mut self, tokens: usize) {
+        self.offsets.iter_mut().for_each(|offset| *offset += tokens);
     }
 
     /// The positions of the next `tokens` tokens, `[B, T]`, once `ids` is known to be `[B, T]`.
@@ -63,14 +86,142 @@ impl Cache {
         let &[batch, tokens] = ids.shape().dims() else {
             return Err(Error::value("step", format!("`ids` is {}, expected [B, T]", ids.shape())));
         };
-        if batch != self.batch {
-            let why = format!("`ids` has {batch} sequences, the cache was made for {}", self.batch);
+        if batch != self.offsets.len() {
+            let why = format!("`ids` has {batch} sequences, the cache was made for {}", self.offsets.len());
             return Err(Error::value("step", why));
         }
-        let first = u32::try_from(self.offset).map_err(|_| Error::value("step", "positions end at 2^32"))?;
-        let row = first..first.saturating_add(tokens as u32);
-        let positions: Vec<u32> = (0..batch).flat_map(|_| row.clone()).collect();
+        let mut positions = Vec::with_capacity(batch * tokens);
+        for &offset in &self.offsets {
+            let first = u32::try_from(offset).map_err(|_| Error::value("step", "positions end at 2^32"))?;
+            positions.extend(first..first.saturating_add(tokens as u32));
+        }
         Tensor::from_slice(&positions, [batch, tokens], ids.device())
+    }
+
+    /// One cache of several, each of which has read tokens of its own: from here on they step together.
+    ///
+    /// # Errors
+    /// When they are of different models, or one has read nothing.
+    pub fn stack(caches: Vec<Cache>) -> Result<Self> {
+        let differ = || Error::value("cache", "caches of different models, or one that is empty, cannot be stacked");
+        let offsets: Vec<usize> = caches.iter().flat_map(|cache| cache.offsets.iter().copied()).collect();
+        let mut parts: Vec<Vec<LayerCache>> = Vec::new();
+        for cache in caches {
+            parts.resize_with(parts.len().max(cache.layers.len()), Vec::new);
+            parts.iter_mut().zip(cache.layers).for_each(|(part, layer)| part.push(layer));
+        }
+        let one = |part: Vec<LayerCache>| match part.first() {
+            Some(LayerCache::Attention(_)) => {
+                let sequences = part.into_iter().map(|layer| match layer {
+                    LayerCache::Attention(cache) => Ok(cache.sequences),
+                    LayerCache::Delta(_) => Err(differ()),
+                });
+                let sequences = sequences.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+                Ok(LayerCache::Attention(AttentionCache { sequences }))
+            }
+            _ => {
+                let parts = part.iter().map(|layer| match layer {
+                    LayerCache::Delta(DeltaCache { window, state: Some(state) }) => Ok((window.as_ref(), state)),
+                    _ => Err(differ()),
+                });
+                let (windows, states): (Vec<_>, Vec<_>) = parts.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+                let windows: Option<Vec<&Tensor>> = windows.into_iter().collect();
+                let window = windows.map(|windows| concat(&windows, 0)).transpose()?;
+                Ok(LayerCache::Delta(DeltaCache { window, state: Some(concat(&states, 0)?) }))
+            }
+        };
+        Ok(Cache { layers: parts.into_iter().map(one).collect::<Result<_>>()?, offsets })
+    }
+
+    /// Keeps the sequences at these places of the batch, in this order.
+    ///
+    /// # Errors
+    /// When a place is not in the batch.
+    pub fn keep(&mut self, places: &[usize]) -> Result<()> {
+        if let Some(place) = places.iter().find(|&&place| place >= self.offsets.len()) {
+            return Err(Error::value("cache", format!("sequence {place} is not among {}", self.offsets.len())));
+        }
+        self.offsets = places.iter().map(|&place| self.offsets[place]).collect();
+        let kept = |x: &Tensor| {
+            let rows = places.iter().map(|&place| x.rows(place, 1)).collect::<Result<Vec<_>>>()?;
+            concat(&rows.iter().collect::<Vec<_>>(), 0)
+        };
+        for layer in &mut self.layers {
+            match layer {
+                LayerCache::Attention(cache) if cache.sequences.is_empty() => {}
+                LayerCache::Attention(cache) => {
+                    cache.sequences = places.iter().map(|&place| cache.sequences[place].clone()).collect();
+                }
+                LayerCache::Delta(cache) => {
+                    cache.window = cache.window.as_ref().map(kept).transpose()?;
+                    cache.state = cache.state.as_ref().map(kept).transpose()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether all of it can forget its last tokens: it has no recurrent state.
+    pub fn forgets(&self) -> bool {
+        self.layers.iter().all(|layer| matches!(layer, LayerCache::Attention(_)))
+    }
+
+    /// Forgets all but the first `tokens` of a single sequence, where [`Cache::forgets`].
+    pub(crate) fn truncate(&mut self, tokens: usize) {
+        for layer in &mut self.layers {
+            if let LayerCache::Attention(cache) = layer {
+                cache.sequences.iter_mut().for_each(|sequence| sequence.len = sequence.len.min(tokens));
+            }
+        }
+        self.offsets.iter_mut().for_each(|offset| *offset = tokens.min(*offset));
+    }
+
+    /// What [`Cache::restore`] needs to come back to here. It costs the memory of the linear layers' states once the cache
+    /// goes on.
+    pub fn snapshot(&self) -> Snapshot {
+        let delta = |layer: &LayerCache| match layer {
+            LayerCache::Delta(cache) => Some(cache.clone()),
+            LayerCache::Attention(_) => None,
+        };
+        Snapshot { layers: self.layers.iter().map(delta).collect(), offset: self.offset() }
+    }
+
+    /// Forgets what a single sequence has read since the snapshot of this cache.
+    ///
+    /// # Errors
+    /// When the snapshot is of another cache, or the cache has more than one sequence.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
+        if self.offsets.len() != 1 || snapshot.offset > self.offset() || snapshot.layers.len() != self.layers.len() {
+            return Err(Error::value("cache", "the snapshot is none of this cache's past"));
+        }
+        for (layer, before) in self.layers.iter_mut().zip(&snapshot.layers) {
+            match (layer, before) {
+                (LayerCache::Delta(cache), Some(before)) => *cache = before.clone(),
+                (LayerCache::Attention(cache), None) => {
+                    cache.sequences.iter_mut().for_each(|sequence| sequence.len = snapshot.offset);
+                }
+                _ => return Err(Error::value("cache", "the snapshot is of another model")),
+            }
+        }
+        self.offsets = vec![snapshot.offset];
+        Ok(())
+    }
+
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> usize {
+        let size = |x: &Option<Tensor>| x.as_ref().map_or(0, |x| x.elements() * x.dtype().size());
+        let layer = |layer: &LayerCache| match layer {
+            LayerCache::Delta(cache) => size(&cache.window) + size(&cache.state),
+            LayerCache::Attention(cache) => cache.sequences.iter().map(|s| size(&s.keys) + size(&s.values)).sum(),
+        };
+        self.layers.iter().map(layer).sum()
+    }
+}
+
+impl Snapshot {
+    /// Tokens that had been read.
+    pub fn offset(&self) -> usize {
+        self.offset
     }
 }
 
@@ -83,13 +234,13 @@ impl AttentionCache {
         let &[batch, tokens, kv_heads, head] = k.shape().dims() else {
             return Err(Error::value("cache", format!("keys are {}, expected [B, T, G, D]", k.shape())));
         };
-        self.sequences.resize(batch, KeysAndValues { keys: None, values: None });
-        let len = self.len + tokens;
+        self.sequences.resize(batch, KeysAndValues::default());
         let mut results = Vec::with_capacity(batch);
         for (index, sequence) in self.sequences.iter_mut().enumerate() {
+            let len = sequence.len + tokens;
             let one = |x: &Tensor| x.rows(index, 1)?.reshape([tokens, kv_heads, head]);
-            append(&mut sequence.keys, &one(k)?, self.len)?;
-            append(&mut sequence.values, &one(v)?, self.len)?;
+            append(&mut sequence.keys, &one(k)?, sequence.len)?;
+            append(&mut sequence.values, &one(v)?, sequence.len)?;
             let seen = |x: &Option<Tensor>| match x {
                 Some(x) => x.rows(0, len)?.reshape([1, len, kv_heads, head]),
                 None => Err(Error::value("cache", "an earlier error left it empty")),
@@ -97,8 +248,8 @@ impl AttentionCache {
             let (keys, values) = (seen(&sequence.keys)?, seen(&sequence.values)?);
             let q = q.rows(index, 1)?;
             results.push(attention(Attention { q: &q, k: &keys, v: &values, cu_seqlens: None, scale })?);
+            sequence.len = len;
         }
-        self.len = len;
         match &results[..] {
             [one] => Ok(one.clone()),
             several => concat(&several.iter().collect::<Vec<_>>(), 0),

@@ -2,20 +2,23 @@
 
 use crate::formats::atomic::Staged;
 use crate::formats::config::Config;
-use crate::formats::safetensors::{self, File};
+use crate::formats::folder::{Folder, INDEX, is_weight_file};
+use crate::formats::layout::Recipes;
+use crate::formats::safetensors;
 use crate::formats::tokenizer::Tokenizer;
-use crate::formats::transformers;
 use crate::models::{self, LanguageModel};
+use crate::nn::Weight;
 use crate::nn::build::{Init, Source};
+use crate::nn::params::join;
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::cast;
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What a folder held.
 pub struct Loaded {
-    /// The model, its tensors in f32.
+    /// The model, its matrices in the dtype that the files have.
     pub model: Box<dyn LanguageModel>,
     /// The tokenizer, where the folder has a `tokenizer.json`.
     pub tokenizer: Option<Tokenizer>,
@@ -29,7 +32,10 @@ impl std::fmt::Debug for Loaded {
     }
 }
 
-/// Loads the model in a folder, in the layout of MLX or of transformers. Half precision is widened to f32.
+/// Loads the model in a folder, in the layout of MLX or of transformers.
+///
+/// Matrices stay in the dtype that they are stored in, and are read straight into the memory that they keep. All else,
+/// which is small, is widened to f32: norms, filters, gates, biases.
 ///
 /// # Errors
 /// [`Kind::Io`](alluvium_core::Kind::Io) when a file cannot be read; `Kind::File`, with the file and what is wrong, when
@@ -37,151 +43,69 @@ impl std::fmt::Debug for Loaded {
 /// missing, that nothing asks for, or that has another shape than the configuration says.
 pub fn load(folder: &Path, device: &Device) -> Result<Loaded> {
     let config = Config::read(folder)?;
-    let mut source = Files::open(folder, &config, device)?;
-    let model = models::build(&config, &mut source)?;
-    source.finish()?;
+    let mut weights = Weights::open(folder, &config, device)?;
+    let model = models::build(&config, &mut weights)?;
+    weights.finish()?;
     let tokenizer = Tokenizer::find(folder)?;
     Ok(Loaded { model, tokenizer, config })
 }
 
 /// The weight files of a folder as a [`Source`].
-struct Files {
-    folder: PathBuf,
-    files: Vec<File>,
-    /// Tensors that were not yet asked for, by the name that MLX gives them.
-    left: BTreeMap<String, Stored>,
-    layout: Layout,
+struct Weights {
+    folder: Folder,
+    /// Recipes of tensors that were not yet asked for.
+    left: Recipes,
     device: Device,
 }
 
-/// Where a tensor is.
-struct Stored {
-    file: usize,
-    name: String,
-}
-
-/// Who wrote the files.
-#[derive(Clone, Copy, PartialEq)]
-enum Layout {
-    Mlx,
-    Transformers,
-}
-
-impl Files {
+impl Weights {
     fn open(folder: &Path, config: &Config, device: &Device) -> Result<Self> {
-        let files: Vec<File> = weight_files(folder)?.iter().map(safetensors::read).collect::<Result<_>>()?;
-        let foreign = files.iter().flat_map(File::entries).any(|(name, entry)| transformers::shows(name, entry.shape));
-        let layout = if foreign { Layout::Transformers } else { Layout::Mlx };
-        let mut left: BTreeMap<String, Stored> = BTreeMap::new();
-        for (index, file) in files.iter().enumerate() {
-            for name in file.names() {
-                let known = match layout {
-                    Layout::Mlx => Some(name.to_owned()),
-                    Layout::Transformers => transformers::name(name).filter(|n| !(config.is_tied() && n == LM_HEAD)),
-                };
-                let Some(known) = known else { continue };
-                if let Some(other) = left.insert(known, Stored { file: index, name: name.to_owned() }) {
-                    let other = files[other.file].path().display();
-                    return Err(Error::file(
-                        file.path(),
-                        format!("tensor `{name}` is in {other}, too; remove one file"),
-                    ));
-                }
-            }
-        }
-        Ok(Files { folder: folder.to_owned(), files, left, layout, device: device.clone() })
+        let folder = Folder::open(folder)?;
+        let left = models::recipes(&folder, config)?;
+        Ok(Weights { folder, left, device: device.clone() })
     }
 
     /// Errs when there are tensors that the model did not ask for.
     fn finish(self) -> Result<()> {
-        let Some(stored) = self.left.values().next() else { return Ok(()) };
+        let Some(recipe) = self.left.values().next() else { return Ok(()) };
         let more = match self.left.len() - 1 {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        let why = format!("tensor `{}`{more} has no place in the model that config.json describes", stored.name);
-        Err(Error::file(self.files[stored.file].path(), why))
+        let name = recipe.stored().first().map_or("", String::as_str);
+        let why = format!("tensor `{name}`{more} has no place in the model that config.json describes");
+        Err(Error::file(self.folder.place(name), why))
     }
-}
 
-/// Transformers saves it where it is the embedding, too.
-const LM_HEAD: &str = "language_model.lm_head.weight";
-
-impl Source for Files {
-    fn tensor(&mut self, name: &str, shape: Shape, _: Init) -> Result<Tensor> {
-        let Some(stored) = self.left.remove(name) else {
+    /// A floating tensor as it is stored.
+    fn take(&mut self, name: &str, shape: Shape) -> Result<Tensor> {
+        let Some(recipe) = self.left.remove(name) else {
             let why = format!("tensor `{name}` {shape} is missing; config.json asks for it");
-            return Err(Error::file(self.files.first().map_or(self.folder.as_path(), File::path), why));
+            return Err(Error::file(self.folder.place(name), why));
         };
-        let file = &self.files[stored.file];
-        let wrong = |why: String| Error::file(file.path(), format!("tensor `{}` is {why}", stored.name));
-        let want = match self.layout {
-            Layout::Mlx => shape,
-            Layout::Transformers => transformers::shape(name, shape),
-        };
-        if let Some(entry) = file.entry(&stored.name) {
-            if !matches!(entry.dtype.as_str(), "F32" | "F16" | "BF16") {
-                let why = format!("{}, expected F32, F16 or BF16; quantised models are not read", entry.dtype);
-                return Err(wrong(why));
-            }
-            if entry.shape != want {
-                return Err(wrong(format!("{}, config.json asks for {want}", entry.shape)));
-            }
+        let stored = recipe.stored().first().map_or("", String::as_str);
+        let wrong = |why: String| Error::file(self.folder.place(stored), format!("tensor `{stored}` is {why}"));
+        let (dtype, found) = self.folder.describe(&recipe)?;
+        if !matches!(dtype, "F32" | "F16" | "BF16") {
+            return Err(wrong(format!("{dtype}, expected F32, F16 or BF16")));
         }
-        let tensor = match file.tensor(&stored.name, &self.device)? {
-            tensor if tensor.dtype() == DType::F32 => tensor,
-            half => cast(&half, DType::F32)?,
-        };
-        match self.layout {
-            Layout::Mlx => Ok(tensor),
-            Layout::Transformers => transformers::adapt(name, &tensor, shape),
+        if found != shape {
+            return Err(wrong(format!("{found}, config.json asks for {shape}")));
         }
+        self.folder.tensor(&recipe, &self.device)
     }
 }
 
-/// `model*.safetensors` of a folder, sorted; all that an index names must be there.
-fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found: Vec<PathBuf> = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "read"))? {
-        let path = entry.map_err(Error::io(folder, "read"))?.path();
-        if is_weight_file(&path) {
-            found.push(path);
+impl Source for Weights {
+    fn tensor(&mut self, name: &str, shape: Shape, _: Init) -> Result<Tensor> {
+        match self.take(name, shape)? {
+            tensor if tensor.dtype() == DType::F32 => Ok(tensor),
+            half => cast(&half, DType::F32),
         }
     }
-    found.sort();
-    let index = folder.join("model.safetensors.index.json");
-    if let Some(json) = read_json(&index)? {
-        let files = json.get("weight_map").and_then(Value::as_object).into_iter().flat_map(Map::values);
-        let files: BTreeSet<&str> = files.filter_map(Value::as_str).collect();
-        for file in files {
-            if !found.contains(&folder.join(file)) {
-                return Err(Error::file(
-                    index,
-                    format!("it names {file}, which is not in the folder; fetch that file"),
-                ));
-            }
-        }
-    }
-    if found.is_empty() {
-        return Err(Error::file(folder, "there are no weights: no file is called model*.safetensors"));
-    }
-    Ok(found)
-}
 
-fn is_weight_file(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.starts_with("model") && name.ends_with(".safetensors")
-}
-
-fn read_json(path: &Path) -> Result<Option<Map<String, Value>>> {
-    match std::fs::read(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io(path, "read")(e)),
-        Ok(text) => match serde_json::from_slice(&text) {
-            Ok(Value::Object(json)) => Ok(Some(json)),
-            Ok(_) => Err(Error::file(path, "expected a JSON object")),
-            Err(e) => Err(Error::file(path, format!("not valid JSON: {e}"))),
-        },
+    fn weight(&mut self, module: &str, shape: Shape, _: Init) -> Result<Weight> {
+        Ok(Weight::Dense(self.take(&join(module, "weight"), shape)?))
     }
 }
 
@@ -211,7 +135,7 @@ pub fn save(model: &dyn LanguageModel, tokenizer: Option<&Tokenizer>, folder: &P
         staged.push(Staged::write(&folder.join(name), |out| out.write_all(text))?);
         Ok(())
     };
-    stage("model.safetensors.index.json", pretty(&index(&tensors)).as_bytes())?;
+    stage(INDEX, pretty(&index(&tensors)).as_bytes())?;
     stage("config.json", pretty(&config_of_saved(model.config())).as_bytes())?;
     for (name, text) in tokenizer.map(Tokenizer::files).transpose()?.unwrap_or_default() {
         stage(name, text.as_bytes())?;
@@ -284,18 +208,17 @@ impl Description {
 /// # Errors
 /// As [`load`], for what it reads.
 pub fn describe(path: &Path) -> Result<Description> {
-    let (paths, model_type) = match path.is_dir() {
+    let (files, model_type) = match path.is_dir() {
         true => {
             let config = path.join("config.json");
             let config = config.exists().then(|| Config::read(path)).transpose()?;
-            (weight_files(path)?, config.and_then(|c| c.model_type().ok().map(str::to_owned)))
+            (Folder::open(path)?.into_files(), config.and_then(|c| c.model_type().ok().map(str::to_owned)))
         }
-        false => (vec![path.to_owned()], None),
+        false => (vec![safetensors::read(path)?], None),
     };
     let mut description = Description { model_type, files: vec![], tensors: vec![], metadata: BTreeMap::new() };
-    for path in paths {
-        let file = safetensors::read(&path)?;
-        description.files.push((path, file.bytes()));
+    for file in &files {
+        description.files.push((file.path().to_owned(), file.bytes()));
         description.metadata.extend(file.metadata().clone());
         description.tensors.extend(file.entries().map(|(name, entry)| Described {
             name: name.to_owned(),

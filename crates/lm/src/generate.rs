@@ -2,15 +2,12 @@
 
 use crate::formats::tokenizer::Tokenizer;
 use crate::models::LanguageModel;
-use alluvium_core::rng::Rng;
-use alluvium_core::{Device, Error, Result, Tensor};
+pub use crate::sampler::{Likely, Repetition, Sampler};
+use crate::session::Session;
+use alluvium_core::{Device, Result};
 pub use alluvium_ops::Sampling;
-use alluvium_ops::{linear, sample};
 use std::ops::ControlFlow;
 use std::time::Instant;
-
-/// Tokens of a prompt that are read at once: enough for full speed, few enough for their memory.
-const PREFILL: usize = 512;
 
 /// What to generate and when to stop.
 #[derive(Clone, Debug)]
@@ -19,10 +16,30 @@ pub struct Options {
     pub max_tokens: usize,
     /// How a token is chosen.
     pub sampling: Sampling,
+    /// What tokens cost that were there before.
+    pub repetition: Repetition,
     /// The same seed gives the same text.
     pub seed: u64,
     /// Texts that end the generation; they are not given out.
     pub stop: Vec<String>,
+    /// Tokens that end the generation, as those of the tokenizer do.
+    pub stop_tokens: Vec<u32>,
+    /// Of each token its probability and that of so many likeliest ones are told; none where there is no number.
+    pub logprobs: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            max_tokens: 256,
+            sampling: Sampling::default(),
+            repetition: Repetition::default(),
+            seed: 0,
+            stop: Vec::new(),
+            stop_tokens: Vec::new(),
+            logprobs: None,
+        }
+    }
 }
 
 /// Why the generation ended.
@@ -43,8 +60,12 @@ pub enum Reason {
 pub struct Summary {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that were known from before.
+    pub reused_tokens: usize,
     /// The new tokens, with the one that ended the text.
     pub tokens: Vec<u32>,
+    /// For each new token, where [`Options::logprobs`] asks for it.
+    pub logprobs: Vec<Likely>,
     /// Time to the first new token.
     pub prefill_seconds: f64,
     /// Time from the first new token to the last.
@@ -64,71 +85,90 @@ pub fn generate(
     options: &Options,
     on_text: &mut dyn FnMut(&str) -> Result<ControlFlow<()>>,
 ) -> Result<Summary> {
-    let start = Instant::now();
-    let mut tokens = Tokens::new(model, prompt, options)?;
-    let prefill_seconds = start.elapsed().as_secs_f64();
-    let start = Instant::now();
-    let mut text = Text { stops: &options.stop, held: String::new(), on_text };
-    let mut stream = tokenizer.stream();
-    let mut made = Vec::new();
-    let mut reason = Reason::Length;
-    while made.len() < options.max_tokens {
-        let token = tokens.next(made.last().copied())?;
-        made.push(token);
-        if tokenizer.eos_token_ids().contains(&token) {
-            reason = Reason::EndOfText;
+    Session::new(model)?.generate(tokenizer, prompt, options, on_text)
+}
+
+impl Session<'_> {
+    /// As [`generate`]; what the session has read of the prompt before is not read again.
+    ///
+    /// # Errors
+    /// As [`generate`].
+    pub fn generate(
+        &mut self,
+        tokenizer: &Tokenizer,
+        prompt: &[u32],
+        options: &Options,
+        on_text: &mut dyn FnMut(&str) -> Result<ControlFlow<()>>,
+    ) -> Result<Summary> {
+        let start = Instant::now();
+        let mut sampler = Sampler::new(options, options.seed);
+        let reused_tokens = self.read(prompt)?;
+        let prefill_seconds = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let mut text = Text { stops: &options.stop, held: String::new(), on_text };
+        let mut stream = tokenizer.stream();
+        let (mut made, mut logprobs): (Vec<u32>, Vec<Likely>) = (Vec::new(), Vec::new());
+        let mut reason = Reason::Length;
+        while made.len() < options.max_tokens {
+            if let Some(&last) = made.last() {
+                self.step(last)?;
+            }
+            let (token, likely) = sampler.next(&self.logits()?, self.tokens(), 0)?;
+            made.push(token);
+            logprobs.extend(likely);
+            if tokenizer.eos_token_ids().contains(&token) || options.stop_tokens.contains(&token) {
+                reason = Reason::EndOfText;
+                break;
+            }
+            if let Some(why) = text.push(&stream.push(token)?)? {
+                reason = why;
+                break;
+            }
+        }
+        if matches!(reason, Reason::EndOfText | Reason::Length) {
+            reason = text.finish(&stream.finish()?)?.unwrap_or(reason);
+        }
+        let decode_seconds = start.elapsed().as_secs_f64();
+        let prompt_tokens = prompt.len();
+        Ok(Summary { prompt_tokens, reused_tokens, tokens: made, logprobs, prefill_seconds, decode_seconds, reason })
+    }
+}
+
+/// Continues several prompts at once, of whatever lengths; what comes of each is what [`generate`] gives for it alone
+/// with a seed that is larger by its place. A text ends with one of `ends`, which is its last token, or at the limit.
+///
+/// Each prompt is read by itself, so nothing is ever padded; from then on all take a step together, those that ended
+/// leaving the batch.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_batch(
+    model: &dyn LanguageModel,
+    prompts: &[Vec<u32>],
+    ends: &[u32],
+    options: &Options,
+) -> Result<Vec<Vec<u32>>> {
+    let mut texts: Vec<Vec<u32>> = prompts.to_vec();
+    let mut samplers: Vec<Sampler> =
+        (0..prompts.len()).map(|i| Sampler::new(options, options.seed.wrapping_add(i as u64))).collect();
+    let mut batch = crate::session::Batched::read(model, prompts)?;
+    for made in 0..options.max_tokens {
+        let logits = batch.logits()?;
+        let mut kept = Vec::new();
+        for (row, &place) in batch.places().iter().enumerate() {
+            let (token, _) = samplers[place].next(&logits, &texts[place], row)?;
+            texts[place].push(token);
+            if !ends.contains(&token) && !options.stop_tokens.contains(&token) {
+                kept.push(row);
+            }
+        }
+        if kept.is_empty() || made + 1 == options.max_tokens {
             break;
         }
-        if let Some(why) = text.push(&stream.push(token)?)? {
-            reason = why;
-            break;
-        }
+        let next: Vec<u32> = kept.iter().filter_map(|&row| texts[batch.places()[row]].last().copied()).collect();
+        batch.step(&kept, &next)?;
     }
-    if matches!(reason, Reason::EndOfText | Reason::Length) {
-        reason = text.finish(&stream.finish()?)?.unwrap_or(reason);
-    }
-    let decode_seconds = start.elapsed().as_secs_f64();
-    Ok(Summary { prompt_tokens: prompt.len(), tokens: made, prefill_seconds, decode_seconds, reason })
-}
-
-/// The tokens that a model makes, by its own taste.
-struct Tokens<'a> {
-    model: &'a dyn LanguageModel,
-    cache: crate::Cache,
-    /// After the last token, `[1, D]`.
-    hidden: Tensor,
-    sampling: Sampling,
-    rng: Rng,
-}
-
-impl<'a> Tokens<'a> {
-    fn new(model: &'a dyn LanguageModel, prompt: &[u32], options: &Options) -> Result<Self> {
-        let mut cache = model.cache(1)?;
-        let mut hidden = None;
-        for part in prompt.chunks(PREFILL) {
-            hidden = Some(step(model, part, &mut cache)?);
-        }
-        let hidden = hidden.ok_or_else(|| Error::value("generate", "the prompt is empty; give at least one token"))?;
-        let rng = Rng::new(options.seed, "sample");
-        Ok(Tokens { model, cache, hidden, sampling: options.sampling, rng })
-    }
-
-    fn next(&mut self, last: Option<u32>) -> Result<u32> {
-        if let Some(last) = last {
-            self.hidden = step(self.model, &[last], &mut self.cache)?;
-        }
-        let logits = linear(&self.hidden, self.model.head())?;
-        let token = sample(&logits, &self.sampling, &[self.rng.uniform() as f32])?.to_vec::<u32>()?;
-        token.first().copied().ok_or_else(|| Error::value("sample", "no token came"))
-    }
-}
-
-/// What is known after the last of these tokens, `[1, D]`.
-fn step(model: &dyn LanguageModel, ids: &[u32], cache: &mut crate::Cache) -> Result<Tensor> {
-    let ids = Tensor::from_slice(ids, [1, ids.len()], device(model))?;
-    let hidden = device(model).run(|| model.step(&ids, cache))?;
-    let [tokens, width] = [hidden.shape()[1], hidden.shape()[2]];
-    hidden.reshape([tokens, width])?.rows(tokens - 1, 1)
+    Ok(texts.into_iter().zip(prompts).map(|(text, prompt)| text[prompt.len()..].to_vec()).collect())
 }
 
 pub(crate) fn device(model: &dyn LanguageModel) -> &Device {

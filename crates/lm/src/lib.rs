@@ -10,11 +10,15 @@ pub mod generate;
 pub mod models;
 pub mod nn;
 pub mod perplexity;
+pub mod sampler;
+pub mod session;
 
 pub use cache::{Cache, LayerCache};
 pub use checkpoint::{Description, Loaded, describe, load, save};
 pub use formats::config::Config;
 pub use formats::tokenizer::Tokenizer;
-pub use generate::{Options, Reason, Summary, generate};
+pub use generate::{Options, Reason, Summary, generate, generate_batch};
 pub use models::{Batch, Keep, LanguageModel, build, initialise};
 pub use nn::params::{Parameters, parameter_count};
+pub use sampler::{Likely, Repetition};
+pub use session::Session;

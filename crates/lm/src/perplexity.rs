@@ -3,7 +3,6 @@
 use crate::generate::device;
 use crate::models::{Batch, Keep, LanguageModel};
 use alluvium_core::{Error, Result, Tensor};
-use alluvium_ops::linear;
 use rayon::prelude::*;
 
 /// Rows of logits that exist at once: a large vocabulary takes a megabyte each.
@@ -12,15 +11,15 @@ const ROWS: usize = 64;
 /// The logits of hidden states: `[.., D]` to `[.., V]`.
 ///
 /// # Errors
-/// As [`linear`].
+/// As [`linear`](alluvium_ops::linear).
 pub fn logits(model: &dyn LanguageModel, hidden: &Tensor) -> Result<Tensor> {
-    linear(hidden, model.head())
+    model.head().linear(hidden)
 }
 
 /// The logarithm of the sum of the exponentials of the logits, for each row of `hidden [R, D]`.
 ///
 /// # Errors
-/// As [`linear`].
+/// As [`linear`](alluvium_ops::linear).
 pub fn logsumexp(model: &dyn LanguageModel, hidden: &Tensor) -> Result<Vec<f64>> {
     each_row(model, hidden, |_, row| log_sum_exp(row))
 }

@@ -5,7 +5,9 @@
 use alluvium_core::{Device, Tape, Tensor};
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::perplexity::{logits, logsumexp, nll};
-use alluvium_lm::{Batch, Keep, LanguageModel, Loaded, Options, Reason, generate, load, parameter_count, save};
+use alluvium_lm::{
+    Batch, Keep, LanguageModel, Loaded, Options, Reason, Session, generate, generate_batch, load, parameter_count, save,
+};
 use alluvium_ops::{CrossEntropy, Reduction, Sampling, cross_entropy, scale};
 use serde_json::Value;
 use std::ops::ControlFlow;
@@ -43,7 +45,7 @@ fn prefill(model: &dyn LanguageModel, ids: &[u32], piece: usize) -> Tensor {
     for part in ids.chunks(piece) {
         rows.extend(model.step(&tensor(part), &mut cache).unwrap().to_vec::<f32>().unwrap());
     }
-    assert_eq!(cache.offset, ids.len());
+    assert_eq!(cache.offset(), ids.len());
     Tensor::from_slice(&rows, [ids.len(), rows.len() / ids.len()], &Device::cpu()).unwrap()
 }
 
@@ -112,7 +114,7 @@ fn greedy_text_is_that_of_mlx_lm() {
     for run in expected["greedy"].as_array().unwrap() {
         let length = run["prompt_len"].as_u64().unwrap() as usize;
         let sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
-        let options = Options { max_tokens: 32, sampling, seed: 1, stop: vec![] };
+        let options = Options { max_tokens: 32, sampling, seed: 1, ..Options::default() };
         let mut text = String::new();
         let mut on_text = |piece: &str| {
             text += piece;
@@ -191,6 +193,52 @@ fn a_batch_of_two_generates_what_each_alone_does() {
     }
     let alone = [a, b].map(|ids| prefill(model.as_ref(), ids, 20).rows(13, 7).unwrap().to_vec::<f32>().unwrap());
     assert!(worst(&both, &alone.concat()) < 1e-4);
+}
+
+#[test]
+fn a_session_reads_what_two_prompts_share_once_and_answers_as_one_that_reads_all() {
+    let (Loaded { model, tokenizer, .. }, expected) = model();
+    let (model, tokenizer) = (model.as_ref(), tokenizer.unwrap());
+    let ids = ids(&expected["prompts"][4]["ids"]);
+    // longer than what is read at once, so that there are snapshots between
+    let long: Vec<u32> = ids.iter().cycle().take(1_200).copied().collect();
+    let options = Options { max_tokens: 6, ..Options::default() };
+    let mut quiet = |_: &str| Ok(ControlFlow::Continue(()));
+    let mut session = Session::new(model).unwrap();
+    for (prompt, reused) in [
+        (long.clone(), 0),
+        // what was made is known as well, but for the last token
+        ([&long[..], &[7, 8]].concat(), 1_200),
+        ([&long[..1_100], &[7, 8]].concat(), 1_024),
+        ([&long[..600], &[7, 8]].concat(), 512),
+        (long[..600].to_vec(), 512),
+        (vec![9, 9], 0),
+    ] {
+        let ours = session.generate(&tokenizer, &prompt, &options, &mut quiet).unwrap();
+        let whole = generate(model, &tokenizer, &prompt, &options, &mut quiet).unwrap();
+        assert_eq!(ours.tokens, whole.tokens);
+        assert_eq!((ours.reused_tokens, ours.prompt_tokens), (reused, prompt.len()));
+    }
+}
+
+#[test]
+fn prompts_of_different_lengths_generate_together_what_each_does_alone() {
+    let (Loaded { model, tokenizer, .. }, expected) = model();
+    let (model, tokenizer) = (model.as_ref(), tokenizer.unwrap());
+    let ids = ids(&expected["prompts"][4]["ids"]);
+    let prompts = [ids[..1].to_vec(), ids[10..75].to_vec(), ids[..200].to_vec(), ids[50..53].to_vec()];
+    let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
+    let options = Options { max_tokens: 20, sampling, seed: 3, ..Options::default() };
+    // a frequent token ends a text, so that they end at different steps
+    let end = 264;
+    let together = generate_batch(model, &prompts, &[end], &options).unwrap();
+    for (place, (prompt, text)) in prompts.iter().zip(&together).enumerate() {
+        let options = Options { seed: 3 + place as u64, stop_tokens: vec![end], ..options.clone() };
+        let alone = generate(model, &tokenizer, prompt, &options, &mut |_| Ok(ControlFlow::Continue(()))).unwrap();
+        assert_eq!(text, &alone.tokens, "prompt {place}");
+    }
+    assert!(together.iter().any(|text| text.len() < 20), "{together:?}");
+    assert!(generate_batch(model, &[], &[end], &options).unwrap_err().to_string().contains("there is no prompt"));
 }
 
 #[test]
@@ -295,7 +343,7 @@ fn training_loss(model: &dyn LanguageModel, keep: Keep) -> Tensor {
     let hidden = model.hidden(&batch, keep).unwrap();
     cross_entropy(CrossEntropy {
         x: &hidden.reshape([targets.len(), hidden.shape().last()]).unwrap(),
-        w: model.head(),
+        w: model.head().dense().unwrap(),
         targets: &Tensor::from_slice(&targets, [targets.len()], &device).unwrap(),
         ignore_index: Some(u32::MAX),
         reduction: Reduction::Mean,

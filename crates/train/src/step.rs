@@ -107,7 +107,7 @@ pub(crate) fn loss(model: &dyn LanguageModel, batch: &Packed, settings: &Setting
     let keep = if settings.grad_checkpoint { Keep::Inputs } else { Keep::Activations };
     let batch = Batch { ids: &ids, positions: &positions, cu_seqlens: Some(&offsets) };
     let hidden = model.hidden(&batch, keep)?;
-    let w = model.head();
+    let w = model.head().dense()?;
     let x = hidden.reshape([targets.elements(), hidden.shape().last()])?;
     cross_entropy(CrossEntropy {
         x: &x,

@@ -54,7 +54,8 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     let loaded = load(&args.model, &device)?;
     let tokenizer = loaded.tokenizer.with_context(|| format!("{} has no tokenizer.json", args.model.display()))?;
     let sampling = Sampling { temperature: args.temp, top_k: args.top_k, top_p: args.top_p, min_p: args.min_p };
-    let options = Options { max_tokens: args.max_tokens, sampling, seed: args.seed, stop: args.stop };
+    let options =
+        Options { max_tokens: args.max_tokens, sampling, seed: args.seed, stop: args.stop, ..Options::default() };
     let summary = Streamed::new(out).generate(loaded.model.as_ref(), &tokenizer, &prompt, &options)?;
     let rate = |tokens: usize, time: f64| tokens as f64 / time.max(1e-9);
     say!(

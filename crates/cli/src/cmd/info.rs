@@ -27,8 +27,6 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     rows.push(["tensors".to_owned(), found.tensors.len().to_string()]);
     rows.push(["parameters".to_owned(), count(found.parameters() as f64)]);
     rows.push(["weights".to_owned(), bytes(found.bytes())]);
-    // weights are held in f32 whatever the file stores
-    rows.push(["memory".to_owned(), format!("{} when loaded", bytes(4 * found.parameters()))]);
     listing(out, &rows)?;
     if args.tensors {
         writeln!(out)?;

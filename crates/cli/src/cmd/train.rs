@@ -254,7 +254,7 @@ fn sample(trainer: &Trainer, prompt: Option<String>, tokens: usize, out: &mut im
     }
     writeln!(out, "\nThe model continues what it has not seen:\n")?;
     let sampling = Sampling { temperature: 0.7, top_k: 0, top_p: 0.95, min_p: 0.0 };
-    let options = Options { max_tokens: tokens, sampling, seed: trainer.settings.seed, stop: Vec::new() };
+    let options = Options { max_tokens: tokens, sampling, seed: trainer.settings.seed, ..Options::default() };
     let mut streamed = Streamed::new(out);
     streamed.write(&prompt)?;
     streamed.generate(trainer.model.as_ref(), &trainer.tokenizer, &prompt, &options)?;

@@ -2,9 +2,10 @@
 
 pub mod atomic;
 pub mod config;
+pub mod folder;
+pub mod layout;
 pub mod safetensors;
 pub mod tokenizer;
 mod tokenizer_json;
-pub(crate) mod transformers;
 
 pub use atomic::write_atomic;

@@ -185,16 +185,23 @@ impl File {
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         let entry =
             self.entries.get(name).ok_or_else(|| Error::file(&self.path, format!("it has no tensor `{name}`")))?;
-        let dtype = entry.tensor_dtype().ok_or_else(|| {
+        let dtype = self.dtype(entry, name)?;
+        Tensor::filled(entry.shape, dtype, device, |bytes| self.read_into(entry, 0, bytes))
+    }
+
+    /// The dtype of a tensor of this file, as a tensor has it.
+    pub(crate) fn dtype(&self, entry: &Entry, name: &str) -> Result<DType> {
+        entry.tensor_dtype().ok_or_else(|| {
             let why = format!("tensor `{name}` is {}; f32, f16, bf16, u32 and u8 can be read", entry.dtype);
             Error::file(&self.path, why)
-        })?;
-        let mut bytes = vec![0; entry.bytes];
+        })
+    }
+
+    /// Reads the bytes of a tensor from its byte `from` on.
+    pub(crate) fn read_into(&self, entry: &Entry, from: usize, bytes: &mut [u8]) -> Result<()> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(entry.start)).map_err(Error::io(&self.path, "read"))?;
-        file.read_exact(&mut bytes).map_err(Error::io(&self.path, "read"))?;
-        drop(file);
-        Tensor::from_bytes(&bytes, entry.shape, dtype, device)
+        file.seek(SeekFrom::Start(entry.start + from as u64)).map_err(Error::io(&self.path, "read"))?;
+        file.read_exact(bytes).map_err(Error::io(&self.path, "read"))
     }
 }
 

@@ -1,12 +1,17 @@
 //! The models, one file each, named by the `model_type` of their `config.json`.
 
+mod llama;
+mod qwen3;
 pub mod qwen3_5;
+mod rotary;
 
 use crate::cache::Cache;
 use crate::formats::config::Config;
-use crate::nn::Ablation;
+use crate::formats::folder::Folder;
+use crate::formats::layout::{self, Recipes, Sanitize};
 use crate::nn::build::{Builder, Random, Source};
 use crate::nn::params::Parameters;
+use crate::nn::{Ablation, Weight};
 use alluvium_core::{Device, Error, Result, Tensor};
 
 /// Tokens for training.
@@ -48,7 +53,7 @@ pub trait LanguageModel: Parameters + Send + Sync {
     fn step(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor>;
 
     /// The output projection, `[V, D]`: the embedding where the two are one.
-    fn head(&self) -> &Tensor;
+    fn head(&self) -> &Weight;
 
     /// An empty cache for `batch` sequences.
     ///
@@ -60,25 +65,57 @@ pub trait LanguageModel: Parameters + Send + Sync {
     fn ablate(&mut self, ablation: Ablation);
 }
 
-/// How a model of one type is built from named tensors.
-type Build = fn(&Config, Builder) -> Result<Box<dyn LanguageModel>>;
+/// A type of model.
+#[derive(Clone, Copy)]
+pub struct ModelType {
+    /// As `model_type` of a configuration names it.
+    pub name: &'static str,
+    build: fn(&Config, Builder) -> Result<Box<dyn LanguageModel>>,
+    sanitize: Sanitize,
+}
+
+impl std::fmt::Debug for ModelType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
 
 /// The one table of models, by `model_type`.
-pub static MODELS: &[(&str, Build)] = &[("qwen3_5", qwen3_5::build)];
+#[rustfmt::skip]
+pub static MODELS: &[ModelType] = &[
+    ModelType { name: "llama", build: llama::build, sanitize: layout::plain },
+    ModelType { name: "qwen3", build: qwen3::build, sanitize: layout::plain },
+    ModelType { name: "qwen3_5", build: qwen3_5::build, sanitize: qwen3_5::sanitize },
+];
+
+impl ModelType {
+    /// The type of model that a configuration describes.
+    ///
+    /// # Errors
+    /// When it is none of [`MODELS`].
+    pub fn of(config: &Config) -> Result<Self> {
+        let name = config.model_type()?;
+        MODELS.iter().find(|known| known.name == name).copied().ok_or_else(|| {
+            let known: Vec<&str> = MODELS.iter().map(|known| known.name).collect();
+            config.wrong(format!("model_type `{name}` is not known; known are {}", known.join(", ")))
+        })
+    }
+}
 
 /// Builds the model that `config` describes, its tensors from `source`.
 ///
 /// # Errors
 /// When the `model_type` is none of [`MODELS`], a key is missing or out of range, or the source lacks a tensor.
 pub fn build(config: &Config, source: &mut dyn Source) -> Result<Box<dyn LanguageModel>> {
-    let name = config.model_type()?;
-    match MODELS.iter().find(|(known, _)| *known == name) {
-        Some((_, build)) => build(config, Builder::new(source)),
-        None => {
-            let known: Vec<&str> = MODELS.iter().map(|(name, _)| *name).collect();
-            Err(config.wrong(format!("model_type `{name}` is not known; known are {}", known.join(", "))))
-        }
-    }
+    (ModelType::of(config)?.build)(config, Builder::new(source))
+}
+
+/// How the tensors of the model that `config` describes come out of a folder's files.
+///
+/// # Errors
+/// When the `model_type` is none of [`MODELS`], or the tensors are those of no layout.
+pub fn recipes(folder: &Folder, config: &Config) -> Result<Recipes> {
+    (ModelType::of(config)?.sanitize)(&folder.stored(), config)
 }
 
 /// A new model with random weights; the same seed gives the same bits.
@@ -93,6 +130,15 @@ pub fn initialise(config: &Config, seed: u64, device: &Device) -> Result<Box<dyn
 pub(crate) fn size_within(config: &Config, key: &str, size: usize, most: usize) -> Result<()> {
     if size == 0 || size > most {
         return Err(config.wrong(format!("`{key}` is {size}, expected 1 to {most}")));
+    }
+    Ok(())
+}
+
+/// Holds two counts of heads, by their keys, against each other.
+pub(crate) fn multiple_of(config: &Config, many: (&str, usize), few: (&str, usize)) -> Result<()> {
+    if !many.1.is_multiple_of(few.1) {
+        let why = format!("`{}` is {}, expected a multiple of `{}` = {}", many.0, many.1, few.0, few.1);
+        return Err(config.wrong(why));
     }
     Ok(())
 }

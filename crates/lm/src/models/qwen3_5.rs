@@ -2,17 +2,18 @@
 //!
 //! Source: `qwen3_5.py` of mlx-lm; its numbers are this module's test.
 
-use super::{Batch, Keep, LanguageModel, batch_of_at_least_one, size_within};
-use crate::cache::{AttentionCache, Cache, DeltaCache, LayerCache};
+use super::{LanguageModel, multiple_of, rotary, size_within};
 use crate::formats::config::Config;
-use crate::nn::attention::AttentionSizes;
-use crate::nn::build::{Builder, Init};
+use crate::formats::layout::{self, Recipe, Recipes, Stored};
+use crate::nn::attention::{AttentionSizes, Gate, HeadNorm};
+use crate::nn::decoder::{DEVIATION, DecoderSizes, FeedForwardSizes, Head, LayerSizes, MixerSizes, output_deviation};
 use crate::nn::gated_delta_net::DeltaSizes;
+use crate::nn::in_proj::Layout;
+use crate::nn::linear::Bias;
 use crate::nn::mlp::MlpSizes;
-use crate::nn::{Ablation, GatedAttention, GatedDeltaNet, Linear, Mlp, RmsNorm};
-use crate::params;
-use alluvium_core::{Result, Tensor, tape};
-use alluvium_ops::{Rope, add, embedding};
+use crate::nn::{Builder, Decoder};
+use alluvium_core::Result;
+use alluvium_ops::{Rope, RopeScaling};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -33,7 +34,8 @@ pub struct Sizes {
     pub num_attention_heads: usize,
     /// Key and value heads of attention.
     pub num_key_value_heads: usize,
-    /// Width of an attention head.
+    /// Width of an attention head; 0, as where a file does not say it, divides the model's width by its heads.
+    #[serde(default)]
     pub head_dim: usize,
     /// Key heads of the delta rule.
     pub linear_num_key_heads: usize,
@@ -129,24 +131,23 @@ impl Sizes {
         within("full_attention_interval", self.full_attention_interval, 1 << 10)?;
         within("num_attention_heads", self.num_attention_heads, 1 << 10)?;
         within("num_key_value_heads", self.num_key_value_heads, self.num_attention_heads)?;
-        within("head_dim", self.head_dim, 1 << 10)?;
+        within("head_dim", self.head(), 1 << 10)?;
         within("linear_num_key_heads", self.linear_num_key_heads, 1 << 10)?;
         within("linear_num_value_heads", self.linear_num_value_heads, 1 << 10)?;
         within("linear_key_head_dim", self.linear_key_head_dim, 256)?;
         within("linear_value_head_dim", self.linear_value_head_dim, 256)?;
         within("linear_conv_kernel_dim", self.linear_conv_kernel_dim, 64)?;
         within("vocab_size", self.vocab_size, 1 << 24)?;
-        for [(many, heads), (few, groups)] in [
-            [("num_attention_heads", self.num_attention_heads), ("num_key_value_heads", self.num_key_value_heads)],
-            [
-                ("linear_num_value_heads", self.linear_num_value_heads),
-                ("linear_num_key_heads", self.linear_num_key_heads),
-            ],
-        ] {
-            if heads % groups != 0 {
-                return Err(config.wrong(format!("`{many}` is {heads}, expected a multiple of `{few}` = {groups}")));
-            }
-        }
+        multiple_of(
+            config,
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+        )?;
+        multiple_of(
+            config,
+            ("linear_num_value_heads", self.linear_num_value_heads),
+            ("linear_num_key_heads", self.linear_num_key_heads),
+        )?;
         self.check_numbers(config)
     }
 
@@ -155,29 +156,17 @@ impl Sizes {
         if rope_type != "default" {
             return Err(config.wrong(format!("rope_type `{rope_type}` is not known; known is default")));
         }
-        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
-            return Err(config.wrong(format!("`rms_norm_eps` is {}, expected 0 or more", self.rms_norm_eps)));
-        }
-        if !(rope_theta.is_finite() && *rope_theta > 0.0) {
-            return Err(config.wrong(format!("`rope_theta` is {rope_theta}, expected a number above 0")));
-        }
-        let turning = self.turning();
-        if !(0.0..=1.0).contains(partial_rotary_factor) || turning < 2 || !turning.is_multiple_of(2) {
-            let why = format!(
-                "`partial_rotary_factor` {partial_rotary_factor} turns {turning} of `head_dim` = {}",
-                self.head_dim
-            );
-            return Err(config.wrong(format!("{why}, expected an even number of at least 2")));
-        }
+        rotary::check(config, self.rms_norm_eps, *rope_theta)?;
+        rotary::check_part(config, *partial_rotary_factor, self.head())?;
         if self.elements() > 1 << 40 {
             return Err(config.wrong(format!("it describes {} parameters, more than 2^40", self.elements())));
         }
         Ok(())
     }
 
-    /// Numbers of a head that turn with the position.
-    fn turning(&self) -> usize {
-        (self.head_dim as f32 * self.rope_parameters.partial_rotary_factor) as usize
+    /// The width of an attention head.
+    fn head(&self) -> usize {
+        if self.head_dim == 0 { self.hidden_size / self.num_attention_heads } else { self.head_dim }
     }
 
     /// The number of parameters in large matrices: sizes are small enough here that nothing overflows.
@@ -186,11 +175,6 @@ impl Sizes {
         let mixer = self.hidden_size * (delta.channels() + 2 * delta.values());
         self.vocab_size * self.hidden_size
             + self.num_hidden_layers * (mixer + 3 * self.hidden_size * self.intermediate_size)
-    }
-
-    /// The deviation of projections that add to the residual stream: 2 of them a layer, so their sum keeps its size.
-    fn output_deviation(&self) -> f64 {
-        DEVIATION / (2.0 * self.num_hidden_layers as f64).sqrt()
     }
 
     fn delta(&self) -> DeltaSizes {
@@ -203,7 +187,8 @@ impl Sizes {
             taps: self.linear_conv_kernel_dim,
             eps: self.rms_norm_eps,
             deviation: DEVIATION,
-            output_deviation: self.output_deviation(),
+            output_deviation: output_deviation(self.num_hidden_layers),
+            layout: Layout::Separate,
         }
     }
 
@@ -212,11 +197,17 @@ impl Sizes {
             width: self.hidden_size,
             heads: self.num_attention_heads,
             kv_heads: self.num_key_value_heads,
-            head: self.head_dim,
-            eps: self.rms_norm_eps,
-            rope: Rope { theta: self.rope_parameters.rope_theta, dims: self.turning() },
+            head: self.head(),
+            norm: HeadNorm::Rms(self.rms_norm_eps),
+            gate: Gate::Sigmoid,
+            bias: Bias::None,
+            rope: Rope {
+                theta: self.rope_parameters.rope_theta,
+                dims: rotary::turning(self.rope_parameters.partial_rotary_factor, self.head()),
+                scaling: RopeScaling::None,
+            },
             deviation: DEVIATION,
-            output_deviation: self.output_deviation(),
+            output_deviation: output_deviation(self.num_hidden_layers),
         }
     }
 
@@ -224,179 +215,88 @@ impl Sizes {
         MlpSizes {
             width: self.hidden_size,
             hidden: self.intermediate_size,
+            bias: Bias::None,
             deviation: DEVIATION,
-            output_deviation: self.output_deviation(),
+            output_deviation: output_deviation(self.num_hidden_layers),
         }
     }
 
-    fn is_linear(&self, layer: usize) -> bool {
-        !(layer + 1).is_multiple_of(self.full_attention_interval)
+    fn layer(&self, index: usize) -> LayerSizes {
+        let linear = !(index + 1).is_multiple_of(self.full_attention_interval);
+        let mixer = if linear { MixerSizes::Delta(self.delta()) } else { MixerSizes::Attention(self.attention()) };
+        LayerSizes { mixer, feed_forward: FeedForwardSizes::Dense(self.mlp()) }
+    }
+
+    fn decoder(&self) -> DecoderSizes {
+        DecoderSizes {
+            prefix: "language_model",
+            words: self.vocab_size,
+            width: self.hidden_size,
+            eps: self.rms_norm_eps,
+            head: if self.tie_word_embeddings { Head::Tied } else { Head::Own },
+            layers: (0..self.num_hidden_layers).map(|i| self.layer(i)).collect(),
+        }
     }
 }
-
-/// Of new weights.
-const DEVIATION: f64 = 0.02;
-
-/// The model. In a checkpoint all of it is called `language_model`.
-#[derive(Clone, Debug)]
-struct Model {
-    language_model: Language,
-    config: Config,
-}
-
-params!(Model { language_model });
-
-#[derive(Clone, Debug)]
-struct Language {
-    model: Trunk,
-    lm_head: Option<Linear>,
-}
-
-params!(Language { model, lm_head });
-
-#[derive(Clone, Debug)]
-struct Trunk {
-    embed_tokens: Embedding,
-    layers: Vec<Layer>,
-    norm: RmsNorm,
-}
-
-params!(Trunk { embed_tokens, layers, norm });
-
-#[derive(Clone, Debug)]
-struct Embedding {
-    weight: Tensor,
-}
-
-params!(Embedding { weight });
-
-#[derive(Clone, Debug)]
-struct Layer {
-    input_layernorm: RmsNorm,
-    linear_attn: Option<GatedDeltaNet>,
-    self_attn: Option<GatedAttention>,
-    post_attention_layernorm: RmsNorm,
-    mlp: Mlp,
-}
-
-params!(Layer { input_layernorm, linear_attn, self_attn, post_attention_layernorm, mlp });
 
 /// Builds the model; see [`super::build`].
-pub(super) fn build(config: &Config, mut b: Builder) -> Result<Box<dyn LanguageModel>> {
+pub(super) fn build(config: &Config, b: Builder) -> Result<Box<dyn LanguageModel>> {
     let sizes: Sizes = config.sizes()?;
     sizes.check(config)?;
-    let mut b = b.at("language_model");
-    let lm_head = match sizes.tie_word_embeddings {
-        true => None,
-        false => Some(Linear::build(b.at("lm_head"), [sizes.vocab_size, sizes.hidden_size], DEVIATION)?),
-    };
-    let mut b = b.at("model");
-    let table = [sizes.vocab_size, sizes.hidden_size];
-    let embed_tokens = Embedding { weight: b.at("embed_tokens").tensor("weight", table, Init::Normal(DEVIATION))? };
-    let layers = (0..sizes.num_hidden_layers)
-        .map(|i| Layer::build(b.at(&format!("layers.{i}")), &sizes, i))
-        .collect::<Result<_>>()?;
-    let norm = RmsNorm::build(b.at("norm"), sizes.hidden_size, sizes.rms_norm_eps)?;
-    let language_model = Language { model: Trunk { embed_tokens, layers, norm }, lm_head };
-    Ok(Box::new(Model { language_model, config: config.clone() }))
+    Ok(Box::new(Decoder::build(b, &sizes.decoder(), config)?))
 }
 
-impl Layer {
-    fn build(mut b: Builder, sizes: &Sizes, index: usize) -> Result<Self> {
-        let (width, eps) = (sizes.hidden_size, sizes.rms_norm_eps);
-        let (linear_attn, self_attn) = match sizes.is_linear(index) {
-            true => (Some(GatedDeltaNet::build(b.at("linear_attn"), &sizes.delta())?), None),
-            false => (None, Some(GatedAttention::build(b.at("self_attn"), &sizes.attention())?)),
-        };
-        Ok(Layer {
-            input_layernorm: RmsNorm::build(b.at("input_layernorm"), width, eps)?,
-            linear_attn,
-            self_attn,
-            post_attention_layernorm: RmsNorm::build(b.at("post_attention_layernorm"), width, eps)?,
-            mlp: Mlp::build(b.at("mlp"), &sizes.mlp())?,
-        })
-    }
+/// The parts of a checkpoint that no text model here has.
+const ELSEWHERE: &[&str] = &["model.visual", "vision_tower"];
 
-    fn forward(&self, x: &Tensor, positions: &Tensor, cu_seqlens: Option<&Tensor>) -> Result<Tensor> {
-        let normed = self.input_layernorm.forward(x)?;
-        let mixed = match (&self.linear_attn, &self.self_attn) {
-            (Some(mixer), _) => mixer.forward(&normed, cu_seqlens)?,
-            (None, Some(mixer)) => mixer.forward(&normed, positions, cu_seqlens)?,
-            (None, None) => normed,
-        };
-        self.feed_forward(&add(x, &mixed)?)
-    }
-
-    fn step(&self, x: &Tensor, positions: &Tensor, cache: &mut LayerCache) -> Result<Tensor> {
-        let normed = self.input_layernorm.forward(x)?;
-        let mixed = match (&self.linear_attn, &self.self_attn, cache) {
-            (Some(mixer), _, LayerCache::Delta(cache)) => mixer.step(&normed, cache)?,
-            (_, Some(mixer), LayerCache::Attention(cache)) => mixer.step(&normed, positions, cache)?,
-            _ => return Err(alluvium_core::Error::value("step", "the cache was made by another model")),
-        };
-        self.feed_forward(&add(x, &mixed)?)
-    }
-
-    fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
-        add(x, &self.mlp.forward(&self.post_attention_layernorm.forward(x)?)?)
-    }
-
-    fn cache(&self) -> LayerCache {
-        match self.linear_attn {
-            Some(_) => LayerCache::Delta(DeltaCache::default()),
-            None => LayerCache::Attention(AttentionCache::default()),
+/// Transformers says `model.language_model.X` for `language_model.model.X`, has filters as `[C, 1, K]`, and with those
+/// norms that start at zero; and parts that are left out.
+pub(super) fn sanitize(stored: &Stored<'_>, config: &Config) -> Result<Recipes> {
+    let foreign = stored.iter().any(|(name, &shape)| layout::is_foreign_filter(name, shape));
+    let mut recipes = Recipes::new();
+    for (&name, &shape) in stored {
+        if name.contains("mtp.") || ELSEWHERE.iter().any(|part| name.starts_with(part)) {
+            continue;
         }
+        let known = match name.strip_prefix("model.language_model.") {
+            Some(rest) => format!("language_model.model.{rest}"),
+            None if name.starts_with("language_model.") => name.to_owned(),
+            None => format!("language_model.{name}"),
+        };
+        if config.is_tied() && foreign && known == "language_model.lm_head.weight" {
+            continue;
+        }
+        let stored = name.to_owned();
+        let recipe = match () {
+            () if layout::is_foreign_filter(name, shape) => Recipe::Filter(stored),
+            () if foreign && layout::starts_at_zero(&known, shape) => Recipe::PlusOne(stored),
+            () => Recipe::Same(stored),
+        };
+        layout::add(&mut recipes, known, recipe, config)?;
     }
+    Ok(recipes)
 }
 
-impl LanguageModel for Model {
-    fn config(&self) -> &Config {
-        &self.config
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn hidden(&self, batch: &Batch, keep: Keep) -> Result<Tensor> {
-        let Batch { ids, positions, cu_seqlens } = *batch;
-        let trunk = &self.language_model.model;
-        let mut x = embedding(&trunk.embed_tokens.weight, ids)?;
-        for layer in &trunk.layers {
-            x = match keep {
-                Keep::Activations => layer.forward(&x, positions, cu_seqlens)?,
-                Keep::Inputs => {
-                    // handles, not copies: what runs again later owns what it needs
-                    let (layer, positions, cu_seqlens) = (layer.clone(), positions.clone(), cu_seqlens.cloned());
-                    tape::recompute(&x, move |x| layer.forward(x, &positions, cu_seqlens.as_ref()))?
-                }
-            };
-        }
-        trunk.norm.forward(&x)
-    }
-
-    fn step(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor> {
-        let trunk = &self.language_model.model;
-        let positions = cache.positions(ids)?;
-        let mut x = embedding(&trunk.embed_tokens.weight, ids)?;
-        for (layer, cache) in trunk.layers.iter().zip(&mut cache.layers) {
-            x = layer.step(&x, &positions, cache)?;
-        }
-        cache.offset += ids.shape()[1];
-        trunk.norm.forward(&x)
-    }
-
-    fn head(&self) -> &Tensor {
-        match &self.language_model.lm_head {
-            Some(head) => head.weight(),
-            None => &self.language_model.model.embed_tokens.weight,
-        }
-    }
-
-    fn cache(&self, batch: usize) -> Result<Cache> {
-        batch_of_at_least_one(batch)?;
-        Ok(Cache::new(batch, self.language_model.model.layers.iter().map(Layer::cache).collect()))
-    }
-
-    fn ablate(&mut self, ablation: Ablation) {
-        self.language_model.model.layers.iter_mut().filter_map(|l| l.linear_attn.as_mut()).for_each(|mixer| {
-            mixer.ablate(ablation);
-        });
+    #[test]
+    fn names_of_transformers_become_those_of_mlx() {
+        let config = Config::new(json!({"model_type": "qwen3_5"})).unwrap();
+        let filter = "model.language_model.layers.0.linear_attn.conv1d.weight";
+        let norms = ["model.language_model.norm.weight", "model.language_model.layers.0.linear_attn.norm.weight"];
+        let names =
+            [filter, norms[0], norms[1], "lm_head.weight", "mtp.fc.weight", "model.visual.patch_embed.proj.weight"];
+        let stored: Stored<'_> =
+            names.into_iter().map(|n| (n, if n == filter { [8, 1, 4].into() } else { [8].into() })).collect();
+        let recipes = sanitize(&stored, &config).unwrap();
+        let want = [
+            ("language_model.lm_head.weight", Recipe::Same("lm_head.weight".to_owned())),
+            ("language_model.model.layers.0.linear_attn.conv1d.weight", Recipe::Filter(filter.to_owned())),
+            ("language_model.model.layers.0.linear_attn.norm.weight", Recipe::Same(norms[1].to_owned())),
+            ("language_model.model.norm.weight", Recipe::PlusOne(norms[0].to_owned())),
+        ];
+        assert_eq!(recipes, want.map(|(name, recipe)| (name.to_owned(), recipe)).into());
     }
 }

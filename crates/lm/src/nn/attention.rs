@@ -1,32 +1,52 @@
-//! Softmax attention whose result is gated.
+//! Softmax attention.
 
 use super::build::Builder;
+use super::linear::Bias;
 use super::{Linear, RmsNorm};
 use crate::cache::AttentionCache;
 use crate::params;
-use alluvium_core::{Result, Tensor};
-use alluvium_ops::{Attention, Rope, attention, mul, rope, sigmoid, split};
+use alluvium_core::{Error, Result, Tensor};
+use alluvium_ops::{self as ops, Rope, attention, mul, rope, sigmoid, split};
 
-/// The token mixer of every fourth layer: project, norm each head, rotate, attend, gate, project.
+/// A token mixer that attends with softmax: project, norm each head, rotate, attend, gate, project. The norms and the
+/// gate are there where the model has them.
 ///
-/// Shape suffixes: `b` batch, `t` tokens, `s` tokens seen, `d` model width, `a` query heads, `g` key heads, `k` head
-/// width. `q_proj` gives each head its query and then its gate.
+/// Shape suffixes: `b` batch, `t` tokens, `d` model width, `a` query heads, `g` key heads, `k` head width. With a gate
+/// `q_proj` gives each head its query and then its gate.
 ///
-/// Source: `Qwen3NextAttention` in mlx-lm and transformers.
+/// Source: Vaswani et al. 2017, arXiv:1706.03762; `Attention` of llama and qwen3, `Qwen3NextAttention` in mlx-lm.
 #[derive(Clone, Debug)]
-pub struct GatedAttention {
+pub struct Attention {
     q_proj: Linear,
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
-    q_norm: RmsNorm,
-    k_norm: RmsNorm,
+    q_norm: Option<RmsNorm>,
+    k_norm: Option<RmsNorm>,
     sizes: AttentionSizes,
 }
 
-params!(GatedAttention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm });
+params!(Attention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm });
 
-/// The sizes of a [`GatedAttention`] and how it starts.
+/// Whether the heads' queries and keys are normed before they turn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum HeadNorm {
+    /// They are not.
+    None,
+    /// By root-mean-square, with this added to the mean square.
+    Rms(f32),
+}
+
+/// Whether what attention gives is gated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// It is not.
+    None,
+    /// By the sigmoid of a second half of the query projection.
+    Sigmoid,
+}
+
+/// The sizes of an [`Attention`], what it has, and how it starts.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionSizes {
     /// The model's width.
@@ -37,8 +57,12 @@ pub struct AttentionSizes {
     pub kv_heads: usize,
     /// The width of a head.
     pub head: usize,
-    /// Added to the mean square in the norms.
-    pub eps: f32,
+    /// The norms of queries and keys.
+    pub norm: HeadNorm,
+    /// The gate of the result.
+    pub gate: Gate,
+    /// Of the four projections.
+    pub bias: Bias,
     /// How positions turn queries and keys.
     pub rope: Rope,
     /// The standard deviation of new weights.
@@ -47,22 +71,25 @@ pub struct AttentionSizes {
     pub output_deviation: f64,
 }
 
-impl GatedAttention {
+impl Attention {
     /// From its place in a source.
     ///
     /// # Errors
     /// As [`Source::tensor`](super::Source::tensor).
     pub fn build(mut b: Builder, sizes: &AttentionSizes) -> Result<Self> {
-        let AttentionSizes { width, heads, kv_heads, head, eps, deviation, output_deviation, .. } = *sizes;
-        Ok(GatedAttention {
-            q_proj: Linear::build(b.at("q_proj"), [2 * heads * head, width], deviation)?,
-            k_proj: Linear::build(b.at("k_proj"), [kv_heads * head, width], deviation)?,
-            v_proj: Linear::build(b.at("v_proj"), [kv_heads * head, width], deviation)?,
-            o_proj: Linear::build(b.at("o_proj"), [width, heads * head], output_deviation)?,
-            q_norm: RmsNorm::build(b.at("q_norm"), head, eps)?,
-            k_norm: RmsNorm::build(b.at("k_norm"), head, eps)?,
-            sizes: *sizes,
-        })
+        let AttentionSizes { width, heads, kv_heads, head, bias, deviation, output_deviation, .. } = *sizes;
+        let queries = if sizes.gate == Gate::Sigmoid { 2 * heads } else { heads };
+        let mut linear = |name, shape, deviation| Linear::biased(b.at(name), shape, deviation, bias);
+        let q_proj = linear("q_proj", [queries * head, width], deviation)?;
+        let k_proj = linear("k_proj", [kv_heads * head, width], deviation)?;
+        let v_proj = linear("v_proj", [kv_heads * head, width], deviation)?;
+        let o_proj = linear("o_proj", [width, heads * head], output_deviation)?;
+        let mut norm = |name| match sizes.norm {
+            HeadNorm::None => Ok(None),
+            HeadNorm::Rms(eps) => RmsNorm::build(b.at(name), head, eps).map(Some),
+        };
+        let (q_norm, k_norm) = (norm("q_norm")?, norm("k_norm")?);
+        Ok(Attention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm, sizes: *sizes })
     }
 
     /// All tokens at once, as training has them: `[B, T, D]` to `[B, T, D]`.
@@ -72,8 +99,8 @@ impl GatedAttention {
     pub fn forward(&self, x_btd: &Tensor, positions: &Tensor, cu_seqlens: Option<&Tensor>) -> Result<Tensor> {
         let heads = self.project(x_btd, positions)?;
         let Heads { q_btak: q, k_btgk: k, v_btgk: v, .. } = &heads;
-        let o_btak = attention(Attention { q, k, v, cu_seqlens, scale: self.scale() })?;
-        self.output(&o_btak, &heads.gate_btak)
+        let o_btak = attention(ops::Attention { q, k, v, cu_seqlens, scale: self.scale() })?;
+        self.output(&o_btak, heads.gate_btak.as_ref())
     }
 
     /// New tokens after those in the cache, which takes them in.
@@ -83,30 +110,42 @@ impl GatedAttention {
     pub fn step(&self, x_btd: &Tensor, positions: &Tensor, cache: &mut AttentionCache) -> Result<Tensor> {
         let heads = self.project(x_btd, positions)?;
         let o_btak = cache.attend(&heads.q_btak, &heads.k_btgk, &heads.v_btgk, self.scale())?;
-        self.output(&o_btak, &heads.gate_btak)
+        self.output(&o_btak, heads.gate_btak.as_ref())
     }
 
     fn project(&self, x_btd: &Tensor, positions: &Tensor) -> Result<Heads> {
-        let AttentionSizes { heads, kv_heads, head, rope: turn, .. } = self.sizes;
+        let AttentionSizes { heads, kv_heads, head, rope: turn, gate, .. } = self.sizes;
         let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
-        let queries = self.q_proj.forward(x_btd)?.reshape([b, t, heads, 2 * head])?;
-        let mut parts = split(&queries, &[head, head], 3)?.into_iter();
-        let (q_btak, gate_btak) = match (parts.next(), parts.next()) {
-            (Some(q), Some(gate)) => (q, gate),
-            _ => return Err(alluvium_core::Error::value("split", "two parts were asked for, fewer came")),
+        let queries = self.q_proj.forward(x_btd)?;
+        let (q_btak, gate_btak) = match gate {
+            Gate::None => (queries.reshape([b, t, heads, head])?, None),
+            Gate::Sigmoid => {
+                let mut parts = split(&queries.reshape([b, t, heads, 2 * head])?, &[head, head], 3)?.into_iter();
+                match (parts.next(), parts.next()) {
+                    (Some(q), gate) => (q, gate),
+                    _ => return Err(Error::value("split", "two parts were asked for, fewer came")),
+                }
+            }
         };
         let k_btgk = self.k_proj.forward(x_btd)?.reshape([b, t, kv_heads, head])?;
+        let turned = |x: &Tensor, norm: &Option<RmsNorm>| match norm {
+            Some(norm) => rope(&norm.forward(x)?, positions, turn),
+            None => rope(x, positions, turn),
+        };
         Ok(Heads {
-            q_btak: rope(&self.q_norm.forward(&q_btak)?, positions, turn)?,
-            k_btgk: rope(&self.k_norm.forward(&k_btgk)?, positions, turn)?,
+            q_btak: turned(&q_btak, &self.q_norm)?,
+            k_btgk: turned(&k_btgk, &self.k_norm)?,
             v_btgk: self.v_proj.forward(x_btd)?.reshape([b, t, kv_heads, head])?,
             gate_btak,
         })
     }
 
-    fn output(&self, o_btak: &Tensor, gate_btak: &Tensor) -> Result<Tensor> {
+    fn output(&self, o_btak: &Tensor, gate_btak: Option<&Tensor>) -> Result<Tensor> {
         let [b, t] = [o_btak.shape()[0], o_btak.shape()[1]];
-        let gated = mul(o_btak, &sigmoid(gate_btak)?)?;
+        let gated = match gate_btak {
+            Some(gate) => mul(o_btak, &sigmoid(gate)?)?,
+            None => o_btak.clone(),
+        };
         self.o_proj.forward(&gated.reshape([b, t, self.sizes.heads * self.sizes.head])?)
     }
 
@@ -119,5 +158,5 @@ struct Heads {
     q_btak: Tensor,
     k_btgk: Tensor,
     v_btgk: Tensor,
-    gate_btak: Tensor,
+    gate_btak: Option<Tensor>,
 }

@@ -1,5 +1,6 @@
 //! Where the tensors of a new model come from: files, or random numbers.
 
+use super::Weight;
 use super::params::join;
 use alluvium_core::rng::Rng;
 use alluvium_core::{Device, Result, Shape, Tensor};
@@ -9,6 +10,8 @@ use alluvium_core::{Device, Result, Shape, Tensor};
 pub enum Init {
     /// All ones: the weight of a norm.
     Ones,
+    /// All zeros: a bias.
+    Zeros,
     /// Normal numbers of this standard deviation.
     Normal(f64),
     /// Uniform between minus and plus this bound.
@@ -26,6 +29,14 @@ pub trait Source {
     /// # Errors
     /// When it is not there, or of another shape.
     fn tensor(&mut self, name: &str, shape: Shape, init: Init) -> Result<Tensor>;
+
+    /// The matrix of the module called `module`, of this shape, as it is stored: `module.weight` where it is plain.
+    ///
+    /// # Errors
+    /// As [`Source::tensor`].
+    fn weight(&mut self, module: &str, shape: Shape, init: Init) -> Result<Weight> {
+        Ok(Weight::Dense(self.tensor(&join(module, "weight"), shape, init)?))
+    }
 }
 
 /// Random tensors: each depends on the seed and its own name, and on nothing else.
@@ -42,6 +53,7 @@ impl Source for Random {
         let mut rng = Rng::new(self.seed, name);
         let mut draw = || match init {
             Init::Ones => 1.0,
+            Init::Zeros => 0.0,
             Init::Normal(deviation) => deviation * rng.normal(),
             Init::Uniform(bound) => rng.between(-bound, bound),
             Init::LogOfUniform(low, high) => rng.between(low, high).ln(),
@@ -85,6 +97,14 @@ impl<'a> Builder<'a> {
     /// As [`Source::tensor`].
     pub fn tensor(&mut self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Tensor> {
         self.source.tensor(&join(&self.place, name), shape.into(), init)
+    }
+
+    /// The matrix of the module here.
+    ///
+    /// # Errors
+    /// As [`Source::weight`].
+    pub fn weight(&mut self, shape: impl Into<Shape>, init: Init) -> Result<Weight> {
+        self.source.weight(&self.place, shape.into(), init)
     }
 }
 

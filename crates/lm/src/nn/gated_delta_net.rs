@@ -2,6 +2,7 @@
 
 use super::ablation::{Ablation, gated_linear_attention, identity};
 use super::build::{Builder, Init};
+use super::in_proj::{InProj, Inputs, Layout};
 use super::{Linear, RmsNorm};
 use crate::cache::DeltaCache;
 use crate::params;
@@ -22,10 +23,7 @@ const EPS: f32 = 1e-6;
 /// Source: Yang et al. 2024, arXiv:2412.06464; `GatedDeltaNet` of qwen3_5 in mlx-lm.
 #[derive(Clone, Debug)]
 pub struct GatedDeltaNet {
-    in_proj_qkv: Linear,
-    in_proj_z: Linear,
-    in_proj_b: Linear,
-    in_proj_a: Linear,
+    in_proj: InProj,
     conv1d: Conv1d,
     a_log: Tensor,
     dt_bias: Tensor,
@@ -35,17 +33,7 @@ pub struct GatedDeltaNet {
     ablation: Ablation,
 }
 
-params!(GatedDeltaNet {
-    in_proj_qkv,
-    in_proj_z,
-    in_proj_b,
-    in_proj_a,
-    conv1d,
-    a_log: "A_log",
-    dt_bias,
-    norm,
-    out_proj,
-});
+params!(GatedDeltaNet { in_proj: "", conv1d, a_log: "A_log", dt_bias, norm, out_proj });
 
 /// The depthwise filter, as files hold it: `weight [C, K, 1]`.
 #[derive(Clone, Debug)]
@@ -76,6 +64,8 @@ pub struct DeltaSizes {
     pub deviation: f64,
     /// That of the projection that adds to the residual stream.
     pub output_deviation: f64,
+    /// How files hold the projections of the input.
+    pub layout: Layout,
 }
 
 impl DeltaSizes {
@@ -101,14 +91,11 @@ impl GatedDeltaNet {
     /// # Errors
     /// As [`Source::tensor`](super::Source::tensor).
     pub fn build(mut b: Builder, sizes: &DeltaSizes) -> Result<Self> {
-        let DeltaSizes { width, value_heads, value, taps, eps, deviation, output_deviation, .. } = *sizes;
+        let DeltaSizes { width, value_heads, value, taps, eps, output_deviation, .. } = *sizes;
         let (channels, values) = (sizes.channels(), sizes.values());
         let filter = Init::Uniform((taps as f64).sqrt().recip());
         Ok(GatedDeltaNet {
-            in_proj_qkv: Linear::build(b.at("in_proj_qkv"), [channels, width], deviation)?,
-            in_proj_z: Linear::build(b.at("in_proj_z"), [values, width], deviation)?,
-            in_proj_b: Linear::build(b.at("in_proj_b"), [value_heads, width], deviation)?,
-            in_proj_a: Linear::build(b.at("in_proj_a"), [value_heads, width], deviation)?,
+            in_proj: InProj::build(&mut b, sizes)?,
             conv1d: Conv1d { weight: b.at("conv1d").tensor("weight", [channels, taps, 1], filter)? },
             a_log: b.tensor("A_log", [value_heads], Init::LogOfUniform(1.0, 16.0))?,
             dt_bias: b.tensor("dt_bias", [value_heads], Init::InverseSoftplusOfLogUniform(1e-3, 0.1))?,
@@ -124,13 +111,13 @@ impl GatedDeltaNet {
     /// # Errors
     /// As the operations.
     pub fn forward(&self, x_btd: &Tensor, cu_seqlens: Option<&Tensor>) -> Result<Tensor> {
-        let (heads, _) = self.project(x_btd, None, cu_seqlens)?;
+        let Projected { heads, z_btgv, .. } = self.project(x_btd, None, cu_seqlens)?;
         let rule = GatedDelta { cu_seqlens, ..self.rule(&heads) };
         let o = match self.ablation {
             Ablation::None | Ablation::Convolution => gated_delta_rule(rule)?.o,
             Ablation::DeltaTerm => gated_linear_attention(&rule)?,
         };
-        self.output(&o, x_btd)
+        self.output(&o, &z_btgv)
     }
 
     /// Takes a part out of the layer, or puts it back.
@@ -147,27 +134,23 @@ impl GatedDeltaNet {
         if self.ablation == Ablation::DeltaTerm {
             return Err(Error::value("step", "a layer without its delta term has no step by step form here"));
         }
-        let (heads, window) = self.project(x_btd, cache.window.as_ref(), None)?;
+        let Projected { heads, z_btgv, window } = self.project(x_btd, cache.window.as_ref(), None)?;
         let Delta { o, final_state } = match cache.state.take() {
             Some(state) if x_btd.shape()[1] == 1 => self.one(&heads, state)?,
             state => gated_delta_rule(GatedDelta { initial_state: state.as_ref(), ..self.rule(&heads) })?,
         };
         (cache.window, cache.state) = (window, Some(final_state));
-        self.output(&o, x_btd)
+        self.output(&o, &z_btgv)
     }
 
-    fn project(
-        &self,
-        x_btd: &Tensor,
-        window: Option<&Tensor>,
-        cu_seqlens: Option<&Tensor>,
-    ) -> Result<(Heads, Option<Tensor>)> {
+    fn project(&self, x_btd: &Tensor, window: Option<&Tensor>, cu_seqlens: Option<&Tensor>) -> Result<Projected> {
         let DeltaSizes { key_heads: h, value_heads: g, key, value, taps, .. } = self.sizes;
         let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
+        let Inputs { qkv_btc, z_btv, b_btg, a_btg } = self.in_proj.forward(x_btd, &self.sizes)?;
         let filter = self.conv1d.weight.reshape([self.sizes.channels(), taps])?;
         let filter = if self.ablation == Ablation::Convolution { identity(&filter)? } else { filter };
         let Convolved { y: qkv_btc, final_state } = causal_conv1d(CausalConv1d {
-            x: &self.in_proj_qkv.forward(x_btd)?,
+            x: &qkv_btc,
             w: &filter,
             initial_state: window,
             cu_seqlens,
@@ -176,8 +159,7 @@ impl GatedDeltaNet {
         let parts = split(&qkv_btc, &[h * key, h * key, g * value], 2)?;
         let [q, k, v] = <[Tensor; 3]>::try_from(parts)
             .map_err(|_| Error::value("split", "three parts were asked for, others came"))?;
-        let Gates { g: decay_btg, beta: beta_btg } =
-            gdn_gate(&self.in_proj_a.forward(x_btd)?, &self.in_proj_b.forward(x_btd)?, &self.a_log, &self.dt_bias)?;
+        let Gates { g: decay_btg, beta: beta_btg } = gdn_gate(&a_btg, &b_btg, &self.a_log, &self.dt_bias)?;
         let heads = Heads {
             q_bthk: l2_norm(&q.reshape([b, t, h, key])?, EPS)?,
             k_bthk: l2_norm(&k.reshape([b, t, h, key])?, EPS)?,
@@ -185,7 +167,7 @@ impl GatedDeltaNet {
             decay_btg,
             beta_btg,
         };
-        Ok((heads, final_state))
+        Ok(Projected { heads, z_btgv: z_btv.reshape([b, t, g, value])?, window: final_state })
     }
 
     fn rule<'a>(&self, heads: &'a Heads) -> GatedDelta<'a> {
@@ -218,16 +200,22 @@ impl GatedDeltaNet {
         Ok(Delta { o: o.reshape([b, 1, g, value])?, final_state })
     }
 
-    fn output(&self, o_btgv: &Tensor, x_btd: &Tensor) -> Result<Tensor> {
-        let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
-        let z_btgv = self.in_proj_z.forward(x_btd)?.reshape(o_btgv.shape())?;
-        let o = self.norm.gated(o_btgv, &z_btgv)?;
+    fn output(&self, o_btgv: &Tensor, z_btgv: &Tensor) -> Result<Tensor> {
+        let [b, t] = [o_btgv.shape()[0], o_btgv.shape()[1]];
+        let o = self.norm.gated(o_btgv, z_btgv)?;
         self.out_proj.forward(&o.reshape([b, t, self.sizes.values()])?)
     }
 
     fn scale(&self) -> f32 {
         (self.sizes.key as f32).sqrt().recip()
     }
+}
+
+struct Projected {
+    heads: Heads,
+    z_btgv: Tensor,
+    /// The convolution's last inputs.
+    window: Option<Tensor>,
 }
 
 struct Heads {

@@ -1,25 +1,49 @@
-//! A matrix.
+//! Projections and tables.
 
+use super::Weight;
 use super::build::{Builder, Init};
 use crate::params;
 use alluvium_core::{Result, Tensor};
-use alluvium_ops::linear;
+use alluvium_ops::{add, linear};
 
-/// A projection without bias: `y = x · weightᵀ`, `weight [O, I]`.
-#[derive(Clone, Debug)]
-pub struct Linear {
-    weight: Tensor,
+/// Whether a projection adds a vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bias {
+    /// It does not.
+    None,
+    /// It adds `bias`.
+    Added,
 }
 
-params!(Linear { weight });
+/// A projection: `y = x · weightᵀ + bias`, `weight [O, I]`.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: Weight,
+    bias: Option<Tensor>,
+}
+
+params!(Linear { weight: "", bias });
 
 impl Linear {
-    /// A projection of `[output, input]` sizes; `deviation` is that of its random start.
+    /// A projection of `[output, input]` sizes without bias; `deviation` is that of its random start.
     ///
     /// # Errors
-    /// As [`Source::tensor`](super::Source::tensor).
-    pub fn build(mut b: Builder, [output, input]: [usize; 2], deviation: f64) -> Result<Self> {
-        Ok(Linear { weight: b.tensor("weight", [output, input], Init::Normal(deviation))? })
+    /// As [`Source::weight`](super::Source::weight).
+    pub fn build(b: Builder, sizes: [usize; 2], deviation: f64) -> Result<Self> {
+        Self::biased(b, sizes, deviation, Bias::None)
+    }
+
+    /// As [`Linear::build`], perhaps with a bias.
+    ///
+    /// # Errors
+    /// As [`Source::weight`](super::Source::weight).
+    pub fn biased(mut b: Builder, [output, input]: [usize; 2], deviation: f64, bias: Bias) -> Result<Self> {
+        let weight = Weight::build(&mut b, [output, input], deviation)?;
+        let bias = match bias {
+            Bias::None => None,
+            Bias::Added => Some(b.tensor("bias", [output], Init::Zeros)?),
+        };
+        Ok(Linear { weight, bias })
     }
 
     /// `[.., I]` to `[.., O]`.
@@ -27,11 +51,46 @@ impl Linear {
     /// # Errors
     /// As [`linear`].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        linear(x, &self.weight)
+        let y = self.weight.linear(x)?;
+        let Some(bias) = &self.bias else { return Ok(y) };
+        // a column of ones times a row: the bias for every row of `y`, with its gradient
+        let ones = Tensor::full(x.shape().with(x.shape().rank() - 1, 1), 1.0, x.device())?;
+        add(&y, &linear(&ones, &bias.reshape([bias.elements(), 1])?)?)
     }
 
     /// The matrix, `[O, I]`.
-    pub fn weight(&self) -> &Tensor {
+    pub fn weight(&self) -> &Weight {
+        &self.weight
+    }
+}
+
+/// A row for each word: `weight [V, D]`.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    weight: Weight,
+}
+
+params!(Embedding { weight: "" });
+
+impl Embedding {
+    /// A table of `[words, width]`.
+    ///
+    /// # Errors
+    /// As [`Source::weight`](super::Source::weight).
+    pub fn build(mut b: Builder, [words, width]: [usize; 2], deviation: f64) -> Result<Self> {
+        Ok(Embedding { weight: Weight::build(&mut b, [words, width], deviation)? })
+    }
+
+    /// The rows of `ids [..]`: `[.., D]`, f32.
+    ///
+    /// # Errors
+    /// When an id is not in the vocabulary.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        self.weight.embedding(ids)
+    }
+
+    /// The table, `[V, D]`: the output projection of models that tie the two.
+    pub fn weight(&self) -> &Weight {
         &self.weight
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Linear;
 use super::build::Builder;
+use super::linear::Bias;
 use crate::params;
 use alluvium_core::{Result, Tensor};
 use alluvium_ops::swiglu;
@@ -25,6 +26,8 @@ pub struct MlpSizes {
     pub width: usize,
     /// The width between the projections.
     pub hidden: usize,
+    /// Of the three projections.
+    pub bias: Bias,
     /// The standard deviation of new weights.
     pub deviation: f64,
     /// That of the projection that adds to the residual stream.
@@ -37,11 +40,11 @@ impl Mlp {
     /// # Errors
     /// As [`Source::tensor`](super::Source::tensor).
     pub fn build(mut b: Builder, sizes: &MlpSizes) -> Result<Self> {
-        let MlpSizes { width, hidden, deviation, output_deviation } = *sizes;
+        let MlpSizes { width, hidden, bias, deviation, output_deviation } = *sizes;
         Ok(Mlp {
-            gate_proj: Linear::build(b.at("gate_proj"), [hidden, width], deviation)?,
-            up_proj: Linear::build(b.at("up_proj"), [hidden, width], deviation)?,
-            down_proj: Linear::build(b.at("down_proj"), [width, hidden], output_deviation)?,
+            gate_proj: Linear::biased(b.at("gate_proj"), [hidden, width], deviation, bias)?,
+            up_proj: Linear::biased(b.at("up_proj"), [hidden, width], deviation, bias)?,
+            down_proj: Linear::biased(b.at("down_proj"), [width, hidden], output_deviation, bias)?,
         })
     }
 

@@ -3,16 +3,21 @@
 pub mod ablation;
 pub mod attention;
 pub mod build;
+pub mod decoder;
 pub mod gated_delta_net;
+pub mod in_proj;
 pub mod linear;
 pub mod mlp;
 pub mod norm;
 pub mod params;
+pub mod weight;
 
 pub use ablation::Ablation;
-pub use attention::GatedAttention;
+pub use attention::Attention;
 pub use build::{Builder, Init, Random, Source};
+pub use decoder::{Decoder, FeedForward, Mixer};
 pub use gated_delta_net::GatedDeltaNet;
-pub use linear::Linear;
+pub use linear::{Embedding, Linear};
 pub use mlp::Mlp;
 pub use norm::RmsNorm;
+pub use weight::Weight;

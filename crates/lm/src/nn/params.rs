@@ -18,9 +18,10 @@ pub fn parameter_count<P: Parameters + ?Sized>(model: &P) -> usize {
     count
 }
 
-/// `model.layers` and `0` give `model.layers.0`; an empty prefix gives the name alone.
+/// `model.layers` and `0` give `model.layers.0`; where one is empty, the other alone.
 pub fn join(prefix: &str, name: &str) -> String {
-    if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
+    let dot = if prefix.is_empty() || name.is_empty() { "" } else { "." };
+    format!("{prefix}{dot}{name}")
 }
 
 impl Parameters for Tensor {
@@ -63,7 +64,8 @@ impl<P: Parameters> Parameters for Vec<P> {
     }
 }
 
-/// Implements [`Parameters`] for a struct: its fields are checkpoint keys; where they differ the key is spelled out.
+/// Implements [`Parameters`] for a struct: its fields are checkpoint keys; where they differ the key is spelled out. A part
+/// whose key is empty has its tensors where the struct has its own.
 ///
 /// ```
 /// use alluvium_core::{Device, Tensor};

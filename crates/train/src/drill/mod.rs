@@ -15,7 +15,7 @@ use crate::{Ended, Event, Metrics, Optimiser, Outcome, Packed, Record, Schedule,
 use alluvium_core::{Device, Error, Result, Tensor};
 use alluvium_lm::nn::Ablation;
 use alluvium_lm::{Batch, Keep, LanguageModel, initialise, parameter_count};
-use alluvium_ops::{argmax, embedding, linear};
+use alluvium_ops::{argmax, embedding};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -230,7 +230,7 @@ fn answers(model: &dyn LanguageModel, batch: &Packed, asked: &[u32], device: &De
     let hidden = model.hidden(&batch, Keep::Activations)?;
     let rows = hidden.reshape([ids.elements(), hidden.shape().last()])?;
     let rows = embedding(&rows, &Tensor::from_slice(asked, [asked.len()], device)?)?;
-    argmax(&linear(&rows, model.head())?)?.to_vec::<u32>()
+    argmax(&model.head().linear(&rows)?)?.to_vec::<u32>()
 }
 
 #[cfg(test)]

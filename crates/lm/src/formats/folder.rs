@@ -1,0 +1,193 @@
+//! The weight files of a folder, seen as one.
+
+use super::layout::{Recipe, Side, Stored};
+use super::safetensors::{self, Entry, File};
+use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
+use half::{bf16, f16};
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// The name of the list of weight files, which is not needed to read them.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// The weight files of a folder: headers alone are read until a tensor is asked for.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    files: Vec<File>,
+    /// The file of each tensor.
+    places: BTreeMap<String, usize>,
+}
+
+impl Folder {
+    /// Opens every `model*.safetensors` of a folder.
+    ///
+    /// # Errors
+    /// When there is none, one cannot be read or is not what it should be, the index names one that is not there, or two
+    /// hold a tensor of the same name.
+    pub fn open(path: &Path) -> Result<Self> {
+        let files: Vec<File> = weight_files(path)?.iter().map(safetensors::read).collect::<Result<_>>()?;
+        let mut places: BTreeMap<String, usize> = BTreeMap::new();
+        for (index, file) in files.iter().enumerate() {
+            for name in file.names() {
+                if let Some(other) = places.insert(name.to_owned(), index) {
+                    let other = files[other].path().display();
+                    return Err(Error::file(
+                        file.path(),
+                        format!("tensor `{name}` is in {other}, too; remove one file"),
+                    ));
+                }
+            }
+        }
+        Ok(Folder { path: path.to_owned(), files, places })
+    }
+
+    /// The files, sorted by name.
+    pub fn files(&self) -> &[File] {
+        &self.files
+    }
+
+    pub(crate) fn into_files(self) -> Vec<File> {
+        self.files
+    }
+
+    /// The shapes of all tensors.
+    pub fn stored(&self) -> Stored<'_> {
+        self.files.iter().flat_map(File::entries).map(|(name, entry)| (name, entry.shape)).collect()
+    }
+
+    /// Where a tensor is; the folder when it is nowhere.
+    pub(crate) fn place(&self, name: &str) -> &Path {
+        let file = self.places.get(name).map(|&index| &self.files[index]).or(self.files.first());
+        file.map_or(self.path.as_path(), File::path)
+    }
+
+    fn entry(&self, name: &str) -> Result<(&File, &Entry)> {
+        let file = self.places.get(name).map(|&index| &self.files[index]);
+        file.and_then(|file| Some((file, file.entry(name)?)))
+            .ok_or_else(|| Error::file(self.place(name), format!("tensor `{name}` is missing")))
+    }
+
+    /// The dtype, as the files name it, and the shape of what a recipe makes.
+    ///
+    /// # Errors
+    /// When a stored tensor is missing, or their dtypes and shapes do not fit the recipe.
+    pub fn describe(&self, recipe: &Recipe) -> Result<(&str, Shape)> {
+        let names = recipe.stored();
+        let first = names.first().map_or("", String::as_str);
+        let (file, entry) = self.entry(first)?;
+        for name in names {
+            let (file, other) = self.entry(name)?;
+            if (&other.dtype, other.shape) != (&entry.dtype, entry.shape) {
+                let why = format!("tensor `{name}` is {} {}", other.dtype, other.shape);
+                return Err(Error::file(file.path(), format!("{why}, `{first}` {} {}", entry.dtype, entry.shape)));
+            }
+        }
+        match recipe.shape(entry.shape) {
+            Some(shape) => Ok((&entry.dtype, shape)),
+            None => Err(Error::file(file.path(), format!("tensor `{first}` cannot be {}", entry.shape))),
+        }
+    }
+
+    /// Makes a tensor, in the dtype that is stored, its bytes read straight into its memory.
+    ///
+    /// # Errors
+    /// As [`Folder::describe`], and when a file cannot be read or the dtype is none of ours.
+    pub fn tensor(&self, recipe: &Recipe, device: &Device) -> Result<Tensor> {
+        let (_, shape) = self.describe(recipe)?;
+        let names = recipe.stored();
+        let (file, entry) = self.entry(names.first().map_or("", String::as_str))?;
+        let dtype = file.dtype(entry, &names[0])?;
+        let size = dtype.size();
+        Tensor::filled(shape, dtype, device, |bytes| match recipe {
+            Recipe::Same(_) | Recipe::Filter(_) => file.read_into(entry, 0, bytes),
+            Recipe::PlusOne(_) => {
+                file.read_into(entry, 0, bytes)?;
+                add_one(bytes, dtype);
+                Ok(())
+            }
+            Recipe::Stack(names) => {
+                for (name, part) in names.iter().zip(bytes.chunks_exact_mut(entry.bytes.max(1))) {
+                    let (file, entry) = self.entry(name)?;
+                    file.read_into(entry, 0, part)?;
+                }
+                Ok(())
+            }
+            Recipe::Half(_, side) => {
+                let half = shape[1] * shape[2] * size;
+                let from = if *side == Side::First { 0 } else { half };
+                for (expert, part) in bytes.chunks_exact_mut(half.max(1)).enumerate() {
+                    file.read_into(entry, 2 * expert * half + from, part)?;
+                }
+                Ok(())
+            }
+        })
+    }
+}
+
+/// Adds one to little-endian numbers of a floating dtype, in that dtype: each sum is rounded to it.
+fn add_one(bytes: &mut [u8], dtype: DType) {
+    for x in bytes.chunks_exact_mut(dtype.size()) {
+        match (dtype, &mut *x) {
+            (DType::F32, &mut [a, b, c, d]) => {
+                x.copy_from_slice(&(f32::from_le_bytes([a, b, c, d]) + 1.0).to_le_bytes())
+            }
+            (DType::BF16, &mut [a, b]) => {
+                let y = bf16::from_f32(bf16::from_le_bytes([a, b]).to_f32() + 1.0);
+                x.copy_from_slice(&y.to_le_bytes());
+            }
+            (DType::F16, &mut [a, b]) => {
+                let y = f16::from_f32(f16::from_le_bytes([a, b]).to_f32() + 1.0);
+                x.copy_from_slice(&y.to_le_bytes());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// `model*.safetensors` of a folder, sorted; all that an index names must be there.
+fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "read"))? {
+        let path = entry.map_err(Error::io(folder, "read"))?.path();
+        if is_weight_file(&path) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    let index = folder.join(INDEX);
+    if let Some(json) = read_json(&index)? {
+        let files = json.get("weight_map").and_then(Value::as_object).into_iter().flat_map(Map::values);
+        let files: BTreeSet<&str> = files.filter_map(Value::as_str).collect();
+        for file in files {
+            if !found.contains(&folder.join(file)) {
+                return Err(Error::file(
+                    index,
+                    format!("it names {file}, which is not in the folder; fetch that file"),
+                ));
+            }
+        }
+    }
+    if found.is_empty() {
+        return Err(Error::file(folder, "there are no weights: no file is called model*.safetensors"));
+    }
+    Ok(found)
+}
+
+pub(crate) fn is_weight_file(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with("model") && name.ends_with(".safetensors")
+}
+
+pub(crate) fn read_json(path: &Path) -> Result<Option<Map<String, Value>>> {
+    match std::fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(path, "read")(e)),
+        Ok(text) => match serde_json::from_slice(&text) {
+            Ok(Value::Object(json)) => Ok(Some(json)),
+            Ok(_) => Err(Error::file(path, "expected a JSON object")),
+            Err(e) => Err(Error::file(path, format!("not valid JSON: {e}"))),
+        },
+    }
+}

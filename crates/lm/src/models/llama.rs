@@ -1,0 +1,116 @@
+//! Llama, and the models that are built like it: attention in every layer, each with a SwiGLU.
+//!
+//! Source: `llama.py` of mlx-lm; its numbers are this module's test.
+
+use super::{LanguageModel, multiple_of, rotary, size_within};
+use crate::formats::config::Config;
+use crate::nn::attention::{AttentionSizes, Gate, HeadNorm};
+use crate::nn::decoder::{DEVIATION, DecoderSizes, FeedForwardSizes, Head, LayerSizes, MixerSizes, output_deviation};
+use crate::nn::linear::Bias;
+use crate::nn::mlp::MlpSizes;
+use crate::nn::{Builder, Decoder};
+use alluvium_core::Result;
+use alluvium_ops::Rope;
+use serde::Deserialize;
+
+/// The sizes of a model, by the keys of its configuration. What is not given is as in mlx-lm.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Sizes {
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    vocab_size: usize,
+    rms_norm_eps: f32,
+    #[serde(default = "tied")]
+    tie_word_embeddings: bool,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    #[serde(default)]
+    layer_types: Option<Vec<String>>,
+}
+
+fn tied() -> bool {
+    true
+}
+
+impl Sizes {
+    /// From a configuration, each size held against what can be meant.
+    pub(super) fn read(config: &Config) -> Result<Self> {
+        let sizes: Sizes = config.sizes()?;
+        let within = |key, size, most| size_within(config, key, size, most);
+        within("hidden_size", sizes.hidden_size, 1 << 17)?;
+        within("intermediate_size", sizes.intermediate_size, 1 << 20)?;
+        within("num_hidden_layers", sizes.num_hidden_layers, 1 << 10)?;
+        within("num_attention_heads", sizes.num_attention_heads, 1 << 10)?;
+        within("num_key_value_heads", sizes.kv_heads(), sizes.num_attention_heads)?;
+        within("head_dim", sizes.head(), 1 << 10)?;
+        within("vocab_size", sizes.vocab_size, 1 << 24)?;
+        let heads = ("num_attention_heads", sizes.num_attention_heads);
+        multiple_of(config, heads, ("num_key_value_heads", sizes.kv_heads()))?;
+        if let Some(other) = sizes.layer_types.iter().flatten().find(|kind| *kind != "full_attention") {
+            return Err(config.wrong(format!("a layer of `layer_types` is {other}; full_attention alone is known")));
+        }
+        Ok(sizes)
+    }
+
+    fn kv_heads(&self) -> usize {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    /// The width of an attention head.
+    pub(super) fn head(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
+    }
+
+    /// Added to mean squares.
+    pub(super) fn eps(&self) -> f32 {
+        self.rms_norm_eps
+    }
+
+    /// A decoder whose layers attend, all in the same way.
+    pub(super) fn decoder(&self, rope: Rope, norm: HeadNorm) -> DecoderSizes {
+        let bias = |added: bool| if added { Bias::Added } else { Bias::None };
+        let output_deviation = output_deviation(self.num_hidden_layers);
+        let attention = AttentionSizes {
+            width: self.hidden_size,
+            heads: self.num_attention_heads,
+            kv_heads: self.kv_heads(),
+            head: self.head(),
+            norm,
+            gate: Gate::None,
+            bias: bias(self.attention_bias),
+            rope,
+            deviation: DEVIATION,
+            output_deviation,
+        };
+        let mlp = MlpSizes {
+            width: self.hidden_size,
+            hidden: self.intermediate_size,
+            bias: bias(self.mlp_bias),
+            deviation: DEVIATION,
+            output_deviation,
+        };
+        let layer = LayerSizes { mixer: MixerSizes::Attention(attention), feed_forward: FeedForwardSizes::Dense(mlp) };
+        DecoderSizes {
+            prefix: "",
+            words: self.vocab_size,
+            width: self.hidden_size,
+            eps: self.rms_norm_eps,
+            head: if self.tie_word_embeddings { Head::Tied } else { Head::Own },
+            layers: vec![layer; self.num_hidden_layers],
+        }
+    }
+}
+
+/// Builds the model; see [`super::build`].
+pub(super) fn build(config: &Config, b: Builder) -> Result<Box<dyn LanguageModel>> {
+    let sizes = Sizes::read(config)?;
+    let rope = rotary::rope(config, sizes.head(), Some(10_000.0))?;
+    rotary::check(config, sizes.eps(), rope.theta)?;
+    Ok(Box::new(Decoder::build(b, &sizes.decoder(rope, HeadNorm::None), config)?))
+}

@@ -1,0 +1,125 @@
+//! The projections of a Gated DeltaNet layer's input, in the two layouts that files have.
+
+use super::Linear;
+use super::build::Builder;
+use super::gated_delta_net::DeltaSizes;
+use super::params::Parameters;
+use crate::params;
+use alluvium_core::{Error, Result, Tensor};
+use alluvium_ops::{concat, split};
+
+/// How a file holds the projections of the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// `in_proj_qkv` (all queries, all keys, all values), `in_proj_z`, `in_proj_b`, `in_proj_a`: qwen3_5.
+    Separate,
+    /// `in_proj_qkvz` and `in_proj_ba`, whose rows are grouped by key head: its query, its key, the values of its value
+    /// heads, their `z`; and their `b`, their `a`: qwen3_next.
+    Merged,
+}
+
+/// The projections, as files hold them.
+#[derive(Clone, Debug)]
+pub(super) enum InProj {
+    Separate(Separate),
+    Merged(Merged),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Separate {
+    in_proj_qkv: Linear,
+    in_proj_z: Linear,
+    in_proj_b: Linear,
+    in_proj_a: Linear,
+}
+
+params!(Separate { in_proj_qkv, in_proj_z, in_proj_b, in_proj_a });
+
+#[derive(Clone, Debug)]
+pub(super) struct Merged {
+    in_proj_qkvz: Linear,
+    in_proj_ba: Linear,
+}
+
+params!(Merged { in_proj_qkvz, in_proj_ba });
+
+impl Parameters for InProj {
+    fn visit<'a>(&'a self, prefix: &str, f: &mut dyn FnMut(String, &'a Tensor)) {
+        match self {
+            InProj::Separate(part) => part.visit(prefix, f),
+            InProj::Merged(part) => part.visit(prefix, f),
+        }
+    }
+
+    fn visit_mut<'a>(&'a mut self, prefix: &str, f: &mut dyn FnMut(String, &'a mut Tensor)) {
+        match self {
+            InProj::Separate(part) => part.visit_mut(prefix, f),
+            InProj::Merged(part) => part.visit_mut(prefix, f),
+        }
+    }
+}
+
+/// What they give: channels are all queries, all keys, all values.
+pub(super) struct Inputs {
+    pub(super) qkv_btc: Tensor,
+    pub(super) z_btv: Tensor,
+    pub(super) b_btg: Tensor,
+    pub(super) a_btg: Tensor,
+}
+
+impl InProj {
+    pub(super) fn build(b: &mut Builder, sizes: &DeltaSizes) -> Result<Self> {
+        let DeltaSizes { width, value_heads, deviation, layout, .. } = *sizes;
+        let (channels, values) = (sizes.channels(), sizes.values());
+        let mut linear = |name, rows| Linear::build(b.at(name), [rows, width], deviation);
+        Ok(match layout {
+            Layout::Separate => InProj::Separate(Separate {
+                in_proj_qkv: linear("in_proj_qkv", channels)?,
+                in_proj_z: linear("in_proj_z", values)?,
+                in_proj_b: linear("in_proj_b", value_heads)?,
+                in_proj_a: linear("in_proj_a", value_heads)?,
+            }),
+            Layout::Merged => InProj::Merged(Merged {
+                in_proj_qkvz: linear("in_proj_qkvz", channels + values)?,
+                in_proj_ba: linear("in_proj_ba", 2 * value_heads)?,
+            }),
+        })
+    }
+
+    pub(super) fn forward(&self, x_btd: &Tensor, sizes: &DeltaSizes) -> Result<Inputs> {
+        match self {
+            InProj::Separate(part) => Ok(Inputs {
+                qkv_btc: part.in_proj_qkv.forward(x_btd)?,
+                z_btv: part.in_proj_z.forward(x_btd)?,
+                b_btg: part.in_proj_b.forward(x_btd)?,
+                a_btg: part.in_proj_a.forward(x_btd)?,
+            }),
+            InProj::Merged(part) => part.forward(x_btd, sizes),
+        }
+    }
+}
+
+impl Merged {
+    fn forward(&self, x_btd: &Tensor, sizes: &DeltaSizes) -> Result<Inputs> {
+        let DeltaSizes { key_heads: h, value_heads: g, key, value, .. } = *sizes;
+        let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
+        let shared = g / h;
+        let qkvz = self.in_proj_qkvz.forward(x_btd)?.reshape([b, t, h, 2 * key + 2 * shared * value])?;
+        let [q, k, v, z] = parts(&qkvz, [key, key, shared * value, shared * value])?;
+        let ba = self.in_proj_ba.forward(x_btd)?.reshape([b, t, h, 2 * shared])?;
+        let [b_bthr, a_bthr] = parts(&ba, [shared, shared])?;
+        let flat = |x: &Tensor| x.reshape([b, t, x.elements() / (b * t)]);
+        Ok(Inputs {
+            qkv_btc: concat(&[&flat(&q)?, &flat(&k)?, &flat(&v)?], 2)?,
+            z_btv: flat(&z)?,
+            b_btg: flat(&b_bthr)?,
+            a_btg: flat(&a_bthr)?,
+        })
+    }
+}
+
+/// The parts of the last of four axes.
+fn parts<const N: usize>(x: &Tensor, sizes: [usize; N]) -> Result<[Tensor; N]> {
+    <[Tensor; N]>::try_from(split(x, &sizes, 3)?)
+        .map_err(|_| Error::value("split", "other parts came than were asked for"))
+}

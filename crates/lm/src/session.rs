@@ -1,0 +1,194 @@
+//! A model and what it has read: a prompt that begins like the one before is not read again.
+
+use crate::cache::{Cache, Snapshot};
+use crate::generate::device;
+use crate::models::LanguageModel;
+use alluvium_core::{Error, Result, Tensor};
+use alluvium_ops::concat;
+
+/// Tokens of a prompt that are read at once: enough for full speed, few enough for their memory.
+const PREFILL: usize = 512;
+/// Snapshots that a session keeps: each holds the states of all linear layers.
+const SNAPSHOTS: usize = 8;
+
+/// A model and what it has read.
+///
+/// A recurrent state cannot be taken back, so the session keeps a [`Snapshot`] of it every so many tokens and at the end
+/// of each prompt. A new prompt goes on from the last one that is part of it.
+pub struct Session<'a> {
+    model: &'a dyn LanguageModel,
+    cache: Cache,
+    /// What the cache has read, as far as it is known.
+    tokens: Vec<u32>,
+    /// Tokens at the beginning of the cache that are not in `tokens`: from a file.
+    before: usize,
+    snapshots: Vec<Snapshot>,
+    /// After the last token, `[1, D]`.
+    hidden: Option<Tensor>,
+}
+
+impl std::fmt::Debug for Session<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session of {} tokens", self.cache.offset())
+    }
+}
+
+impl<'a> Session<'a> {
+    /// Of a model that has read nothing.
+    ///
+    /// # Errors
+    /// When the model refuses a cache.
+    pub fn new(model: &'a dyn LanguageModel) -> Result<Self> {
+        Ok(Self::resume(model, model.cache(1)?))
+    }
+
+    /// Of a model whose cache comes from elsewhere: prompts follow what it has read.
+    pub fn resume(model: &'a dyn LanguageModel, cache: Cache) -> Self {
+        let (before, snapshots) = (cache.offset(), vec![cache.snapshot()]);
+        Session { model, cache, tokens: Vec::new(), before, snapshots, hidden: None }
+    }
+
+    /// What has been read since the session began.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// What the model remembers.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// Reads a prompt from the session's beginning, but for what it begins with and was read before: the number of those
+    /// tokens.
+    ///
+    /// # Errors
+    /// When the prompt is empty or has an id outside the vocabulary; the session is of no use after the latter.
+    pub fn read(&mut self, prompt: &[u32]) -> Result<usize> {
+        if prompt.is_empty() {
+            return Err(Error::value("generate", "the prompt is empty; give at least one token"));
+        }
+        let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        // the last token is read again where all are known: what follows it is not kept
+        let known = self.rewind(same.min(prompt.len() - 1))?;
+        let mut at = known;
+        while at < prompt.len() {
+            let end = (at + PREFILL - at % PREFILL).min(prompt.len());
+            self.take(&prompt[at..end])?;
+            at = end;
+            self.keep_snapshot();
+        }
+        Ok(known)
+    }
+
+    /// Reads one more token.
+    ///
+    /// # Errors
+    /// When it is not in the vocabulary.
+    pub fn step(&mut self, token: u32) -> Result<()> {
+        self.take(&[token])
+    }
+
+    /// The logits of the next token, `[1, V]`.
+    ///
+    /// # Errors
+    /// When nothing was read.
+    pub fn logits(&self) -> Result<Tensor> {
+        let hidden = self.hidden.as_ref().ok_or_else(|| Error::value("generate", "no token was read"))?;
+        self.model.head().linear(hidden)
+    }
+
+    fn take(&mut self, tokens: &[u32]) -> Result<()> {
+        self.hidden = Some(last(self.model, tokens, &mut self.cache)?);
+        self.tokens.extend(tokens);
+        Ok(())
+    }
+
+    /// Forgets all but the first `most` tokens, or as few more as the snapshots allow; how many are left.
+    fn rewind(&mut self, most: usize) -> Result<usize> {
+        if most == self.tokens.len() {
+            return Ok(most);
+        }
+        self.snapshots.retain(|snapshot| snapshot.offset() <= self.before + most);
+        if self.cache.forgets() {
+            self.cache.truncate(self.before + most);
+        } else {
+            let none = || Error::value("generate", "the session has no beginning");
+            self.cache.restore(self.snapshots.last().ok_or_else(none)?)?;
+        }
+        let left = self.cache.offset() - self.before;
+        self.tokens.truncate(left);
+        self.hidden = None;
+        Ok(left)
+    }
+
+    fn keep_snapshot(&mut self) {
+        if self.cache.forgets() {
+            return;
+        }
+        self.snapshots.push(self.cache.snapshot());
+        if self.snapshots.len() > SNAPSHOTS {
+            // the first stays; of the others the one that leaves the smallest gap goes
+            let gap = |i: &usize| self.snapshots[i + 1].offset() - self.snapshots[i - 1].offset();
+            if let Some(least) = (1..self.snapshots.len() - 1).min_by_key(gap) {
+                self.snapshots.remove(least);
+            }
+        }
+    }
+}
+
+/// What is known after the last of these tokens, `[1, D]`.
+fn last(model: &dyn LanguageModel, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
+    let ids = Tensor::from_slice(ids, [1, ids.len()], device(model))?;
+    let hidden = device(model).run(|| model.step(&ids, cache))?;
+    let [tokens, width] = [hidden.shape()[1], hidden.shape()[2]];
+    hidden.reshape([tokens, width])?.rows(tokens - 1, 1)
+}
+
+/// Several sequences that step together.
+pub(crate) struct Batched<'a> {
+    model: &'a dyn LanguageModel,
+    cache: Cache,
+    /// `[B, D]`.
+    hidden: Tensor,
+    /// Which prompt each row belongs to.
+    places: Vec<usize>,
+}
+
+impl<'a> Batched<'a> {
+    /// Reads each prompt by itself.
+    pub(crate) fn read(model: &'a dyn LanguageModel, prompts: &[Vec<u32>]) -> Result<Self> {
+        let (mut caches, mut rows) = (Vec::new(), Vec::new());
+        for prompt in prompts {
+            let mut session = Session::new(model)?;
+            session.read(prompt)?;
+            rows.extend(session.hidden);
+            caches.push(session.cache);
+        }
+        if rows.is_empty() {
+            return Err(Error::value("generate", "there is no prompt; give at least one"));
+        }
+        let hidden = concat(&rows.iter().collect::<Vec<_>>(), 0)?;
+        Ok(Batched { model, cache: Cache::stack(caches)?, hidden, places: (0..prompts.len()).collect() })
+    }
+
+    pub(crate) fn places(&self) -> &[usize] {
+        &self.places
+    }
+
+    /// `[B, V]`.
+    pub(crate) fn logits(&self) -> Result<Tensor> {
+        self.model.head().linear(&self.hidden)
+    }
+
+    /// Keeps these rows, each of which reads one more token.
+    pub(crate) fn step(&mut self, rows: &[usize], tokens: &[u32]) -> Result<()> {
+        if rows.len() < self.places.len() {
+            self.cache.keep(rows)?;
+            self.places = rows.iter().map(|&row| self.places[row]).collect();
+        }
+        let ids = Tensor::from_slice(tokens, [tokens.len(), 1], device(self.model))?;
+        let hidden = device(self.model).run(|| self.model.step(&ids, &mut self.cache))?;
+        self.hidden = hidden.reshape([tokens.len(), hidden.shape().last()])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,136 @@
+//! Every model in `fixtures/models` gives the numbers that mlx-lm gives for it.
+//!
+//! A model that is stored in half precision, or quantised, is compared with what mlx-lm computes in f32 from the very
+//! same stored numbers (`…_f32ref`): activations are f32 here, so nothing but the order of sums is left between the two,
+//! and one bound serves all. With another folder of such models in `ALLUVIUM_MODELS` they are compared as well.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use alluvium_core::{Device, Tensor};
+use alluvium_lm::perplexity::{logits, logsumexp, nll};
+use alluvium_lm::{LanguageModel, Loaded, load};
+use alluvium_ops::argmax;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// How far logits may be, absolute: they are as large as 20, and are reached through a thousand roundings of f32.
+const LOGITS: f64 = 5e-5;
+/// How far the logarithm of a sum of them may be.
+const LOGSUMEXP: f64 = 1e-4;
+
+/// The folders of models, each with what mlx-lm gave for it.
+fn folders() -> Vec<(PathBuf, Value)> {
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models");
+    let more = std::env::var_os("ALLUVIUM_MODELS").map(PathBuf::from);
+    let mut found = Vec::new();
+    for root in [Some(fixtures), more].into_iter().flatten() {
+        for entry in std::fs::read_dir(root).unwrap() {
+            let folder = entry.unwrap().path();
+            let expected = std::fs::read(folder.join("expected.json")).unwrap();
+            found.push((folder, serde_json::from_slice(&expected).unwrap()));
+        }
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+fn name(folder: &Path) -> String {
+    folder.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn gap(ours: impl IntoIterator<Item = f64>, theirs: &Value) -> f64 {
+    let theirs: Vec<f64> = theirs.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+    let ours: Vec<f64> = ours.into_iter().collect();
+    assert_eq!(ours.len(), theirs.len());
+    ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+/// Of mlx-lm's run in f32, which is the only one where the model is in f32.
+fn last_logits(prompt: &Value) -> &Value {
+    if prompt["last_logits_f32ref"].is_null() { &prompt["last_logits"] } else { &prompt["last_logits_f32ref"] }
+}
+
+fn row(ids: &[u32]) -> Tensor {
+    Tensor::from_slice(ids, [1, ids.len()], &Device::cpu()).unwrap()
+}
+
+fn hidden(model: &dyn LanguageModel, ids: &[u32]) -> Tensor {
+    let mut cache = model.cache(1).unwrap();
+    let hidden = model.step(&row(ids), &mut cache).unwrap();
+    hidden.reshape([ids.len(), hidden.shape().last()]).unwrap()
+}
+
+/// The likeliest token after each, as long as asked for.
+fn greedy(model: &dyn LanguageModel, prompt: &[u32], length: usize) -> Vec<u32> {
+    let mut cache = model.cache(1).unwrap();
+    let (mut input, mut made) = (prompt.to_vec(), Vec::new());
+    while made.len() < length {
+        let hidden = model.step(&row(&input), &mut cache).unwrap();
+        let [tokens, width] = [hidden.shape()[1], hidden.shape()[2]];
+        let last = hidden.reshape([tokens, width]).unwrap().rows(tokens - 1, 1).unwrap();
+        input = argmax(&logits(model, &last).unwrap()).unwrap().to_vec::<u32>().unwrap();
+        made.extend(&input);
+    }
+    made
+}
+
+/// What is wrong with one model, and how far it is at most.
+fn compare(folder: &Path, expected: &Value) -> (f64, f64, Vec<String>) {
+    let Loaded { model, tokenizer, .. } = load(folder, &Device::cpu()).unwrap();
+    let (model, tokenizer) = (model.as_ref(), tokenizer.unwrap());
+    let (mut far, mut far_sums, mut faults) = (0.0f64, 0.0f64, Vec::new());
+    // where mlx-lm's own run is in f32, its sums at every position can be compared
+    let single = expected["max_abs_diff_vs_f32ref"] == 0.0;
+    for prompt in expected["prompts"].as_array().unwrap() {
+        let ids = ids(&prompt["ids"]);
+        let hidden = hidden(model, &ids);
+        let last = logits(model, &hidden.rows(ids.len() - 1, 1).unwrap()).unwrap().to_vec::<f32>().unwrap();
+        far = far.max(gap(last.into_iter().map(f64::from), last_logits(prompt)));
+        if single {
+            far_sums = far_sums.max(gap(logsumexp(model, &hidden).unwrap(), &prompt["logsumexp"]));
+        }
+    }
+    let losses = nll(model, &ids(&expected["prompts"][4]["ids"])).unwrap();
+    let (mean, want) = (losses.iter().sum::<f64>() / losses.len() as f64, &expected["nll_200"]);
+    let want = if want["mean_f32ref"].is_null() { &want["mean"] } else { &want["mean_f32ref"] };
+    if (mean - want.as_f64().unwrap()).abs() > 1e-5 {
+        faults.push(format!("a token costs {mean}, expected {want}"));
+    }
+    for run in expected["greedy"].as_array().unwrap() {
+        let prompt = &ids(&expected["prompts"][4]["ids"])[..run["prompt_len"].as_u64().unwrap() as usize];
+        let want = if run["tokens_f32ref"].is_null() { &run["tokens"] } else { &run["tokens_f32ref"] };
+        let (made, want) = (greedy(model, prompt, 32), ids(want));
+        if made != want {
+            faults.push(format!("after {} tokens came {made:?}, expected {want:?}", prompt.len()));
+        }
+    }
+    let theirs = &expected["tokenizer"];
+    for pair in theirs["extra"].as_array().unwrap().iter().chain([theirs]) {
+        let text = pair["text"].as_str().unwrap();
+        if tokenizer.encode(text).unwrap() != ids(&pair["ids"]) {
+            faults.push(format!("{text:?} has other tokens"));
+        }
+    }
+    let mut eos = tokenizer.eos_token_ids().to_vec();
+    eos.sort_unstable();
+    if eos != ids(&theirs["eos_token_ids"]) {
+        faults.push(format!("a text ends with {eos:?}, expected {}", theirs["eos_token_ids"]));
+    }
+    (far, far_sums, faults)
+}
+
+#[test]
+fn every_model_gives_the_numbers_of_mlx_lm() {
+    let mut wrong = String::new();
+    for (folder, expected) in folders() {
+        let (far, far_sums, faults) = compare(&folder, &expected);
+        println!("{:28} logits {far:.1e}, logsumexp {far_sums:.1e}", name(&folder));
+        if far > LOGITS || far_sums > LOGSUMEXP || !faults.is_empty() {
+            wrong += &format!("{}: logits {far:.1e}, logsumexp {far_sums:.1e} {faults:?}\n", name(&folder));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
