@@ -4,7 +4,7 @@ use crate::Transpose;
 use crate::check::Inputs;
 use crate::op::{Case, Op};
 use alluvium_core::rng::Rng;
-use alluvium_core::{DType, Device, Result, Shape, Tape, Tensor, tape};
+use alluvium_core::{DType, Device, Dims, Result, Shape, Tape, Tensor, tape};
 use std::time::{Duration, Instant};
 
 /// What the device can do at most: measured, not looked up.
@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 pub struct Ceiling {
     /// Bytes a second that a sum of two large arrays reads and writes.
     pub bandwidth: f64,
-    /// Floating-point operations a second of a product of two 1024 × 1024 matrices.
+    /// Floating-point operations a second of a product of two square matrices.
     pub rate: f64,
+    /// Rows of those matrices.
+    pub side: usize,
 }
 
 /// The time of a case.
@@ -48,6 +50,12 @@ impl Timing {
 /// Time given to one measurement.
 const PATIENCE: Duration = Duration::from_millis(600);
 
+/// Time given to what a GPU gets at once.
+const BATCH: Duration = Duration::from_millis(40);
+
+/// The option of cases that are timed in f16.
+const HALF: (&str, f64) = ("f16", 1.0);
+
 /// Measures what the device can do.
 ///
 /// # Errors
@@ -56,18 +64,30 @@ pub fn ceiling(device: &Device) -> Result<Ceiling> {
     let n = 1 << 25;
     let x = Tensor::full([n], 1.0, device)?;
     let mut sum = Some(Tensor::zeros([n], DType::F32, device)?);
-    let add = median(|| {
+    let add = median(device, || {
         if let Some(before) = sum.take() {
             sum = Some(tape::accumulate(before, &x)?);
         }
         Ok(())
     })?;
-    let side = 1024;
+    let side = if is_gpu(device) { 4096 } else { 1024 };
     let mut rng = Rng::new(0, "ceiling");
     let data: Vec<f32> = (0..side * side).map(|_| rng.normal() as f32).collect();
     let a = Tensor::from_slice(&data, [side, side], device)?;
-    let product = median(|| crate::matmul(&a, &a, Transpose::Neither).map(drop))?;
-    Ok(Ceiling { bandwidth: (12 * n) as f64 / add, rate: 2.0 * (side as f64).powi(3) / product })
+    let product = median(device, || crate::matmul(&a, &a, Transpose::Neither).map(drop))?;
+    Ok(Ceiling { bandwidth: (12 * n) as f64 / add, rate: 2.0 * (side as f64).powi(3) / product, side })
+}
+
+/// Whether this is a GPU of its own, not the processor.
+fn is_gpu(device: &Device) -> bool {
+    matches!(device, Device::Wgpu(gpu) if !gpu.adapter().is_software())
+}
+
+/// The cases that are timed on a device: those that only a GPU is done with in time are left to GPUs.
+pub fn cases(op: &Op, device: &Device) -> impl Iterator<Item = &'static Case> {
+    let most = if is_gpu(device) { usize::MAX } else { 40_000_000_000 };
+    let cost = op.cost;
+    op.bench.iter().filter(move |case| cost(&Dims::of(case.sizes)).flops < most)
 }
 
 /// Times a case forward and, where there is a gradient, forward and backward together.
@@ -75,16 +95,19 @@ pub fn ceiling(device: &Device) -> Result<Ceiling> {
 /// # Errors
 /// When the operation fails.
 pub fn time(op: &Op, case: &Case, device: &Device) -> Result<(Timing, Option<Timing>)> {
-    let inputs = Inputs::new(op, case, DType::F32, device)?;
-    let cost = (op.cost)(&inputs.tensors.dims);
-    let seconds = median(|| (op.run)(&inputs.tensors).map(drop))?;
+    let dtype = if case.options.contains(&HALF) { DType::F16 } else { DType::F32 };
+    let inputs = Inputs::new(op, case, dtype, device)?;
+    let mut cost = (op.cost)(&inputs.tensors.dims);
+    cost.bytes = cost.bytes * dtype.size() / 4;
+    cost.backward_bytes = cost.backward_bytes * dtype.size() / 4;
+    let seconds = median(device, || (op.run)(&inputs.tensors).map(drop))?;
     let forward = Timing { seconds, bytes: cost.bytes, flops: cost.flops };
     if !op.differentiable() {
         return Ok((forward, None));
     }
     let seeds: Vec<Tensor> =
         (op.run)(&inputs.tensors)?.iter().map(|y| random(y.shape(), y.dtype(), device)).collect::<Result<_>>()?;
-    let seconds = median(|| {
+    let seconds = median(device, || {
         let tape = Tape::new();
         let given = inputs.watched(&tape);
         let results = (op.run)(&given)?;
@@ -96,23 +119,32 @@ pub fn time(op: &Op, case: &Case, device: &Device) -> Result<(Timing, Option<Tim
 }
 
 fn random(shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
-    if dtype != DType::F32 {
+    if !dtype.is_float() {
         return Tensor::zeros(shape, dtype, device);
     }
     let mut rng = Rng::new(0, "seed");
     let data: Vec<f32> = (0..shape.elements()).map(|_| rng.between(-1.0, 1.0) as f32).collect();
-    Tensor::from_slice(&data, shape, device)
+    crate::cast(&Tensor::from_slice(&data, shape, device)?, dtype)
 }
 
-/// The median time of repeats, after one that warms up.
-fn median(mut work: impl FnMut() -> Result<()>) -> Result<f64> {
-    work()?;
+/// The median time of repeats, after one that warms up. A GPU gets many at once and is waited for after the last: a
+/// launch takes longer to arrive than a short one runs.
+fn median(device: &Device, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut once = |repeats: usize| -> Result<f64> {
+        let from = Instant::now();
+        (0..repeats).try_for_each(|_| work())?;
+        device.wait()?;
+        Ok(from.elapsed().as_secs_f64() / repeats as f64)
+    };
+    once(1)?;
+    let repeats = match device {
+        Device::Cpu(_) => 1,
+        Device::Wgpu(_) => (BATCH.as_secs_f64() / once(1)?).clamp(1.0, 200.0) as usize,
+    };
     let started = Instant::now();
     let mut times = Vec::new();
     while times.len() < 3 || (started.elapsed() < PATIENCE && times.len() < 1000) {
-        let from = Instant::now();
-        work()?;
-        times.push(from.elapsed().as_secs_f64());
+        times.push(once(repeats)?);
     }
     times.sort_by(f64::total_cmp);
     Ok(times[times.len() / 2])

@@ -1,7 +1,7 @@
 use super::{DeviceArg, operations};
 use crate::output::{seconds, table};
 use alluvium::DType;
-use alluvium::ops::bench::{Ceiling, Timing, ceiling, time};
+use alluvium::ops::bench::{Ceiling, Timing, cases, ceiling, time};
 use alluvium::ops::check::{Zeros, check};
 use serde_json::json;
 use std::io::Write;
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             json!({"device": device.to_string(), "copy_gb_per_s": bandwidth, "gemm_gflop_per_s": rate})
         )?;
     } else {
-        writeln!(out, "{device}: {bandwidth:.1} GB/s read and written, {rate:.0} GFLOP/s in a 1024³ product\n")?;
+        writeln!(out, "{device}: {bandwidth:.1} GB/s read and written, {rate:.0} GFLOP/s in a {}³ product\n", ceiling.side)?;
     }
     let mut rows = Vec::new();
     for op in ops {
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         if let Some(fault) = red {
             anyhow::bail!("{} is not timed, its check is red: {fault}", op.name());
         }
-        for case in op.bench {
+        for case in cases(op, &device) {
             let (forward, both) = time(op, case, &device)?;
             for (what, timing) in [("forward", Some(forward)), ("forward+backward", both)] {
                 let Some(timing) = timing else { continue };

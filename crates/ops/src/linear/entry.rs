@@ -24,7 +24,9 @@ pub(crate) static OP: Op = Op {
     largest: 70,
     bench: &[
         Case::new("decode", &[('R', 1), ('I', 2_048), ('O', 8_192)]),
+        Case::new("decode, f16", &[('R', 1), ('I', 2_048), ('O', 8_192)]).options(&[("f16", 1.0)]),
         Case::new("prefill 1k", &[('R', 1_024), ('I', 2_048), ('O', 2_048)]),
+        Case::new("prefill 8k, f16", &[('R', 8_192), ('I', 2_048), ('O', 8_192)]).options(&[("f16", 1.0)]),
     ],
     cost: |d| {
         let (r, i, o) = (d['R'], d['I'], d['O']);

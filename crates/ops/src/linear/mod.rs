@@ -2,11 +2,11 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
@@ -34,7 +34,7 @@ pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     let dims = CONTRACT.check(&[x, w])?;
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, w, &dims)?,
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
+        Device::Wgpu(gpu) => gpu::forward(gpu, x, w, &dims)?,
     };
     tape::record([x, w], y, || Grad { x: x.detach(), w: w.detach() })
 }
@@ -53,7 +53,7 @@ impl Backward<2> for Grad {
     fn backward(self, dy: Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         match self.x.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy, need),
-            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
+            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy, need),
         }
     }
 }

@@ -45,6 +45,7 @@ impl Backward<1> for Swap {
 
 const LEFT: &[(&str, f64)] = &[("left", 1.0)];
 const RIGHT: &[(&str, f64)] = &[("right", 1.0)];
+const HALF: &[(&str, f64)] = &[("f16", 1.0)];
 const BOTH: &[(&str, f64)] = &[("left", 1.0), ("right", 1.0)];
 
 pub(crate) static OP: Op = Op {
@@ -72,6 +73,10 @@ pub(crate) static OP: Op = Op {
     bench: &[
         Case::new("heads", &[('R', 16), ('M', 256), ('K', 128), ('N', 256)]).options(RIGHT),
         Case::new("square", &[('R', 1), ('M', 1_024), ('K', 1_024), ('N', 1_024)]),
+        Case::new("large", &[('R', 1), ('M', 4_096), ('K', 4_096), ('N', 4_096)]),
+        Case::new("large, f16", &[('R', 1), ('M', 4_096), ('K', 4_096), ('N', 4_096)]).options(HALF),
+        Case::new("huge", &[('R', 1), ('M', 8_192), ('K', 8_192), ('N', 8_192)]),
+        Case::new("huge, f16", &[('R', 1), ('M', 8_192), ('K', 8_192), ('N', 8_192)]).options(HALF),
     ],
     cost: |d| {
         let (r, m, k, n) = (d['R'], d['M'], d['K'], d['N']);

@@ -3,6 +3,7 @@
 pub(crate) mod chunk;
 pub(crate) mod copy;
 pub(crate) mod form;
+pub(crate) mod gemm;
 pub(crate) mod map;
 pub(crate) mod norm;
 pub(crate) mod reduce;

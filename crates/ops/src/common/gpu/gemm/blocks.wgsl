@@ -1,0 +1,84 @@
+// Tiles of both sides in shared memory, k down and m or n across; an invocation brings one block of 4 × 4.
+var<workgroup> tile_a: array<vec4<f32>, DEPTH * TILE / 4u>;
+var<workgroup> tile_b: array<vec4<f32>, DEPTH * TILE / 4u>;
+
+struct Block { x: vec4<f32>, y: vec4<f32>, z: vec4<f32>, w: vec4<f32> }
+
+// the block of an invocation, in quads: along k, along m or n. Eight neighbours store to different banks, and their
+// loads fill whole sectors.
+fn place(t: u32, k_inner: bool) -> vec2<u32> {
+    if k_inner {
+        return vec2<u32>(t / 8u % (DEPTH / 4u), t % 8u + 8u * (t / (2u * DEPTH)));
+    }
+    return vec2<u32>(t / (TILE / 4u), t % (TILE / 4u));
+}
+
+fn line_a(base: u32, outer: u32, outer_end: u32, inner: u32, inner_end: u32) -> vec4<f32> {
+    if EDGE == 0u { return load_a(base + outer * p.a_stride + inner); }
+    if outer >= outer_end || inner >= inner_end { return vec4<f32>(0.0); }
+    return until(load_a(base + outer * p.a_stride + inner), inner, inner_end);
+}
+
+fn line_b(base: u32, outer: u32, outer_end: u32, inner: u32, inner_end: u32) -> vec4<f32> {
+    if EDGE == 0u { return load_b(base + outer * p.b_stride + inner); }
+    if outer >= outer_end || inner >= inner_end { return vec4<f32>(0.0); }
+    return until(load_b(base + outer * p.b_stride + inner), inner, inner_end);
+}
+
+fn turned(t: Block) -> Block {
+    return Block(
+        vec4<f32>(t.x.x, t.y.x, t.z.x, t.w.x), vec4<f32>(t.x.y, t.y.y, t.z.y, t.w.y),
+        vec4<f32>(t.x.z, t.y.z, t.z.z, t.w.z), vec4<f32>(t.x.w, t.y.w, t.z.w, t.w.w),
+    );
+}
+
+// the first half of the invocations brings the left side, the second the right one
+fn fetch(lane: u32, batch: u32, first: vec2<u32>, k: u32, k_end: u32) -> Block {
+    let t = lane % 128u;
+    if lane < 128u {
+        let base = p.a_at + batch * p.a_batch;
+        let at = place(t, A_K_INNER == 1u) * 4u + vec2<u32>(k, first.x);
+        if A_K_INNER == 1u {
+            return turned(Block(
+                line_a(base, at.y, p.m, at.x, k_end), line_a(base, at.y + 1u, p.m, at.x, k_end),
+                line_a(base, at.y + 2u, p.m, at.x, k_end), line_a(base, at.y + 3u, p.m, at.x, k_end),
+            ));
+        }
+        return Block(
+            line_a(base, at.x, k_end, at.y, p.m), line_a(base, at.x + 1u, k_end, at.y, p.m),
+            line_a(base, at.x + 2u, k_end, at.y, p.m), line_a(base, at.x + 3u, k_end, at.y, p.m),
+        );
+    }
+    let base = p.b_at + batch * p.b_batch;
+    let at = place(t, B_K_INNER == 1u) * 4u + vec2<u32>(k, first.y);
+    if B_K_INNER == 1u {
+        return turned(Block(
+            line_b(base, at.y, p.n, at.x, k_end), line_b(base, at.y + 1u, p.n, at.x, k_end),
+            line_b(base, at.y + 2u, p.n, at.x, k_end), line_b(base, at.y + 3u, p.n, at.x, k_end),
+        ));
+    }
+    return Block(
+        line_b(base, at.x, k_end, at.y, p.n), line_b(base, at.x + 1u, k_end, at.y, p.n),
+        line_b(base, at.x + 2u, k_end, at.y, p.n), line_b(base, at.x + 3u, k_end, at.y, p.n),
+    );
+}
+
+fn put(lane: u32, block: Block) {
+    let t = lane % 128u;
+    let across = TILE / 4u;
+    if lane < 128u {
+        let at = place(t, A_K_INNER == 1u);
+        let i = at.x * TILE + at.y;
+        tile_a[i] = block.x;
+        tile_a[i + across] = block.y;
+        tile_a[i + 2u * across] = block.z;
+        tile_a[i + 3u * across] = block.w;
+    } else {
+        let at = place(t, B_K_INNER == 1u);
+        let i = at.x * TILE + at.y;
+        tile_b[i] = block.x;
+        tile_b[i + across] = block.y;
+        tile_b[i + 2u * across] = block.z;
+        tile_b[i + 3u * across] = block.w;
+    }
+}

@@ -1,0 +1,301 @@
+//! Products of matrices on a GPU, for `matmul`, `linear` and whatever has products in its own launches.
+
+mod plan;
+
+use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::{DType, Result, Shape, Tensor};
+pub(crate) use plan::Sizes;
+use plan::{Few, FewSide, Plan, Stored, depth, plan};
+
+const SIDES: &str = include_str!("sides.wgsl");
+const BLOCKS: &str = include_str!("blocks.wgsl");
+const NARROW: &str = include_str!("narrow_tile.wgsl");
+const WIDE: &str = include_str!("wide_tile.wgsl");
+const QUADS: &str = include_str!("quads.wgsl");
+const SINGLES: &str = include_str!("singles.wgsl");
+
+static NARROW_QUADS: Kernel = Kernel::new("product of 64 × 64 tiles", &[SIDES, BLOCKS, QUADS, NARROW]);
+static NARROW_SINGLES: Kernel = Kernel::new("product of 64 × 64 tiles, odd", &[SIDES, BLOCKS, SINGLES, NARROW]);
+static WIDE_QUADS: Kernel = Kernel::new("product of 128 × 128 tiles", &[SIDES, BLOCKS, QUADS, WIDE]);
+static WIDE_SINGLES: Kernel = Kernel::new("product of 128 × 128 tiles, odd", &[SIDES, BLOCKS, SINGLES, WIDE]);
+static SUM_QUADS: Kernel = Kernel::new("sum of a product's parts", &[include_str!("sum.wgsl"), QUADS]);
+static SUM_SINGLES: Kernel = Kernel::new("sum of a product's parts, odd", &[include_str!("sum.wgsl"), SINGLES]);
+static FEW: Kernel = Kernel::new("product of few lines", &[SIDES, include_str!("few.wgsl")]);
+
+/// Matrices that lie in a tensor: one, or many at equal distances.
+#[derive(Clone, Copy)]
+pub(crate) struct Mat<'a> {
+    pub(crate) tensor: &'a Tensor,
+    /// The element that the first begins at.
+    pub(crate) at: usize,
+    /// Elements from line to line.
+    pub(crate) stride: usize,
+    /// Elements from matrix to matrix.
+    pub(crate) apart: usize,
+    /// What a line is.
+    pub(crate) lines: Lines,
+}
+
+/// How a matrix lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lines {
+    /// Row by row.
+    Rows,
+    /// Column by column.
+    Columns,
+}
+
+impl<'a> Mat<'a> {
+    /// All of a tensor as matrices whose rows, or columns if they lie so, have `width` elements.
+    pub(crate) fn new(tensor: &'a Tensor, width: usize, apart: usize) -> Self {
+        Mat { tensor, at: 0, stride: width, apart, lines: Lines::Rows }
+    }
+
+    /// What was a row is a column.
+    pub(crate) fn t(self) -> Self {
+        let lines = if self.lines == Lines::Rows { Lines::Columns } else { Lines::Rows };
+        Mat { lines, ..self }
+    }
+
+    /// Whether each line begins at a whole quad.
+    fn is_even(&self) -> bool {
+        [self.at, self.stride, self.apart].iter().all(|n| n.is_multiple_of(4))
+    }
+}
+
+/// `c = alpha · a · b + beta · c`, for each pair of matrices; sums in f32.
+pub(crate) struct Gemm<'a> {
+    /// `[M, K]`
+    pub(crate) a: Mat<'a>,
+    /// `[K, N]`
+    pub(crate) b: Mat<'a>,
+    /// `[M, N]` by rows, f32; other floating types where each line begins at a whole quad and ends at one.
+    pub(crate) c: Mat<'a>,
+    pub(crate) sizes: Sizes,
+    pub(crate) alpha: f32,
+    pub(crate) beta: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    size: [u32; 3],
+    part: u32,
+    splits: u32,
+    a: [u32; 3],
+    b: [u32; 3],
+    c: [u32; 3],
+    alpha: f32,
+    beta: f32,
+}
+
+fn place(mat: &Mat<'_>) -> [u32; 3] {
+    [mat.at, mat.stride, mat.apart].map(|n| n as u32)
+}
+
+/// The product as a new tensor of this dtype.
+pub(crate) fn product(gpu: &Gpu, [a, b]: [Mat<'_>; 2], sizes: Sizes, shape: Shape, dtype: DType) -> Result<Tensor> {
+    let few = matches!(plan(sizes, stored(gpu, &a, &b)), Plan::Few(_));
+    // half-precision results that do not fill whole quads are rounded afterwards
+    let direct = dtype == DType::F32 || (sizes.n.is_multiple_of(4) && !few);
+    let c = gpu.empty(shape, if direct { dtype } else { DType::F32 })?;
+    let to = Mat::new(&c, sizes.n, sizes.m * sizes.n);
+    gemm(gpu, &Gemm { a, b, c: to, sizes, alpha: 1.0, beta: 0.0 })?;
+    gpu.convert(&c, dtype)
+}
+
+/// Writes a product into memory that is there.
+pub(crate) fn gemm(gpu: &Gpu, args: &Gemm<'_>) -> Result<()> {
+    by(gpu, args, plan(args.sizes, stored(gpu, &args.a, &args.b)))
+}
+
+fn by(gpu: &Gpu, args: &Gemm<'_>, plan: Plan) -> Result<()> {
+    let Gemm { a, b, c, sizes, alpha, beta } = *args;
+    let params = Params {
+        size: [sizes.m, sizes.n, sizes.k].map(|n| n as u32),
+        part: sizes.k as u32,
+        splits: 1,
+        a: place(&a),
+        b: place(&b),
+        c: place(&c),
+        alpha,
+        beta,
+    };
+    match plan {
+        Plan::Few(few) => lines(gpu, args, few, params),
+        Plan::Tiles { side, part, splits } | Plan::Matrices { side, part, splits } => {
+            let params = Params { part: part as u32, splits: splits as u32, ..params };
+            if splits == 1 {
+                return tiles(gpu, args, side, params);
+            }
+            let width = sizes.n.next_multiple_of(4);
+            let parts = gpu.empty([sizes.count * splits, sizes.m, width], DType::F32)?;
+            let to = Mat::new(&parts, width, sizes.m * width);
+            let whole = Gemm { c: to, alpha: 1.0, beta: 0.0, ..*args };
+            tiles(gpu, &whole, side, Params { c: place(&to), alpha: 1.0, beta: 0.0, ..params })?;
+            sum(gpu, &parts, args, Params { size: [params.size[0], params.size[1], sizes.count as u32], ..params })
+        }
+    }
+}
+
+fn stored(_gpu: &Gpu, a: &Mat<'_>, b: &Mat<'_>) -> Stored {
+    Stored { k_inner: [a.lines == Lines::Rows, b.lines == Lines::Columns], matrices: None }
+}
+
+fn flag(set: bool) -> u32 {
+    u32::from(set)
+}
+
+fn tiles(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<()> {
+    let Gemm { a, b, c, sizes, .. } = args;
+    let depth = depth(side);
+    // a scratch matrix of parts may have its lines filled up
+    let quads = c.is_even() && (sizes.n.is_multiple_of(4) || c.stride > sizes.n);
+    let whole = [sizes.m % side, sizes.n % side, sizes.k % depth] == [0; 3];
+    let kernel = match (side, quads) {
+        (128, true) => &WIDE_QUADS,
+        (128, false) => &WIDE_SINGLES,
+        (_, true) => &NARROW_QUADS,
+        (_, false) => &NARROW_SINGLES,
+    };
+    let groups = sizes.count * params.splits as usize;
+    gpu.launch(&Launch {
+        kernel,
+        entry: "tile",
+        constants: &[
+            ("TILE", side as u32),
+            ("DEPTH", depth as u32),
+            ("A_K_INNER", flag(a.lines == Lines::Rows)),
+            ("B_K_INNER", flag(b.lines == Lines::Columns)),
+            ("A_ODD", flag(!a.is_even())),
+            ("B_ODD", flag(!b.is_even())),
+            ("EDGE", flag(!whole)),
+            ("C_AT", 2),
+        ],
+        stored: &[("A", a.tensor.dtype()), ("B", b.tensor.dtype()), ("C", c.tensor.dtype())],
+        binds: &[Bind::All(a.tensor), Bind::All(b.tensor), Bind::All(c.tensor)],
+        params: bytemuck::bytes_of(&params),
+        groups: Groups::Grid([sizes.n.div_ceil(side), sizes.m.div_ceil(side), groups]),
+    })
+}
+
+/// Adds up what the splits of each sum made.
+fn sum(gpu: &Gpu, parts: &Tensor, args: &Gemm<'_>, params: Params) -> Result<()> {
+    let Gemm { c, sizes, .. } = args;
+    let quads = c.is_even() && sizes.n.is_multiple_of(4);
+    gpu.launch(&Launch {
+        kernel: if quads { &SUM_QUADS } else { &SUM_SINGLES },
+        entry: "sum",
+        constants: &[("C_AT", 1)],
+        stored: &[("C", c.tensor.dtype())],
+        binds: &[Bind::All(parts), Bind::All(c.tensor)],
+        params: bytemuck::bytes_of(&params),
+        groups: Groups::Line((sizes.count * sizes.m * sizes.n.div_ceil(4)).div_ceil(256)),
+    })
+}
+
+/// Few lines of one side against the many of the other.
+fn lines(gpu: &Gpu, args: &Gemm<'_>, few: Few, params: Params) -> Result<()> {
+    let Gemm { a, b, c, sizes, .. } = args;
+    // of the product's transpose the sides change places
+    let (few_side, many_side, few_lines, many) = match few.side {
+        FewSide::Left => (*a, b.t(), sizes.m, sizes.n),
+        FewSide::Right => (b.t(), *a, sizes.n, sizes.m),
+    };
+    let (stride, step) = match few.side {
+        FewSide::Left => (c.stride, 1),
+        FewSide::Right => (1, c.stride),
+    };
+    let params = Params {
+        size: [few_lines, many, sizes.k].map(|n| n as u32),
+        part: step as u32,
+        splits: sizes.count as u32,
+        a: place(&few_side),
+        b: place(&many_side),
+        c: [c.at, stride, c.apart].map(|n| n as u32),
+        ..params
+    };
+    gpu.launch(&Launch {
+        kernel: &FEW,
+        entry: "few",
+        constants: &[
+            ("FEW", few.lines as u32),
+            ("LANES", few.lanes as u32),
+            ("A_K_INNER", flag(few_side.lines == Lines::Rows)),
+            ("B_K_INNER", flag(many_side.lines == Lines::Rows)),
+            ("A_ODD", flag(!few_side.is_even() || few_side.lines == Lines::Columns)),
+            ("B_ODD", flag(!many_side.is_even())),
+        ],
+        stored: &[("A", few_side.tensor.dtype()), ("B", many_side.tensor.dtype())],
+        binds: &[Bind::All(few_side.tensor), Bind::All(many_side.tensor), Bind::All(c.tensor)],
+        params: bytemuck::bytes_of(&params),
+        groups: Groups::Line(many.div_ceil(4 * 256 / few.lanes) * sizes.count),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alluvium_core::Device;
+    use alluvium_core::wgpu::adapters;
+
+    const SIZES: Sizes = Sizes { m: 131, k: 70, n: 134, count: 2 };
+
+    /// The worst difference from plain loops of `0.5 · a · b + 2 · c` by this plan, with these sides as columns.
+    fn gap(device: &Device, plan: Plan, sizes: Sizes, columns: [bool; 2], dtype: DType) -> f32 {
+        let Device::Wgpu(gpu) = device else { return f32::NAN };
+        let Sizes { m, k, n, count } = sizes;
+        let wave = |len: usize, seed: f32| (0..len).map(|i| (i as f32 * 0.37 + seed).sin()).collect::<Vec<_>>();
+        let tensor = |seed: f32, len: usize| {
+            let x = Tensor::from_slice(&wave(len, seed), [len], device).unwrap();
+            gpu.convert(&x, dtype).unwrap()
+        };
+        let (a, b) = (tensor(0.0, count * m * k), tensor(1.0, count * k * n));
+        let c = Tensor::from_slice(&wave(count * m * n, 2.0), [count * m * n], device).unwrap();
+        let [left, right] = [(&a, m, k, columns[0]), (&b, k, n, columns[1])].map(|(x, rows, cols, columns)| {
+            let width = if columns { rows } else { cols };
+            let mat = Mat::new(x, width, rows * cols);
+            if columns { mat.t() } else { mat }
+        });
+        let to = Mat::new(&c, n, m * n);
+        let was = c.to_vec::<f32>().unwrap();
+        by(gpu, &Gemm { a: left, b: right, c: to, sizes, alpha: 0.5, beta: 2.0 }, plan).unwrap();
+        let (x, y, got) = (a.to_floats().unwrap(), b.to_floats().unwrap(), c.to_vec::<f32>().unwrap());
+        let mut worst = 0.0f32;
+        for (i, got) in got.iter().enumerate() {
+            let (r, row, col) = (i / (m * n), i / n % m, i % n);
+            let x = |l: usize| x[r * m * k + if columns[0] { l * m + row } else { row * k + l }];
+            let y = |l: usize| y[r * k * n + if columns[1] { col * k + l } else { l * n + col }];
+            let want = 0.5 * (0..k).map(|l| x(l) * y(l)).sum::<f32>() + 2.0 * was[i];
+            worst = worst.max((got - want).abs());
+            assert!(!got.is_nan());
+        }
+        worst
+    }
+
+    #[test]
+    fn every_plan_computes_the_product_whatever_the_sizes_and_the_storage() {
+        if adapters().is_empty() {
+            return;
+        }
+        let device: Device = Gpu::builder().poison().open().unwrap().into();
+        let even = Sizes { m: 128, k: 64, n: 128, count: 1 };
+        for columns in [[false, false], [true, false], [false, true], [true, true]] {
+            for side in [64, 128] {
+                for (sizes, part, splits) in [(SIZES, 96, 1), (SIZES, 32, 3), (even, 64, 1), (even, 32, 2)] {
+                    let worst = gap(&device, Plan::Tiles { side, part, splits }, sizes, columns, DType::F32);
+                    assert!(worst < 1e-4, "{side} {sizes:?} {splits} {columns:?}: {worst}");
+                }
+            }
+            for (side, m, n) in [(FewSide::Left, 3, 261), (FewSide::Right, 90, 4), (FewSide::Left, 1, 1)] {
+                for lanes in [16, 64] {
+                    let (sizes, few) = (Sizes { m, n, ..SIZES }, Few { side, lines: 4, lanes });
+                    let worst = gap(&device, Plan::Few(few), sizes, columns, DType::F16);
+                    assert!(worst < 1e-4, "{few:?} {sizes:?} {columns:?}: {worst}");
+                }
+            }
+        }
+        let wide = Plan::Tiles { side: 128, part: 96, splits: 1 };
+        assert!(gap(&device, wide, SIZES, [false, true], DType::BF16) < 1e-4);
+    }
+}

@@ -1,0 +1,138 @@
+//! Which kernel computes a product, and in what pieces.
+
+/// The sizes of a product, and how many of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    pub(crate) m: usize,
+    pub(crate) k: usize,
+    pub(crate) n: usize,
+    pub(crate) count: usize,
+}
+
+/// How a product is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plan {
+    /// A few lines of one side against all lines of the other: bound by reading the other.
+    Few(Few),
+    /// Tiles of `side` × `side` results, the sum of each cut into `splits` runs of `part`.
+    Tiles { side: usize, part: usize, splits: usize },
+    /// The same tiles by cooperative matrices.
+    Matrices { side: usize, part: usize, splits: usize },
+}
+
+/// A few lines against many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Few {
+    /// Which side has few lines.
+    pub(super) side: FewSide,
+    /// Room for so many of them.
+    pub(super) lines: usize,
+    /// Invocations that share a sum.
+    pub(super) lanes: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FewSide {
+    Left,
+    Right,
+}
+
+/// How the lines of the many lie, and which matrix units may be used: what a plan depends on besides the sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stored {
+    /// Whether k runs along the memory of each side.
+    pub(super) k_inner: [bool; 2],
+    /// The side of the tiles that cooperative matrices compute here, if they do.
+    pub(super) matrices: Option<usize>,
+}
+
+/// A GPU is busy with so many workgroups of 256: a large one runs about this many at once.
+const BUSY: usize = 256;
+/// Lines that are few.
+const FEW: usize = 8;
+
+/// The elements of k that a tile holds.
+pub(super) fn depth(side: usize) -> usize {
+    if side == 128 { 16 } else { 32 }
+}
+
+pub(super) fn plan(sizes: Sizes, stored: Stored) -> Plan {
+    let Sizes { m, k, n, count } = sizes;
+    if m <= FEW || n <= FEW {
+        let (side, few, many) = if m <= n { (FewSide::Left, m, n) } else { (FewSide::Right, n, m) };
+        let along_k = stored.k_inner[if side == FewSide::Left { 1 } else { 0 }];
+        return Plan::Few(Few {
+            side,
+            lines: few.next_power_of_two(),
+            lanes: lanes(many.div_ceil(4) * count, k, along_k),
+        });
+    }
+    let tiles = |side: usize| m.div_ceil(side) * n.div_ceil(side) * count;
+    if let Some(side) = stored.matrices.filter(|&side| m.min(n) >= side / 2 && k >= 32) {
+        let (part, splits) = split(tiles(side), k);
+        return Plan::Matrices { side, part, splits };
+    }
+    // a large tile reads less, a small one wastes less at the edges and makes more workgroups
+    let wasted = 4 * tiles(128) > 5 * tiles(64).div_ceil(4);
+    let side = if tiles(128) >= BUSY && !wasted { 128 } else { 64 };
+    let (part, splits) = split(tiles(side), k);
+    Plan::Tiles { side, part, splits }
+}
+
+/// Cuts long sums of few tiles into runs, so that the whole GPU works on them.
+fn split(tiles: usize, k: usize) -> (usize, usize) {
+    const SHORTEST: usize = 256;
+    let wanted = (BUSY / tiles).clamp(1, (k / SHORTEST).max(1));
+    let part = k.div_ceil(wanted).next_multiple_of(32);
+    (part, k.div_ceil(part))
+}
+
+/// Invocations for the sum of four results: so many that the GPU has enough loads in flight, but each has some to do.
+fn lanes(sets: usize, k: usize, along_k: bool) -> usize {
+    let wanted = (BUSY * 256 / sets).max(1).next_power_of_two();
+    // neighbours read along k, or at least 64 bytes across it
+    let most = if along_k { 256 } else { 64 };
+    let least = if along_k { 16 } else { 4 };
+    wanted.min((k / 8).max(1).next_power_of_two()).clamp(least, most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEITHER: Stored = Stored { k_inner: [true, true], matrices: None };
+
+    fn sizes(m: usize, k: usize, n: usize) -> Sizes {
+        Sizes { m, k, n, count: 1 }
+    }
+
+    #[test]
+    fn a_token_or_a_single_output_is_bound_by_reading_the_other_side() {
+        let decode = plan(sizes(1, 2_048, 8_192), NEITHER);
+        assert_eq!(decode, Plan::Few(Few { side: FewSide::Left, lines: 1, lanes: 32 }));
+        let output = plan(sizes(5_000, 70, 3), NEITHER);
+        assert_eq!(output, Plan::Few(Few { side: FewSide::Right, lines: 4, lanes: 16 }));
+        let across = Stored { k_inner: [true, false], ..NEITHER };
+        assert_eq!(plan(sizes(8, 4_096, 64), across), Plan::Few(Few { side: FewSide::Left, lines: 8, lanes: 64 }));
+    }
+
+    #[test]
+    fn large_products_take_large_tiles_and_small_ones_keep_the_gpu_busy() {
+        let whole = |side, k| Plan::Tiles { side, part: k, splits: 1 };
+        assert_eq!(plan(sizes(4_096, 4_096, 4_096), NEITHER), whole(128, 4_096));
+        assert_eq!(plan(sizes(1_024, 1_024, 1_024), NEITHER), whole(64, 1_024));
+        // 128 rows of large tiles would compute nearly twice what is needed
+        assert_eq!(plan(sizes(130, 512, 50_000), NEITHER), whole(64, 512));
+    }
+
+    #[test]
+    fn a_long_sum_of_few_results_is_cut_into_whole_tiles() {
+        for (m, k, n) in [(64, 100_000, 64), (9, 2_049, 1_031), (100, 257, 100), (1_000, 8_191, 500)] {
+            let Plan::Tiles { side, part, splits } = plan(sizes(m, k, n), NEITHER) else { panic!("{m} {k} {n}") };
+            assert!(part.is_multiple_of(depth(side)), "{part}");
+            assert!(part * splits >= k && part * (splits - 1) < k, "{part} {splits}");
+        }
+        let Plan::Tiles { splits, .. } = plan(sizes(64, 100_000, 64), NEITHER) else { panic!() };
+        assert!(splits > 100, "{splits}");
+    }
+}
