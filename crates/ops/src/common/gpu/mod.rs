@@ -12,3 +12,6 @@ pub(crate) mod totals;
 
 /// Functions that kernels call: exponentials, gates, an error function.
 pub(crate) const MATH: &str = include_str!("math.wgsl");
+
+/// Functions for lines that do not begin or end at whole quads.
+pub(crate) const ODD: &str = include_str!("odd.wgsl");

@@ -2,6 +2,7 @@
 
 mod plan;
 
+use super::ODD;
 use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Shape, Tensor};
 pub(crate) use plan::Sizes;
@@ -14,13 +15,13 @@ const WIDE: &str = include_str!("wide_tile.wgsl");
 const QUADS: &str = include_str!("quads.wgsl");
 const SINGLES: &str = include_str!("singles.wgsl");
 
-static NARROW_QUADS: Kernel = Kernel::new("product of 64 × 64 tiles", &[SIDES, BLOCKS, QUADS, NARROW]);
-static NARROW_SINGLES: Kernel = Kernel::new("product of 64 × 64 tiles, odd", &[SIDES, BLOCKS, SINGLES, NARROW]);
-static WIDE_QUADS: Kernel = Kernel::new("product of 128 × 128 tiles", &[SIDES, BLOCKS, QUADS, WIDE]);
-static WIDE_SINGLES: Kernel = Kernel::new("product of 128 × 128 tiles, odd", &[SIDES, BLOCKS, SINGLES, WIDE]);
+static NARROW_QUADS: Kernel = Kernel::new("product of 64 × 64 tiles", &[ODD, SIDES, BLOCKS, QUADS, NARROW]);
+static NARROW_SINGLES: Kernel = Kernel::new("product of 64 × 64 tiles, odd", &[ODD, SIDES, BLOCKS, SINGLES, NARROW]);
+static WIDE_QUADS: Kernel = Kernel::new("product of 128 × 128 tiles", &[ODD, SIDES, BLOCKS, QUADS, WIDE]);
+static WIDE_SINGLES: Kernel = Kernel::new("product of 128 × 128 tiles, odd", &[ODD, SIDES, BLOCKS, SINGLES, WIDE]);
 static SUM_QUADS: Kernel = Kernel::new("sum of a product's parts", &[include_str!("sum.wgsl"), QUADS]);
 static SUM_SINGLES: Kernel = Kernel::new("sum of a product's parts, odd", &[include_str!("sum.wgsl"), SINGLES]);
-static FEW: Kernel = Kernel::new("product of few lines", &[SIDES, include_str!("few.wgsl")]);
+static FEW: Kernel = Kernel::new("product of few lines", &[ODD, SIDES, include_str!("few.wgsl")]);
 
 /// Matrices that lie in a tensor: one, or many at equal distances.
 #[derive(Clone, Copy)]
@@ -55,6 +56,11 @@ impl<'a> Mat<'a> {
     pub(crate) fn t(self) -> Self {
         let lines = if self.lines == Lines::Rows { Lines::Columns } else { Lines::Rows };
         Mat { lines, ..self }
+    }
+
+    /// What is left after some lines.
+    pub(crate) fn after(self, lines: usize) -> Self {
+        Mat { at: self.at + lines * self.stride, ..self }
     }
 
     /// Whether each line begins at a whole quad.

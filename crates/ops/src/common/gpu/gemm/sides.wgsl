@@ -12,16 +12,6 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> a: array<A4>;
 @group(0) @binding(1) var<storage, read> b: array<B4>;
 
-// four numbers out of eight
-fn shifted(x: vec4<f32>, y: vec4<f32>, by: u32) -> vec4<f32> {
-    switch by {
-        case 0u: { return x; }
-        case 1u: { return vec4<f32>(x.yzw, y.x); }
-        case 2u: { return vec4<f32>(x.zw, y.xy); }
-        default: { return vec4<f32>(x.w, y.xyz); }
-    }
-}
-
 // where lines do not begin at whole quads, four numbers lie in two
 fn load_a(at: u32) -> vec4<f32> {
     let i = at / 4u;
@@ -33,9 +23,4 @@ fn load_b(at: u32) -> vec4<f32> {
     let i = at / 4u;
     if B_ODD == 0u { return widen_B(b[i]); }
     return shifted(widen_B(b[i]), widen_B(b[min(i + 1u, arrayLength(&b) - 1u)]), at % 4u);
-}
-
-// zeros from the end on
-fn until(x: vec4<f32>, at: u32, end: u32) -> vec4<f32> {
-    return select(x, vec4<f32>(0.0), vec4<u32>(at) + vec4<u32>(0u, 1u, 2u, 3u) >= vec4<u32>(end));
 }

@@ -1,0 +1,199 @@
+//! The launches: tiles of 64 queries by 64 keys, or parts of 64 keys where there is one query.
+
+use super::{Attention, CONTRACT, Grad, Mask};
+use crate::common::gpu::{MATH, ODD};
+use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::{DType, Dims, Error, Result, Tensor};
+
+const SIZES: &str = include_str!("sizes.wgsl");
+const DOTS: &str = include_str!("dots.wgsl");
+const ONE: &str = include_str!("one.wgsl");
+const APART: &str = include_str!("apart.wgsl");
+const QUADS: &str = include_str!("quads.wgsl");
+const SINGLES: &str = include_str!("singles.wgsl");
+const FORWARD: &str = include_str!("forward.wgsl");
+const BACKWARD: &str = include_str!("backward.wgsl");
+const TOGETHER: &str = include_str!("together.wgsl");
+
+/// Kernels with results in whole quads, and with results that begin anywhere.
+type Pair = [Kernel; 2];
+
+static FORWARD_ONE: Pair = [
+    Kernel::new("attention", &[MATH, ODD, SIZES, ONE, QUADS, DOTS, FORWARD]),
+    Kernel::new("attention, odd", &[MATH, ODD, SIZES, ONE, SINGLES, DOTS, FORWARD]),
+];
+static FORWARD_APART: Pair = [
+    Kernel::new("packed attention", &[MATH, ODD, SIZES, APART, QUADS, DOTS, FORWARD]),
+    Kernel::new("packed attention, odd", &[MATH, ODD, SIZES, APART, SINGLES, DOTS, FORWARD]),
+];
+static BACKWARD_ONE: Pair = [
+    Kernel::new("attention's gradient", &[MATH, ODD, SIZES, ONE, QUADS, DOTS, BACKWARD]),
+    Kernel::new("attention's gradient, odd", &[MATH, ODD, SIZES, ONE, SINGLES, DOTS, BACKWARD]),
+];
+static BACKWARD_APART: Pair = [
+    Kernel::new("packed attention's gradient", &[MATH, ODD, SIZES, APART, QUADS, DOTS, BACKWARD]),
+    Kernel::new("packed attention's gradient, odd", &[MATH, ODD, SIZES, APART, SINGLES, DOTS, BACKWARD]),
+];
+static TOGETHER_PAIR: Pair = [
+    Kernel::new("parts of attention", &[MATH, ODD, SIZES, QUADS, TOGETHER]),
+    Kernel::new("parts of attention, odd", &[MATH, ODD, SIZES, SINGLES, TOGETHER]),
+];
+static DECODE: Kernel = Kernel::new("attention of one query", &[MATH, ODD, SIZES, include_str!("decode.wgsl")]);
+static WITH_O: Kernel = Kernel::new("attention's results by gradients", &[ODD, SIZES, include_str!("with_o.wgsl")]);
+
+/// Rows of a tile.
+const SIDE: usize = 64;
+/// The widest head: each invocation holds so many quads of four rows.
+const WIDEST: usize = 256;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    tokens: u32,
+    positions: u32,
+    heads: u32,
+    shared_heads: u32,
+    width: u32,
+    scale: f32,
+    count: u32,
+}
+
+/// What launches share.
+struct Plan<'a> {
+    gpu: &'a Gpu,
+    batch: usize,
+    dtype: DType,
+    params: Params,
+    /// Where each token's own sequence begins and ends, if there are several.
+    sequences: Option<Tensor>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(gpu: &'a Gpu, dims: &Dims, scale: f32, dtype: DType, mask: &Mask) -> Result<Self> {
+        let width = dims['D'];
+        if width > WIDEST {
+            let why = format!("D is {width}, but {} takes heads of at most {WIDEST}", gpu.name());
+            return Err(Error::value(CONTRACT.op, why));
+        }
+        let [tokens, positions, heads, shared_heads, width] = ['T', 'S', 'A', 'G', 'D'].map(|letter| dims[letter] as u32);
+        let params = Params { tokens, positions, heads, shared_heads, width, scale, count: 0 };
+        let sequences = mask.first.as_ref().map(|first| bounds(gpu, first)).transpose()?;
+        Ok(Plan { gpu, batch: dims['B'], dtype, params, sequences })
+    }
+
+    /// Whether rows begin at whole quads.
+    fn is_even(&self) -> bool {
+        self.params.width.is_multiple_of(4)
+    }
+
+    fn which<'k>(&self, [even, odd]: &'k Pair) -> &'k Kernel {
+        if self.is_even() { even } else { odd }
+    }
+
+    /// Memory for rows of results: odd ones are f32 and rounded afterwards.
+    fn rows(&self, like: &Tensor) -> Result<Tensor> {
+        self.gpu.empty(like.shape(), if self.is_even() { self.dtype } else { DType::F32 })
+    }
+
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        entry: &'static str,
+        constants: &[(&'static str, u32)],
+        tensors: &[&Tensor],
+        groups: Groups,
+        params: Params,
+    ) -> Result<()> {
+        let odd = [("ODD", u32::from(!self.is_even()))];
+        let constants: Vec<_> = odd.iter().chain(constants).copied().collect();
+        let binds: Vec<Bind<'_>> = tensors.iter().map(|tensor| Bind::All(tensor)).collect();
+        self.gpu.launch(&Launch {
+            kernel,
+            entry,
+            constants: &constants,
+            stored: &[("X", self.dtype)],
+            binds: &binds,
+            params: bytemuck::bytes_of(&params),
+            groups,
+        })
+    }
+}
+
+/// The first token of each token's sequence, then one past its last.
+fn bounds(gpu: &Gpu, first: &[usize]) -> Result<Tensor> {
+    let mut table: Vec<u32> = first.iter().map(|&token| token as u32).collect();
+    table.resize(2 * first.len(), first.len() as u32);
+    for token in (0..first.len().saturating_sub(1)).rev() {
+        let next = first.len() + token + 1;
+        table[next - 1] = if first[token + 1] == first[token] { table[next] } else { first[token + 1] as u32 };
+    }
+    Tensor::from_slice(&table, [table.len()], &gpu.clone().into())
+}
+
+/// The result, and `log Σ exp` of the scores of each head and query, `[B, A, T]`.
+pub(super) fn forward(gpu: &Gpu, args: &Attention<'_>, mask: &Mask, dims: &Dims) -> Result<(Tensor, Tensor)> {
+    let Attention { q, k, v, scale, .. } = *args;
+    let plan = Plan::new(gpu, dims, scale, q.dtype(), mask)?;
+    let o = plan.rows(q)?;
+    let lse = gpu.empty([dims['B'], dims['A'], dims['T']], DType::F32)?;
+    if dims['T'] == 1 {
+        decode(&plan, [q, k, v], [&o, &lse])?;
+    } else {
+        let mut tensors = vec![&o, &lse, q, k, v];
+        let kernel = plan.which(if plan.sequences.is_some() { &FORWARD_APART } else { &FORWARD_ONE });
+        tensors.extend(&plan.sequences);
+        let constants = [("COLS", dims['D'].div_ceil(SIDE) as u32), ("SEQUENCES_AT", 5)];
+        let groups = Groups::Grid([dims['T'].div_ceil(SIDE), dims['A'], dims['B']]);
+        plan.launch(kernel, "forward", &constants, &tensors, groups, plan.params)?;
+    }
+    Ok((gpu.convert(&o, q.dtype())?, lse))
+}
+
+/// One query: parts of the keys side by side, then the parts together.
+fn decode(plan: &Plan<'_>, [q, k, v]: [&Tensor; 3], [o, lse]: [&Tensor; 2]) -> Result<()> {
+    let Params { positions, heads, shared_heads, width, .. } = plan.params;
+    let (heads, quads) = (heads as usize, width.div_ceil(4) as usize);
+    let count = (positions as usize).div_ceil(SIDE);
+    let parts = plan.gpu.empty([plan.batch * heads, count, 4 * quads], DType::F32)?;
+    let sums = plan.gpu.empty([plan.batch * heads, count, 2], DType::F32)?;
+    let each = heads / shared_heads as usize;
+    let rows = each.next_power_of_two().min(8);
+    let constants = [("ROWS", rows as u32), ("QUADS", quads.next_power_of_two() as u32)];
+    let groups = Groups::Grid([count, shared_heads as usize * each.div_ceil(rows), plan.batch]);
+    let params = Params { count: count as u32, ..plan.params };
+    plan.launch(&DECODE, "decode", &constants, &[&parts, &sums, q, k, v], groups, params)?;
+    // `tokens` is the number of rows of heads here
+    let params = Params { tokens: plan.batch as u32, ..params };
+    let groups = Groups::Line(plan.batch * heads);
+    plan.launch(plan.which(&TOGETHER_PAIR), "together", &[], &[o, lse, &parts, &sums], groups, params)
+}
+
+pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 3]> {
+    let Grad { q, k, v, o, lse, mask, scale, dims } = saved;
+    let plan = Plan::new(gpu, dims, *scale, q.dtype(), mask)?;
+    let with_o = gpu.empty(lse.shape(), DType::F32)?;
+    let rows = lse.elements();
+    let params = Params { count: rows as u32, ..plan.params };
+    plan.launch(&WITH_O, "with_o", &[], &[&with_o, o, dy], Groups::Line(rows.div_ceil(64)), params)?;
+
+    let gradient = |of: &Tensor, own: [&Tensor; 2], streamed: [&Tensor; 2], queries: bool, values: bool| {
+        let to = plan.rows(of)?;
+        let mut tensors = vec![&to, lse, &with_o, own[0], streamed[0], own[1], streamed[1]];
+        let kernel = plan.which(if plan.sequences.is_some() { &BACKWARD_APART } else { &BACKWARD_ONE });
+        tensors.extend(&plan.sequences);
+        let constants = [
+            ("COLS", dims['D'].div_ceil(SIDE) as u32),
+            ("SEQUENCES_AT", 7),
+            ("OWN_QUERIES", u32::from(queries)),
+            ("OF_VALUES", u32::from(values)),
+        ];
+        let groups = Groups::Grid([of.shape()[1].div_ceil(SIDE), of.shape()[2], dims['B']]);
+        plan.launch(kernel, "backward", &constants, &tensors, groups, plan.params)?;
+        gpu.convert(&to, of.dtype()).map(Some)
+    };
+    Ok([
+        gradient(q, [q, dy], [k, v], true, false)?,
+        gradient(k, [k, v], [q, dy], false, false)?,
+        gradient(v, [k, v], [q, dy], false, true)?,
+    ])
+}
