@@ -1,7 +1,7 @@
 //! Chunk by chunk: a product for the logits, one task a row for the softmax and its gradient in place, two products
 //! that turn the gradient into those of the inputs.
 
-use super::{CONTRACT, CrossEntropy, Grad, Reduction};
+use super::{CONTRACT, CrossEntropy, Reduction};
 use alluvium_core::cpu::simd::math::exp;
 use alluvium_core::cpu::{Buffer, Cpu, Level, Mat, gemm};
 use alluvium_core::{DType, Dims, Error, Result, Shape, Tensor};
@@ -10,7 +10,27 @@ use rayon::prelude::*;
 /// Words that are summed in f32 before their sum joins an f64 one.
 const BLOCK: usize = 4_096;
 
-pub(super) fn forward(cpu: &Cpu, args: &CrossEntropy<'_>, dims: &Dims) -> Result<(Tensor, Grad)> {
+/// The gradients for a loss whose own is 1.
+pub(super) struct Gradients {
+    cpu: Cpu,
+    dtype: DType,
+    dx: Option<(Buffer<f32>, Shape)>,
+    dw: Option<(Buffer<f32>, Shape)>,
+}
+
+impl Gradients {
+    /// The gradients for a loss whose own is `by`.
+    pub(super) fn times(self, by: f32) -> Result<[Option<Tensor>; 2]> {
+        let Gradients { cpu, dtype, dx, dw } = self;
+        let finish = |grad: Option<(Buffer<f32>, Shape)>| match grad {
+            Some((grad, shape)) => scaled(&cpu, grad, shape, by, dtype).map(Some),
+            None => Ok(None),
+        };
+        Ok([finish(dx)?, finish(dw)?])
+    }
+}
+
+pub(super) fn forward(cpu: &Cpu, args: &CrossEntropy<'_>, dims: &Dims) -> Result<(Tensor, Gradients)> {
     let CrossEntropy { x, w, z_loss, .. } = *args;
     let (tokens, width, words, level) = (dims['N'], dims['D'], dims['V'], cpu.level());
     let targets = args.targets.slice::<u32>()?;
@@ -55,8 +75,12 @@ pub(super) fn forward(cpu: &Cpu, args: &CrossEntropy<'_>, dims: &Dims) -> Result
         }
     }
     let loss = Tensor::full([], (total * weight) as f32, x.device())?;
-    let grad =
-        Grad { cpu: cpu.clone(), dtype: x.dtype(), dx: dx.map(|dx| (dx, x.shape())), dw: dw.map(|dw| (dw, w.shape())) };
+    let grad = Gradients {
+        cpu: cpu.clone(),
+        dtype: x.dtype(),
+        dx: dx.map(|dx| (dx, x.shape())),
+        dw: dw.map(|dw| (dw, w.shape())),
+    };
     Ok((loss, grad))
 }
 
@@ -73,7 +97,7 @@ fn counted(targets: &[u32], ignore_index: Option<u32>, words: usize) -> Result<V
 }
 
 /// A gradient times that of the loss, in the dtype of its input.
-pub(super) fn scaled(cpu: &Cpu, mut grad: Buffer<f32>, shape: Shape, by: f32, dtype: DType) -> Result<Tensor> {
+fn scaled(cpu: &Cpu, mut grad: Buffer<f32>, shape: Shape, by: f32, dtype: DType) -> Result<Tensor> {
     if by != 1.0 {
         let grain = cpu.grain(grad.len(), 1);
         cpu.run(|| grad.par_chunks_mut(grain).for_each(|grad| grad.iter_mut().for_each(|x| *x *= by)));

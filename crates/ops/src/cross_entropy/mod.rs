@@ -2,14 +2,14 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
 use alluvium_core::contract::{FLOATS, Fill, IDS, SAME};
-use alluvium_core::cpu::{Buffer, Cpu};
-use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Shape, Tensor, tape};
+use alluvium_core::wgpu::Gpu;
+use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
 /// What `cross_entropy` takes.
 static CONTRACT: Contract = Contract {
@@ -82,19 +82,23 @@ pub fn cross_entropy(args: CrossEntropy<'_>) -> Result<Tensor> {
         return Err(Error::value(CONTRACT.op, format!("z_loss is {z_loss}, expected a finite number, 0 or more")));
     }
     let (loss, grad) = match x.device() {
-        Device::Cpu(cpu) => cpu::forward(cpu, &args, &dims)?,
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
+        Device::Cpu(cpu) => {
+            let (loss, grad) = cpu::forward(cpu, &args, &dims)?;
+            (loss, Grad::Cpu(grad))
+        }
+        Device::Wgpu(gpu) => {
+            let (loss, grad) = gpu::forward(gpu, &args, &dims)?;
+            (loss, Grad::Wgpu(gpu.clone(), grad))
+        }
     };
     tape::record([x, w], loss, || grad)
 }
 
 /// With `p = softmax(z)` and `c` = 1, or 1 over the number of targets that count:
 /// `dz = c·(p·(1 + 2·z_loss·lse) − onehot(target))`, `dx = dz·w`, `dw = dzᵀ·x`; both are made while the logits exist.
-struct Grad {
-    cpu: Cpu,
-    dtype: DType,
-    dx: Option<(Buffer<f32>, Shape)>,
-    dw: Option<(Buffer<f32>, Shape)>,
+enum Grad {
+    Cpu(cpu::Gradients),
+    Wgpu(Gpu, gpu::Gradients),
 }
 
 impl Backward<2> for Grad {
@@ -103,13 +107,10 @@ impl Backward<2> for Grad {
     }
 
     fn backward(self, dy: Tensor, _need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-        let Grad { cpu, dtype, dx, dw } = self;
-        let scale = dy.item()?;
-        let finish = |grad: Option<(Buffer<f32>, Shape)>| match grad {
-            Some((grad, shape)) => cpu::scaled(&cpu, grad, shape, scale, dtype).map(Some),
-            None => Ok(None),
-        };
-        Ok([finish(dx)?, finish(dw)?])
+        match self {
+            Grad::Cpu(gradients) => gradients.times(dy.item()?),
+            Grad::Wgpu(gpu, gradients) => gradients.times(&gpu, &dy),
+        }
     }
 }
 
@@ -117,6 +118,7 @@ impl Backward<2> for Grad {
 mod tests {
     use super::*;
     use alluvium_core::Tape;
+    use alluvium_core::cpu::Cpu;
 
     fn tensors(device: &Device, n: usize, d: usize, v: usize) -> (Tensor, Tensor) {
         let wave = |len: usize| (0..len).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
