@@ -2,11 +2,11 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Contract, Device, Result, Tensor, tape};
 
@@ -45,7 +45,7 @@ pub fn newton_schulz(x: &Tensor, steps: usize) -> Result<Tensor> {
     tape::no_gradient(CONTRACT.op, WHY, [x])?;
     match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, steps, &dims),
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
+        Device::Wgpu(gpu) => gpu::forward(gpu, x, steps, &dims),
     }
 }
 
