@@ -2,11 +2,11 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
 use alluvium_core::contract::{FLOATS, Fill};
 use alluvium_core::{Arg, Contract, Device, Error, Result, Tensor, tape};
 
@@ -65,6 +65,9 @@ impl Sampling {
 /// | `logits` | `B V` | f32, f16, bf16 | no       |
 /// | result   | `B`   | u32            |          |
 ///
+/// On a GPU nothing waits for the choice, so a row of logits that has NaN, +∞ or nothing but −∞ is no error there: its
+/// choice is `u32::MAX`, which is no word.
+///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape) or `Dtype` where the table does not hold; `Value` when a number of
 /// `sampling` or a draw is out of range, or a row of logits has NaN, +∞ or nothing but −∞; `NoGradient` when the logits
@@ -86,7 +89,7 @@ pub fn sample(logits: &Tensor, sampling: &Sampling, draws: &[f32]) -> Result<Ten
     }
     match logits.device() {
         Device::Cpu(cpu) => cpu::sample(cpu, logits, sampling, draws, &dims),
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
+        Device::Wgpu(gpu) => gpu::sample(gpu, logits, sampling, draws, &dims),
     }
 }
 

@@ -75,7 +75,8 @@ impl<'a> Plan<'a> {
             let why = format!("D is {width}, but {} takes heads of at most {WIDEST}", gpu.name());
             return Err(Error::value(CONTRACT.op, why));
         }
-        let [tokens, positions, heads, shared_heads, width] = ['T', 'S', 'A', 'G', 'D'].map(|letter| dims[letter] as u32);
+        let [tokens, positions, heads, shared_heads, width] =
+            ['T', 'S', 'A', 'G', 'D'].map(|letter| dims[letter] as u32);
         let params = Params { tokens, positions, heads, shared_heads, width, scale, count: 0 };
         let sequences = mask.first.as_ref().map(|first| bounds(gpu, first)).transpose()?;
         Ok(Plan { gpu, batch: dims['B'], dtype, params, sequences })
@@ -86,7 +87,7 @@ impl<'a> Plan<'a> {
         self.params.width.is_multiple_of(4)
     }
 
-    fn which<'k>(&self, [even, odd]: &'k Pair) -> &'k Kernel {
+    fn which(&self, [even, odd]: &'static Pair) -> &'static Kernel {
         if self.is_even() { even } else { odd }
     }
 
@@ -97,8 +98,7 @@ impl<'a> Plan<'a> {
 
     fn launch(
         &self,
-        kernel: &'static Kernel,
-        entry: &'static str,
+        (kernel, entry): (&'static Kernel, &'static str),
         constants: &[(&'static str, u32)],
         tensors: &[&Tensor],
         groups: Groups,
@@ -144,7 +144,7 @@ pub(super) fn forward(gpu: &Gpu, args: &Attention<'_>, mask: &Mask, dims: &Dims)
         tensors.extend(&plan.sequences);
         let constants = [("COLS", dims['D'].div_ceil(SIDE) as u32), ("SEQUENCES_AT", 5)];
         let groups = Groups::Grid([dims['T'].div_ceil(SIDE), dims['A'], dims['B']]);
-        plan.launch(kernel, "forward", &constants, &tensors, groups, plan.params)?;
+        plan.launch((kernel, "forward"), &constants, &tensors, groups, plan.params)?;
     }
     Ok((gpu.convert(&o, q.dtype())?, lse))
 }
@@ -161,11 +161,11 @@ fn decode(plan: &Plan<'_>, [q, k, v]: [&Tensor; 3], [o, lse]: [&Tensor; 2]) -> R
     let constants = [("ROWS", rows as u32), ("QUADS", quads.next_power_of_two() as u32)];
     let groups = Groups::Grid([count, shared_heads as usize * each.div_ceil(rows), plan.batch]);
     let params = Params { count: count as u32, ..plan.params };
-    plan.launch(&DECODE, "decode", &constants, &[&parts, &sums, q, k, v], groups, params)?;
+    plan.launch((&DECODE, "decode"), &constants, &[&parts, &sums, q, k, v], groups, params)?;
     // `tokens` is the number of rows of heads here
     let params = Params { tokens: plan.batch as u32, ..params };
     let groups = Groups::Line(plan.batch * heads);
-    plan.launch(plan.which(&TOGETHER_PAIR), "together", &[], &[o, lse, &parts, &sums], groups, params)
+    plan.launch((plan.which(&TOGETHER_PAIR), "together"), &[], &[o, lse, &parts, &sums], groups, params)
 }
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 3]> {
@@ -174,7 +174,7 @@ pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<[Option<T
     let with_o = gpu.empty(lse.shape(), DType::F32)?;
     let rows = lse.elements();
     let params = Params { count: rows as u32, ..plan.params };
-    plan.launch(&WITH_O, "with_o", &[], &[&with_o, o, dy], Groups::Line(rows.div_ceil(64)), params)?;
+    plan.launch((&WITH_O, "with_o"), &[], &[&with_o, o, dy], Groups::Line(rows.div_ceil(64)), params)?;
 
     let gradient = |of: &Tensor, own: [&Tensor; 2], streamed: [&Tensor; 2], queries: bool, values: bool| {
         let to = plan.rows(of)?;
@@ -188,7 +188,7 @@ pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<[Option<T
             ("OF_VALUES", u32::from(values)),
         ];
         let groups = Groups::Grid([of.shape()[1].div_ceil(SIDE), of.shape()[2], dims['B']]);
-        plan.launch(kernel, "backward", &constants, &tensors, groups, plan.params)?;
+        plan.launch((kernel, "backward"), &constants, &tensors, groups, plan.params)?;
         gpu.convert(&to, of.dtype()).map(Some)
     };
     Ok([

@@ -1,0 +1,48 @@
+//! One workgroup a row; the choice stays on the GPU.
+
+use super::Sampling;
+use crate::common::gpu::MATH;
+use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::{DType, Dims, Result, Tensor};
+
+static KERNEL: Kernel = Kernel::new("sample", &[MATH, include_str!("kernel.wgsl")]);
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    rows: u32,
+    words: u32,
+    top_k: u32,
+    temperature: f32,
+    top_p: f32,
+    least: f32,
+}
+
+pub(super) fn sample(gpu: &Gpu, logits: &Tensor, sampling: &Sampling, draws: &[f32], dims: &Dims) -> Result<Tensor> {
+    let Sampling { temperature, top_k, top_p, min_p } = *sampling;
+    let (rows, words) = (dims['B'], dims['V']);
+    let ids = gpu.empty([rows], DType::U32)?;
+    let draws = Tensor::from_slice(draws, [rows], &gpu.clone().into())?;
+    // bit by bit: whether there is a draw at all, and which filters it has
+    let wanted = [temperature > 0.0, top_k > 0 && top_k < words, top_p < 1.0, min_p > 0.0];
+    let filters = wanted.iter().rev().fold(0, |bits, &set| 2 * bits + u32::from(set));
+    let filters = if temperature > 0.0 { filters } else { 0 };
+    let params = Params {
+        rows: rows as u32,
+        words: words as u32,
+        top_k: top_k.min(words) as u32,
+        temperature,
+        top_p,
+        least: min_p.ln(),
+    };
+    gpu.launch(&Launch {
+        kernel: &KERNEL,
+        entry: "choose",
+        constants: &[("FILTERS", filters)],
+        stored: &[("X", logits.dtype())],
+        binds: &[logits, &draws, &ids].map(Bind::All),
+        params: bytemuck::bytes_of(&params),
+        groups: Groups::Line(rows),
+    })?;
+    Ok(ids)
+}

@@ -1,0 +1,198 @@
+// One workgroup a row of logits. The words that stay are the first in the order of descending logits: what is looked
+// for is the last of them, four bits of its place in that order at a time.
+struct Params { rows: u32, words: u32, top_k: u32, temperature: f32, top_p: f32, least: f32 }
+var<immediate> p: Params;
+@group(0) @binding(0) var<storage, read> logits: array<X4>;
+@group(0) @binding(1) var<storage, read> draws: array<f32>;
+@group(0) @binding(2) var<storage, read_write> ids: array<u32>;
+
+const LANES: u32 = 256u;
+const NONE: u32 = 0xffffffffu;
+// each invocation has a column of its own: sums are in order, and nothing is atomic
+var<workgroup> bins: array<f32, 4096>;
+var<workgroup> shares: array<f32, 256>;
+var<workgroup> places: array<u32, 256>;
+
+fn logit(row: u32, id: u32) -> f32 {
+    let at = row * p.words + id;
+    return widen_X(logits[at / 4u])[at % 4u];
+}
+
+// a number that orders words as their logits do; −0 is 0
+fn rank(x: f32) -> u32 {
+    let bits = bitcast<u32>(x + 0.0);
+    return select(bits | 0x80000000u, ~bits, (bits >> 31u) == 1u);
+}
+
+fn max_of_all(x: f32, lane: u32) -> f32 {
+    workgroupBarrier();
+    shares[lane] = x;
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half { shares[lane] = max(shares[lane], shares[lane + half]); }
+    }
+    workgroupBarrier();
+    return shares[0];
+}
+
+fn least_of_all(x: u32, lane: u32) -> u32 {
+    workgroupBarrier();
+    places[lane] = x;
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half { places[lane] = min(places[lane], places[lane + half]); }
+    }
+    workgroupBarrier();
+    return places[0];
+}
+
+// where the words end whose values, from the largest logit on, together reach the goal: the rank of the last, and how
+// many of the words of that rank are needed
+struct End { rank: u32, equals: u32 }
+
+// the value of a word: 1 to count, its probability times a constant to add up probabilities
+fn value(x: f32, top: f32, counting: bool) -> f32 {
+    if counting { return 1.0; }
+    return exp1(x - top);
+}
+
+fn end_of(row: u32, lane: u32, top: f32, share: f32, counting: bool) -> End {
+    var found = 0u;
+    var before = 0.0;
+    var goal = share;
+    for (var shift = 28u; ; shift -= 4u) {
+        for (var bin = 0u; bin < 16u; bin++) { bins[bin * LANES + lane] = 0.0; }
+        for (var id = lane; id < p.words; id += LANES) {
+            let x = logit(row, id);
+            let r = rank(x);
+            if shift == 28u || (r >> (shift + 4u)) == (found >> (shift + 4u)) {
+                bins[((r >> shift) & 15u) * LANES + lane] += value(x, top, counting);
+            }
+        }
+        // sixteen invocations a bin, and then all of them the sixteen bins
+        workgroupBarrier();
+        var sum = 0.0;
+        for (var i = 0u; i < 16u; i++) { sum += bins[lane / 16u * LANES + lane % 16u * 16u + i]; }
+        shares[lane] = sum;
+        workgroupBarrier();
+        var sums: array<f32, 16>;
+        var all = 0.0;
+        for (var bin = 0u; bin < 16u; bin++) {
+            sums[bin] = 0.0;
+            for (var i = 0u; i < 16u; i++) { sums[bin] += shares[bin * 16u + i]; }
+            all += sums[bin];
+        }
+        // of the first sums all is known: the share becomes a number to reach
+        if shift == 28u && !counting { goal = share * all; }
+        var bin = 15u;
+        while bin > 0u && before + sums[bin] < goal {
+            before += sums[bin];
+            bin -= 1u;
+        }
+        // rounding may leave the goal unreached: then all words stay
+        found |= bin << shift;
+        workgroupBarrier();
+        if shift == 0u { break; }
+    }
+    // back from the rank to the logit
+    let x = bitcast<f32>(select(~found, found & 0x7fffffffu, (found >> 31u) == 1u));
+    let equals = ceil((goal - before) / value(x, top, counting));
+    return End(found, u32(clamp(equals, 1.0, 4.0e9)));
+}
+
+@compute @workgroup_size(256)
+fn choose(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = group_index(group, groups);
+    if row >= p.rows { return; }
+    var most = -3.4028234e38;
+    var wrong = 0u;
+    for (var id = lane; id < p.words; id += LANES) {
+        let x = logit(row, id);
+        // by its bits, which no driver computes with: no number, or +∞
+        let bits = bitcast<u32>(x);
+        if (bits & 0x7fffffffu) > 0x7f800000u || bits == 0x7f800000u { wrong = 1u; }
+        most = max(most, x);
+    }
+    let top = max_of_all(most, lane);
+    var first = NONE;
+    for (var id = lane; id < p.words; id += LANES) {
+        if first == NONE && logit(row, id) == top { first = id; }
+    }
+    first = least_of_all(first, lane);
+    // without a largest word there is nothing to choose
+    let sound = least_of_all(select(1u, 0u, wrong == 1u || first == NONE), lane) == 1u;
+
+    var chosen = first;
+    if FILTERS != 0u {
+        var end = End(0u, NONE);
+        if (FILTERS & 2u) != 0u { end = end_of(row, lane, top, f32(p.top_k), true); }
+        if (FILTERS & 4u) != 0u {
+            let other = end_of(row, lane, top, p.top_p, false);
+            if other.rank > end.rank || (other.rank == end.rank && other.equals < end.equals) { end = other; }
+        }
+        // each invocation has a run of words: first how many equals of the last word come before the run
+        let run = (p.words + LANES - 1u) / LANES;
+        let begin = min(lane * run, p.words);
+        let stop = min(begin + run, p.words);
+        var equals = 0u;
+        for (var id = begin; id < stop; id++) {
+            if rank(logit(row, id)) == end.rank { equals += 1u; }
+        }
+        workgroupBarrier();
+        places[lane] = equals;
+        workgroupBarrier();
+        var before = 0u;
+        for (var i = 0u; i < lane; i++) { before += places[i]; }
+        var seen = before;
+        var weight = 0.0;
+        for (var id = begin; id < stop; id++) {
+            let x = logit(row, id);
+            weight += weight_of(x, top, end, &seen);
+        }
+        shares[lane] = weight;
+        workgroupBarrier();
+        var all = 0.0;
+        var sum = 0.0;
+        for (var i = 0u; i < LANES; i++) {
+            if i == lane { sum = all; }
+            all += shares[i];
+        }
+        let goal = draws[row] * all;
+        // the run in which the sum passes the goal; where rounding leaves it unreached, the last that weighs anything
+        var last = 0u;
+        var passed = false;
+        var upto = 0.0;
+        for (var i = 0u; i < LANES; i++) {
+            if !passed && shares[i] > 0.0 {
+                last = i;
+                upto += shares[i];
+                passed = upto > goal;
+            }
+        }
+        seen = before;
+        chosen = NONE;
+        if lane == last {
+            for (var id = begin; id < stop; id++) {
+                let w = weight_of(logit(row, id), top, end, &seen);
+                if w > 0.0 && (chosen == NONE || sum <= goal) {
+                    chosen = id;
+                    sum += w;
+                }
+            }
+        }
+        chosen = least_of_all(chosen, lane);
+    }
+    if lane == 0u { ids[row] = select(NONE, chosen, sound); }
+}
+
+// what a word weighs in the draw; `seen` counts the equals of the last word that stays
+fn weight_of(x: f32, top: f32, end: End, seen: ptr<function, u32>) -> f32 {
+    let r = rank(x);
+    var stays = r > end.rank;
+    if r == end.rank {
+        stays = *seen < end.equals;
+        *seen += 1u;
+    }
+    if (FILTERS & 8u) != 0u { stays = stays && x - top >= p.least; }
+    return select(0.0, exp1((x - top) / p.temperature), stays);
+}
