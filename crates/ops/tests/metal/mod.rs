@@ -46,6 +46,8 @@ fn translate(shader: &Shader) -> Result<Vec<String>, String> {
             AddressSpace::WorkGroup => shared += size,
             AddressSpace::Storage { .. } => buffers += 1,
             AddressSpace::Immediate => immediates += size,
+            // each thread's own
+            AddressSpace::Private => {}
             space => faults.push(format!("{:?} is in {space:?}, handle {handle:?}", variable.name)),
         }
     }
