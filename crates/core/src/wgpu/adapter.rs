@@ -147,6 +147,9 @@ pub(super) fn limits(handle: &wgpu::Adapter, device: &wgpu::Device, binding: Opt
     let has = |side: u32, ab, cr| {
         matrices.iter().any(|m| [m.m_size, m.n_size, m.k_size] == [side; 3] && m.ab_type == ab && m.cr_type == cr)
     };
+    // kernels with matrices count on subgroups of 32, which Apple's GPUs have, though Metal does not say so
+    let info = handle.get_info();
+    let by_32 = info.backend == wgpu::Backend::Metal || [info.subgroup_min_size, info.subgroup_max_size] == [32, 32];
     // whole quads of f32 in each binding
     let binding = binding.unwrap_or(usize::MAX).min(size(limits.max_storage_buffer_binding_size)) & !15;
     Limits {
@@ -157,8 +160,9 @@ pub(super) fn limits(handle: &wgpu::Adapter, device: &wgpu::Device, binding: Opt
         shared: limits.max_compute_workgroup_storage_size as usize,
         invocations: limits.max_compute_invocations_per_workgroup as usize,
         subgroups: device.features().contains(Features::SUBGROUP),
-        matrices_f32: has(8, CooperativeScalarType::F32, CooperativeScalarType::F32),
-        matrices_f16: device.features().contains(Features::SHADER_F16)
+        matrices_f32: by_32 && has(8, CooperativeScalarType::F32, CooperativeScalarType::F32),
+        matrices_f16: by_32
+            && device.features().contains(Features::SHADER_F16)
             && has(16, CooperativeScalarType::F16, CooperativeScalarType::F32),
     }
 }

@@ -38,6 +38,17 @@ impl Kernel {
         Kernel { reduces: Reduces::Yes, ..self }
     }
 
+    /// What an adapter would get: what tests translate that no adapter here can run.
+    pub fn shader(
+        &self,
+        entry: &'static str,
+        constants: &[(&'static str, u32)],
+        stored: &[(&'static str, DType)],
+    ) -> Shader {
+        let variant = Variant { entry, constants: constants.to_vec(), stored: stored.to_vec() };
+        Shader { name: self.name.to_owned(), entry, text: self.text(&variant, true) }
+    }
+
     /// The whole text of one variant.
     fn text(&self, variant: &Variant, subgroups: bool) -> String {
         let mut text = String::new();

@@ -8,20 +8,34 @@ use alluvium_core::{DType, Result, Shape, Tensor};
 pub(crate) use plan::Sizes;
 use plan::{Few, FewSide, Plan, Stored, depth, plan};
 
+const PARAMS: &str = include_str!("params.wgsl");
 const SIDES: &str = include_str!("sides.wgsl");
 const BLOCKS: &str = include_str!("blocks.wgsl");
 const NARROW: &str = include_str!("narrow_tile.wgsl");
 const WIDE: &str = include_str!("wide_tile.wgsl");
+const MATRICES: &str = include_str!("matrices.wgsl");
+const F16: &str = include_str!("matrices_f16.wgsl");
+const F32: &str = include_str!("matrices_f32.wgsl");
 const QUADS: &str = include_str!("quads.wgsl");
 const SINGLES: &str = include_str!("singles.wgsl");
 
-static NARROW_QUADS: Kernel = Kernel::new("product of 64 × 64 tiles", &[ODD, SIDES, BLOCKS, QUADS, NARROW]);
-static NARROW_SINGLES: Kernel = Kernel::new("product of 64 × 64 tiles, odd", &[ODD, SIDES, BLOCKS, SINGLES, NARROW]);
-static WIDE_QUADS: Kernel = Kernel::new("product of 128 × 128 tiles", &[ODD, SIDES, BLOCKS, QUADS, WIDE]);
-static WIDE_SINGLES: Kernel = Kernel::new("product of 128 × 128 tiles, odd", &[ODD, SIDES, BLOCKS, SINGLES, WIDE]);
-static SUM_QUADS: Kernel = Kernel::new("sum of a product's parts", &[include_str!("sum.wgsl"), QUADS]);
-static SUM_SINGLES: Kernel = Kernel::new("sum of a product's parts, odd", &[include_str!("sum.wgsl"), SINGLES]);
-static FEW: Kernel = Kernel::new("product of few lines", &[ODD, SIDES, include_str!("few.wgsl")]);
+static NARROW_QUADS: Kernel = Kernel::new("product of 64 × 64 tiles", &[ODD, PARAMS, SIDES, BLOCKS, QUADS, NARROW]);
+static NARROW_SINGLES: Kernel =
+    Kernel::new("product of 64 × 64 tiles, odd", &[ODD, PARAMS, SIDES, BLOCKS, SINGLES, NARROW]);
+static WIDE_QUADS: Kernel = Kernel::new("product of 128 × 128 tiles", &[ODD, PARAMS, SIDES, BLOCKS, QUADS, WIDE]);
+static WIDE_SINGLES: Kernel =
+    Kernel::new("product of 128 × 128 tiles, odd", &[ODD, PARAMS, SIDES, BLOCKS, SINGLES, WIDE]);
+static F16_QUADS: Kernel = Kernel::new("product by f16 matrices", &[PARAMS, F16, QUADS, MATRICES]);
+static F16_SINGLES: Kernel = Kernel::new("product by f16 matrices, odd", &[PARAMS, F16, SINGLES, MATRICES]);
+static F32_QUADS: Kernel = Kernel::new("product by f32 matrices", &[PARAMS, F32, QUADS, MATRICES]);
+static F32_SINGLES: Kernel = Kernel::new("product by f32 matrices, odd", &[PARAMS, F32, SINGLES, MATRICES]);
+static SUM_QUADS: Kernel = Kernel::new("sum of a product's parts", &[PARAMS, include_str!("sum.wgsl"), QUADS]);
+static SUM_SINGLES: Kernel = Kernel::new("sum of a product's parts, odd", &[PARAMS, include_str!("sum.wgsl"), SINGLES]);
+static FEW: Kernel = Kernel::new("product of few lines", &[ODD, PARAMS, SIDES, include_str!("few.wgsl")]);
+
+/// The sides of the tiles that cooperative matrices compute: eight fragments.
+const F16_SIDE: usize = 128;
+const F32_SIDE: usize = 64;
 
 /// Matrices that lie in a tensor: one, or many at equal distances.
 #[derive(Clone, Copy)]
@@ -131,6 +145,7 @@ fn by(gpu: &Gpu, args: &Gemm<'_>, plan: Plan) -> Result<()> {
         Plan::Few(few) => lines(gpu, args, few, params),
         Plan::Tiles { side, part, splits } | Plan::Matrices { side, part, splits } => {
             let params = Params { part: part as u32, splits: splits as u32, ..params };
+            let tiles = if matches!(plan, Plan::Tiles { .. }) { tiles } else { matrices };
             if splits == 1 {
                 return tiles(gpu, args, side, params);
             }
@@ -144,8 +159,20 @@ fn by(gpu: &Gpu, args: &Gemm<'_>, plan: Plan) -> Result<()> {
     }
 }
 
-fn stored(_gpu: &Gpu, a: &Mat<'_>, b: &Mat<'_>) -> Stored {
-    Stored { k_inner: [a.lines == Lines::Rows, b.lines == Lines::Columns], matrices: None }
+fn stored(gpu: &Gpu, a: &Mat<'_>, b: &Mat<'_>) -> Stored {
+    let limits = gpu.limits();
+    let matrices = match (a.tensor.dtype(), b.tensor.dtype()) {
+        _ if !(a.is_even() && b.is_even()) => None,
+        (DType::F16, DType::F16) if limits.matrices_f16 => Some(F16_SIDE),
+        (DType::F32, DType::F32) if limits.matrices_f32 => Some(F32_SIDE),
+        _ => None,
+    };
+    Stored { k_inner: [a.lines == Lines::Rows, b.lines == Lines::Columns], matrices }
+}
+
+/// Whether results are written as whole quads: a scratch matrix of parts may have its lines filled up.
+fn by_quads(args: &Gemm<'_>) -> bool {
+    args.c.is_even() && (args.sizes.n.is_multiple_of(4) || args.c.stride > args.sizes.n)
 }
 
 fn flag(set: bool) -> u32 {
@@ -155,10 +182,8 @@ fn flag(set: bool) -> u32 {
 fn tiles(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<()> {
     let Gemm { a, b, c, sizes, .. } = args;
     let depth = depth(side);
-    // a scratch matrix of parts may have its lines filled up
-    let quads = c.is_even() && (sizes.n.is_multiple_of(4) || c.stride > sizes.n);
     let whole = [sizes.m % side, sizes.n % side, sizes.k % depth] == [0; 3];
-    let kernel = match (side, quads) {
+    let kernel = match (side, by_quads(args)) {
         (128, true) => &WIDE_QUADS,
         (128, false) => &WIDE_SINGLES,
         (_, true) => &NARROW_QUADS,
@@ -179,6 +204,33 @@ fn tiles(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<()> 
             ("C_AT", 2),
         ],
         stored: &[("A", a.tensor.dtype()), ("B", b.tensor.dtype()), ("C", c.tensor.dtype())],
+        binds: &[Bind::All(a.tensor), Bind::All(b.tensor), Bind::All(c.tensor)],
+        params: bytemuck::bytes_of(&params),
+        groups: Groups::Grid([sizes.n.div_ceil(side), sizes.m.div_ceil(side), groups]),
+    })
+}
+
+/// The same by cooperative matrices, of f16 in tiles of 128 or of f32 in tiles of 64.
+fn matrices(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<()> {
+    let Gemm { a, b, c, sizes, .. } = args;
+    let whole = [sizes.m % side, sizes.n % side, sizes.k % 32] == [0; 3];
+    let kernel = match (side, by_quads(args)) {
+        (F16_SIDE, true) => &F16_QUADS,
+        (F16_SIDE, false) => &F16_SINGLES,
+        (_, true) => &F32_QUADS,
+        (_, false) => &F32_SINGLES,
+    };
+    let groups = sizes.count * params.splits as usize;
+    gpu.launch(&Launch {
+        kernel,
+        entry: "tile",
+        constants: &[
+            ("A_K_INNER", flag(a.lines == Lines::Rows)),
+            ("B_K_INNER", flag(b.lines == Lines::Columns)),
+            ("EDGE", flag(!whole)),
+            ("C_AT", 2),
+        ],
+        stored: &[("C", c.tensor.dtype())],
         binds: &[Bind::All(a.tensor), Bind::All(b.tensor), Bind::All(c.tensor)],
         params: bytemuck::bytes_of(&params),
         groups: Groups::Grid([sizes.n.div_ceil(side), sizes.m.div_ceil(side), groups]),
@@ -277,6 +329,33 @@ mod tests {
             assert!(!got.is_nan());
         }
         worst
+    }
+
+    /// The kernels that only some adapters can run, as those adapters get them.
+    #[test]
+    fn kernels_of_matrices_are_valid_for_the_adapters_that_have_them() {
+        use naga::back::{msl, spv};
+        use naga::valid::{Capabilities, ValidationFlags, Validator};
+        for (kernel, metal) in [(&F16_QUADS, false), (&F16_SINGLES, false), (&F32_QUADS, true), (&F32_SINGLES, true)] {
+            for (a, b, edge) in [(0, 0, 0), (1, 0, 1), (0, 1, 1), (1, 1, 0)] {
+                let constants = [("A_K_INNER", a), ("B_K_INNER", b), ("EDGE", edge), ("C_AT", 2)];
+                let shader = kernel.shader("tile", &constants, &[("C", DType::F16)]);
+                let name = format!("{} {constants:?}", kernel.name);
+                let module = naga::front::wgsl::parse_str(&shader.text)
+                    .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&shader.text)));
+                let info = Validator::new(ValidationFlags::all(), Capabilities::all())
+                    .validate(&module)
+                    .unwrap_or_else(|e| panic!("{name}: {e:?}"));
+                if metal {
+                    let options = msl::Options { lang_version: (2, 4), ..msl::Options::default() };
+                    let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+                        .unwrap_or_else(|e| panic!("{name}: {e}"));
+                    assert!(text.contains("simdgroup_multiply_accumulate"), "{text}");
+                }
+                let options = spv::Options { lang_version: (1, 6), ..spv::Options::default() };
+                spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{name}: {e}"));
+            }
+        }
     }
 
     #[test]

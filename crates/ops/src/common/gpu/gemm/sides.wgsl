@@ -1,14 +1,4 @@
 // The two sides of a product: four numbers from any element on, and 4 × 4 blocks of them for tiles.
-struct Params {
-    m: u32, n: u32, k: u32,
-    // elements of k that one workgroup sums, and how many workgroups share them
-    part: u32, splits: u32,
-    a_at: u32, a_stride: u32, a_batch: u32,
-    b_at: u32, b_stride: u32, b_batch: u32,
-    c_at: u32, c_stride: u32, c_batch: u32,
-    alpha: f32, beta: f32,
-}
-var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> a: array<A4>;
 @group(0) @binding(1) var<storage, read> b: array<B4>;
 

@@ -1,13 +1,4 @@
 // Adds up, in order, what several workgroups summed of each result: their sums lie one matrix after the other.
-struct Params {
-    m: u32, n: u32, k: u32,
-    part: u32, splits: u32,
-    a_at: u32, a_stride: u32, a_batch: u32,
-    b_at: u32, b_stride: u32, b_batch: u32,
-    c_at: u32, c_stride: u32, c_batch: u32,
-    alpha: f32, beta: f32,
-}
-var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> parts: array<vec4<f32>>;
 
 @compute @workgroup_size(256)
