@@ -85,9 +85,13 @@ fn is_gpu(device: &Device) -> bool {
 
 /// The cases that are timed on a device: those that only a GPU is done with in time are left to GPUs.
 pub fn cases(op: &Op, device: &Device) -> impl Iterator<Item = &'static Case> {
-    let most = if is_gpu(device) { usize::MAX } else { 40_000_000_000 };
+    let (most_flops, most_bytes) =
+        if is_gpu(device) { (usize::MAX, usize::MAX) } else { (40_000_000_000, 800_000_000) };
     let cost = op.cost;
-    op.bench.iter().filter(move |case| cost(&Dims::of(case.sizes)).flops < most)
+    op.bench.iter().filter(move |case| {
+        let cost = cost(&Dims::of(case.sizes));
+        cost.flops < most_flops && cost.bytes < most_bytes
+    })
 }
 
 /// Times a case forward and, where there is a gradient, forward and backward together.

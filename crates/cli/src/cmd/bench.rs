@@ -30,7 +30,11 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             json!({"device": device.to_string(), "copy_gb_per_s": bandwidth, "gemm_gflop_per_s": rate})
         )?;
     } else {
-        writeln!(out, "{device}: {bandwidth:.1} GB/s read and written, {rate:.0} GFLOP/s in a {}³ product\n", ceiling.side)?;
+        writeln!(
+            out,
+            "{device}: {bandwidth:.1} GB/s read and written, {rate:.0} GFLOP/s in a {}³ product\n",
+            ceiling.side
+        )?;
     }
     let mut rows = Vec::new();
     for op in ops {

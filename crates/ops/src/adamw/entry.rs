@@ -47,6 +47,6 @@ pub(crate) static OP: Op = Op {
     ],
     fixed: &[],
     largest: 2_000,
-    bench: &[Case::new("16 M weights", &[('R', 1 << 24)])],
+    bench: &[Case::new("16 M weights", &[('R', 1 << 24)]), Case::new("64 M weights", &[('R', 1 << 26)])],
     cost: |d| Cost { bytes: 28 * d['R'], flops: 14 * d['R'], ..Cost::default() },
 };

@@ -24,7 +24,11 @@ pub(crate) const UNARY: Op = Op {
     ],
     fixed: &[],
     largest: 3_000,
-    bench: &[Case::new("one token", &[('R', 4_096)]), Case::new("8 million", &[('R', 1 << 23)])],
+    bench: &[
+        Case::new("one token", &[('R', 4_096)]),
+        Case::new("8 million", &[('R', 1 << 23)]),
+        Case::new("128 million", &[('R', 1 << 27)]),
+    ],
     cost: |d| {
         let n = d['R'];
         Cost { bytes: 8 * n, flops: n, backward_bytes: 12 * n, backward_flops: n }

@@ -23,6 +23,7 @@ pub(crate) static OP: Op = Op {
     bench: &[
         Case::new("decode", &[('V', 32_768), ('D', 2_048), ('R', 1)]),
         Case::new("prefill 4k", &[('V', 32_768), ('D', 2_048), ('R', 4_096)]),
+        Case::new("prefill 64k", &[('V', 32_768), ('D', 2_048), ('R', 65_536)]),
     ],
     cost: |d| {
         let moved = 4 * d['R'] * d['D'];

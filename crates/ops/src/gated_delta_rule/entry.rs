@@ -88,6 +88,11 @@ pub(crate) static OP: Op = Op {
         )
         .without(&[START, PACKED]),
         Case::new(
+            "T 8192, 16 heads of 128",
+            &[('B', 1), ('T', 8_192), ('H', 16), ('G', 16), ('K', 128), ('V', 128), ('N', 1)],
+        )
+        .without(&[START, PACKED]),
+        Case::new(
             "T 4096, 16 and 32 heads of 128",
             &[('B', 1), ('T', 4_096), ('H', 16), ('G', 32), ('K', 128), ('V', 128), ('N', 1)],
         )

@@ -26,7 +26,11 @@ pub(crate) static OP: Op = Op {
     // a row of one element is its own norm: its gradient is what cancelling leaves over
     fixed: &['D'],
     largest: 70,
-    bench: &[Case::new("decode", &[('R', 1), ('D', 2_048)]), Case::new("prefill 4k", &[('R', 4_096), ('D', 2_048)])],
+    bench: &[
+        Case::new("decode", &[('R', 1), ('D', 2_048)]),
+        Case::new("prefill 4k", &[('R', 4_096), ('D', 2_048)]),
+        Case::new("prefill 64k", &[('R', 65_536), ('D', 2_048)]),
+    ],
     cost: |d| {
         let n = d['R'] * d['D'];
         Cost { bytes: 8 * n, flops: 4 * n, backward_bytes: 12 * n, backward_flops: 9 * n }

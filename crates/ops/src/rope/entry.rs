@@ -46,6 +46,7 @@ pub(crate) static OP: Op = Op {
     bench: &[
         Case::new("decode", &[('B', 1), ('T', 1), ('H', 16), ('D', 256)]).options(&[("dims", 64.0)]),
         Case::new("prefill 4k", &[('B', 1), ('T', 4_096), ('H', 16), ('D', 256)]).options(&[("dims", 64.0)]),
+        Case::new("prefill 32k", &[('B', 1), ('T', 32_768), ('H', 16), ('D', 256)]).options(&[("dims", 64.0)]),
     ],
     cost: |d| {
         let n = d['B'] * d['T'] * d['H'] * d['D'];
