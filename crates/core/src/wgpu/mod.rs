@@ -8,6 +8,8 @@ mod kernel;
 mod memory;
 mod queue;
 mod tensors;
+#[cfg(test)]
+mod tests;
 
 pub use adapter::{Adapter, adapters};
 pub use kernel::{Kernel, Shader};
