@@ -26,6 +26,12 @@ fn work(op: &Op, case: &Case) -> usize {
     cost.flops.max(cost.bytes)
 }
 
+/// Operations that cut their launches where a tensor is larger than a binding of so many bytes.
+const CUT: &[(usize, &str)] = &[
+    (1 << 17, "add sub mul scale silu sigmoid softplus gelu swiglu exp log cast adamw global_norm"),
+    (1 << 19, "concat split slice repeat_heads rms_norm l2_norm gated_rms_norm rope"),
+];
+
 /// Runs the check over the cases, and holds the shaders that ran to what Metal takes; panics with every fault at once.
 fn prove(dtype: DType, device: &Device, largest: usize) {
     let mut faults = Vec::new();
@@ -62,5 +68,25 @@ fn half_precision_storage_costs_only_its_roundings() {
     let Some(device) = open(Gpu::builder()) else { return };
     for dtype in [DType::BF16, DType::F16] {
         prove(dtype, &device, LARGEST / 10);
+    }
+}
+
+#[test]
+fn a_tensor_larger_than_a_binding_is_cut_or_refused_and_never_wrong() {
+    for &(limit, cut) in CUT {
+        let cut: Vec<&str> = cut.split(' ').collect();
+        let Some(device) = open(Gpu::builder().binding_limit(limit)) else { return };
+        let mut faults = Vec::new();
+        for op in OPS {
+            let large = |case: &&Case| (limit..LARGEST / 10).contains(&work(op, case));
+            for case in op.cases.iter().filter(large) {
+                let report = check(op, case, DType::F32, &device, Zeros::MustFail).unwrap();
+                let refused = |fault: &str| fault.contains("but a binding holds at most");
+                let wrong = |fault: &&String| cut.contains(&op.name()) || !refused(fault);
+                let wrong = report.faults.iter().filter(wrong);
+                faults.extend(wrong.map(|fault| format!("{}, {}: {fault}", op.name(), case.name)));
+            }
+        }
+        assert!(faults.is_empty(), "{} faults with bindings of {limit}:\n{}", faults.len(), faults.join("\n"));
     }
 }

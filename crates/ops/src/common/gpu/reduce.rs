@@ -2,8 +2,9 @@
 
 use super::form::{Form, QUADS, SINGLES};
 use super::rows::{ROWS, Sharing};
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::wgpu::{ALIGNMENT, Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Shape, Tensor};
+use std::ops::Range;
 
 const SUMS_TEXT: &str = include_str!("sums.wgsl");
 const SPREAD_TEXT: &str = include_str!("spread.wgsl");
@@ -30,13 +31,40 @@ struct Params {
     width: u32,
     parts: u32,
     each: u32,
+    first: u32,
     factor: f32,
 }
 
 /// The units of a part of each row.
 fn part_of(rows: usize, units: usize) -> usize {
     let parts = (units / SMALLEST).min(PARTS / rows.min(PARTS)).max(1);
-    units.div_ceil(parts)
+    // a single row is cut between parts where a binding cannot hold it
+    if parts == 1 { units } else { units.div_ceil(parts).next_multiple_of(ALIGNMENT) }
+}
+
+/// What one launch sums: of so many rows, or of one, these units.
+struct Stretch {
+    rows: usize,
+    units: Range<usize>,
+    /// Sums before its own.
+    first: usize,
+}
+
+/// All rows, in stretches that fit a binding.
+fn stretches(gpu: &Gpu, rows: usize, units: usize, each: usize, bytes: usize) -> Vec<Stretch> {
+    let parts = units.div_ceil(each);
+    if rows > 1 {
+        let runs = gpu.segments(rows, units * bytes);
+        let stretch = |run: Range<usize>| Stretch {
+            rows: run.len(),
+            units: run.start * units..run.end * units,
+            first: run.start * parts,
+        };
+        return runs.map(stretch).collect();
+    }
+    let most = (gpu.limits().binding / (each * bytes)).max(1);
+    let stretch = |first: usize| Stretch { rows: 1, units: first * each..((first + most) * each).min(units), first };
+    (0..parts).step_by(most).map(stretch).collect()
 }
 
 /// `factor` times the sum of each row of `width` numbers.
@@ -49,21 +77,26 @@ pub(crate) fn sums(gpu: &Gpu, x: &Tensor, width: usize, factor: f32, shape: Shap
     let factor_here = if parts == 1 { factor } else { 1.0 };
     let y = gpu.empty([rows * parts], DType::F32)?;
     let sharing = Sharing::of(each);
-    let row = width * form.dtype().size();
-    for run in gpu.segments(rows, row) {
-        let numbers = [run.len(), width / form.unit(), parts, each].map(|n| n as u32);
-        let [rows, width, parts, each] = numbers;
+    let unit = form.unit() * form.dtype().size();
+    for stretch in stretches(gpu, rows, width / form.unit(), each, unit) {
+        let Stretch { rows, units, first } = stretch;
+        let width = units.len() / rows;
+        let count = rows * width.div_ceil(each);
+        // where a binding may start
+        let aligned = first * 4 / ALIGNMENT * ALIGNMENT;
+        let numbers = [rows, width, width.div_ceil(each), each, first - aligned / 4];
+        let [rows, width, parts, each, skipped] = numbers.map(|n| n as u32);
         gpu.launch(&Launch {
             kernel: form.choose(&SUMS),
             entry: "main",
             constants: &sharing.constants(),
             stored: &form.stored(),
             binds: &[
-                Bind::Part(&from, run.start * row..run.end * row),
-                Bind::Part(&y, run.start * 4 * parts as usize..run.end * 4 * parts as usize),
+                Bind::Part(&from, units.start * unit..units.end * unit),
+                Bind::Part(&y, aligned..(first + count) * 4),
             ],
-            params: bytemuck::bytes_of(&Params { rows, width, parts, each, factor: factor_here }),
-            groups: Groups::Line((run.len() * parts as usize).div_ceil(sharing.at_once())),
+            params: bytemuck::bytes_of(&Params { rows, width, parts, each, first: skipped, factor: factor_here }),
+            groups: Groups::Line(count.div_ceil(sharing.at_once())),
         })?;
     }
     if parts > 1 {

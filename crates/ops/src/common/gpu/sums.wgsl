@@ -1,5 +1,6 @@
-// Sums of rows, each cut into `parts` of `each` units; a part is a row of its own for the invocations.
-struct Params { rows: u32, width: u32, parts: u32, each: u32, factor: f32 }
+// Sums of rows, each cut into `parts` of `each` units; a part is a row of its own for the invocations. The sums go to
+// `y` from `first` on.
+struct Params { rows: u32, width: u32, parts: u32, each: u32, first: u32, factor: f32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<Stored>;
 @group(0) @binding(1) var<storage, read_write> y: array<f32>;
@@ -24,5 +25,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         sum += (read[0] + read[1]) + (read[2] + read[3]);
     }
     let whole = row_sum(total(sum), lane) * p.factor;
-    if lane.index % LANES == 0u && row < p.rows { y[number] = whole; }
+    if lane.index % LANES == 0u && row < p.rows { y[p.first + number] = whole; }
 }

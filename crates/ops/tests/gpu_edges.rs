@@ -1,0 +1,200 @@
+//! What the list's cases do not reach on a GPU: short elements at odd places, memory that is written in place, ids that
+//! a GPU made, and numbers at the edges of f32.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use alluvium_core::wgpu::{Builder, Gpu, adapters};
+use alluvium_core::{DType, Device, Element, Shape, Tape, Tensor};
+use alluvium_ops::{
+    AdamW, Over, Rope, RopeScaling, adamw, argmax, concat, embedding, global_norm, max, rope, slice, split, sum,
+    transpose, write_rows,
+};
+use half::f16;
+
+fn open() -> Option<Device> {
+    open_as(Gpu::builder())
+}
+
+fn open_as(builder: Builder) -> Option<Device> {
+    if adapters().is_empty() {
+        assert!(std::env::var_os("CI").is_none(), "no GPU was found, not even a software one");
+        eprintln!("skipped: no GPU was found (Debian's mesa-vulkan-drivers has one in software)");
+        return None;
+    }
+    Some(builder.poison().open().unwrap().into())
+}
+
+/// The same moves on a device, as bytes.
+fn moved<T: Element>(device: &Device, data: &[T], [a, b, c]: [usize; 3]) -> Vec<Vec<u8>> {
+    let x = Tensor::from_slice(&data[..a * b * c], [a, b, c], device).unwrap();
+    let part = |axis: usize, first: usize, end: usize| slice(&x, axis, first..end).unwrap();
+    let mut moved = vec![
+        concat(&[&x, &part(2, 0, 1), &x], 2).unwrap(),
+        concat(&[&part(1, 1, b), &x, &part(1, 0, 1)], 1).unwrap(),
+        concat(&[&part(0, 1, a), &x], 0).unwrap(),
+        transpose(&x, [0, 1]).unwrap(),
+        transpose(&x, [1, 2]).unwrap(),
+        transpose(&x, [0, 2]).unwrap(),
+        write_rows(x.clone(), &part(0, 0, 1), a - 1).unwrap(),
+        write_rows(x.clone(), &part(0, a - 1, a), 1).unwrap(),
+    ];
+    moved.extend((0..3).flat_map(|axis| split(&x, &[1, x.shape()[axis] - 1], axis).unwrap()));
+    // views that begin within a word
+    moved.push(slice(&x.rows(1, 1).unwrap(), 2, 1..c).unwrap());
+    moved.push(write_rows(x.clone(), &x.rows(a - 1, 1).unwrap(), 0).unwrap());
+    moved.iter().map(|y| y.to_bytes().unwrap()).collect()
+}
+
+#[test]
+fn bytes_halves_and_words_are_moved_to_any_place_as_the_processor_moves_them() {
+    let Some(gpu) = open() else { return };
+    let cpu = Device::cpu();
+    let bytes: Vec<u8> = (0..2_000).map(|i| (i * 7 % 251) as u8).collect();
+    let halves: Vec<f16> = (0..2_000).map(|i| f16::from_f32(i as f32)).collect();
+    let words: Vec<u32> = (0..2_000).map(|i| i * 77_777).collect();
+    for shape in [[2, 2, 2], [2, 3, 5], [3, 2, 7], [5, 4, 3], [3, 5, 8], [2, 37, 16], [9, 2, 33]] {
+        assert_eq!(moved(&gpu, &bytes, shape), moved(&cpu, &bytes, shape), "bytes {shape:?}");
+        assert_eq!(moved(&gpu, &halves, shape), moved(&cpu, &halves, shape), "halves {shape:?}");
+        assert_eq!(moved(&gpu, &words, shape), moved(&cpu, &words, shape), "words {shape:?}");
+    }
+}
+
+#[test]
+fn memory_that_nobody_else_holds_is_written_in_place_and_shared_memory_is_copied() {
+    let Some(device) = open() else { return };
+    let Device::Wgpu(gpu) = &device else { return };
+    let full = |shape: &[usize], value| Tensor::full(Shape::new(shape).unwrap(), value, &device).unwrap();
+    let rows = full(&[1, 2], 5.0);
+    let cache = full(&[3, 2], 1.0);
+    let before = gpu.memory().in_use();
+    let cache = write_rows(cache, &rows, 1).unwrap();
+    assert_eq!(gpu.memory().in_use(), before);
+    let next = write_rows(cache.clone(), &rows, 2).unwrap();
+    assert_eq!(cache.to_vec::<f32>().unwrap(), [1.0, 1.0, 5.0, 5.0, 1.0, 1.0]);
+    assert_eq!(next.to_vec::<f32>().unwrap(), [1.0, 1.0, 5.0, 5.0, 5.0, 5.0]);
+
+    let state = || [1.0, 0.1, 0.2].map(|value| full(&[70_001], value));
+    let grad = full(&[70_001], 0.5);
+    let [p, m, v] = state();
+    let before = gpu.memory().in_use();
+    gpu.memory().reset_peak();
+    let moved = adamw(p, &grad, m, v, &AdamW::default()).unwrap();
+    assert_eq!(gpu.memory().peak(), before);
+    let [p, m, v] = state();
+    let copied = adamw(p.clone(), &grad, m.clone(), v.clone(), &AdamW::default()).unwrap();
+    assert_eq!(p.to_vec::<f32>().unwrap(), vec![1.0; 70_001]);
+    for (a, b) in [(&copied.p, &moved.p), (&copied.m, &moved.m), (&copied.v, &moved.v)] {
+        assert_eq!(a.to_bytes().unwrap(), b.to_bytes().unwrap());
+    }
+}
+
+#[test]
+fn an_id_that_a_gpu_made_is_not_waited_for_and_none_outside_the_table_reads_it() {
+    let Some(device) = open() else { return };
+    let table: Vec<f32> = (0..15).map(|i| i as f32).collect();
+    let table = Tensor::from_slice(&table, [5, 3], &device).unwrap();
+    let mut logits = vec![0.0f32; 18];
+    (logits[4], logits[9], logits[17]) = (1.0, 1.0, 1.0);
+    let ids = argmax(&Tensor::from_slice(&logits, [3, 6], &device).unwrap()).unwrap();
+    assert!(ids.known().is_none());
+    let y = embedding(&table, &ids).unwrap().to_vec::<f32>().unwrap();
+    assert_eq!(y[..6], [12.0, 13.0, 14.0, 9.0, 10.0, 11.0]);
+    assert!(y[6..].iter().all(|y| y.is_nan()));
+    let known = Tensor::from_slice(&[0u32, 5], [2], &device).unwrap();
+    let error = embedding(&table, &known).unwrap_err().to_string();
+    assert_eq!(error, "embedding: `ids` holds 5 at [1], expected less than V = 5");
+}
+
+#[test]
+fn a_position_of_a_million_is_as_sharp_as_the_first() {
+    let Some(device) = open() else { return };
+    let positions = [0u32, 1, 999_999, 1_000_000, 1_048_575, u32::MAX];
+    let (pairs, theta) = (64, 1e7f32);
+    for dims in [2 * pairs, 2 * 33] {
+        let x: Vec<f32> = (0..positions.len() * 128).map(|i| if i % 128 < dims / 2 { 1.0 } else { 0.0 }).collect();
+        let x = Tensor::from_slice(&x, [1, positions.len(), 1, 128], &device).unwrap();
+        let at = Tensor::from_slice(&positions, [1, positions.len()], &device).unwrap();
+        let y = rope(&x, &at, Rope { theta, dims, scaling: RopeScaling::None }).unwrap().to_vec::<f32>().unwrap();
+        for (y, position) in y.chunks(128).zip(positions) {
+            for i in 0..dims / 2 {
+                let angle = f64::from(position) * f64::from(theta).powf(-(i as f64) / (dims / 2) as f64);
+                let (cosine, sine) = (f64::from(y[i]), f64::from(y[i + dims / 2]));
+                // f64 itself rounds the angle of the last position by more than f32 rounds the cosine
+                let near = 1.5e-7 + angle * 2e-16;
+                assert!((cosine - angle.cos()).abs() < near && (sine - angle.sin()).abs() < near, "{position}, {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn squares_that_f32_cannot_hold_are_summed() {
+    let Some(device) = open() else { return };
+    let norm = |x: &[f32]| {
+        let x = Tensor::from_slice(x, [x.len()], &device).unwrap();
+        global_norm(&[&x, &x, &x, &x]).unwrap().item().unwrap()
+    };
+    let near = |got: f32, want: f32| (got - want).abs() <= 1e-6 * want;
+    assert!(near(norm(&[1e30, 1e30, 1e30, 1e30, 1.0]), 4e30));
+    assert!(near(norm(&[1e-30, 0.0, 1e-30, 1e-30, 1e-30]), 4e-30));
+    assert!(near(norm(&[3.0, 1e-20, 4.0]), 10.0));
+    assert_eq!(norm(&[0.0]), 0.0);
+    assert_eq!(norm(&[f32::INFINITY, 1.0]), f32::INFINITY);
+    assert!(norm(&[f32::NAN, 1.0]).is_nan());
+    let (a, b) = (Tensor::full([300, 301], 1.0, &device).unwrap(), Tensor::full([100], 30.0, &device).unwrap());
+    assert!(near(global_norm(&[&a, &b]).unwrap().item().unwrap(), 180_300f32.sqrt()));
+}
+
+#[test]
+fn of_equal_elements_the_first_is_largest_and_what_is_no_number_is_none() {
+    let Some(device) = open() else { return };
+    let mut long = vec![-1.0f32; 100_000];
+    (long[70_000], long[90_000], long[3]) = (5.0, 5.0, f32::NAN);
+    let rows = [
+        (vec![3.0, 7.0, 7.0], 1, 7.0),
+        (vec![f32::NAN, -2.0, f32::NEG_INFINITY], 1, -2.0),
+        (vec![f32::NAN, f32::NEG_INFINITY, f32::NEG_INFINITY], 1, f32::NEG_INFINITY),
+        (vec![-0.0, 0.0, -1.0], 0, 0.0),
+        (vec![-3.0, -2.5, -1e-40], 2, 0.0),
+        (vec![1.0, f32::INFINITY, f32::INFINITY], 1, f32::INFINITY),
+        (long, 70_000, 5.0),
+    ];
+    for (row, at, most) in rows {
+        let x = Tensor::from_slice(&row, [1, row.len()], &device).unwrap();
+        assert_eq!(argmax(&x).unwrap().to_vec::<u32>().unwrap(), [at]);
+        let found = max(&x, Over::All).unwrap().item().unwrap();
+        assert!((found - most).abs() < 1e-30 || found == most, "{found} {most}");
+    }
+    let none = Tensor::full([1, 300], f32::NAN, &device).unwrap();
+    assert_eq!(argmax(&none).unwrap().to_vec::<u32>().unwrap(), [0]);
+    assert!(max(&none, Over::Last).unwrap().item().unwrap().is_nan());
+    assert_eq!(max(&none, Over::Last).unwrap().dtype(), DType::F32);
+}
+
+#[test]
+fn a_table_a_cache_and_a_long_row_larger_than_a_binding_are_cut() {
+    let Some(device) = open_as(Gpu::builder().binding_limit(1 << 16)) else { return };
+    let data: Vec<f32> = (0..1_000 * 32).map(|i| (i % 4_001) as f32).collect();
+    let table = Tensor::from_slice(&data, [1_000, 32], &device).unwrap();
+    let ids = [999u32, 0, 511, 512, 513, 999];
+    let tape = Tape::new();
+    let watched = tape.watch(&table);
+    let y = embedding(&watched, &Tensor::from_slice(&ids, [6], &device).unwrap()).unwrap();
+    let want: Vec<f32> = ids.iter().flat_map(|&id| &data[id as usize * 32..][..32]).copied().collect();
+    assert_eq!(y.to_vec::<f32>().unwrap(), want);
+    let grads = tape.backward(&[(&y, &Tensor::full([6, 32], 1.0, &device).unwrap())]).unwrap();
+    let slopes = grads.of(&watched).unwrap().to_vec::<f32>().unwrap();
+    for (id, row) in slopes.chunks(32).enumerate() {
+        let times = ids.iter().filter(|&&used| used as usize == id).count();
+        assert_eq!(row, [times as f32; 32], "{id}");
+    }
+
+    let row = Tensor::full([1, 32], -1.0, &device).unwrap();
+    let cache = write_rows(table.clone(), &row, 777).unwrap().to_vec::<f32>().unwrap();
+    assert_eq!((&cache[..777 * 32], &cache[778 * 32..]), (&data[..777 * 32], &data[778 * 32..]));
+    assert_eq!(cache[777 * 32..778 * 32], [-1.0; 32]);
+
+    let long = concat(&[&row, &table, &row], 0).unwrap();
+    assert_eq!(long.to_vec::<f32>().unwrap()[32..1_001 * 32], data);
+    let total = sum(&table, Over::All).unwrap().item().unwrap();
+    assert_eq!(f64::from(total), data.iter().map(|&x| f64::from(x)).sum::<f64>());
+}
