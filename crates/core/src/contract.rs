@@ -61,6 +61,10 @@ pub enum Fill {
     UnitRows,
     /// Whole numbers below the length of the axis with this letter.
     Ids(char),
+    /// Whole numbers from the first to the second, both among them.
+    Whole(u32, u32),
+    /// Words of 32 bits whose four bytes are from the first to the second, both among them.
+    Bytes(u8, u8),
     /// Rising offsets from 0 to the length of the axis with this letter: packed sequences.
     Offsets(char),
     /// Rows of `C` numbers, row `i` non-zero only left of column `i mod C`: a strictly lower triangular matrix per chunk.

@@ -1,7 +1,7 @@
 //! What an entry of the list is.
 
 use alluvium_core::contract::Fill;
-use alluvium_core::{Contract, Dims, Result, Tensor};
+use alluvium_core::{Contract, DType, Dims, Result, Tensor};
 use std::ops::Index;
 
 /// An operation of the list: everything that the check, the tests, the benchmark and the documentation need of it.
@@ -85,6 +85,8 @@ pub struct Case {
     pub without: &'static [&'static str],
     /// Other random inputs than the contract's.
     pub fills: &'static [(&'static str, Fill)],
+    /// Arguments whose storage the case decides, whatever storage is checked.
+    pub stored: &'static [(&'static str, DType)],
     /// Numbers that are no tensors, by name; a flag is a number, too.
     pub options: &'static [(&'static str, f64)],
     /// Results and gradients (`"d g"`) that are truly zero here; everywhere else a result of zeros must fail.
@@ -94,7 +96,7 @@ pub struct Case {
 impl Case {
     /// All arguments, no options.
     pub const fn new(name: &'static str, sizes: &'static [(char, usize)]) -> Self {
-        Case { name, sizes, without: &[], fills: &[], options: &[], zeros: &[] }
+        Case { name, sizes, without: &[], fills: &[], stored: &[], options: &[], zeros: &[] }
     }
 
     /// Without these optional arguments.
@@ -105,6 +107,11 @@ impl Case {
     /// With these inputs made otherwise.
     pub const fn filled(self, fills: &'static [(&'static str, Fill)]) -> Self {
         Case { fills, ..self }
+    }
+
+    /// With these arguments stored so.
+    pub const fn stored(self, stored: &'static [(&'static str, DType)]) -> Self {
+        Case { stored, ..self }
     }
 
     /// With these options.

@@ -39,7 +39,8 @@ impl Inputs {
             let shape = dims.shape(arg.shape)?;
             let fill = case.fills.iter().find(|(n, _)| *n == arg.name).map_or(arg.fill, |&(_, fill)| fill);
             let data = numbers_for(fill, shape, &dims, &mut Rng::new(1, &format!("{name} {}", arg.name)));
-            let tensor = store(&data, shape, storage(arg, dtype), device)?;
+            let stored = case.stored.iter().find(|(n, _)| *n == arg.name).map_or(storage(arg, dtype), |&(_, d)| d);
+            let tensor = store(&data, shape, stored, device)?;
             arrays.push((arg.name, Some(Array::new(shape.to_vec(), numbers(&tensor)?))));
             tensors.push((arg.name, Some(tensor)));
         }
@@ -96,6 +97,14 @@ fn numbers_for(fill: Fill, shape: Shape, dims: &Dims, rng: &mut Rng) -> Vec<f64>
                 row.iter_mut().for_each(|x| *x /= norm);
             }
             data
+        }
+        Fill::Whole(low, high) => {
+            let count = u64::from(high) - u64::from(low) + 1;
+            (0..n).map(|_| f64::from(low) + rng.below(count as usize) as f64).collect()
+        }
+        Fill::Bytes(low, high) => {
+            let mut byte = || u32::from(low) + rng.below(usize::from(high - low) + 1) as u32;
+            (0..n).map(|_| f64::from((0..4).fold(0, |word, _| word << 8 | byte()))).collect()
         }
         Fill::Ids(letter) => (0..n).map(|_| rng.below(dims[letter]) as f64).collect(),
         Fill::Offsets(letter) => {

@@ -1,8 +1,8 @@
 //! AVX2 and FMA: 8 lanes.
 
-use super::F32s;
+use super::{F32s, U32s};
 use std::arch::x86_64::*;
-use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+use std::ops::{Add, AddAssign, BitAnd, BitOr, Div, Mul, Neg, Sub};
 
 /// Eight numbers in a register.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +51,7 @@ fn head(n: usize) -> __m256i {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl F32s for Avx2 {
     const LANES: usize = 8;
+    type Bits = Bits256;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -140,6 +141,130 @@ impl F32s for Avx2 {
             let four = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    fn from_u32(x: Bits256) -> Self {
+        Avx2(unsafe { _mm256_cvtepi32_ps(x.0) })
+    }
+
+    #[inline(always)]
+    fn from_bits(x: Bits256) -> Self {
+        Avx2(unsafe { _mm256_castsi256_ps(x.0) })
+    }
+
+    #[inline(always)]
+    fn pick(table: &[f32; 16], at: Bits256) -> Self {
+        unsafe {
+            // each half of the table is read by three bits; the fourth, as a sign, chooses between them
+            let low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), at.0);
+            let high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table[8..].as_ptr()), at.0);
+            Avx2(_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(at.0))))
+        }
+    }
+
+    #[inline(always)]
+    fn load_spread(src: &[f32], each: usize) -> Self {
+        if each >= 8 {
+            return Self::splat(src[0]);
+        }
+        unsafe {
+            let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let at = _mm256_srl_epi32(lane, _mm_cvtsi32_si128(each.trailing_zeros() as i32));
+            Avx2(_mm256_permutevar8x32_ps(Self::load_head(src).0, at))
+        }
+    }
+}
+
+/// Eight whole numbers in a register.
+#[derive(Clone, Copy, Debug)]
+pub struct Bits256(__m256i);
+
+impl BitAnd for Bits256 {
+    type Output = Self;
+    #[inline(always)]
+    fn bitand(self, other: Self) -> Self {
+        // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
+        Bits256(unsafe { _mm256_and_si256(self.0, other.0) })
+    }
+}
+
+impl BitOr for Bits256 {
+    type Output = Self;
+    #[inline(always)]
+    fn bitor(self, other: Self) -> Self {
+        // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
+        Bits256(unsafe { _mm256_or_si256(self.0, other.0) })
+    }
+}
+
+/// Where the two bytes of each of eight numbers lie in the bytes that hold them all, for every width.
+static BYTES: [[u8; 32]; 9] = {
+    let mut table = [[0x80; 32]; 9];
+    let mut bits = 1;
+    while bits <= 8 {
+        let mut i = 0;
+        while i < 8 {
+            let at = i * bits / 8;
+            table[bits][4 * i] = at as u8;
+            if at + 1 < bits {
+                table[bits][4 * i + 1] = at as u8 + 1;
+            }
+            i += 1;
+        }
+        bits += 1;
+    }
+    table
+};
+
+// SAFETY, for every block below: as for the numbers above.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl U32s for Bits256 {
+    #[inline(always)]
+    fn splat(x: u32) -> Self {
+        Bits256(unsafe { _mm256_set1_epi32(x as i32) })
+    }
+
+    #[inline(always)]
+    fn load_head(src: &[u32]) -> Self {
+        Bits256(unsafe { _mm256_maskload_epi32(src.as_ptr().cast(), head(src.len())) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_ptr(src: *const u32) -> Self {
+        Bits256(unsafe { _mm256_loadu_si256(src.cast()) })
+    }
+
+    #[inline(always)]
+    fn shl(self, n: u32) -> Self {
+        Bits256(unsafe { _mm256_sllv_epi32(self.0, _mm256_set1_epi32(n as i32)) })
+    }
+
+    #[inline(always)]
+    fn shr(self, n: u32) -> Self {
+        Bits256(unsafe { _mm256_srlv_epi32(self.0, _mm256_set1_epi32(n as i32)) })
+    }
+
+    #[inline(always)]
+    fn codes(stream: &[u32], first: usize, bits: u32) -> Self {
+        let at = first / 8 * bits as usize;
+        assert!(at + bits as usize <= 4 * stream.len() && bits <= 8);
+        unsafe {
+            // eight numbers fill `bits` bytes: each lane fetches its two, then shifts and masks
+            let start = stream.as_ptr().cast::<u8>().add(at);
+            let bytes = if at + 8 <= 4 * stream.len() {
+                start.cast::<i64>().read_unaligned()
+            } else {
+                let mut bytes = [0; 8];
+                std::ptr::copy_nonoverlapping(start, bytes.as_mut_ptr(), bits as usize);
+                i64::from_le_bytes(bytes)
+            };
+            let table = _mm256_loadu_si256(BYTES[bits as usize].as_ptr().cast());
+            let pairs = _mm256_shuffle_epi8(_mm256_set1_epi64x(bytes), table);
+            let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let starts = _mm256_mullo_epi32(lane, _mm256_set1_epi32(bits as i32));
+            let shifted = _mm256_srlv_epi32(pairs, _mm256_and_si256(starts, _mm256_set1_epi32(7)));
+            Bits256(_mm256_and_si256(shifted, _mm256_set1_epi32((1 << bits) - 1)))
         }
     }
 }

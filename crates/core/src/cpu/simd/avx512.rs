@@ -1,8 +1,8 @@
 //! AVX-512: 16 lanes, and masks that make tails cheap.
 
-use super::F32s;
+use super::{F32s, U32s};
 use std::arch::x86_64::*;
-use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+use std::ops::{Add, AddAssign, BitAnd, BitOr, Div, Mul, Neg, Sub};
 
 /// Sixteen numbers in a register.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,7 @@ fn head(n: usize) -> __mmask16 {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl F32s for Avx512 {
     const LANES: usize = 16;
+    type Bits = Bits512;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -122,5 +123,117 @@ impl F32s for Avx512 {
     #[inline(always)]
     fn max_lane(self) -> f32 {
         unsafe { _mm512_reduce_max_ps(self.0) }
+    }
+    #[inline(always)]
+    fn from_u32(x: Bits512) -> Self {
+        Avx512(unsafe { _mm512_cvtepi32_ps(x.0) })
+    }
+
+    #[inline(always)]
+    fn from_bits(x: Bits512) -> Self {
+        Avx512(unsafe { _mm512_castsi512_ps(x.0) })
+    }
+
+    #[inline(always)]
+    fn pick(table: &[f32; 16], at: Bits512) -> Self {
+        Avx512(unsafe { _mm512_permutexvar_ps(at.0, _mm512_loadu_ps(table.as_ptr())) })
+    }
+
+    #[inline(always)]
+    fn load_spread(src: &[f32], each: usize) -> Self {
+        if each >= 16 {
+            return Self::splat(src[0]);
+        }
+        unsafe {
+            let lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            let at = _mm512_srl_epi32(lane, _mm_cvtsi32_si128(each.trailing_zeros() as i32));
+            Avx512(_mm512_permutexvar_ps(at, Self::load_head(src).0))
+        }
+    }
+}
+
+/// Sixteen whole numbers in a register.
+#[derive(Clone, Copy, Debug)]
+pub struct Bits512(__m512i);
+
+impl BitAnd for Bits512 {
+    type Output = Self;
+    #[inline(always)]
+    fn bitand(self, other: Self) -> Self {
+        // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
+        Bits512(unsafe { _mm512_and_si512(self.0, other.0) })
+    }
+}
+
+impl BitOr for Bits512 {
+    type Output = Self;
+    #[inline(always)]
+    fn bitor(self, other: Self) -> Self {
+        // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
+        Bits512(unsafe { _mm512_or_si512(self.0, other.0) })
+    }
+}
+
+/// Where the two bytes of each of sixteen numbers lie in the bytes that hold them all, for every width.
+static BYTES: [[u8; 64]; 9] = {
+    let mut table = [[0x80; 64]; 9];
+    let mut bits = 1;
+    while bits <= 8 {
+        let mut i = 0;
+        while i < 16 {
+            let at = i * bits / 8;
+            table[bits][4 * i] = at as u8;
+            if at + 1 < 2 * bits {
+                table[bits][4 * i + 1] = at as u8 + 1;
+            }
+            i += 1;
+        }
+        bits += 1;
+    }
+    table
+};
+
+// SAFETY, for every block below: as for the numbers above.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl U32s for Bits512 {
+    #[inline(always)]
+    fn splat(x: u32) -> Self {
+        Bits512(unsafe { _mm512_set1_epi32(x as i32) })
+    }
+
+    #[inline(always)]
+    fn load_head(src: &[u32]) -> Self {
+        Bits512(unsafe { _mm512_maskz_loadu_epi32(head(src.len()), src.as_ptr().cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_ptr(src: *const u32) -> Self {
+        Bits512(unsafe { _mm512_loadu_si512(src.cast()) })
+    }
+
+    #[inline(always)]
+    fn shl(self, n: u32) -> Self {
+        Bits512(unsafe { _mm512_sllv_epi32(self.0, _mm512_set1_epi32(n as i32)) })
+    }
+
+    #[inline(always)]
+    fn shr(self, n: u32) -> Self {
+        Bits512(unsafe { _mm512_srlv_epi32(self.0, _mm512_set1_epi32(n as i32)) })
+    }
+
+    #[inline(always)]
+    fn codes(stream: &[u32], first: usize, bits: u32) -> Self {
+        let (at, width) = (first / 16 * 2 * bits as usize, 2 * bits as usize);
+        assert!(at + width <= 4 * stream.len() && bits <= 8);
+        unsafe {
+            // sixteen numbers fill `2 · bits` bytes: each lane fetches its two, then shifts and masks
+            let bytes = _mm_maskz_loadu_epi8(((1u32 << width) - 1) as u16, stream.as_ptr().cast::<i8>().add(at));
+            let table = _mm512_loadu_si512(BYTES[bits as usize].as_ptr().cast());
+            let pairs = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), table);
+            let lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            let starts = _mm512_mullo_epi32(lane, _mm512_set1_epi32(bits as i32));
+            let shifted = _mm512_srlv_epi32(pairs, _mm512_and_si512(starts, _mm512_set1_epi32(7)));
+            Bits512(_mm512_and_si512(shifted, _mm512_set1_epi32((1 << bits) - 1)))
+        }
     }
 }

@@ -43,7 +43,7 @@ pub use neon::Neon;
 #[doc(hidden)]
 pub use scalar::Scalar;
 
-use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+use std::ops::{Add, AddAssign, BitAnd, BitOr, Div, Mul, Neg, Sub};
 
 /// An instruction set that this processor has.
 ///
@@ -146,6 +146,8 @@ pub trait F32s:
 {
     /// Numbers in a register.
     const LANES: usize;
+    /// A register of as many whole numbers.
+    type Bits: U32s;
 
     /// The same number in every lane.
     fn splat(x: f32) -> Self;
@@ -183,6 +185,45 @@ pub trait F32s:
     fn sum(self) -> f32;
     /// The largest lane.
     fn max_lane(self) -> f32;
+    /// Whole numbers below 2³¹, rounded to the nearest f32.
+    fn from_u32(x: Self::Bits) -> Self;
+    /// The numbers that have these bits.
+    fn from_bits(x: Self::Bits) -> Self;
+    /// From a table, by the lowest four bits of each lane.
+    fn pick(table: &[f32; 16], at: Self::Bits) -> Self;
+    /// Lane `i` is `src[i / each]`, where `each` is a power of two; lanes past the end of `src` are 0.
+    fn load_spread(src: &[f32], each: usize) -> Self;
+}
+
+/// A register of u32 numbers, for what is packed: as many as its [`F32s`] has.
+///
+/// Implementations are for use inside [`simd!`](crate::simd) only.
+pub trait U32s: Copy + BitAnd<Output = Self> + BitOr<Output = Self> {
+    /// The same number in every lane.
+    fn splat(x: u32) -> Self;
+    /// The numbers at the start of a slice of any length; lanes past its end are 0.
+    fn load_head(src: &[u32]) -> Self;
+    /// A whole register, unchecked: innermost loops.
+    ///
+    /// # Safety
+    /// `src` is valid for reading as many numbers as there are lanes.
+    unsafe fn load_ptr(src: *const u32) -> Self;
+    /// Each lane shifted up by `n` < 32 bits.
+    fn shl(self, n: u32) -> Self;
+    /// Each lane shifted down by `n` < 32 bits; zeros come in.
+    fn shr(self, n: u32) -> Self;
+    /// Numbers of `bits` ≤ 8 bits from a little-endian stream, the lowest bits first: number `first` and those after it,
+    /// one a lane. `first` is a multiple of the number of lanes; all of them are in the stream.
+    fn codes(stream: &[u32], first: usize, bits: u32) -> Self;
+}
+
+/// Number `at` of a stream of `bits` ≤ 8 bits.
+#[inline(always)]
+fn code(stream: &[u32], at: usize, bits: u32) -> u32 {
+    let (word, shift) = (at * bits as usize / 32, (at * bits as usize % 32) as u32);
+    let low = stream[word] >> shift;
+    let high = if shift + bits > 32 { stream[word + 1] << (32 - shift) } else { 0 };
+    (low | high) & ((1 << bits) - 1)
 }
 
 /// Defines a kernel that is compiled for each instruction set and takes a [`Level`] before its arguments.
@@ -214,10 +255,10 @@ macro_rules! simd {
                 $crate::cpu::simd::Set::Scalar => lanes::<$crate::cpu::simd::Scalar $(, $param)?>($($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: a Level is made only where the processor has the instruction set.
-                $crate::cpu::simd::Set::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::cpu::simd::Set::Avx2 => unsafe { avx2$(::<$param>)?($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: a Level is made only where the processor has the instruction set.
-                $crate::cpu::simd::Set::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::cpu::simd::Set::Avx512 => unsafe { avx512$(::<$param>)?($($arg),*) },
                 #[cfg(target_arch = "aarch64")]
                 $crate::cpu::simd::Set::Neon => lanes::<$crate::cpu::simd::Neon $(, $param)?>($($arg),*),
             }
@@ -246,6 +287,67 @@ mod tests {
         }
         fn largest<S>(x: &[f32]) -> f32 {
             S::load(x).max(S::splat(-1e30)).max_lane()
+        }
+        fn unpacked<S>(stream: &[u32], bits: u32, out: &mut [f32]) {
+            for (i, out) in out.chunks_exact_mut(S::LANES).enumerate() {
+                S::from_u32(S::Bits::codes(stream, i * S::LANES, bits)).store(out);
+            }
+        }
+        fn picked<S>(table: &[f32; 16], at: &[u32], out: &mut [f32]) {
+            for (at, out) in at.chunks(S::LANES).zip(out.chunks_mut(S::LANES)) {
+                S::pick(table, S::Bits::load_head(at)).store_head(out);
+            }
+        }
+        fn spread<S>(src: &[f32], each: usize, out: &mut [f32]) {
+            S::load_spread(src, each).store(out);
+        }
+        fn shifted<S>(x: &[u32], n: u32, out: &mut [f32]) {
+            let x = S::Bits::load_head(x);
+            let low = x.shl(n).shr(n) & S::Bits::splat(0xff);
+            S::from_bits(low.shl(23) | S::Bits::splat(1 << 31)).store_head(out);
+        }
+    }
+
+    #[test]
+    fn every_level_takes_the_same_numbers_from_a_stream_of_bits() {
+        let stream: Vec<u32> = (0..40u32).map(|i| i.wrapping_mul(0x9e37_79b9) ^ 0x5bd1_e995).collect();
+        for bits in 1..=8u32 {
+            let count = 40 * 32 / bits as usize / 32 * 32;
+            let bit = |at: usize| stream[at / 32] >> (at % 32) & 1;
+            let number = |at: usize| (0..bits as usize).map(|i| bit(at * bits as usize + i) << i).sum::<u32>();
+            let want: Vec<f32> = (0..count).map(|at| number(at) as f32).collect();
+            for level in Level::available() {
+                let mut out = vec![0.0; count];
+                unpacked(level, &stream[..count * bits as usize / 32], bits, &mut out);
+                assert_eq!(out, want, "{level} {bits}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_is_read_by_the_lowest_four_bits_and_lanes_repeat() {
+        let table: [f32; 16] = std::array::from_fn(|i| i as f32 - 7.5);
+        let at: Vec<u32> = (0..37u32).map(|i| i * 7 + 0xabc0).collect();
+        let want: Vec<f32> = at.iter().map(|&at| table[at as usize % 16]).collect();
+        for level in Level::available() {
+            let mut out = vec![0.0; at.len()];
+            picked(level, &table, &at, &mut out);
+            assert_eq!(out, want, "{level}");
+            for each in [1, 2, 4, 8, 16, 32] {
+                let (lanes, src) = (level.lanes(), &table[..level.lanes().div_ceil(each).min(3)]);
+                spread(level, src, each, &mut out);
+                let want: Vec<f32> = (0..lanes).map(|i| src.get(i / each).copied().unwrap_or(0.0)).collect();
+                assert_eq!(out[..lanes], want, "{level} {each}");
+            }
+        }
+    }
+
+    #[test]
+    fn bits_are_shifted_masked_and_read_as_numbers() {
+        for level in Level::available() {
+            let mut out = [0.0; 2];
+            shifted(level, &[0xff00_0000 | 127, 0xfe00_0000 | 130], 7, &mut out);
+            assert_eq!(out, [-1.0, -8.0], "{level}");
         }
     }
 

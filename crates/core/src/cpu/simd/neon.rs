@@ -1,8 +1,9 @@
 //! NEON: 4 lanes. Every 64-bit Arm processor has it.
 
-use super::F32s;
+use super::{F32s, U32s, code};
 use std::arch::aarch64::*;
-use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+use std::array::from_fn;
+use std::ops::{Add, AddAssign, BitAnd, BitOr, Div, Mul, Neg, Sub};
 
 /// Four numbers in a register.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +44,7 @@ impl AddAssign for Neon {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl F32s for Neon {
     const LANES: usize = 4;
+    type Bits = NeonBits;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -128,5 +130,85 @@ impl F32s for Neon {
     #[inline(always)]
     fn max_lane(self) -> f32 {
         unsafe { vmaxvq_f32(self.0) }
+    }
+    #[inline(always)]
+    fn from_u32(x: NeonBits) -> Self {
+        Neon(unsafe { vcvtq_f32_u32(x.0) })
+    }
+
+    #[inline(always)]
+    fn from_bits(x: NeonBits) -> Self {
+        Neon(unsafe { vreinterpretq_f32_u32(x.0) })
+    }
+
+    #[inline(always)]
+    fn pick(table: &[f32; 16], at: NeonBits) -> Self {
+        let mut lanes = [0; 4];
+        unsafe { vst1q_u32(lanes.as_mut_ptr(), at.0) };
+        Self::load(&lanes.map(|at| table[at as usize % 16]))
+    }
+
+    #[inline(always)]
+    fn load_spread(src: &[f32], each: usize) -> Self {
+        let lanes: [f32; 4] = from_fn(|i| src.get(i / each).copied().unwrap_or(0.0));
+        Self::load(&lanes)
+    }
+}
+
+/// Four whole numbers in a register.
+#[derive(Clone, Copy, Debug)]
+pub struct NeonBits(uint32x4_t);
+
+impl BitAnd for NeonBits {
+    type Output = Self;
+    #[inline(always)]
+    fn bitand(self, other: Self) -> Self {
+        // SAFETY: NEON is part of the aarch64 baseline.
+        NeonBits(unsafe { vandq_u32(self.0, other.0) })
+    }
+}
+
+impl BitOr for NeonBits {
+    type Output = Self;
+    #[inline(always)]
+    fn bitor(self, other: Self) -> Self {
+        // SAFETY: NEON is part of the aarch64 baseline.
+        NeonBits(unsafe { vorrq_u32(self.0, other.0) })
+    }
+}
+
+// SAFETY, for every block below: as for the numbers above.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl U32s for NeonBits {
+    #[inline(always)]
+    fn splat(x: u32) -> Self {
+        NeonBits(unsafe { vdupq_n_u32(x) })
+    }
+
+    #[inline(always)]
+    fn load_head(src: &[u32]) -> Self {
+        let whole: [u32; 4] = from_fn(|i| src.get(i).copied().unwrap_or(0));
+        NeonBits(unsafe { vld1q_u32(whole.as_ptr()) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_ptr(src: *const u32) -> Self {
+        NeonBits(unsafe { vld1q_u32(src) })
+    }
+
+    #[inline(always)]
+    fn shl(self, n: u32) -> Self {
+        NeonBits(unsafe { vshlq_u32(self.0, vdupq_n_s32(n as i32)) })
+    }
+
+    #[inline(always)]
+    fn shr(self, n: u32) -> Self {
+        NeonBits(unsafe { vshlq_u32(self.0, vdupq_n_s32(-(n as i32))) })
+    }
+
+    #[inline(always)]
+    fn codes(stream: &[u32], first: usize, bits: u32) -> Self {
+        let lanes: [u32; 4] = from_fn(|i| code(stream, first + i, bits));
+        NeonBits(unsafe { vld1q_u32(lanes.as_ptr()) })
     }
 }

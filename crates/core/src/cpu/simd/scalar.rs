@@ -1,8 +1,8 @@
 //! Eight numbers in plain loops: what the compiler can turn into any baseline SIMD, and the last resort.
 
-use super::F32s;
+use super::{F32s, U32s, code};
 use std::array::from_fn;
-use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+use std::ops::{Add, AddAssign, BitAnd, BitOr, Div, Mul, Neg, Sub};
 
 /// Eight numbers in an array.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,7 @@ impl AddAssign for Scalar {
 
 impl F32s for Scalar {
     const LANES: usize = 8;
+    type Bits = ScalarBits;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -122,5 +123,77 @@ impl F32s for Scalar {
     #[inline(always)]
     fn max_lane(self) -> f32 {
         self.0.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+    #[inline(always)]
+    fn from_u32(x: ScalarBits) -> Self {
+        Scalar(x.0.map(|x| x as i32 as f32))
+    }
+
+    #[inline(always)]
+    fn from_bits(x: ScalarBits) -> Self {
+        Scalar(x.0.map(f32::from_bits))
+    }
+
+    #[inline(always)]
+    fn pick(table: &[f32; 16], at: ScalarBits) -> Self {
+        Scalar(at.0.map(|at| table[at as usize % 16]))
+    }
+
+    #[inline(always)]
+    fn load_spread(src: &[f32], each: usize) -> Self {
+        Scalar(from_fn(|i| src.get(i / each).copied().unwrap_or(0.0)))
+    }
+}
+
+/// Eight whole numbers in an array.
+#[derive(Clone, Copy, Debug)]
+pub struct ScalarBits([u32; 8]);
+
+impl BitAnd for ScalarBits {
+    type Output = Self;
+    #[inline(always)]
+    fn bitand(self, other: Self) -> Self {
+        ScalarBits(from_fn(|i| self.0[i] & other.0[i]))
+    }
+}
+
+impl BitOr for ScalarBits {
+    type Output = Self;
+    #[inline(always)]
+    fn bitor(self, other: Self) -> Self {
+        ScalarBits(from_fn(|i| self.0[i] | other.0[i]))
+    }
+}
+
+impl U32s for ScalarBits {
+    #[inline(always)]
+    fn splat(x: u32) -> Self {
+        ScalarBits([x; 8])
+    }
+
+    #[inline(always)]
+    fn load_head(src: &[u32]) -> Self {
+        ScalarBits(from_fn(|i| src.get(i).copied().unwrap_or(0)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_ptr(src: *const u32) -> Self {
+        // SAFETY: the caller promises 8 readable numbers.
+        ScalarBits(unsafe { src.cast::<[u32; 8]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn shl(self, n: u32) -> Self {
+        ScalarBits(self.0.map(|x| x << n))
+    }
+
+    #[inline(always)]
+    fn shr(self, n: u32) -> Self {
+        ScalarBits(self.0.map(|x| x >> n))
+    }
+
+    #[inline(always)]
+    fn codes(stream: &[u32], first: usize, bits: u32) -> Self {
+        ScalarBits(from_fn(|i| code(stream, first + i, bits)))
     }
 }
