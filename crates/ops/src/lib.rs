@@ -76,6 +76,19 @@ mod clip_by_norm;
 mod global_norm;
 mod newton_schulz;
 
+// quantised
+mod dequantize;
+mod quantize;
+mod quantize_affine;
+mod quantized_embedding;
+mod quantized_matmul;
+
+// mixture of experts
+mod combine_experts;
+mod grouped_matmul;
+mod quantized_grouped_matmul;
+mod route;
+
 // sampling
 mod sample;
 
@@ -146,6 +159,20 @@ pub use adamw::{AdamW, AdamWState, adamw};
 pub use clip_by_norm::clip_by_norm;
 pub use global_norm::global_norm;
 pub use newton_schulz::newton_schulz;
+
+// quantised
+pub use common::quantized::{Packed, Packing, Quantized};
+pub use dequantize::dequantize;
+pub use quantize::quantize;
+pub use quantize_affine::quantize_affine;
+pub use quantized_embedding::quantized_embedding;
+pub use quantized_matmul::quantized_matmul;
+
+// mixture of experts
+pub use combine_experts::combine_experts;
+pub use grouped_matmul::grouped_matmul;
+pub use quantized_grouped_matmul::quantized_grouped_matmul;
+pub use route::{Normalise, Route, route};
 
 // sampling
 pub use sample::{Sampling, sample};
@@ -221,6 +248,19 @@ pub static OPS: &[&Op] = &[
     &global_norm::OP,
     &clip_by_norm::OP,
     &newton_schulz::OP,
+
+    // quantised
+    &quantize_affine::OP,
+    &quantize::OP,
+    &dequantize::OP,
+    &quantized_matmul::OP,
+    &quantized_embedding::OP,
+
+    // mixture of experts
+    &route::OP,
+    &grouped_matmul::OP,
+    &quantized_grouped_matmul::OP,
+    &combine_experts::OP,
 
     // sampling
     &sample::OP,

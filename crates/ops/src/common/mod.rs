@@ -1,9 +1,12 @@
 //! Pieces shared by kernels.
 
 pub(crate) mod entries;
+pub(crate) mod experts;
 pub(crate) mod gpu;
+pub(crate) mod ids;
 pub(crate) mod map;
 pub(crate) mod pieces;
+pub(crate) mod quantized;
 pub(crate) mod reduce;
 pub(crate) mod stored;
 
@@ -11,13 +14,20 @@ pub(crate) mod chunk;
 mod sequences;
 pub(crate) mod tasks;
 pub(crate) mod tile;
+pub(crate) mod weights;
 
 pub(crate) use sequences::packed;
 
-use alluvium_core::Result;
 use alluvium_core::cpu::{Buffer, Cpu};
+use alluvium_core::wgpu::Gpu;
+use alluvium_core::{Error, Result};
 use rayon::prelude::*;
 use std::ops::Range;
+
+/// What an operation says that has no kernel for a GPU.
+pub(crate) fn no_kernel<T>(op: &'static str, gpu: &Gpu) -> Result<T> {
+    Err(Error::value(op, format!("there is no kernel for {} yet; use --device cpu", gpu.name())))
+}
 
 /// Sums over rows in a fixed number of parts, whatever the threads, so that the bits are the same everywhere.
 const PARTS: usize = 32;

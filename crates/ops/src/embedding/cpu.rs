@@ -1,16 +1,14 @@
 //! Threads over rows to gather; over ranges of the table to add, so that nobody shares a sum.
 
-use super::{Grad, outside};
+use super::{CONTRACT, Grad};
+use crate::common::ids::below;
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{DType, Dims, Element, Error, Result, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 pub(super) fn forward(cpu: &Cpu, table: &Tensor, ids: &Tensor, dims: &Dims) -> Result<Tensor> {
-    let each = ids.slice::<u32>()?;
-    if let Some(place) = each.iter().position(|&id| id as usize >= dims['V']) {
-        return Err(outside(ids, place, each[place], dims['V']));
-    }
+    let each = below(CONTRACT.op, "ids", ids, ('V', dims['V']))?;
     match table.dtype() {
         DType::F32 => gather::<f32>(cpu, table, each, dims),
         DType::F16 => gather::<f16>(cpu, table, each, dims),

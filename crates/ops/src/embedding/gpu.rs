@@ -1,7 +1,8 @@
 //! Rows are copied by their ids. Backward the places of each id are gathered by the processor, and a workgroup sums them.
 
-use super::{Grad, outside};
+use super::{CONTRACT, Grad};
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
+use crate::common::ids::outside;
 use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
@@ -34,7 +35,7 @@ pub(super) fn forward(gpu: &Gpu, table: &Tensor, ids: &Tensor, dims: &Dims) -> R
     let (vocabulary, width, count) = (dims['V'], dims['D'], ids.elements());
     let known = ids.known().unwrap_or_default();
     if let Some(place) = known.iter().position(|&id| id as usize >= vocabulary) {
-        return Err(outside(ids, place, known[place], vocabulary));
+        return Err(outside(CONTRACT.op, "ids", ids, (place, known[place]), ('V', vocabulary)));
     }
     let dtype = if (width * table.dtype().size()).is_multiple_of(4) { table.dtype() } else { DType::F32 };
     let (from, y) = (gpu.convert(table, dtype)?, gpu.empty(dims.shape("R.. D")?, dtype)?);

@@ -8,7 +8,7 @@ mod reference;
 pub(crate) use entry::OP;
 
 use alluvium_core::contract::{FLOATS, Fill, IDS};
-use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Shape, Tensor, tape};
+use alluvium_core::{Arg, Backward, Contract, DType, Device, Result, Shape, Tensor, tape};
 
 /// What `embedding` takes.
 static CONTRACT: Contract = Contract {
@@ -61,14 +61,6 @@ impl Backward<1> for Grad {
             Device::Wgpu(gpu) => Ok([Some(gpu::backward(gpu, &self, &dy)?)]),
         }
     }
-}
-
-/// The error of an id that is not in the table.
-fn outside(ids: &Tensor, place: usize, id: u32, rows: usize) -> Error {
-    let mut rest = place;
-    let mut at: Vec<usize> = ids.shape().iter().rev().map(|&n| (rest % n, rest /= n).0).collect();
-    at.reverse();
-    Error::value(CONTRACT.op, format!("`ids` holds {id} at {at:?}, expected less than V = {rows}"))
 }
 
 #[cfg(test)]

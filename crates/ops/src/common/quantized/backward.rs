@@ -1,0 +1,39 @@
+//! Gradients through quantised rows, a panel of them as numbers at a time.
+
+use super::Codes;
+use crate::common::weights::{Weights, columns};
+use alluvium_core::Result;
+use alluvium_core::cpu::{Cpu, Mat, gemm};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Adds to the gradients of the scales and biases of the rows `w` what `dw = dyᵀ · x` means for them.
+pub(crate) fn scale_gradients(
+    cpu: &Cpu,
+    codes: &Codes<'_>,
+    w: Range<usize>,
+    [dy, x]: [&[f32]; 2],
+    [dscales, dbiases]: [&mut [f32]; 2],
+) -> Result<()> {
+    let (inner, outer, groups, level) = (codes.layout.inner, w.len(), codes.layout.groups, cpu.level());
+    let rows = x.len() / inner;
+    let each = codes.panel(outer);
+    let (mut panel, mut part) = (cpu.buffer(each * inner)?, cpu.buffer(each * rows)?);
+    for first in (0..outer).step_by(each) {
+        let count = each.min(outer - first);
+        columns(dy, outer, first..first + count, &mut part[..rows * count]);
+        let (a, b) = (Mat::new(&part, rows, count)?.t(), Mat::new(x, rows, inner)?);
+        gemm(cpu, 1.0, a, b, 0.0, &mut panel[..count * inner])?;
+        let grain = cpu.grain(count, inner);
+        let own = first * groups..(first + count) * groups;
+        cpu.run(|| {
+            let dscales = dscales[own.clone()].par_chunks_mut(groups);
+            let dbiases = dbiases[own].par_chunks_mut(groups);
+            let all = panel.par_chunks(inner).zip(dscales.zip(dbiases)).with_min_len(grain).enumerate();
+            all.for_each(|(i, (dw, (dscales, dbiases)))| {
+                codes.fold(level, w.start + first + i, dw, dscales, dbiases);
+            });
+        });
+    }
+    Ok(())
+}

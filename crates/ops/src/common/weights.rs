@@ -1,0 +1,242 @@
+//! Weight matrices that are stored in few bits or in half precision: never more than a panel of one is numbers at once.
+//!
+//! A few rows are multiplied with the weights as they are stored: bound by reading them. Many rows are worth a panel as
+//! numbers and a general product.
+
+use super::stored::Stored;
+use alluvium_core::Result;
+use alluvium_core::cpu::simd::F32s;
+use alluvium_core::cpu::{Buffer, Cpu, Mat, gemm};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Rows up to which the weights are used as they are stored.
+pub(crate) const FEW_ROWS: usize = 8;
+/// Numbers of a panel: what the caches of all cores hold together.
+const PANEL: usize = 1 << 20;
+
+/// Rows of weights, one after the other whatever axes they have.
+pub(crate) trait Weights: Sync {
+    /// Rows of another matrix, made ready to be multiplied with these as they are stored.
+    type Ready<'x>: Sync;
+
+    /// Numbers of a row.
+    fn inner(&self) -> usize;
+
+    /// Whether the rows are numbers in memory already.
+    fn is_plain(&self) -> bool {
+        false
+    }
+
+    /// Some rows as numbers: themselves, or written into the start of `panel`.
+    fn numbers<'b>(&'b self, cpu: &Cpu, rows: Range<usize>, panel: &'b mut [f32]) -> &'b [f32];
+
+    /// Makes rows ready for [`Weights::few`].
+    fn ready<'x>(&self, cpu: &Cpu, x: &'x [f32]) -> Result<Self::Ready<'x>>;
+
+    /// `out[o][r] = x[picks[r]] · w[first + o]` for some of the rows; `scratch` is [`Weights::scratch`] numbers.
+    fn dots(&self, cpu: &Cpu, first: usize, x: (&Self::Ready<'_>, &[usize]), scratch: &mut [f32], out: &mut [f32]);
+
+    /// Numbers of scratch that [`Weights::dots`] needs for so many rows.
+    fn scratch(&self, rows: usize) -> usize;
+
+    /// Rows of a panel.
+    fn panel(&self, outer: usize) -> usize {
+        if self.is_plain() { outer } else { (PANEL / self.inner()).next_multiple_of(64).min(outer) }
+    }
+}
+
+/// Memory for a panel of so many rows; none for weights that are numbers already.
+pub(crate) fn panel_for<W: Weights>(cpu: &Cpu, weights: &W, rows: usize) -> Result<Buffer<f32>> {
+    cpu.buffer(if weights.is_plain() { 0 } else { rows * weights.inner() })
+}
+
+/// `y[r][o] = x[r] · w[o]` for the rows `w` of the weights; `y` has as many rows as `x`.
+pub(crate) fn multiply<W: Weights>(cpu: &Cpu, weights: &W, w: Range<usize>, x: &[f32], y: &mut [f32]) -> Result<()> {
+    let rows = x.len() / weights.inner();
+    if rows > FEW_ROWS {
+        return many(cpu, weights, w, x, y);
+    }
+    let picks: Vec<usize> = (0..rows).collect();
+    few(cpu, weights, w, (&weights.ready(cpu, x)?, &picks), y)
+}
+
+/// As [`multiply`] for a few rows of `x`, by their places in what was made ready.
+pub(crate) fn few<W: Weights>(
+    cpu: &Cpu,
+    weights: &W,
+    w: Range<usize>,
+    x: (&W::Ready<'_>, &[usize]),
+    y: &mut [f32],
+) -> Result<()> {
+    let (rows, outer) = (x.1.len(), w.len());
+    let each = cpu.grain(outer, rows * weights.inner()).next_multiple_of(4).min(64);
+    let mut columns = cpu.buffer(if rows == 1 { 0 } else { rows * outer })?;
+    let to = if rows == 1 { &mut *y } else { &mut columns[..] };
+    cpu.run(|| {
+        to.par_chunks_mut(each * rows).enumerate().for_each_init(
+            || vec![0.0; weights.scratch(each)],
+            |scratch, (i, to)| weights.dots(cpu, w.start + i * each, x, scratch, to),
+        );
+    });
+    for (row, y) in y.chunks_exact_mut(outer).enumerate().filter(|_| rows > 1) {
+        y.iter_mut().zip(columns[row..].iter().step_by(rows)).for_each(|(y, &sum)| *y = sum);
+    }
+    Ok(())
+}
+
+/// As [`multiply`] for many rows of `x`.
+pub(crate) fn many<W: Weights>(cpu: &Cpu, weights: &W, w: Range<usize>, x: &[f32], y: &mut [f32]) -> Result<()> {
+    let (inner, outer) = (weights.inner(), w.len());
+    let (rows, each) = (x.len() / inner, weights.panel(outer));
+    let mut panel = panel_for(cpu, weights, each)?;
+    let mut part = cpu.buffer(if each == outer { 0 } else { each * rows })?;
+    for first in (0..outer).step_by(each) {
+        let count = each.min(outer - first);
+        let numbers = weights.numbers(cpu, w.start + first..w.start + first + count, &mut panel);
+        let (a, b) = (Mat::new(x, rows, inner)?, Mat::new(numbers, count, inner)?.t());
+        if count == outer {
+            return gemm(cpu, 1.0, a, b, 0.0, y);
+        }
+        gemm(cpu, 1.0, a, b, 0.0, &mut part[..rows * count])?;
+        for (y, part) in y.chunks_exact_mut(outer).zip(part.chunks_exact(count)) {
+            y[first..first + count].copy_from_slice(part);
+        }
+    }
+    Ok(())
+}
+
+/// `dx = dy · w` for the rows `w` of the weights; `dy` has `w.len()` columns.
+pub(crate) fn multiply_back<W: Weights>(
+    cpu: &Cpu,
+    weights: &W,
+    w: Range<usize>,
+    dy: &[f32],
+    dx: &mut [f32],
+) -> Result<()> {
+    let (inner, outer) = (weights.inner(), w.len());
+    let (rows, each) = (dy.len() / outer, weights.panel(outer));
+    let (mut panel, mut part) = (panel_for(cpu, weights, each)?, cpu.buffer(each * rows)?);
+    for first in (0..outer).step_by(each) {
+        let count = each.min(outer - first);
+        let numbers = weights.numbers(cpu, w.start + first..w.start + first + count, &mut panel);
+        columns(dy, outer, first..first + count, &mut part[..rows * count]);
+        let (a, b) = (Mat::new(&part, rows, count)?, Mat::new(numbers, count, inner)?);
+        gemm(cpu, 1.0, a, b, if first == 0 { 0.0 } else { 1.0 }, dx)?;
+    }
+    Ok(())
+}
+
+/// Columns `from` of rows that are `width` numbers wide.
+pub(crate) fn columns(x: &[f32], width: usize, from: Range<usize>, out: &mut [f32]) {
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(from.len())) {
+        out.copy_from_slice(&x[from.clone()]);
+    }
+}
+
+/// Weights in a floating dtype.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dense<'a, T> {
+    pub(crate) data: &'a [T],
+    pub(crate) inner: usize,
+}
+
+impl<T: Stored> Weights for Dense<'_, T> {
+    type Ready<'x> = &'x [f32];
+
+    fn inner(&self) -> usize {
+        self.inner
+    }
+
+    fn is_plain(&self) -> bool {
+        T::DTYPE == alluvium_core::DType::F32
+    }
+
+    fn numbers<'b>(&'b self, cpu: &Cpu, rows: Range<usize>, panel: &'b mut [f32]) -> &'b [f32] {
+        let from = &self.data[rows.start * self.inner..rows.end * self.inner];
+        if self.is_plain() {
+            return T::widen(from, panel);
+        }
+        let (panel, grain) = (&mut panel[..from.len()], cpu.grain(rows.len(), self.inner) * self.inner);
+        cpu.run(|| {
+            panel.par_chunks_mut(grain).zip(from.par_chunks(grain)).for_each(|(to, from)| {
+                T::widen(from, to);
+            });
+        });
+        panel
+    }
+
+    fn ready<'x>(&self, _cpu: &Cpu, x: &'x [f32]) -> Result<&'x [f32]> {
+        Ok(x)
+    }
+
+    fn dots(&self, cpu: &Cpu, first: usize, x: (&&[f32], &[usize]), scratch: &mut [f32], out: &mut [f32]) {
+        let rows = self.data[first * self.inner..].chunks_exact(self.inner);
+        for (w, out) in rows.zip(out.chunks_exact_mut(x.1.len())) {
+            row_dots(cpu.level(), T::widen(w, scratch), x.0, x.1, out);
+        }
+    }
+
+    fn scratch(&self, _rows: usize) -> usize {
+        if self.is_plain() { 0 } else { self.inner }
+    }
+}
+
+alluvium_core::simd! {
+    /// `out[r] = x[picks[r]] · w`.
+    fn row_dots<S>(w: &[f32], x: &[f32], picks: &[usize], out: &mut [f32]) {
+        for (picks, out) in picks.chunks(4).zip(out.chunks_mut(4)) {
+            let mut rows = [w; 4];
+            for (row, pick) in rows.iter_mut().zip(picks) {
+                *row = &x[pick * w.len()..][..w.len()];
+            }
+            match picks.len() {
+                1 => out[0] = one_dot::<S>(w, rows[0]),
+                2 => out.copy_from_slice(&both_dots::<S, 2>(w, [rows[0], rows[1]])),
+                3 => out.copy_from_slice(&both_dots::<S, 3>(w, [rows[0], rows[1], rows[2]])),
+                _ => out.copy_from_slice(&both_dots::<S, 4>(w, rows)),
+            }
+        }
+    }
+}
+
+/// One sum in four registers.
+#[inline(always)]
+fn one_dot<S: F32s>(w: &[f32], x: &[f32]) -> f32 {
+    let mut sums = [S::splat(0.0); 4];
+    let (mut ws, mut xs) = (w.chunks_exact(4 * S::LANES), x.chunks_exact(4 * S::LANES));
+    for (w, x) in ws.by_ref().zip(xs.by_ref()) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = S::load(&w[i * S::LANES..]).mul_add(S::load(&x[i * S::LANES..]), *sum);
+        }
+    }
+    for (w, x) in ws.remainder().chunks(S::LANES).zip(xs.remainder().chunks(S::LANES)) {
+        sums[0] = S::load_head(w).mul_add(S::load_head(x), sums[0]);
+    }
+    ((sums[0] + sums[1]) + (sums[2] + sums[3])).sum()
+}
+
+/// `M` sums that read the weights once, two registers each.
+#[inline(always)]
+fn both_dots<S: F32s, const M: usize>(w: &[f32], x: [&[f32]; M]) -> [f32; M] {
+    let mut sums = [[S::splat(0.0); 2]; M];
+    let whole = w.len() - w.len() % (2 * S::LANES);
+    for i in (0..whole).step_by(2 * S::LANES) {
+        let pair = [S::load(&w[i..]), S::load(&w[i + S::LANES..])];
+        for (sums, x) in sums.iter_mut().zip(x) {
+            sums[0] = pair[0].mul_add(S::load(&x[i..]), sums[0]);
+            sums[1] = pair[1].mul_add(S::load(&x[i + S::LANES..]), sums[1]);
+        }
+    }
+    for i in (whole..w.len()).step_by(S::LANES) {
+        let end = w.len().min(i + S::LANES);
+        for (sums, x) in sums.iter_mut().zip(x) {
+            sums[0] = S::load_head(&w[i..end]).mul_add(S::load_head(&x[i..end]), sums[0]);
+        }
+    }
+    let mut out = [0.0; M];
+    for (out, sums) in out.iter_mut().zip(sums) {
+        *out = (sums[0] + sums[1]).sum();
+    }
+    out
+}

@@ -1,0 +1,103 @@
+//! Threads over tokens.
+
+use super::{Grad, Normalise, Route};
+use alluvium_core::cpu::Cpu;
+use alluvium_core::cpu::simd::math::exp;
+use alluvium_core::{Result, Tensor};
+use rayon::prelude::*;
+
+pub(super) fn forward(cpu: &Cpu, logits: &Tensor, top_k: usize, normalise: Normalise) -> Result<Route> {
+    let (rows, width) = (logits.shape()[0], logits.shape()[1]);
+    let xs = cpu.read(logits)?;
+    let (mut weights, mut experts) = (cpu.buffer::<f32>(rows * top_k)?, cpu.buffer::<u32>(rows * top_k)?);
+    let grain = cpu.grain(rows, 4 * width);
+    let level = cpu.level();
+    cpu.run(|| {
+        let to = weights.par_chunks_mut(top_k).zip(experts.par_chunks_mut(top_k));
+        xs.par_chunks(width).zip(to).with_min_len(grain).for_each(|(x, (weights, experts))| {
+            largest(x, experts);
+            let most = x[experts[0] as usize];
+            weights.iter_mut().zip(&*experts).for_each(|(w, &expert)| *w = x[expert as usize]);
+            let chosen = raise(level, weights, most);
+            let sum = match normalise {
+                Normalise::Yes => chosen,
+                Normalise::No => sum_raised(level, x, most),
+            };
+            weights.iter_mut().for_each(|w| *w /= sum);
+        });
+    });
+    Ok(Route { weights: cpu.wrap(weights, [rows, top_k])?, experts: cpu.wrap(experts, [rows, top_k])? })
+}
+
+/// The places of the largest numbers, in falling order; of equal ones the first comes first.
+fn largest(x: &[f32], places: &mut [u32]) {
+    let mut found = 0;
+    for (i, &value) in x.iter().enumerate() {
+        if found == places.len() && x[places[found - 1] as usize] >= value {
+            continue;
+        }
+        let at = places[..found].partition_point(|&place| x[place as usize] >= value);
+        found = (found + 1).min(places.len());
+        if at < found {
+            places.copy_within(at..found - 1, at + 1);
+            places[at] = i as u32;
+        }
+    }
+}
+
+pub(super) fn backward(cpu: &Cpu, saved: &Grad, dw: &Tensor) -> Result<Tensor> {
+    let Grad { logits, route, normalise } = saved;
+    let (width, top_k, level) = (logits.shape()[1], dw.shape()[1], cpu.level());
+    let (xs, ws, dws, experts) =
+        (cpu.read(logits)?, cpu.read(&route.weights)?, cpu.read(dw)?, route.experts.slice::<u32>()?);
+    let mut dx = cpu.buffer::<f32>(xs.len())?;
+    let grain = cpu.grain(dx.len() / width, 4 * width);
+    cpu.run(|| {
+        let rows = ws.par_chunks(top_k).zip(dws.par_chunks(top_k)).zip(experts.par_chunks(top_k));
+        let all = dx.par_chunks_mut(width).zip(xs.par_chunks(width)).zip(rows).with_min_len(grain);
+        all.for_each(|((dx, x), ((ws, dws), experts))| {
+            let mean: f32 = ws.iter().zip(dws).map(|(w, dw)| w * dw).sum();
+            match normalise {
+                Normalise::Yes => dx.fill(0.0),
+                Normalise::No => {
+                    let most = x[experts[0] as usize];
+                    dx.copy_from_slice(x);
+                    let factor = -mean / raise(level, dx, most);
+                    dx.iter_mut().for_each(|dx| *dx *= factor);
+                }
+            }
+            let apart = if *normalise == Normalise::Yes { mean } else { 0.0 };
+            for ((&expert, w), dw) in experts.iter().zip(ws).zip(dws) {
+                dx[expert as usize] += w * (dw - apart);
+            }
+        });
+    });
+    cpu.tensor(dx, logits.shape(), logits.dtype())
+}
+
+alluvium_core::simd! {
+    /// `x = e^(x − most)`; returns the sum.
+    fn raise<S>(x: &mut [f32], most: f32) -> f32 {
+        for x in x.chunks_mut(S::LANES) {
+            exp(S::load_head(x) - S::splat(most)).store_head(x);
+        }
+        let mut sum = S::splat(0.0);
+        for x in x.chunks(S::LANES) {
+            sum += S::load_head(x);
+        }
+        sum.sum()
+    }
+
+    /// `Σ e^(x − most)`.
+    fn sum_raised<S>(x: &[f32], most: f32) -> f32 {
+        let mut sum = S::splat(0.0);
+        let (whole, rest) = x.split_at(x.len() - x.len() % S::LANES);
+        for x in whole.chunks_exact(S::LANES) {
+            sum += exp(S::load(x) - S::splat(most));
+        }
+        // lanes past the end would count as e^(0 − most)
+        let mut raised = [0.0; 16];
+        exp(S::load_head(rest) - S::splat(most)).store_head(&mut raised[..rest.len()]);
+        (sum + S::load_head(&raised[..rest.len()])).sum()
+    }
+}

@@ -1,0 +1,122 @@
+//! Which experts a token goes to, and how much each counts.
+
+mod cpu;
+mod entry;
+mod reference;
+
+pub(crate) use entry::OP;
+
+use crate::common::no_kernel;
+use alluvium_core::contract::FLOATS;
+use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
+
+/// What `route` takes.
+static CONTRACT: Contract = Contract { op: "route", args: &[Arg::new("logits", "N E", FLOATS)], rules: &[] };
+
+/// Whether the weights of a token's experts sum to 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Normalise {
+    /// They do: each is divided by their sum.
+    Yes,
+    /// They are what the softmax over all experts gave.
+    No,
+}
+
+/// What [`route`] returns.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// How much each chosen expert counts, `N K`, f32.
+    pub weights: Tensor,
+    /// The chosen experts, `N K`, u32: the likeliest first.
+    pub experts: Tensor,
+}
+
+/// The `top_k` likeliest experts of each token: a softmax over all experts in f32, then the largest.
+///
+/// Experts come in the order of their logits, the largest first; of equal ones the lower number first.
+///
+/// | tensor    | shape | dtype          | gradient |
+/// |-----------|-------|----------------|----------|
+/// | `logits`  | `N E` | f32, f16, bf16 | yes      |
+/// | `weights` | `N K` | f32            |          |
+/// | `experts` | `N K` | u32            |          |
+///
+/// The choice itself has no gradient: only the weights have. The backward pass keeps the logits and both results.
+///
+/// # Errors
+/// [`Kind::Shape`](alluvium_core::Kind::Shape) or `Dtype` where the table does not hold; `Value` when `top_k` is 0 or
+/// more than there are experts.
+///
+/// # Source
+/// Shazeer et al. 2017, arXiv:1701.06538; the router of `Qwen3NextSparseMoeBlock` in mlx-lm, where `norm_topk_prob` is
+/// [`Normalise::Yes`].
+pub fn route(logits: &Tensor, top_k: usize, normalise: Normalise) -> Result<Route> {
+    let dims = CONTRACT.check(&[logits])?;
+    if top_k == 0 || top_k > dims['E'] {
+        let why = format!("top_k is {top_k}, expected 1 to {}, as many as there are experts", dims['E']);
+        return Err(Error::value(CONTRACT.op, why));
+    }
+    let Route { weights, experts } = match logits.device() {
+        Device::Cpu(cpu) => cpu::forward(cpu, logits, top_k, normalise)?,
+        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
+    };
+    let route = Route { weights: weights.clone(), experts: experts.clone() };
+    let weights = tape::record([logits], weights, || Grad { logits: logits.detach(), route, normalise })?;
+    Ok(Route { weights, experts })
+}
+
+/// With `p` the softmax over all experts and `w` the weights: normalised, `w` is a softmax over the chosen, so
+/// `dlogit_j = w_j (dw_j − Σ w dw)` for them; else `dlogit_j = p_j (dw_j − Σ p dw)`, with `dw_j = 0` for the others.
+struct Grad {
+    logits: Tensor,
+    route: Route,
+    normalise: Normalise,
+}
+
+impl Backward<1> for Grad {
+    fn op(&self) -> &'static str {
+        CONTRACT.op
+    }
+
+    fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        match dy.device() {
+            Device::Cpu(cpu) => Ok([Some(cpu::backward(cpu, &self, &dy)?)]),
+            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(logits: &[f32], top_k: usize, normalise: Normalise) -> (Vec<u32>, Vec<f32>) {
+        let logits = Tensor::from_slice(logits, [1, logits.len()], &Device::cpu()).unwrap();
+        let route = route(&logits, top_k, normalise).unwrap();
+        (route.experts.to_vec().unwrap(), route.weights.to_vec().unwrap())
+    }
+
+    #[test]
+    fn of_equal_experts_the_lower_number_comes_first() {
+        let (experts, weights) = chosen(&[1.0, 3.0, 3.0, 1.0, 3.0, 1.0], 4, Normalise::Yes);
+        assert_eq!(experts, [1, 2, 4, 0]);
+        assert_eq!(weights[0], weights[2]);
+    }
+
+    #[test]
+    fn large_logits_neither_overflow_nor_lose_their_sum() {
+        let (experts, weights) = chosen(&[-3e38, 3e38, 3e38, 0.0], 2, Normalise::No);
+        assert_eq!((experts, weights), (vec![1, 2], vec![0.5, 0.5]));
+        let (_, weights) = chosen(&[0.0; 8], 2, Normalise::No);
+        assert_eq!(weights, [0.125, 0.125]);
+    }
+
+    #[test]
+    fn more_choices_than_experts_are_refused() {
+        let logits = Tensor::full([2, 4], 1.0, &Device::cpu()).unwrap();
+        for top_k in [0, 5] {
+            let error = route(&logits, top_k, Normalise::Yes).unwrap_err().to_string();
+            assert_eq!(error, format!("route: top_k is {top_k}, expected 1 to 4, as many as there are experts"));
+        }
+    }
+}
