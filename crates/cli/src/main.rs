@@ -17,7 +17,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(Box<cmd::train::Args>),
-    Generate(cmd::generate::Args),
+    Generate(Box<cmd::generate::Args>),
+    Chat(Box<cmd::chat::Args>),
+    Convert(cmd::convert::Args),
+    Quantize(cmd::quantize::Args),
+    Perplexity(cmd::perplexity::Args),
+    #[command(name = "cache_prompt", alias = "cache-prompt")]
+    CachePrompt(cmd::cache_prompt::Args),
     Info(cmd::info::Args),
     Check(cmd::check::Args),
     Bench(cmd::bench::Args),
@@ -30,7 +36,12 @@ fn main() -> ExitCode {
     let out = &mut std::io::stdout().lock();
     let result = match Cli::parse().command {
         Command::Train(args) => cmd::train::run(*args, out),
-        Command::Generate(args) => cmd::generate::run(args, out),
+        Command::Generate(args) => cmd::generate::run(*args, out),
+        Command::Chat(args) => cmd::chat::run(*args, out),
+        Command::Convert(args) => cmd::convert::run(&args, out),
+        Command::Quantize(args) => cmd::quantize::run(&args, out),
+        Command::Perplexity(args) => cmd::perplexity::run(&args, out),
+        Command::CachePrompt(args) => cmd::cache_prompt::run(&args, out),
         Command::Info(args) => cmd::info::run(&args, out),
         Command::Check(args) => cmd::check::run(&args, out),
         Command::Bench(args) => cmd::bench::run(&args, out),

@@ -166,7 +166,21 @@ fn training_goes_on_where_nobody_reads_its_progress() {
 fn every_command_has_help_with_its_defaults() {
     let place = Place::new();
     let help = said(&mut place.alluvium(&["--help"]));
-    for command in ["train", "generate", "info", "check", "bench", "ops", "recall", "devices"] {
+    for command in [
+        "train",
+        "generate",
+        "chat",
+        "convert",
+        "quantize",
+        "perplexity",
+        "cache_prompt",
+        "info",
+        "check",
+        "bench",
+        "ops",
+        "recall",
+        "devices",
+    ] {
         assert!(help.contains(command), "{help}");
         assert!(said(&mut place.alluvium(&[command, "--help"])).contains("Usage: alluvium "));
     }

@@ -63,6 +63,10 @@ impl Cache {
         Cache { layers, offsets: vec![0; batch] }
     }
 
+    pub(crate) fn at(offset: usize, layers: Vec<LayerCache>) -> Self {
+        Cache { layers, offsets: vec![offset] }
+    }
+
     /// Tokens that each sequence has read.
     pub fn offsets(&self) -> &[usize] {
         &self.offsets
@@ -226,6 +230,14 @@ impl Snapshot {
 }
 
 impl AttentionCache {
+    pub(crate) fn of(sequence: KeysAndValues) -> Self {
+        AttentionCache { sequences: vec![sequence] }
+    }
+
+    pub(crate) fn sequences(&self) -> &[KeysAndValues] {
+        &self.sequences
+    }
+
     /// Takes in `k` and `v` `[B, T, G, D]` and attends from `q` `[B, T, A, D]` to all tokens so far.
     ///
     /// # Errors

@@ -3,15 +3,13 @@
 use crate::formats::atomic::Staged;
 use crate::formats::config::Config;
 use crate::formats::folder::{Folder, INDEX, is_weight_file};
-use crate::formats::layout::Recipes;
+use crate::formats::quantization::Quantization;
 use crate::formats::safetensors;
 use crate::formats::tokenizer::Tokenizer;
 use crate::models::{self, LanguageModel};
-use crate::nn::Weight;
-use crate::nn::build::{Init, Source};
-use crate::nn::params::join;
-use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
-use alluvium_ops::cast;
+use crate::weights::Weights;
+use alluvium_core::{Device, Error, Result, Shape, Tensor};
+use alluvium_ops::Packing;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -48,65 +46,6 @@ pub fn load(folder: &Path, device: &Device) -> Result<Loaded> {
     weights.finish()?;
     let tokenizer = Tokenizer::find(folder)?;
     Ok(Loaded { model, tokenizer, config })
-}
-
-/// The weight files of a folder as a [`Source`].
-struct Weights {
-    folder: Folder,
-    /// Recipes of tensors that were not yet asked for.
-    left: Recipes,
-    device: Device,
-}
-
-impl Weights {
-    fn open(folder: &Path, config: &Config, device: &Device) -> Result<Self> {
-        let folder = Folder::open(folder)?;
-        let left = models::recipes(&folder, config)?;
-        Ok(Weights { folder, left, device: device.clone() })
-    }
-
-    /// Errs when there are tensors that the model did not ask for.
-    fn finish(self) -> Result<()> {
-        let Some(recipe) = self.left.values().next() else { return Ok(()) };
-        let more = match self.left.len() - 1 {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        let name = recipe.stored().first().map_or("", String::as_str);
-        let why = format!("tensor `{name}`{more} has no place in the model that config.json describes");
-        Err(Error::file(self.folder.place(name), why))
-    }
-
-    /// A floating tensor as it is stored.
-    fn take(&mut self, name: &str, shape: Shape) -> Result<Tensor> {
-        let Some(recipe) = self.left.remove(name) else {
-            let why = format!("tensor `{name}` {shape} is missing; config.json asks for it");
-            return Err(Error::file(self.folder.place(name), why));
-        };
-        let stored = recipe.stored().first().map_or("", String::as_str);
-        let wrong = |why: String| Error::file(self.folder.place(stored), format!("tensor `{stored}` is {why}"));
-        let (dtype, found) = self.folder.describe(&recipe)?;
-        if !matches!(dtype, "F32" | "F16" | "BF16") {
-            return Err(wrong(format!("{dtype}, expected F32, F16 or BF16")));
-        }
-        if found != shape {
-            return Err(wrong(format!("{found}, config.json asks for {shape}")));
-        }
-        self.folder.tensor(&recipe, &self.device)
-    }
-}
-
-impl Source for Weights {
-    fn tensor(&mut self, name: &str, shape: Shape, _: Init) -> Result<Tensor> {
-        match self.take(name, shape)? {
-            tensor if tensor.dtype() == DType::F32 => Ok(tensor),
-            half => cast(&half, DType::F32),
-        }
-    }
-
-    fn weight(&mut self, module: &str, shape: Shape, _: Init) -> Result<Weight> {
-        Ok(Weight::Dense(self.take(&join(module, "weight"), shape)?))
-    }
 }
 
 /// Saves a model as mlx-lm loads it; the folder is made where there is none.
@@ -174,6 +113,10 @@ pub struct Description {
     pub files: Vec<(PathBuf, u64)>,
     /// Their tensors, by file and name.
     pub tensors: Vec<Described>,
+    /// How many modules are packed in which way.
+    pub packings: BTreeMap<String, usize>,
+    /// What the configuration says of them.
+    said: Quantization,
     /// Free text in the headers: `format` is `mlx` or `pt`.
     pub metadata: BTreeMap<String, String>,
 }
@@ -192,9 +135,58 @@ pub struct Described {
 }
 
 impl Description {
-    /// The number of elements in all tensors.
+    /// The numbers of the model: packed ones are counted as such, their scales and biases are not.
     pub fn parameters(&self) -> usize {
-        self.tensors.iter().map(|t| t.shape.elements()).sum()
+        let of = |tensor: &Described| match self.module(tensor) {
+            Some((_, _, elements)) => elements,
+            None if self.is_of_group(tensor) => 0,
+            None => tensor.shape.elements(),
+        };
+        self.tensors.iter().map(of).sum()
+    }
+
+    /// The tensors of each dtype: how many, and their bytes.
+    pub fn dtypes(&self) -> Vec<(String, usize, usize)> {
+        let mut all: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+        for tensor in &self.tensors {
+            let (count, bytes) = all.entry(&tensor.dtype).or_default();
+            (*count, *bytes) = (*count + 1, *bytes + tensor.bytes);
+        }
+        all.into_iter().map(|(dtype, (count, bytes))| (dtype.to_owned(), count, bytes)).collect()
+    }
+
+    fn packings(&self) -> BTreeMap<String, usize> {
+        let mut all = BTreeMap::new();
+        for (bits, group, _) in self.tensors.iter().filter_map(|tensor| self.module(tensor)) {
+            *all.entry(format!("{bits} bits in groups of {group}")).or_default() += 1;
+        }
+        all
+    }
+
+    fn scales(&self, tensor: &Described) -> Option<&Described> {
+        let name = format!("{}.scales", tensor.name.strip_suffix(".weight")?);
+        self.tensors.iter().find(|other| other.name == name)
+    }
+
+    /// The bits, the group and the elements of a packed weight. Its words and scales give bits times group; the dtype of the
+    /// scales and the groups that exist tell the two apart.
+    fn module(&self, tensor: &Described) -> Option<(usize, usize, usize)> {
+        let scales = if tensor.dtype == "U32" { self.scales(tensor)? } else { return None };
+        let product = 32 * tensor.shape.last() / scales.shape.last().max(1);
+        let said = self.said.modules.get(tensor.name.strip_suffix(".weight")?).copied().flatten().or(self.said.default);
+        let said = said.map_or(64, Packing::group);
+        let groups: &[usize] = if scales.dtype == "U8" { &[16, 32] } else { &[said, 64, 32, 128] };
+        let fits = |group: &&usize| product.is_multiple_of(**group) && matches!(product / **group, 1..=6 | 8);
+        let group = *groups.iter().find(fits)?;
+        Some((product / group, group, tensor.shape.elements() * 32 * group / product))
+    }
+
+    fn is_of_group(&self, tensor: &Described) -> bool {
+        let module = tensor.name.strip_suffix(".scales").or_else(|| tensor.name.strip_suffix(".biases"));
+        module.is_some_and(|module| {
+            let weight = format!("{module}.weight");
+            self.tensors.iter().any(|other| other.name == weight && other.dtype == "U32")
+        })
     }
 
     /// The size of all tensors.
@@ -208,15 +200,23 @@ impl Description {
 /// # Errors
 /// As [`load`], for what it reads.
 pub fn describe(path: &Path) -> Result<Description> {
-    let (files, model_type) = match path.is_dir() {
+    let (files, model_type, said) = match path.is_dir() {
         true => {
             let config = path.join("config.json");
             let config = config.exists().then(|| Config::read(path)).transpose()?;
-            (Folder::open(path)?.into_files(), config.and_then(|c| c.model_type().ok().map(str::to_owned)))
+            let said = config.as_ref().map(Quantization::read).transpose()?.unwrap_or_default();
+            (Folder::open(path)?.into_files(), config.and_then(|c| c.model_type().ok().map(str::to_owned)), said)
         }
-        false => (vec![safetensors::read(path)?], None),
+        false => (vec![safetensors::read(path)?], None, Quantization::default()),
     };
-    let mut description = Description { model_type, files: vec![], tensors: vec![], metadata: BTreeMap::new() };
+    let mut description = Description {
+        model_type,
+        said,
+        files: vec![],
+        tensors: vec![],
+        packings: BTreeMap::new(),
+        metadata: BTreeMap::new(),
+    };
     for file in &files {
         description.files.push((file.path().to_owned(), file.bytes()));
         description.metadata.extend(file.metadata().clone());
@@ -227,5 +227,6 @@ pub fn describe(path: &Path) -> Result<Description> {
             bytes: entry.bytes,
         }));
     }
+    description.packings = description.packings();
     Ok(description)
 }

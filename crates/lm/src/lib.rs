@@ -5,20 +5,25 @@
 
 pub mod cache;
 pub mod checkpoint;
+pub mod convert;
 pub mod formats;
 pub mod generate;
 pub mod models;
 pub mod nn;
 pub mod perplexity;
 pub mod sampler;
+pub mod scheme;
 pub mod session;
+mod weights;
 
 pub use cache::{Cache, LayerCache};
 pub use checkpoint::{Description, Loaded, describe, load, save};
+pub use convert::{Change, Converted, convert};
 pub use formats::config::Config;
 pub use formats::tokenizer::Tokenizer;
 pub use generate::{Options, Reason, Summary, generate, generate_batch};
 pub use models::{Batch, Keep, LanguageModel, build, initialise};
 pub use nn::params::{Parameters, parameter_count};
 pub use sampler::{Likely, Repetition};
+pub use scheme::{Mixed, Scheme};
 pub use session::Session;

@@ -55,6 +55,8 @@ pub fn nll(model: &dyn LanguageModel, ids: &[u32]) -> Result<Vec<f64>> {
 pub struct Score {
     /// The sum of what the tokens cost, in nats.
     pub nll: f64,
+    /// The sum of the squares of what they cost.
+    pub squares: f64,
     /// How many tokens that is.
     pub tokens: usize,
 }
@@ -63,6 +65,13 @@ impl Score {
     /// What a token costs in the mean, in nats.
     pub fn mean(&self) -> f64 {
         self.nll / self.tokens as f64
+    }
+
+    /// The standard error of the perplexity, were the tokens independent.
+    pub fn standard_error(&self) -> f64 {
+        let tokens = self.tokens as f64;
+        let variance = (self.squares - tokens * self.mean().powi(2)) / (tokens - 1.0).max(1.0);
+        self.perplexity() * (variance.max(0.0) / tokens).sqrt()
     }
 
     /// The exponential of the mean: among how many tokens the model hesitates.
@@ -83,7 +92,9 @@ pub fn score(model: &dyn LanguageModel, ids: &[u32], length: usize, progress: &m
     }
     let mut score = Score::default();
     for window in ids.chunks(length).filter(|window| window.len() > 1) {
-        score.nll += nll(model, window)?.iter().sum::<f64>();
+        let losses = nll(model, window)?;
+        score.nll += losses.iter().sum::<f64>();
+        score.squares += losses.iter().map(|x| x * x).sum::<f64>();
         score.tokens += window.len() - 1;
         progress(score.tokens);
     }

@@ -2,10 +2,13 @@
 //!
 //! A model that is stored in half precision, or quantised, is compared with what mlx-lm computes in f32 from the very
 //! same stored numbers (`…_f32ref`): activations are f32 here, so nothing but the order of sums is left between the two,
-//! and one bound serves all. With another folder of such models in `ALLUVIUM_MODELS` they are compared as well.
+//! and one bound serves all but one kind. Affine packing with scales in half precision is compared less closely: mlx rounds
+//! each number to the dtype of the scales when it makes a matrix plain, as the reference was made, and does not when
+//! it multiplies; neither do we. Those must be nearer to the reference than mlx-lm's own run in the stored dtype. Another folder like `fixtures` in `ALLUVIUM_FIXTURES` is compared in place of it.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::{Device, Tensor};
+use alluvium_lm::formats::chat::{Ending, Message};
 use alluvium_lm::perplexity::{logits, logsumexp, nll};
 use alluvium_lm::{LanguageModel, Loaded, load};
 use alluvium_ops::argmax;
@@ -19,15 +22,13 @@ const LOGSUMEXP: f64 = 1e-4;
 
 /// The folders of models, each with what mlx-lm gave for it.
 fn folders() -> Vec<(PathBuf, Value)> {
-    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models");
-    let more = std::env::var_os("ALLUVIUM_MODELS").map(PathBuf::from);
+    let ours = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+    let root = std::env::var_os("ALLUVIUM_FIXTURES").map_or(ours, PathBuf::from);
     let mut found = Vec::new();
-    for root in [Some(fixtures), more].into_iter().flatten() {
-        for entry in std::fs::read_dir(root).unwrap() {
-            let folder = entry.unwrap().path();
-            let expected = std::fs::read(folder.join("expected.json")).unwrap();
-            found.push((folder, serde_json::from_slice(&expected).unwrap()));
-        }
+    for entry in std::fs::read_dir(root.join("models")).unwrap() {
+        let folder = entry.unwrap().path();
+        let expected = std::fs::read(folder.join("expected.json")).unwrap();
+        found.push((folder, serde_json::from_slice(&expected).unwrap()));
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found
@@ -77,6 +78,16 @@ fn greedy(model: &dyn LanguageModel, prompt: &[u32], length: usize) -> Vec<u32> 
     made
 }
 
+/// Whether some matrix is packed with scales and biases in half precision.
+fn has_rounded_scales(folder: &Path) -> bool {
+    let described = alluvium_lm::describe(folder).unwrap();
+    described.tensors.iter().any(|t| t.name.ends_with(".biases") && t.dtype != "F32")
+}
+
+fn message(json: &Value) -> Message {
+    Message::new(json["role"].as_str().unwrap(), json["content"].as_str().unwrap())
+}
+
 /// What is wrong with one model, and how far it is at most.
 fn compare(folder: &Path, expected: &Value) -> (f64, f64, Vec<String>) {
     let Loaded { model, tokenizer, .. } = load(folder, &Device::cpu()).unwrap();
@@ -96,7 +107,8 @@ fn compare(folder: &Path, expected: &Value) -> (f64, f64, Vec<String>) {
     let losses = nll(model, &ids(&expected["prompts"][4]["ids"])).unwrap();
     let (mean, want) = (losses.iter().sum::<f64>() / losses.len() as f64, &expected["nll_200"]);
     let want = if want["mean_f32ref"].is_null() { &want["mean"] } else { &want["mean_f32ref"] };
-    if (mean - want.as_f64().unwrap()).abs() > 1e-5 {
+    let bound = if has_rounded_scales(folder) { 1e-3 } else { 1e-5 };
+    if (mean - want.as_f64().unwrap()).abs() > bound {
         faults.push(format!("a token costs {mean}, expected {want}"));
     }
     for run in expected["greedy"].as_array().unwrap() {
@@ -114,6 +126,13 @@ fn compare(folder: &Path, expected: &Value) -> (f64, f64, Vec<String>) {
             faults.push(format!("{text:?} has other tokens"));
         }
     }
+    for chat in theirs["chat"].as_array().unwrap() {
+        let messages: Vec<Message> = chat["messages"].as_array().unwrap().iter().map(message).collect();
+        let text = tokenizer.chat(&messages, Ending::Answer, chat["kwargs"].as_object().unwrap()).unwrap();
+        if text != chat["text"] || tokenizer.encode_plain(&text).unwrap() != ids(&chat["ids"]) {
+            faults.push(format!("the chat template makes {text:?}, expected {}", chat["text"]));
+        }
+    }
     let mut eos = tokenizer.eos_token_ids().to_vec();
     eos.sort_unstable();
     if eos != ids(&theirs["eos_token_ids"]) {
@@ -127,8 +146,11 @@ fn every_model_gives_the_numbers_of_mlx_lm() {
     let mut wrong = String::new();
     for (folder, expected) in folders() {
         let (far, far_sums, faults) = compare(&folder, &expected);
-        println!("{:28} logits {far:.1e}, logsumexp {far_sums:.1e}", name(&folder));
-        if far > LOGITS || far_sums > LOGSUMEXP || !faults.is_empty() {
+        let rounded = has_rounded_scales(&folder);
+        let theirs = expected["max_abs_diff_vs_f32ref"].as_f64().unwrap();
+        let bound = if rounded { 0.7 * theirs } else { LOGITS };
+        println!("{:28} logits {far:.1e} of {bound:.1e}, logsumexp {far_sums:.1e}", name(&folder));
+        if far > bound || far_sums > LOGSUMEXP || !faults.is_empty() {
             wrong += &format!("{}: logits {far:.1e}, logsumexp {far_sums:.1e} {faults:?}\n", name(&folder));
         }
     }

@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use alluvium_core::{Device, Tape, Tensor};
+use alluvium_core::{Device, Tensor};
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::perplexity::{logits, logsumexp, nll};
 use alluvium_lm::{
     Batch, Keep, LanguageModel, Loaded, Options, Reason, Session, generate, generate_batch, load, parameter_count, save,
 };
-use alluvium_ops::{CrossEntropy, Reduction, Sampling, cross_entropy, scale};
+use alluvium_ops::{Sampling, scale};
 use serde_json::Value;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -295,60 +295,4 @@ fn the_layout_of_transformers_gives_the_same_model() {
     let [a, b] = [&model, &again.model].map(|m| prefill(m.as_ref(), &ids, 65).to_vec::<f32>().unwrap());
     assert!(worst(&a, &b) < 1e-4);
     assert_eq!(parameter_count(again.model.as_ref()), parameter_count(model.as_ref()));
-}
-
-#[test]
-fn the_loss_and_every_gradient_are_those_of_mlx_lm() {
-    for keep in [Keep::Activations, Keep::Inputs] {
-        let (Loaded { mut model, .. }, _) = model();
-        let tape = Tape::new();
-        model.visit_mut("", &mut |_, tensor| *tensor = tape.watch(tensor));
-        let loss = training_loss(model.as_ref(), keep);
-        let want = json("train/qwen3_5-f32.json")["loss"].as_f64().unwrap();
-        let got = f64::from(loss.item().unwrap());
-        assert!((got - want).abs() < 1e-5 * want, "the loss is {got}, expected {want}");
-
-        let grads = loss.backward().unwrap();
-        let expected = safetensors::read(fixture("train/qwen3_5-f32-grads.safetensors")).unwrap();
-        let mut seen = 0;
-        model.visit("", &mut |name, tensor| {
-            let ours = grads.of(tensor).unwrap_or_else(|| panic!("{name} has no gradient"));
-            let theirs = expected.tensor(&name, &Device::cpu()).unwrap().to_vec::<f32>().unwrap();
-            let ours = ours.to_vec::<f32>().unwrap();
-            let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-            let size = norm(&mut theirs.iter().map(|&x| f64::from(x)));
-            let far = norm(&mut ours.iter().zip(&theirs).map(|(a, b)| f64::from(a - b)));
-            assert!(far < 1e-4 * size, "{name}: {far} away, of {size}");
-            seen += 1;
-        });
-        assert_eq!(seen, expected.names().count());
-    }
-}
-
-/// That of mlx-lm's trainer: targets are the next tokens, the first and last that count are given per row.
-fn training_loss(model: &dyn LanguageModel, keep: Keep) -> Tensor {
-    let golden = json("train/qwen3_5-f32.json");
-    let rows: Vec<Vec<u32>> = golden["batch"].as_array().unwrap().iter().map(ids).collect();
-    let spans: Vec<Vec<u32>> = golden["lengths"].as_array().unwrap().iter().map(ids).collect();
-    let tokens = rows[0].len() - 1;
-    let (mut inputs, mut positions, mut targets) = (vec![], vec![], vec![]);
-    for (row, span) in rows.iter().zip(&spans) {
-        inputs.extend_from_slice(&row[..tokens]);
-        positions.extend(0..tokens as u32);
-        targets.extend((1..=tokens).map(|i| if (span[0]..=span[1]).contains(&(i as u32)) { row[i] } else { u32::MAX }));
-    }
-    let device = Device::cpu();
-    let of = |data: &[u32]| Tensor::from_slice(data, [rows.len(), tokens], &device).unwrap();
-    let batch = Batch { ids: &of(&inputs), positions: &of(&positions), cu_seqlens: None };
-    let hidden = model.hidden(&batch, keep).unwrap();
-    cross_entropy(CrossEntropy {
-        x: &hidden.reshape([targets.len(), hidden.shape().last()]).unwrap(),
-        w: model.head().dense().unwrap(),
-        targets: &Tensor::from_slice(&targets, [targets.len()], &device).unwrap(),
-        ignore_index: Some(u32::MAX),
-        reduction: Reduction::Mean,
-        z_loss: 0.0,
-        chunk: 33,
-    })
-    .unwrap()
 }

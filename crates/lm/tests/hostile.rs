@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use alluvium_core::Device;
 use alluvium_core::rng::Rng;
+use alluvium_core::{DType, Device, Tensor};
+use alluvium_lm::formats::chat::{Ending, Message};
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::{Config, describe, initialise, load, save};
 use serde_json::{Value, json};
@@ -157,7 +158,11 @@ fn refused(folder: &Path) -> String {
 #[test]
 fn every_wrong_configuration_is_refused_in_words() {
     let cases: &[(&str, Value, &str)] = &[
-        ("/model_type", json!("gpt2"), "model_type `gpt2` is not known; known are llama, qwen3, qwen3_5"),
+        (
+            "/model_type",
+            json!("gpt2"),
+            "model_type `gpt2` is not known; known are llama, qwen3, qwen3_5, qwen3_5_moe, qwen3_next",
+        ),
         ("/text_config/hidden_size", Value::Null, "text_config: missing field `hidden_size`"),
         ("/text_config/hidden_size", json!(8.5), "invalid type: floating point `8.5`, expected usize"),
         ("/text_config/hidden_size", json!(0), "`hidden_size` is 0, expected 1 to 131072"),
@@ -221,7 +226,7 @@ fn weights_that_do_not_fit_the_configuration_are_named() {
 fn a_tensor_that_nothing_asks_for_is_named() {
     let folder = tempfile::tempdir().unwrap();
     saved(folder.path());
-    let extra = alluvium_core::Tensor::full([1], 1.0, &Device::cpu()).unwrap();
+    let extra = Tensor::full([1], 1.0, &Device::cpu()).unwrap();
     let path = folder.path().join("model-extra.safetensors");
     safetensors::write(&path, &[("extra.weight".to_owned(), &extra)], &[]).unwrap();
     let error = refused(folder.path());
@@ -274,4 +279,130 @@ fn the_same_seed_gives_the_same_model_and_another_seed_another() {
     };
     assert!(bytes(1) == bytes(1));
     assert!(bytes(1) != bytes(2));
+}
+
+/// A model of the fixtures with its tensors changed, or left out, and another block of quantisation.
+fn changed(
+    folder: &Path,
+    from: &str,
+    quantization: Option<Value>,
+    change: &dyn Fn(&str, Tensor) -> Option<(String, Tensor)>,
+) {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(from);
+    let mut config: Value = serde_json::from_slice(&std::fs::read(fixture.join("config.json")).unwrap()).unwrap();
+    if let Some(block) = quantization {
+        config["quantization"] = block;
+    }
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let file = safetensors::read(fixture.join("model.safetensors")).unwrap();
+    let read = |name: &str| change(name, file.tensor(name, &Device::cpu()).unwrap());
+    let tensors: Vec<(String, Tensor)> = file.names().filter_map(read).collect();
+    let tensors: Vec<(String, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
+    safetensors::write(folder.join("model.safetensors"), &tensors, &[]).unwrap();
+}
+
+#[test]
+fn every_damage_to_a_quantised_model_is_named() {
+    const GATE: &str = "model.layers.0.mlp.switch_mlp.gate_proj";
+    let same = |name: &str, tensor: Tensor| Some((name.to_owned(), tensor));
+    let without = |part: &'static str| {
+        move |name: &str, tensor: Tensor| (name != format!("{GATE}.{part}")).then(|| (name.to_owned(), tensor))
+    };
+    let as_floats = |name: &str, tensor: Tensor| {
+        let tensor = match name == format!("{GATE}.weight") {
+            true => Tensor::zeros(tensor.shape(), DType::F32, &Device::cpu()).unwrap(),
+            false => tensor,
+        };
+        Some((name.to_owned(), tensor))
+    };
+    let as_bytes = |name: &str, tensor: Tensor| {
+        let tensor = match name == format!("{GATE}.scales") {
+            true => Tensor::zeros(tensor.shape(), DType::U8, &Device::cpu()).unwrap(),
+            false => tensor,
+        };
+        Some((name.to_owned(), tensor))
+    };
+    let narrow = |name: &str, tensor: Tensor| {
+        let tensor = match name == format!("{GATE}.biases") {
+            true => Tensor::zeros([4, 64, 2], DType::F32, &Device::cpu()).unwrap(),
+            false => tensor,
+        };
+        Some((name.to_owned(), tensor))
+    };
+    let entry = |packing: Value| Some(json!({"group_size": 64, "bits": 4, GATE: packing}));
+    type Change<'a> = &'a dyn Fn(&str, Tensor) -> Option<(String, Tensor)>;
+    let cases: &[(Option<Value>, Change, &str)] = &[
+        (
+            None,
+            &without("scales"),
+            "its weight is packed, but `model.layers.0.mlp.switch_mlp.gate_proj.scales` is missing",
+        ),
+        (None, &without("biases"), "gate_proj.biases` [4, 64, 1] is missing"),
+        (None, &without("weight"), "gate_proj.weight` [4, 64, 64] is missing"),
+        (None, &as_floats, "gate_proj.weight` is F32, expected U32: it has scales"),
+        (None, &as_bytes, "words and 1 scales for 64 numbers a row are those of no packing"),
+        (None, &narrow, "gate_proj.biases` is F32 [4, 64, 2], its scales are F32 [4, 64, 1]"),
+        (
+            entry(json!({"group_size": 64, "bits": 8})),
+            &same,
+            "config.json says Affine { bits: 8, group: 64 }, its tensors are",
+        ),
+        (entry(json!(false)), &same, "gate_proj.weight` is U32, expected F32, F16 or BF16"),
+        (entry(json!({"bits": 9})), &same, "9 bits, expected 1, 2, 3, 4, 5, 6 or 8"),
+        (Some(json!({"quant_method": "gptq"})), &same, "quant_method `gptq` is not read"),
+    ];
+    for (block, change, want) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        changed(folder.path(), "qwen3_next-q4g64", block.clone(), change);
+        let error = refused(folder.path());
+        assert!(error.contains(want), "expected {want}: {error}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // no block at all: the tensors say how they are packed
+    changed(folder.path(), "qwen3_next-q4g64", Some(Value::Null), &same);
+    load(folder.path(), &Device::cpu()).unwrap();
+}
+
+#[test]
+fn experts_of_transformers_that_do_not_fit_are_named() {
+    const UP: &str = "model.layers.0.mlp.experts.2.up_proj.weight";
+    let without = |name: &str, tensor: Tensor| (name != UP).then(|| (name.to_owned(), tensor));
+    let folder = tempfile::tempdir().unwrap();
+    changed(folder.path(), "qwen3_next-f32-hf", None, &without);
+    let error = refused(folder.path());
+    assert!(error.contains("lack expert 2 of `model.layers.0.mlp.switch_mlp.up_proj.weight`"), "{error}");
+    let other = |name: &str, tensor: Tensor| {
+        Some((name.to_owned(), if name == UP { tensor.reshape([32, 128]).unwrap() } else { tensor }))
+    };
+    changed(folder.path(), "qwen3_next-f32-hf", None, &other);
+    let error = refused(folder.path());
+    assert!(error.contains("experts.2.up_proj.weight` is F32 [32, 128]"), "{error}");
+}
+
+#[test]
+fn a_template_that_loops_fails_or_is_none_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/llama-f32");
+    std::fs::copy(fixture.join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    let made = |template: Option<&str>| {
+        let path = folder.path().join("chat_template.jinja");
+        if let Some(text) = template {
+            std::fs::write(&path, text).unwrap();
+        }
+        let tokenizer = alluvium_lm::Tokenizer::load(folder.path()).unwrap();
+        tokenizer.chat(&[Message::new("user", "hi")], Ending::Answer, &serde_json::Map::new())
+    };
+    let loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in messages %}{% endfor %}{% endfor %}{% endfor %}";
+    for (template, want) in [
+        (None, "this model has none; give it the plain prompt"),
+        (Some(loops), "chat template: it does not come to an end"),
+        (Some("{{ raise_exception('only users') }}"), "only users"),
+        (Some("{% for %}"), "chat template: syntax error"),
+        (Some("{{ messages[0].content.nothing() }}"), "chat template: "),
+        (Some("{% include 'secret' %}"), "chat template: "),
+    ] {
+        let error = made(template).unwrap_err().to_string();
+        assert!(error.contains(want), "{template:?}: {error}");
+    }
+    assert_eq!(made(Some("{{ messages[0].content }}!")).unwrap(), "hi!");
 }

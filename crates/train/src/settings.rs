@@ -3,7 +3,7 @@
 use crate::{OptimiserKind, Task};
 use alluvium_core::{Error, Result};
 use alluvium_lm::Config;
-use alluvium_lm::models::qwen3_5::{RopeParameters, Sizes};
+use alluvium_lm::models::qwen3_5::{MixtureKeys, RopeParameters, Sizes};
 use alluvium_ops::AdamW;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -401,6 +401,7 @@ impl Architecture {
             max_position_embeddings: longest.max(4096),
             rms_norm_eps: 1e-6,
             tie_word_embeddings: true,
+            mixture: MixtureKeys::default(),
             rope_parameters: RopeParameters {
                 rope_type: "default".to_owned(),
                 rope_theta: 10_000.0,

@@ -1,24 +1,62 @@
 use super::DeviceArg;
-use crate::output::{say, seconds};
-use alluvium::lm::{LanguageModel, Options, Summary, Tokenizer, generate, load};
+use crate::output::{bytes, say, seconds};
+use alluvium::lm::formats::chat::{Ending, Message};
+use alluvium::lm::formats::prompt_cache;
+use alluvium::lm::{Likely, Options, Repetition, Session, Summary, Tokenizer, load};
 use alluvium::ops::Sampling;
-use anyhow::Context;
+use anyhow::{Context, bail};
+use serde_json::{Map, Value, json};
 use std::io::{Read, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Write text with a model
+///
+/// A prompt is put into the model's chat template where it has one.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and the safetensors files
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Text to continue; - or nothing reads it from standard input
+    /// Message to answer, or text to continue; - or nothing reads it from standard input
     #[arg(long, short, value_name = "TEXT")]
     prompt: Option<String>,
     /// At most this many new tokens
     #[arg(long, short, value_name = "N", default_value_t = 256)]
     max_tokens: usize,
+    /// What the model is told before the prompt
+    #[arg(long, value_name = "TEXT", conflicts_with = "ignore_chat_template")]
+    system_prompt: Option<String>,
+    /// How the answer begins
+    #[arg(long, value_name = "TEXT", conflicts_with = "ignore_chat_template")]
+    prefill_response: Option<String>,
+    /// Continue the prompt as it is
+    #[arg(long)]
+    ignore_chat_template: bool,
+    /// More for the template, as JSON: {"enable_thinking": false}
+    #[arg(long, value_name = "JSON")]
+    chat_template_config: Option<String>,
+    /// Another token that ends the text; may be given several times
+    #[arg(long, value_name = "TOKEN")]
+    extra_eos_token: Vec<String>,
+    /// What the model remembers of a prompt, from `alluvium cache_prompt`; the prompt follows it
+    #[arg(long, value_name = "FILE")]
+    prompt_cache_file: Option<PathBuf>,
+    /// Write text, tokens and times as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// With --json: the logarithm of each token's probability, and of the N likeliest ones
+    #[arg(long, value_name = "N", requires = "json")]
+    logprobs: Option<usize>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    device: DeviceArg,
+}
+
+/// How tokens are chosen, and what ends a text.
+#[derive(clap::Args)]
+pub(crate) struct SamplingArgs {
     /// 0 always takes the likeliest token
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     temp: f32,
@@ -31,43 +69,157 @@ pub(crate) struct Args {
     /// Only tokens at least this likely, relative to the likeliest
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     min_p: f32,
+    /// What tokens cost that were there before; 1 is nothing
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// How many of the last tokens cost that
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    repetition_context_size: usize,
     /// The same seed writes the same text
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
     /// End before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    #[command(flatten)]
-    device: DeviceArg,
+}
+
+impl SamplingArgs {
+    pub(crate) fn options(self, max_tokens: usize) -> Options {
+        let SamplingArgs { temp, top_k, top_p, min_p, repetition_penalty, repetition_context_size, seed, stop } = self;
+        Options {
+            max_tokens,
+            sampling: Sampling { temperature: temp, top_k, top_p, min_p },
+            repetition: Repetition { penalty: repetition_penalty, context: repetition_context_size },
+            seed,
+            stop,
+            ..Options::default()
+        }
+    }
 }
 
 pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     let device = args.device.open()?;
-    let prompt = match args.prompt {
-        Some(prompt) if prompt != "-" => prompt,
+    let prompt = text_or_stdin(args.prompt.as_deref())?;
+    let loaded = load(&args.model, &device)?;
+    let tokenizer = tokenizer(loaded.tokenizer, &args.model)?;
+    let cached =
+        args.prompt_cache_file.as_deref().map(|path| prompt_cache::load(path, loaded.model.as_ref())).transpose()?;
+    let use_template = !args.ignore_chat_template && tokenizer.chat_template().is_some();
+    let prompt = match use_template {
+        true => {
+            let chat =
+                Chat { system: args.system_prompt, begun: args.prefill_response, config: args.chat_template_config };
+            tokenizer.encode_plain(&chat.text(&tokenizer, &prompt, cached.is_some())?)?
+        }
+        false => tokenizer.encode(&prompt)?,
+    };
+    let mut options = args.sampling.options(args.max_tokens);
+    options.logprobs = args.logprobs;
+    options.stop_tokens = ids(&tokenizer, &args.extra_eos_token)?;
+    let mut session = match cached {
+        Some((cache, _)) => Session::resume(loaded.model.as_ref(), cache),
+        None => Session::new(loaded.model.as_ref())?,
+    };
+    if args.json {
+        let mut text = Vec::new();
+        let summary = Streamed::new(&mut text).generate(&mut session, &tokenizer, &prompt, &options)?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        writeln!(out, "{}", as_json(&text, &summary, device.peak_memory()))?;
+        return Ok(());
+    }
+    let mut streamed = Streamed::new(out);
+    let summary = streamed.generate(&mut session, &tokenizer, &prompt, &options)?;
+    streamed.write("\n")?;
+    report(&summary, device.peak_memory());
+    Ok(())
+}
+
+/// A prompt in the model's template.
+struct Chat {
+    system: Option<String>,
+    begun: Option<String>,
+    config: Option<String>,
+}
+
+impl Chat {
+    /// The text; what is before the prompt is left out where a cache holds it.
+    fn text(self, tokenizer: &Tokenizer, prompt: &str, cached: bool) -> anyhow::Result<String> {
+        let variables = variables(self.config.as_deref())?;
+        let ending = if self.begun.is_some() { Ending::Continue } else { Ending::Answer };
+        let rendered = |prompt: &str| {
+            let system = self.system.as_deref().map(|text| Message::new("system", text));
+            let begun = self.begun.as_deref().map(|text| Message::new("assistant", text));
+            let messages: Vec<Message> =
+                system.into_iter().chain([Message::new("user", prompt)]).chain(begun).collect();
+            tokenizer.chat(&messages, ending, &variables)
+        };
+        let text = rendered(prompt)?;
+        if !cached {
+            return Ok(text);
+        }
+        let before = rendered("<query>")?.find("<query>").context("the chat template leaves out the prompt")?;
+        Ok(text.get(before..).unwrap_or_default().to_owned())
+    }
+}
+
+/// More for a template, from the JSON of a flag.
+pub(crate) fn variables(json: Option<&str>) -> anyhow::Result<Map<String, Value>> {
+    match json.map(serde_json::from_str).transpose().context("--chat-template-config is no JSON")? {
+        None => Ok(Map::new()),
+        Some(Value::Object(map)) => Ok(map),
+        Some(_) => bail!("--chat-template-config is no JSON object"),
+    }
+}
+
+pub(crate) fn tokenizer(found: Option<Tokenizer>, model: &Path) -> anyhow::Result<Tokenizer> {
+    found.with_context(|| format!("{} has no tokenizer.json", model.display()))
+}
+
+/// The text of a flag; `-` or nothing is standard input.
+pub(crate) fn text_or_stdin(text: Option<&str>) -> anyhow::Result<String> {
+    match text {
+        Some(text) if text != "-" => Ok(text.to_owned()),
         _ => {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
-            text
+            Ok(text)
         }
-    };
-    let loaded = load(&args.model, &device)?;
-    let tokenizer = loaded.tokenizer.with_context(|| format!("{} has no tokenizer.json", args.model.display()))?;
-    let sampling = Sampling { temperature: args.temp, top_k: args.top_k, top_p: args.top_p, min_p: args.min_p };
-    let options =
-        Options { max_tokens: args.max_tokens, sampling, seed: args.seed, stop: args.stop, ..Options::default() };
-    let summary = Streamed::new(out).generate(loaded.model.as_ref(), &tokenizer, &prompt, &options)?;
+    }
+}
+
+fn ids(tokenizer: &Tokenizer, tokens: &[String]) -> anyhow::Result<Vec<u32>> {
+    let id = |token: &String| tokenizer.token_id(token).with_context(|| format!("there is no token `{token}`"));
+    tokens.iter().map(id).collect()
+}
+
+pub(crate) fn report(summary: &Summary, peak: usize) {
     let rate = |tokens: usize, time: f64| tokens as f64 / time.max(1e-9);
     say!(
         "prompt: {} tokens, {:.1} tokens/s · text: {} tokens, {:.1} tokens/s · {} · peak {}",
         summary.prompt_tokens,
-        rate(summary.prompt_tokens, summary.prefill_seconds),
+        rate(summary.prompt_tokens - summary.reused_tokens, summary.prefill_seconds),
         summary.tokens.len(),
         rate(summary.tokens.len().saturating_sub(1), summary.decode_seconds),
         seconds(summary.prefill_seconds + summary.decode_seconds),
-        crate::output::bytes(device.peak_memory()),
+        bytes(peak),
     );
-    Ok(())
+}
+
+fn as_json(text: &str, summary: &Summary, peak: usize) -> Value {
+    let likely = |Likely { logprob, top }: &Likely| json!({"logprob": logprob, "top": top});
+    let mut object = json!({
+        "text": text,
+        "prompt_tokens": summary.prompt_tokens,
+        "tokens": summary.tokens,
+        "finish_reason": format!("{:?}", summary.reason).to_lowercase(),
+        "prefill_seconds": summary.prefill_seconds,
+        "decode_seconds": summary.decode_seconds,
+        "peak_memory": peak,
+    });
+    if !summary.logprobs.is_empty() {
+        object["logprobs"] = summary.logprobs.iter().map(likely).collect();
+    }
+    object
 }
 
 /// Text on its way out, piece by piece.
@@ -85,17 +237,16 @@ impl<'a, W: Write> Streamed<'a, W> {
         self.out.flush()
     }
 
-    /// Continues the prompt, writing as it goes, and ends the line.
+    /// Continues the prompt, writing as it goes.
     pub(crate) fn generate(
         &mut self,
-        model: &dyn LanguageModel,
+        session: &mut Session<'_>,
         tokenizer: &Tokenizer,
-        prompt: &str,
+        prompt: &[u32],
         options: &Options,
     ) -> anyhow::Result<Summary> {
-        let ids = tokenizer.encode(prompt)?;
         let mut failed = None;
-        let summary = generate(model, tokenizer, &ids, options, &mut |text| {
+        let summary = session.generate(tokenizer, prompt, options, &mut |text| {
             Ok(match self.write(text) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(error) => {
@@ -105,7 +256,6 @@ impl<'a, W: Write> Streamed<'a, W> {
             })
         })?;
         failed.map_or(Ok(()), Err)?;
-        self.write("\n")?;
         Ok(summary)
     }
 }

@@ -27,6 +27,12 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     rows.push(["tensors".to_owned(), found.tensors.len().to_string()]);
     rows.push(["parameters".to_owned(), count(found.parameters() as f64)]);
     rows.push(["weights".to_owned(), bytes(found.bytes())]);
+    for (dtype, tensors, size) in found.dtypes() {
+        rows.push([dtype, format!("{tensors} tensors, {}", bytes(size))]);
+    }
+    for (packing, modules) in &found.packings {
+        rows.push(["quantised".to_owned(), format!("{modules} modules, {packing}")]);
+    }
     listing(out, &rows)?;
     if args.tensors {
         writeln!(out)?;

@@ -1,11 +1,16 @@
 //! The commands: one file each, arguments and no logic.
 
 pub(crate) mod bench;
+pub(crate) mod cache_prompt;
+pub(crate) mod chat;
 pub(crate) mod check;
+pub(crate) mod convert;
 pub(crate) mod devices;
 pub(crate) mod generate;
 pub(crate) mod info;
 pub(crate) mod ops;
+pub(crate) mod perplexity;
+pub(crate) mod quantize;
 pub(crate) mod recall;
 pub(crate) mod train;
 

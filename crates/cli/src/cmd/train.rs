@@ -2,8 +2,8 @@ use super::DeviceArg;
 use crate::cmd::generate::Streamed;
 use crate::output::{bar, bytes, count, listing, say, seconds};
 use alluvium::Device;
-use alluvium::lm::Options;
 use alluvium::lm::nn::Ablation;
+use alluvium::lm::{Options, Session};
 use alluvium::ops::Sampling;
 use alluvium::train::{
     Changes, Drill, Ended, Event, Exercise, Outcome, Places, Record, Score, Settings, Size, Task, Trainer,
@@ -257,6 +257,9 @@ fn sample(trainer: &Trainer, prompt: Option<String>, tokens: usize, out: &mut im
     let options = Options { max_tokens: tokens, sampling, seed: trainer.settings.seed, ..Options::default() };
     let mut streamed = Streamed::new(out);
     streamed.write(&prompt)?;
-    streamed.generate(trainer.model.as_ref(), &trainer.tokenizer, &prompt, &options)?;
+    let ids = trainer.tokenizer.encode(&prompt)?;
+    let mut session = Session::new(trainer.model.as_ref())?;
+    streamed.generate(&mut session, &trainer.tokenizer, &ids, &options)?;
+    streamed.write("\n")?;
     Ok(())
 }

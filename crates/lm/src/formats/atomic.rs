@@ -60,7 +60,7 @@ impl Drop for Staged {
 }
 
 /// Makes a rename last through a loss of power; systems that cannot open a folder do so by themselves.
-fn sync_folder(folder: &Path) {
+pub(crate) fn sync_folder(folder: &Path) {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     if let Ok(folder) = File::open(folder) {
         let _ = folder.sync_all();

@@ -52,11 +52,10 @@ impl Tokenizer {
     /// # Errors
     /// When there is no template, it cannot be read, fails, calls `raise_exception` or does not come to an end.
     pub fn chat(&self, messages: &[Message], ending: Ending, variables: &Map<String, Json>) -> Result<String> {
-        let template = self.chat_template().ok_or_else(|| {
-            Error::value("chat template", "this model has none; give it the plain prompt")
-        })?;
-        let messages: Vec<Json> =
-            messages.iter().map(|m| json!({"role": m.role, "content": m.content})).collect();
+        let template = self
+            .chat_template()
+            .ok_or_else(|| Error::value("chat template", "this model has none; give it the plain prompt"))?;
+        let messages: Vec<Json> = messages.iter().map(|m| json!({"role": m.role, "content": m.content})).collect();
         let mut context = Map::new();
         context.insert("add_generation_prompt".to_owned(), (ending == Ending::Answer).into());
         context.insert("enable_thinking".to_owned(), self.thinking().is_some().into());
@@ -95,7 +94,10 @@ pub fn render(template: &str, context: &Json) -> Result<String> {
     let template = without_generation_tags(template);
     let text = environment.render_str(&template, value(context)).map_err(failed)?;
     if text.len() > LONGEST {
-        return Err(Error::value("chat template", format!("it wrote {} bytes, at most {LONGEST} are taken", text.len())));
+        return Err(Error::value(
+            "chat template",
+            format!("it wrote {} bytes, at most {LONGEST} are taken", text.len()),
+        ));
     }
     Ok(text)
 }
@@ -130,7 +132,7 @@ fn value(json: &Json) -> Value {
         },
         Json::String(s) => Value::from(s.as_str()),
         Json::Array(items) => items.iter().map(value).collect(),
-        Json::Object(map) => map.iter().map(|(key, item)| (key.clone(), value(item))).collect(),
+        Json::Object(map) => Value::from_pairs(map.iter().map(|(key, item)| (key.clone(), value(item)))),
     }
 }
 
@@ -144,7 +146,12 @@ fn to_json(x: &Value, options: Kwargs) -> std::result::Result<String, minijinja:
     Ok(text)
 }
 
-fn write_json(x: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> std::result::Result<(), minijinja::Error> {
+fn write_json(
+    x: &Value,
+    indent: Option<usize>,
+    depth: usize,
+    out: &mut String,
+) -> std::result::Result<(), minijinja::Error> {
     let line = |out: &mut String, depth: usize| {
         if let Some(indent) = indent {
             out.push('\n');
@@ -199,7 +206,17 @@ fn write_json(x: &Value, indent: Option<usize>, depth: usize, out: &mut String) 
 /// A moment in UTC, as C's `strftime` writes it; a letter that is not known stays as it is.
 fn strftime(format: &str, now: SystemTime) -> String {
     const MONTHS: [&str; 12] = [
-        "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
         "December",
     ];
     const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -267,9 +284,15 @@ mod tests {
             json!({"messages": messages}),
         );
         assert_eq!(text, "USER:hi;\nASSISTANT:yes;\n2assistant");
-        assert_eq!(rendered("{% for i in range(9) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", json!({})), "012");
+        assert_eq!(
+            rendered("{% for i in range(9) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", json!({})),
+            "012"
+        );
         assert_eq!(rendered("{% generation %}a{%- endgeneration %}", json!({})), "a");
-        assert_eq!(rendered("{{ x is defined }}{{ y is none }}{{ 'a' in 'cat' }}", json!({"y": null})), "falsetruetrue");
+        assert_eq!(
+            rendered("{{ x is defined }}{{ y is none }}{{ 'a' in 'cat' }}", json!({"y": null})),
+            "falsetruetrue"
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `config.json`: what kind of model, and its sizes.
 
-use alluvium_core::{Error, Result};
+use alluvium_core::{DType, Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::io::ErrorKind;
@@ -56,6 +56,31 @@ impl Config {
     /// Sets a key of the top level.
     pub fn set(&mut self, key: &str, value: impl Into<Value>) {
         self.root.insert(key.to_owned(), value.into());
+    }
+
+    /// Removes keys of the top level.
+    pub(crate) fn forget(&mut self, keys: &[&str]) {
+        self.root.retain(|key, _| !keys.contains(&key.as_str()));
+    }
+
+    /// Says the dtype of the weights where the configuration says one.
+    pub(crate) fn set_dtype(&mut self, dtype: DType) {
+        let name = match dtype {
+            DType::BF16 => "bfloat16",
+            DType::F16 => "float16",
+            _ => "float32",
+        };
+        let say = |part: &mut Map<String, Value>| {
+            for key in ["torch_dtype", "dtype"] {
+                if let Some(value) = part.get_mut(key) {
+                    *value = name.into();
+                }
+            }
+        };
+        if let Some(text) = self.root.get_mut("text_config").and_then(Value::as_object_mut) {
+            say(text);
+        }
+        say(&mut self.root);
     }
 
     /// The kind of model, as `model_type` names it.

@@ -5,7 +5,7 @@ use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -217,29 +217,148 @@ pub fn write(path: impl AsRef<Path>, tensors: &[(String, &Tensor)], metadata: &[
 pub(crate) fn stage(path: &Path, tensors: &[(String, &Tensor)], metadata: &[(String, String)]) -> Result<Staged> {
     let mut order: Vec<&(String, &Tensor)> = tensors.iter().collect();
     order.sort_by(|a, b| a.0.cmp(&b.0));
-    if let Some(pair) = order.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        return Err(Error::file(path, format!("two tensors are called `{}`", pair[0].0)));
-    }
-    let mut header = Map::new();
-    if !metadata.is_empty() {
-        let metadata: Map<String, Value> = metadata.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
-        header.insert("__metadata__".to_owned(), metadata.into());
-    }
-    let mut at = 0;
-    for (name, tensor) in &order {
-        let end = at + tensor.elements() * tensor.dtype().size();
-        let entry = json!({"dtype": tensor.dtype().to_string().to_uppercase(), "shape": tensor.shape().dims(), "data_offsets": [at, end]});
-        header.insert(name.clone(), entry);
-        at = end;
-    }
-    let mut header = Value::from(header).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
+    let pieces: Vec<Piece> =
+        order.iter().map(|(name, t)| Piece { name: name.clone(), dtype: t.dtype(), shape: t.shape() }).collect();
+    let header = header(path, &pieces, metadata)?;
     Staged::write(path, |out| {
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         for (_, tensor) in order {
             out.write_all(&tensor.to_bytes().map_err(std::io::Error::other)?)?;
         }
         Ok(())
     })
+}
+
+/// What a header says of a tensor that is to be written.
+pub(crate) trait Described {
+    fn name(&self) -> &str;
+    fn dtype(&self) -> String;
+    fn axes(&self) -> &[usize];
+    fn bytes(&self) -> usize;
+}
+
+/// A tensor that is to be written later.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    pub(crate) name: String,
+    pub(crate) dtype: DType,
+    pub(crate) shape: Shape,
+}
+
+impl Piece {
+    pub(crate) fn bytes(&self) -> usize {
+        self.shape.elements() * self.dtype.size()
+    }
+}
+
+impl Described for Piece {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn dtype(&self) -> String {
+        self.dtype.to_string().to_uppercase()
+    }
+    fn axes(&self) -> &[usize] {
+        self.shape.dims()
+    }
+    fn bytes(&self) -> usize {
+        Piece::bytes(self)
+    }
+}
+
+/// Bytes of any dtype of the format.
+#[derive(Clone, Debug)]
+pub(crate) struct Raw {
+    pub(crate) name: String,
+    pub(crate) dtype: &'static str,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Raw {
+    /// A tensor's.
+    pub(crate) fn of(name: String, tensor: &Tensor) -> Result<Self> {
+        let dtype = match tensor.dtype() {
+            DType::F32 => "F32",
+            DType::F16 => "F16",
+            DType::BF16 => "BF16",
+            DType::U32 => "U32",
+            DType::U8 => "U8",
+        };
+        Ok(Raw { name, dtype, shape: tensor.shape().to_vec(), bytes: tensor.to_bytes()? })
+    }
+}
+
+impl Described for Raw {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn dtype(&self) -> String {
+        self.dtype.to_owned()
+    }
+    fn axes(&self) -> &[usize] {
+        &self.shape
+    }
+    fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// The length and the header of a file whose data follow in the order of `pieces`.
+pub(crate) fn header<P: Described>(path: &Path, pieces: &[P], metadata: &[(String, String)]) -> Result<Vec<u8>> {
+    let mut entries = BTreeMap::new();
+    let mut at = 0;
+    for piece in pieces {
+        let end = at + piece.bytes();
+        let entry = json!({"dtype": piece.dtype(), "shape": piece.axes(), "data_offsets": [at, end]});
+        if entries.insert(piece.name(), entry).is_some() {
+            return Err(Error::file(path, format!("two tensors are called `{}`", piece.name())));
+        }
+        at = end;
+    }
+    let mut header = Map::new();
+    if !metadata.is_empty() {
+        let metadata: Map<String, Value> = metadata.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
+        header.insert("__metadata__".to_owned(), metadata.into());
+    }
+    header.extend(entries.into_iter().map(|(name, entry)| (name.to_owned(), entry)));
+    let mut header = Value::from(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok([&(header.len() as u64).to_le_bytes()[..], &header].concat())
+}
+
+/// A file that is written tensor by tensor.
+pub(crate) struct Shard {
+    path: PathBuf,
+    out: BufWriter<fs::File>,
+    left: std::vec::IntoIter<Piece>,
+}
+
+impl Shard {
+    /// Creates the file and writes its header.
+    pub(crate) fn create(path: &Path, pieces: &[Piece], metadata: &[(String, String)]) -> Result<Self> {
+        let header = header(path, pieces, metadata)?;
+        let file = fs::File::create(path).map_err(Error::io(path, "write"))?;
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        out.write_all(&header).map_err(Error::io(path, "write"))?;
+        Ok(Shard { path: path.to_owned(), out, left: pieces.to_vec().into_iter() })
+    }
+
+    /// Writes the next tensor, which must be the one that the header says.
+    pub(crate) fn append(&mut self, tensor: &Tensor) -> Result<()> {
+        match self.left.next() {
+            Some(piece) if (piece.dtype, piece.shape) == (tensor.dtype(), tensor.shape()) => {}
+            other => return Err(Error::value("convert", format!("{tensor:?} came in the place of {other:?}"))),
+        }
+        self.out.write_all(&tensor.to_bytes()?).map_err(Error::io(&self.path, "write"))
+    }
+
+    /// Ends the file once all tensors are written.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        if let Some(piece) = self.left.next() {
+            return Err(Error::value("convert", format!("`{}` was not written", piece.name)));
+        }
+        self.out.flush().map_err(Error::io(&self.path, "write"))?;
+        self.out.get_ref().sync_all().map_err(Error::io(&self.path, "write"))
+    }
 }

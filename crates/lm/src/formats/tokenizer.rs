@@ -2,7 +2,7 @@
 
 use super::atomic::Staged;
 use super::config::{Config, token_ids};
-use super::tokenizer_json;
+use super::tokenizer_json::{self, Affixes};
 use crate::checkpoint::pretty;
 use alluvium_core::{Error, Result};
 use serde_json::{Value, json};
@@ -26,6 +26,7 @@ const WORDS: &str = concat!(
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    affixes: Affixes,
     json: String,
     config: Value,
     generation: Value,
@@ -76,7 +77,7 @@ impl Tokenizer {
     }
 
     fn parse(json: String, file: &Path) -> Result<Self> {
-        let inner =
+        let (inner, affixes) =
             tokenizer_json::build(&json).map_err(|e| Error::file(file, format!("not a tokenizer known here: {e}")))?;
         let config = json!({
             "tokenizer_class": "Qwen2Tokenizer",
@@ -85,7 +86,7 @@ impl Tokenizer {
             "pad_token": END_OF_TEXT,
             "unk_token": null,
         });
-        Ok(Tokenizer { inner, json, config, generation: Value::Null, template: None, eos: vec![] })
+        Ok(Tokenizer { inner, affixes, json, config, generation: Value::Null, template: None, eos: vec![] })
     }
 
     /// The given ids, or that of the token which the tokenizer's own configuration names.
@@ -132,7 +133,28 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self.inner.encode_fast(text, true).map_err(failed)?.get_ids().to_vec())
+        let Affixes { before, after } = &self.affixes;
+        Ok([&before[..], &self.encode_plain(text)?[..], &after[..]].concat())
+    }
+
+    /// As [`Tokenizer::encode`], but nothing is added in front or behind: for text that a template made.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.inner.encode_fast(text, false).map_err(failed)?.get_ids().to_vec())
+    }
+
+    /// The tags around what the model thinks, where its vocabulary has them.
+    pub fn thinking(&self) -> Option<[&'static str; 2]> {
+        let known = [["<think>", "</think>"], ["<longcat_think>", "</longcat_think>"]];
+        known.into_iter().find(|tags| tags.iter().all(|tag| self.token_id(tag).is_some()))
+    }
+
+    /// A special token, by its key in `tokenizer_config.json`: `eos_token`.
+    pub(crate) fn special(&self, key: &str) -> Option<&str> {
+        let token = self.config.get(key)?;
+        token.as_str().or_else(|| token["content"].as_str())
     }
 
     /// The text of token ids. Special tokens are left out; bytes that are no UTF-8 become U+FFFD.
@@ -165,7 +187,12 @@ impl Tokenizer {
 
     /// The Jinja template that turns messages into a prompt, where there is one.
     pub fn chat_template(&self) -> Option<&str> {
-        self.template.as_deref().or_else(|| self.config.get("chat_template").and_then(Value::as_str))
+        self.template.as_deref().or_else(|| match self.config.get("chat_template")? {
+            Value::Array(named) => {
+                named.iter().find(|entry| entry["name"] == "default").or(named.first())?["template"].as_str()
+            }
+            template => template.as_str(),
+        })
     }
 
     /// Writes `tokenizer.json` and the files beside it.

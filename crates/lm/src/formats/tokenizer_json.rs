@@ -32,7 +32,7 @@ const PARTS: usize = 32;
 
 /// Builds a tokenizer from the text of a `tokenizer.json`. Padding and truncation in it say nothing here: texts are
 /// tokenized one by one and whole.
-pub(super) fn build(json: &str) -> Checked<Tokenizer> {
+pub(super) fn build(json: &str) -> Checked<(Tokenizer, Affixes)> {
     let file: File = serde_json::from_str(json).map_err(|e| e.to_string())?;
     let mut tokenizer = Tokenizer::new(file.model.build()?);
     if let Some(part) = file.normalizer {
@@ -44,10 +44,17 @@ pub(super) fn build(json: &str) -> Checked<Tokenizer> {
         }
         tokenizer.with_pre_tokenizer(Some(part.build()?));
     }
-    // the only processor that is known moves offsets, which nobody here asks for
+    let affixes = file.post_processor.map(PostProcessor::affixes).transpose()?.unwrap_or_default();
     tokenizer.with_decoder(file.decoder.map(Decoder::build));
     add(&mut tokenizer, file.added_tokens)?;
-    Ok(tokenizer)
+    Ok((tokenizer, affixes))
+}
+
+/// Tokens that every text begins and ends with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Affixes {
+    pub(super) before: Vec<u32>,
+    pub(super) after: Vec<u32>,
 }
 
 /// Adds tokens that are matched before the text is cut.
@@ -77,9 +84,7 @@ struct File {
     added_tokens: Vec<Added>,
     normalizer: Option<Normalizer>,
     pre_tokenizer: Option<PreTokenizer>,
-    // read for its type alone
-    #[serde(rename = "post_processor")]
-    _post_processor: Option<PostProcessor>,
+    post_processor: Option<PostProcessor>,
     decoder: Option<Decoder>,
     model: Bpe,
 }
@@ -191,7 +196,68 @@ fn bounded(pattern: &SplitPattern) -> Checked<()> {
 #[derive(Deserialize)]
 #[serde(tag = "type")]
 enum PostProcessor {
+    /// Moves offsets, which nobody here asks for.
     ByteLevel(#[allow(dead_code)] Bytes),
+    TemplateProcessing {
+        single: Vec<Piece>,
+        special_tokens: HashMap<String, Special>,
+    },
+    Sequence {
+        processors: Vec<PostProcessor>,
+    },
+}
+
+/// A part of the template that a text is put into.
+#[derive(Deserialize)]
+enum Piece {
+    Sequence {
+        #[serde(rename = "id")]
+        _id: String,
+    },
+    SpecialToken {
+        id: String,
+    },
+}
+
+#[derive(Deserialize)]
+struct Special {
+    ids: Vec<u32>,
+}
+
+impl PostProcessor {
+    fn affixes(self) -> Checked<Affixes> {
+        match self {
+            PostProcessor::ByteLevel(_) => Ok(Affixes::default()),
+            PostProcessor::TemplateProcessing { single, special_tokens } => {
+                let (mut affixes, mut texts) = (Affixes::default(), 0);
+                for piece in single {
+                    let Piece::SpecialToken { id } = piece else {
+                        texts += 1;
+                        continue;
+                    };
+                    let token = special_tokens.get(&id);
+                    let token =
+                        token.ok_or_else(|| format!("the template's token `{id}` is not among its special_tokens"))?;
+                    let side = if texts == 0 { &mut affixes.before } else { &mut affixes.after };
+                    side.extend(&token.ids);
+                }
+                match texts {
+                    1 => Ok(affixes),
+                    texts => Err(format!("the template has {texts} places for a text, 1 is taken")),
+                }
+            }
+            PostProcessor::Sequence { processors } => {
+                let mut all = Affixes::default();
+                // each wraps what those before it made
+                for processor in processors {
+                    let Affixes { before, after } = processor.affixes()?;
+                    all.before = [before, all.before].concat();
+                    all.after.extend(after);
+                }
+                Ok(all)
+            }
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -342,17 +408,30 @@ mod tests {
 
     #[test]
     fn a_text_is_neither_padded_nor_cut_whatever_the_file_says() {
-        let tokenizer = build(&whole().to_string()).unwrap();
+        let (tokenizer, _) = build(&whole().to_string()).unwrap();
         let ids = tokenizer.encode_fast("abba<end>", true).unwrap();
         assert_eq!(ids.get_ids(), [2, 1, 0, 3]);
         assert_eq!(tokenizer.decode(ids.get_ids(), false).unwrap(), "abba<end>");
     }
 
     #[test]
+    fn a_template_says_what_texts_begin_and_end_with() {
+        let mut json = whole();
+        let bytes = json["post_processor"].take();
+        let token = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+        let single = [token("<begin>"), json!({"Sequence": {"id": "A", "type_id": 0}}), token("<end>")];
+        let tokens = json!({"<begin>": {"id": "<begin>", "ids": [7], "tokens": ["<begin>"]}, "<end>": {"id": "<end>", "ids": [3], "tokens": ["<end>"]}});
+        let template = json!({"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": tokens});
+        json["post_processor"] = json!({"type": "Sequence", "processors": [bytes, template]});
+        let (_, affixes) = build(&json.to_string()).unwrap();
+        assert_eq!(affixes, Affixes { before: vec![7], after: vec![3] });
+    }
+
+    #[test]
     fn merges_may_be_lines_and_the_model_may_say_no_type() {
         let mut json = whole();
         json["model"] = json!({"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]});
-        let tokenizer = build(&json.to_string()).unwrap();
+        let (tokenizer, _) = build(&json.to_string()).unwrap();
         assert_eq!(tokenizer.encode_fast("ab", true).unwrap().get_ids(), [2]);
     }
 
@@ -369,7 +448,12 @@ mod tests {
             ("/model/type", json!("Unigram"), "its model is `Unigram`; BPE is known"),
             ("/added_tokens/0/id", json!(7), "the added token `<end>` cannot have id 7"),
             ("/decoder", json!({"type": "Strip", "content": "a", "start": 0, "stop": 9}), "unknown variant `Strip`"),
-            ("/post_processor", json!({"type": "TemplateProcessing"}), "unknown variant `TemplateProcessing`"),
+            ("/post_processor", json!({"type": "RobertaProcessing"}), "unknown variant `RobertaProcessing`"),
+            (
+                "/post_processor",
+                json!({"type": "TemplateProcessing", "single": [], "special_tokens": {}}),
+                "has 0 places",
+            ),
             ("/pre_tokenizer", json!({"type": "FixedLength", "length": 0}), "unknown variant `FixedLength`"),
             ("/pre_tokenizer", split("(?:(?=a)b){1000000000}"), "the counts of a pattern multiply to more than 100"),
             ("/pre_tokenizer", split(r"((\p{L}{10}){10}){10}"), "the counts of a pattern multiply to more than 100"),

@@ -1,8 +1,11 @@
 //! The models, one file each, named by the `model_type` of their `config.json`.
 
+mod hybrid;
 mod llama;
 mod qwen3;
 pub mod qwen3_5;
+mod qwen3_5_moe;
+mod qwen3_next;
 mod rotary;
 
 use crate::cache::Cache;
@@ -72,6 +75,10 @@ pub struct ModelType {
     pub name: &'static str,
     build: fn(&Config, Builder) -> Result<Box<dyn LanguageModel>>,
     sanitize: Sanitize,
+    /// Ends of names whose tensors keep their dtype when a model is converted to another one.
+    pub keeps_dtype: &'static [&'static str],
+    /// Ends of modules' names that a quantised model has in 8 bits: routers, whose errors would choose other experts.
+    pub sensitive: &'static [&'static str],
 }
 
 impl std::fmt::Debug for ModelType {
@@ -83,10 +90,15 @@ impl std::fmt::Debug for ModelType {
 /// The one table of models, by `model_type`.
 #[rustfmt::skip]
 pub static MODELS: &[ModelType] = &[
-    ModelType { name: "llama", build: llama::build, sanitize: layout::plain },
-    ModelType { name: "qwen3", build: qwen3::build, sanitize: layout::plain },
-    ModelType { name: "qwen3_5", build: qwen3_5::build, sanitize: qwen3_5::sanitize },
+    ModelType { name: "llama", build: llama::build, sanitize: layout::plain, keeps_dtype: &[], sensitive: &[] },
+    ModelType { name: "qwen3", build: qwen3::build, sanitize: layout::plain, keeps_dtype: &[], sensitive: &[] },
+    ModelType { name: "qwen3_5", build: qwen3_5::build, sanitize: qwen3_5::sanitize, keeps_dtype: &["A_log"], sensitive: ROUTERS },
+    ModelType { name: "qwen3_5_moe", build: qwen3_5_moe::build, sanitize: qwen3_5_moe::sanitize, keeps_dtype: &["A_log"], sensitive: ROUTERS },
+    ModelType { name: "qwen3_next", build: qwen3_next::build, sanitize: qwen3_next::sanitize, keeps_dtype: &[], sensitive: ROUTERS },
 ];
+
+/// What chooses experts and weighs the one that all share.
+const ROUTERS: &[&str] = &["mlp.gate", "shared_expert_gate"];
 
 impl ModelType {
     /// The type of model that a configuration describes.

@@ -4,8 +4,9 @@ use super::attention::AttentionSizes;
 use super::build::Builder;
 use super::gated_delta_net::DeltaSizes;
 use super::mlp::MlpSizes;
+use super::moe::MixtureSizes;
 use super::params::{Parameters, join};
-use super::{Ablation, Attention, Embedding, GatedDeltaNet, Linear, Mlp, RmsNorm, Weight};
+use super::{Ablation, Attention, Embedding, GatedDeltaNet, Linear, Mixture, Mlp, RmsNorm, Weight};
 use crate::cache::{AttentionCache, Cache, DeltaCache, LayerCache};
 use crate::formats::config::Config;
 use crate::models::{Batch, Keep, LanguageModel, batch_of_at_least_one};
@@ -74,6 +75,8 @@ pub enum MixerSizes {
 pub enum FeedForwardSizes {
     /// By one MLP for every token.
     Dense(MlpSizes),
+    /// By experts that each token chooses.
+    Mixture(MixtureSizes),
 }
 
 /// The deviation of projections that add to the residual stream: 2 of them a layer, so their sum keeps its size.
@@ -114,6 +117,8 @@ pub enum Mixer {
 pub enum FeedForward {
     /// One MLP for every token.
     Dense(Mlp),
+    /// Experts that each token chooses.
+    Mixture(Mixture),
 }
 
 impl Parameters for Mixer {
@@ -136,12 +141,14 @@ impl Parameters for FeedForward {
     fn visit<'a>(&'a self, prefix: &str, f: &mut dyn FnMut(String, &'a Tensor)) {
         match self {
             FeedForward::Dense(mlp) => mlp.visit(prefix, f),
+            FeedForward::Mixture(mixture) => mixture.visit(prefix, f),
         }
     }
 
     fn visit_mut<'a>(&'a mut self, prefix: &str, f: &mut dyn FnMut(String, &'a mut Tensor)) {
         match self {
             FeedForward::Dense(mlp) => mlp.visit_mut(prefix, f),
+            FeedForward::Mixture(mixture) => mixture.visit_mut(prefix, f),
         }
     }
 }
@@ -194,6 +201,7 @@ impl Layer {
             post_attention_layernorm: RmsNorm::build(b.at("post_attention_layernorm"), width, eps)?,
             mlp: match &layer.feed_forward {
                 FeedForwardSizes::Dense(sizes) => FeedForward::Dense(Mlp::build(b.at("mlp"), sizes)?),
+                FeedForwardSizes::Mixture(sizes) => FeedForward::Mixture(Mixture::build(b.at("mlp"), sizes)?),
             },
         })
     }
@@ -221,6 +229,7 @@ impl Layer {
         let normed = self.post_attention_layernorm.forward(x)?;
         let fed = match &self.mlp {
             FeedForward::Dense(mlp) => mlp.forward(&normed)?,
+            FeedForward::Mixture(mixture) => mixture.forward(&normed)?,
         };
         add(x, &fed)
     }

@@ -2,15 +2,29 @@
 
 use super::build::{Builder, Init};
 use super::params::{Parameters, join};
-use alluvium_core::{DType, Device, Result, Shape, Tensor};
-use alluvium_ops::{cast, embedding, linear};
+use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
+use alluvium_ops::{
+    Packing, Quantized, cast, embedding, grouped_matmul, linear, quantized_embedding, quantized_grouped_matmul,
+    quantized_matmul,
+};
 
-/// A matrix `[O, I]`, or one for each expert `[E, O, I]`, in the dtype that the file has. It is never copied to another
-/// one: operations widen it as they read.
+/// A matrix `[O, I]`, or one for each expert `[E, O, I]`, as the file has it. It is never copied to another dtype: operations
+/// widen it as they read.
 #[derive(Clone, Debug)]
 pub enum Weight {
     /// Plain numbers: f32, f16 or bf16.
     Dense(Tensor),
+    /// Packed numbers, as MLX packs them.
+    Quantized {
+        /// The codes, u32, `[.., O, I · bits / 32]`.
+        w: Tensor,
+        /// A scale for each group, `[.., O, I / group]`.
+        scales: Tensor,
+        /// A bias for each group, where the packing has them.
+        biases: Option<Tensor>,
+        /// How the codes are packed.
+        packing: Packing,
+    },
 }
 
 impl Weight {
@@ -22,26 +36,57 @@ impl Weight {
         b.weight(shape, Init::Normal(deviation))
     }
 
+    /// The packed numbers, borrowed; none where they are plain.
+    pub fn quantized(&self) -> Option<Quantized<'_>> {
+        match self {
+            Weight::Dense(_) => None,
+            Weight::Quantized { w, scales, biases, packing } => {
+                Some(Quantized { w, scales, biases: biases.as_ref(), packing: *packing })
+            }
+        }
+    }
+
     /// `x · wᵀ`: `[.., I]` to `[.., O]`, in the dtype of `x`.
     ///
     /// # Errors
-    /// As [`linear`].
+    /// As [`linear`] and [`quantized_matmul`].
     pub fn linear(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Weight::Dense(w) => linear(x, w),
+            Weight::Quantized { w, scales, biases, packing } => {
+                let q = Quantized { w, scales, biases: biases.as_ref(), packing: *packing };
+                quantized_matmul(x, &q)
+            }
+        }
+    }
+
+    /// For each row of `x` the products with the experts that it chose, `experts [N, K]`: `[N, K, O]`. `x` is `[N, I]`, or
+    /// `[N, K, I]` with a row for each choice.
+    ///
+    /// # Errors
+    /// As [`grouped_matmul`] and [`quantized_grouped_matmul`].
+    pub fn grouped(&self, x: &Tensor, experts: &Tensor) -> Result<Tensor> {
+        match self {
+            Weight::Dense(w) => grouped_matmul(x, w, experts),
+            Weight::Quantized { w, scales, biases, packing } => {
+                let q = Quantized { w, scales, biases: biases.as_ref(), packing: *packing };
+                quantized_grouped_matmul(x, &q, experts)
+            }
         }
     }
 
     /// The rows that `ids` name, `[.., I]`, in f32.
     ///
     /// # Errors
-    /// As [`embedding`].
+    /// As [`embedding`] and [`quantized_embedding`].
     pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
         match self {
-            Weight::Dense(w) => match w.dtype() {
-                DType::F32 => embedding(w, ids),
-                _ => cast(&embedding(w, ids)?, DType::F32),
-            },
+            Weight::Dense(w) if w.dtype() == DType::F32 => embedding(w, ids),
+            Weight::Dense(w) => cast(&embedding(w, ids)?, DType::F32),
+            Weight::Quantized { w, scales, biases, packing } => {
+                let q = Quantized { w, scales, biases: biases.as_ref(), packing: *packing };
+                quantized_embedding(&q, ids, DType::F32)
+            }
         }
     }
 
@@ -52,20 +97,29 @@ impl Weight {
     pub fn dense(&self) -> Result<&Tensor> {
         match self {
             Weight::Dense(w) => Ok(w),
+            Weight::Quantized { packing, .. } => {
+                let why =
+                    format!("a plain weight is needed, this one is {packing:?}; convert the model with --dequantize");
+                Err(Error::value("weight", why))
+            }
         }
     }
 
-    /// The lengths of the axes, in elements.
+    /// The lengths of the axes, in numbers.
     pub fn shape(&self) -> Shape {
         match self {
             Weight::Dense(w) => w.shape(),
+            Weight::Quantized { w, packing, .. } => {
+                let shape = w.shape();
+                shape.with(shape.rank().saturating_sub(1), shape.last() * 32 / packing.bits().max(1))
+            }
         }
     }
 
     /// Where it lives.
     pub fn device(&self) -> &Device {
         match self {
-            Weight::Dense(w) => w.device(),
+            Weight::Dense(w) | Weight::Quantized { w, .. } => w.device(),
         }
     }
 }
@@ -74,12 +128,22 @@ impl Parameters for Weight {
     fn visit<'a>(&'a self, prefix: &str, f: &mut dyn FnMut(String, &'a Tensor)) {
         match self {
             Weight::Dense(w) => f(join(prefix, "weight"), w),
+            Weight::Quantized { w, scales, biases, .. } => {
+                f(join(prefix, "weight"), w);
+                f(join(prefix, "scales"), scales);
+                biases.visit(&join(prefix, "biases"), f);
+            }
         }
     }
 
     fn visit_mut<'a>(&'a mut self, prefix: &str, f: &mut dyn FnMut(String, &'a mut Tensor)) {
         match self {
             Weight::Dense(w) => f(join(prefix, "weight"), w),
+            Weight::Quantized { w, scales, biases, .. } => {
+                f(join(prefix, "weight"), w);
+                f(join(prefix, "scales"), scales);
+                biases.visit_mut(&join(prefix, "biases"), f);
+            }
         }
     }
 }

@@ -1,0 +1,49 @@
+use super::DeviceArg;
+use super::generate::{text_or_stdin, tokenizer};
+use crate::output::bytes;
+use alluvium::lm::formats::chat::{Ending, Message};
+use alluvium::lm::formats::prompt_cache;
+use alluvium::lm::{Session, load};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Keep what a model remembers of a prompt in a file, for `generate --prompt-cache-file`; mlx-lm reads it, too
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Folder with config.json, tokenizer.json and the safetensors files
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The prompt; - or nothing reads it from standard input
+    #[arg(long, short, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// File to write
+    #[arg(long, value_name = "FILE")]
+    prompt_cache_file: PathBuf,
+    #[command(flatten)]
+    device: DeviceArg,
+}
+
+pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    let device = args.device.open()?;
+    let prompt = text_or_stdin(args.prompt.as_deref())?;
+    let loaded = load(&args.model, &device)?;
+    let tokenizer = tokenizer(loaded.tokenizer, &args.model)?;
+    let ids = match tokenizer.chat_template() {
+        Some(_) => {
+            let messages = [Message::new("user", prompt)];
+            tokenizer.encode_plain(&tokenizer.chat(&messages, Ending::Continue, &serde_json::Map::new())?)?
+        }
+        None => tokenizer.encode(&prompt)?,
+    };
+    let mut session = Session::new(loaded.model.as_ref())?;
+    session.read(&ids)?;
+    let about = BTreeMap::from([
+        ("model".to_owned(), args.model.display().to_string()),
+        ("tokenizer_config".to_owned(), "{}".to_owned()),
+    ]);
+    prompt_cache::save(&args.prompt_cache_file, session.cache(), &about)?;
+    let size = bytes(session.cache().bytes());
+    writeln!(out, "{}: {} tokens, {size}", args.prompt_cache_file.display(), ids.len())?;
+    Ok(())
+}

@@ -1,0 +1,133 @@
+use crate::output::{bar, bytes, count};
+use alluvium::DType;
+use alluvium::lm::formats::quantization::packing_of;
+use alluvium::lm::{Change, Mixed, Scheme, convert};
+use anyhow::{Context, anyhow, bail};
+use clap::ValueEnum;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Write a model in the layout of MLX: from that of transformers, in another dtype, quantised or plain
+///
+/// One tensor is in memory at a time.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Folder of the model
+    #[arg(long, visible_alias = "model", value_name = "DIR")]
+    hf_path: PathBuf,
+    /// New folder; it must not exist
+    #[arg(long, value_name = "DIR", default_value = "mlx_model")]
+    mlx_path: PathBuf,
+    /// Quantise the matrices
+    #[arg(long, short, conflicts_with = "dequantize")]
+    quantize: bool,
+    #[command(flatten)]
+    packing: PackingArgs,
+    /// Type of what is not quantised; else that of the configuration's torch_dtype, or what it is
+    #[arg(long)]
+    dtype: Option<Dtype>,
+    /// Make a quantised model plain
+    #[arg(long, short)]
+    dequantize: bool,
+}
+
+/// How matrices are quantised.
+#[derive(clap::Args)]
+pub(crate) struct PackingArgs {
+    /// Bits of a number: 1, 2, 3, 4, 5, 6 or 8 [default: 4]
+    #[arg(long, value_name = "N")]
+    q_bits: Option<usize>,
+    /// Numbers that share a scale: 32, 64 or 128 [default: 64]
+    #[arg(long, value_name = "N")]
+    q_group_size: Option<usize>,
+    /// Format: affine, mxfp4, nvfp4 or mxfp8
+    #[arg(long, value_name = "MODE", default_value = "affine")]
+    q_mode: String,
+    /// Recipe that gives some layers more bits: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6
+    #[arg(long, value_name = "RECIPE")]
+    quant_predicate: Option<String>,
+    /// Modules with bits of their own: PART=BITS, PART=BITS:GROUP, PART=MODE or PART=none, where PART is in their names;
+    /// may be given several times, the first that fits holds
+    #[arg(long, value_name = "PART=BITS")]
+    q_layer: Vec<String>,
+}
+
+/// A floating type.
+#[derive(Clone, Copy, ValueEnum)]
+enum Dtype {
+    Float16,
+    Bfloat16,
+    Float32,
+}
+
+impl PackingArgs {
+    pub(crate) fn scheme(&self) -> anyhow::Result<Scheme> {
+        let packing = packing_of(&self.q_mode, self.q_bits, self.q_group_size).map_err(|why| anyhow!(why))?;
+        let mut scheme = Scheme::of(packing);
+        if let Some(name) = &self.quant_predicate {
+            let known = Mixed::NAMES.iter().find(|(known, _)| known == name);
+            scheme.mixed = Some(known.with_context(|| format!("there is no recipe `{name}`"))?.1);
+        }
+        for layer in &self.q_layer {
+            let (part, how) =
+                layer.split_once('=').with_context(|| format!("--q-layer {layer}: expected PART=BITS"))?;
+            let (bits, group) = how.split_once(':').map_or((how, None), |(bits, group)| (bits, Some(group)));
+            let group = group.map(str::parse).transpose().with_context(|| format!("--q-layer {layer}"))?;
+            let packing = match (bits, bits.parse::<usize>()) {
+                ("none", _) => None,
+                (_, Ok(bits)) => Some(packing_of("affine", Some(bits), group.or(self.q_group_size))),
+                (mode, Err(_)) => Some(packing_of(mode, None, group)),
+            };
+            scheme
+                .modules
+                .push((part.to_owned(), packing.transpose().map_err(|why| anyhow!("--q-layer {layer}: {why}"))?));
+        }
+        Ok(scheme)
+    }
+}
+
+pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    let scheme = args.packing.scheme()?;
+    let change = match (args.quantize, args.dequantize) {
+        (true, _) => Change::Quantize(scheme),
+        (_, true) => Change::Dequantize,
+        _ if args.packing.q_bits.is_some()
+            || args.packing.quant_predicate.is_some()
+            || !args.packing.q_layer.is_empty() =>
+        {
+            bail!("bits are for a model that is quantised; add -q")
+        }
+        _ => Change::None,
+    };
+    let dtype = args.dtype.map(|dtype| match dtype {
+        Dtype::Float16 => DType::F16,
+        Dtype::Bfloat16 => DType::BF16,
+        Dtype::Float32 => DType::F32,
+    });
+    write(&args.hf_path, &args.mlx_path, dtype, &change, out)
+}
+
+pub(crate) fn write(
+    from: &Path,
+    to: &Path,
+    dtype: Option<DType>,
+    change: &Change,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let progress = bar(0, 0);
+    let converted = convert(from, to, dtype, change, &mut |done, all| {
+        progress.set_length(all as u64);
+        progress.set_position(done as u64);
+    })?;
+    progress.finish_and_clear();
+    writeln!(
+        out,
+        "{}: {} parameters in {}, {:.3} bits per weight, {} modules quantised",
+        to.display(),
+        count(converted.parameters as f64),
+        bytes(converted.bytes),
+        converted.bits_per_weight(),
+        converted.packed,
+    )?;
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Checkpoints of others: what the commands do with them for someone who uses them as the help says.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use common::{Place, refused_with, said, text};
+use serde_json::Value;
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
+
+fn fixture(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name).display().to_string()
+}
+
+#[test]
+fn a_plain_prompt_and_a_chat_are_continued_as_mlx_lm_does() {
+    let place = Place::new();
+    let model = fixture("models/qwen3_5-bf16-q4g64");
+    let args =
+        ["generate", "--model", &model, "--ignore-chat-template", "-m", "32", "-p", "The gated delta rule writes"];
+    let out = said(&mut place.alluvium(&args));
+    assert_eq!(out.trim(), "a correction to memory: it reads what the state already predicts for");
+    let model = fixture("models/qwen3_next-q4g64");
+    let mut child = place
+        .alluvium(&["generate", "--model", &model, "--prompt", "-", "-m", "8"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"hello\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(text(&output.stdout).trim(), "reads what the state a");
+}
+
+#[test]
+fn a_cached_prompt_is_gone_on_from() {
+    let place = Place::new();
+    let model = fixture("models/qwen3_5-f32");
+    let out = said(&mut place.alluvium(&[
+        "cache_prompt",
+        "--model",
+        &model,
+        "-p",
+        "The gated delta rule",
+        "--prompt-cache-file",
+        "c.safetensors",
+    ]));
+    assert!(out.starts_with("c.safetensors: 16 tokens"), "{out}");
+    for cache in ["c.safetensors", &fixture("cli/prompt_cache.safetensors")] {
+        let args = ["generate", "--model", &model, "--prompt-cache-file", cache, "-p", " writes", "-m", "8"];
+        assert_eq!(said(&mut place.alluvium(&args)).trim(), "state @ k) * b");
+    }
+}
+
+#[test]
+fn probabilities_are_told_as_json() {
+    let place = Place::new();
+    let args = ["generate", "--model", &fixture("models/llama-f32"), "--json", "--logprobs", "3", "-m", "5", "-p", "T"];
+    let out: Value = serde_json::from_str(&said(place.alluvium(&args).arg("--ignore-chat-template"))).unwrap();
+    assert_eq!(out["tokens"].as_array().unwrap().len(), 5);
+    assert_eq!(out["finish_reason"], "length");
+    let first = &out["logprobs"][0];
+    assert_eq!(first["top"].as_array().unwrap().len(), 3);
+    assert_eq!((&first["top"][0][0], &first["top"][0][1]), (&out["tokens"][0], &first["logprob"]));
+}
+
+#[test]
+fn a_chat_answers_forgets_and_ends() {
+    let place = Place::new();
+    let mut child = place
+        .alluvium(&["chat", "--model", &fixture("models/qwen3_next-q4g64"), "-m", "8"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"hello\nhello\n/reset\nhello\n/nothing\n/exit\nhello\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (out, errors) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{errors}");
+    let answers: Vec<&str> = out.lines().collect();
+    assert_eq!(answers.len(), 3, "{out}");
+    assert_eq!(answers[0], answers[2], "after /reset the same is answered: {out}");
+    assert!(errors.contains("there is no /nothing; there are /reset, /system TEXT and /exit"), "{errors}");
+}
+
+#[test]
+fn a_model_is_converted_quantised_described_and_measured() {
+    let place = Place::new();
+    let (hf, golden) = (fixture("models/qwen3_5-f32-hf"), fixture("models/qwen3_5-q4g64"));
+    let out = said(&mut place.alluvium(&["convert", "--hf-path", &hf, "--mlx-path", "new", "-q", "--q-bits", "4"]));
+    assert!(out.starts_with("new: ") && out.contains("5.583 bits per weight"), "{out}");
+    refused_with(&mut place.alluvium(&["convert", "--hf-path", &hf, "--mlx-path", "new"]), &["new: it exists already"]);
+    said(&mut place.alluvium(&["quantize", "--model", &hf, "--mlx-path", "other", "--q-layer", "lm_head=8:32"]));
+    let info = said(&mut place.alluvium(&["info", "other"]));
+    assert!(
+        info.contains("modules, 4 bits in groups of 64") && info.contains("1 modules, 8 bits in groups of 32"),
+        "{info}"
+    );
+    std::fs::write(place.path("text.txt"), "The gated delta rule writes a correction to memory: it reads.").unwrap();
+    let measured = |model: &str| {
+        let out = said(&mut place.alluvium(&["perplexity", "--model", model, "--data-path", "text.txt", "--json"]));
+        serde_json::from_str::<Value>(&out).unwrap()["perplexity"].as_f64().unwrap()
+    };
+    assert_eq!(measured("new"), measured(&golden));
+    assert!(measured("new") < 10.0);
+    said(&mut place.alluvium(&["convert", "--model", "new", "--mlx-path", "plain", "-d", "--dtype", "bfloat16"]));
+    assert!(said(&mut place.alluvium(&["info", "plain"])).contains("BF16"));
+}
+
+#[test]
+fn what_cannot_be_converted_is_refused_in_words() {
+    let place = Place::new();
+    let model = fixture("models/llama-f32");
+    let convert = |flags: &[&str], words: &[&str]| {
+        refused_with(place.alluvium(&["convert", "--model", &model, "--mlx-path", "new"]).args(flags), words);
+        assert!(!place.path("new").exists());
+    };
+    convert(&["--q-bits", "4"], &["bits are for a model that is quantised; add -q"]);
+    convert(&["-q", "--q-bits", "7"], &["7 bits, expected 1, 2, 3, 4, 5, 6 or 8"]);
+    convert(&["-q", "--q-mode", "mxfp4", "--q-bits", "8"], &["mxfp4 has 4 bits in groups of 32"]);
+    convert(&["-q", "--quant-predicate", "mixed_9_9"], &["there is no recipe `mixed_9_9`"]);
+    convert(&["-q", "--q-layer", "nothing=8"], &["no module has `nothing` in its name"]);
+    convert(&["-q", "-d"], &["--quantize", "cannot be used with"]);
+    refused_with(&mut place.alluvium(&["chat", "--model", "nowhere"]), &["nowhere"]);
+}

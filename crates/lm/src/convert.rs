@@ -1,0 +1,392 @@
+//! From one folder to another: the layout of transformers to that of MLX, other dtypes, quantised or plain again.
+//!
+//! A tensor is read, changed and written before the next one, so that a model needs no more memory than its largest
+//! matrix does.
+
+use crate::checkpoint::pretty;
+use crate::formats::atomic::sync_folder;
+use crate::formats::config::Config;
+use crate::formats::folder::INDEX;
+use crate::formats::layout::Recipe;
+use crate::formats::quantization::Quantization;
+use crate::formats::safetensors::{Piece, Shard};
+use crate::models::{self, ModelType};
+use crate::nn::Weight;
+use crate::nn::build::{Init, Source};
+use crate::nn::params::join;
+use crate::scheme::Scheme;
+use crate::weights::{Matrix, Weights};
+use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
+use alluvium_ops::{Packing, cast, dequantize};
+use serde_json::{Map, Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Bytes of a file of weights.
+const SHARD: usize = 5 << 30;
+
+/// What to make of a model's weights.
+#[derive(Clone, Debug, Default)]
+pub enum Change {
+    /// Nothing but the layout and the dtype.
+    #[default]
+    None,
+    /// Packs the matrices that are plain.
+    Quantize(Scheme),
+    /// Unpacks the matrices that are packed.
+    Dequantize,
+}
+
+/// What came of a conversion.
+#[derive(Clone, Debug)]
+pub struct Converted {
+    /// The numbers of the model, packed ones counted as such.
+    pub parameters: usize,
+    /// The bytes of its tensors.
+    pub bytes: usize,
+    /// The modules that are packed.
+    pub packed: usize,
+}
+
+impl Converted {
+    /// Bits that a number takes in the mean.
+    pub fn bits_per_weight(&self) -> f64 {
+        8.0 * self.bytes as f64 / self.parameters.max(1) as f64
+    }
+}
+
+/// Converts the model in `from` to a new folder `to`, in the layout of MLX. Floating numbers become `dtype`; where none is
+/// given, what `torch_dtype` of the configuration says, and else they stay. `progress` is told how many of how many
+/// tensors are done.
+///
+/// The folder is written beside and renamed: it is there whole or not at all.
+///
+/// # Errors
+/// When `to` exists, or as [`load`](crate::load).
+pub fn convert(
+    from: &Path,
+    to: &Path,
+    dtype: Option<DType>,
+    change: &Change,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Converted> {
+    if to.exists() {
+        return Err(Error::file(to, "it exists already; choose another folder or remove it"));
+    }
+    let config = Config::read(from)?;
+    let dtype = dtype.or_else(|| said_dtype(&config));
+    let plan = Plan::new(from, config, dtype, change)?;
+    let staging = Staging::new(to)?;
+    let converted = plan.write(&staging.path, progress)?;
+    copy_files(from, &staging.path)?;
+    staging.commit()?;
+    Ok(converted)
+}
+
+/// The dtype that a configuration says its model is in.
+fn said_dtype(config: &Config) -> Option<DType> {
+    let text = || config.json().get("text_config")?.get("dtype");
+    match config.json().get("torch_dtype").or_else(text)?.as_str()? {
+        "float32" => Some(DType::F32),
+        "bfloat16" => Some(DType::BF16),
+        "float16" => Some(DType::F16),
+        _ => None,
+    }
+}
+
+/// The tensors of a model in the order in which it asks for them, each with its place in the source.
+struct Survey {
+    weights: Weights,
+    found: Vec<(String, Found)>,
+    nothing: Tensor,
+}
+
+enum Found {
+    Tensor(Recipe, Shape),
+    Matrix(Matrix, Shape),
+}
+
+impl Source for Survey {
+    fn tensor(&mut self, name: &str, shape: Shape, _: Init) -> Result<Tensor> {
+        let recipe = self.weights.tensor(name, shape)?;
+        self.found.push((name.to_owned(), Found::Tensor(recipe, shape)));
+        Ok(self.nothing.clone())
+    }
+
+    fn weight(&mut self, module: &str, shape: Shape, _: Init) -> Result<Weight> {
+        let matrix = self.weights.matrix(module, shape)?;
+        self.found.push((module.to_owned(), Found::Matrix(matrix, shape)));
+        Ok(Weight::Dense(self.nothing.clone()))
+    }
+}
+
+/// What is to be done with each tensor.
+struct Plan {
+    weights: Weights,
+    steps: Vec<Step>,
+    config: Config,
+}
+
+struct Step {
+    name: String,
+    found: Found,
+    /// What its floating numbers become; none where they stay.
+    dtype: Option<DType>,
+    then: Then,
+}
+
+#[derive(Clone, Copy)]
+enum Then {
+    Keep,
+    Pack(Packing),
+    Unpack,
+}
+
+impl Plan {
+    fn new(from: &Path, mut config: Config, dtype: Option<DType>, change: &Change) -> Result<Self> {
+        let device = Device::cpu();
+        let nothing = Tensor::zeros([1], DType::F32, &device)?;
+        let mut survey = Survey { weights: Weights::open(from, &config, &device)?, found: Vec::new(), nothing };
+        models::build(&config, &mut survey)?;
+        survey.weights.finish()?;
+        let Survey { weights, found, .. } = survey;
+        let keeps = ModelType::of(&config)?.keeps_dtype;
+        let modules: Vec<(&str, Shape)> = found
+            .iter()
+            .filter_map(|(module, found)| match found {
+                Found::Matrix(_, shape) => Some((module.as_str(), *shape)),
+                Found::Tensor(..) => None,
+            })
+            .collect();
+        let mut quantization = Quantization::read(&config)?;
+        let mut chosen = match change {
+            Change::Quantize(scheme) => scheme.choose(&config, &modules, &mut quantization)?,
+            Change::None | Change::Dequantize => Default::default(),
+        };
+        let step = |(name, found): (String, Found)| {
+            let then = match (&found, change) {
+                (Found::Matrix(Matrix::Plain(_), _), _) => chosen.remove(&name).map_or(Then::Keep, Then::Pack),
+                (Found::Matrix(Matrix::Packed { .. }, _), Change::Dequantize) => Then::Unpack,
+                _ => Then::Keep,
+            };
+            let dtype = dtype.filter(|_| !keeps.iter().any(|end| name.ends_with(end)));
+            Step { name, found, dtype, then }
+        };
+        let steps = found.into_iter().map(step).collect();
+        match change {
+            Change::None => {}
+            Change::Dequantize => config.forget(&["quantization", "quantization_config"]),
+            Change::Quantize(_) => {
+                config.set("quantization", quantization.json());
+                config.set("quantization_config", quantization.json());
+            }
+        }
+        config.forget(&["vision_config", "_name_or_path"]);
+        if let Some(dtype) = dtype {
+            config.set_dtype(dtype);
+        }
+        Ok(Plan { weights, steps, config })
+    }
+
+    fn write(self, folder: &Path, progress: &mut dyn FnMut(usize, usize)) -> Result<Converted> {
+        let mut all = Vec::new();
+        for step in &self.steps {
+            all.push(step.pieces(&self.weights)?);
+        }
+        let shards = shards(&all);
+        let bytes: usize = all.iter().flatten().map(Piece::bytes).sum();
+        let (parameters, packed) = self.steps.iter().fold((0, 0), |(n, packed), step| {
+            let (shape, is_packed) = step.counted();
+            (n + shape.elements(), packed + usize::from(is_packed))
+        });
+        let (mut map, mut done) = (Map::new(), 0);
+        for (index, range) in shards.iter().enumerate() {
+            let name = match shards.len() {
+                1 => "model.safetensors".to_owned(),
+                count => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
+            };
+            let pieces: Vec<Piece> = all[range.clone()].iter().flatten().cloned().collect();
+            let mut shard = Shard::create(&folder.join(&name), &pieces, &[("format".to_owned(), "mlx".to_owned())])?;
+            for step in &self.steps[range.clone()] {
+                for tensor in step.make(&self.weights)? {
+                    shard.append(&tensor)?;
+                }
+                done += 1;
+                progress(done, self.steps.len());
+            }
+            shard.finish()?;
+            map.extend(pieces.into_iter().map(|piece| (piece.name, name.clone().into())));
+        }
+        map.sort_keys();
+        let index = json!({"metadata": {"total_size": bytes, "total_parameters": parameters}, "weight_map": map});
+        let mut config = self.config.json().clone();
+        config.sort_keys();
+        for (name, json) in [(INDEX, index), ("config.json", Value::Object(config))] {
+            let path = folder.join(name);
+            fs::write(&path, pretty(&json)).map_err(Error::io(&path, "write"))?;
+        }
+        Ok(Converted { parameters, bytes, packed })
+    }
+}
+
+/// Which steps go to one file.
+fn shards(all: &[Vec<Piece>]) -> Vec<std::ops::Range<usize>> {
+    let (mut shards, mut first, mut size) = (Vec::new(), 0, 0);
+    for (index, pieces) in all.iter().enumerate() {
+        let bytes: usize = pieces.iter().map(Piece::bytes).sum();
+        if index > first && size + bytes > SHARD {
+            shards.push(first..index);
+            (first, size) = (index, 0);
+        }
+        size += bytes;
+    }
+    shards.push(first..all.len());
+    shards
+}
+
+impl Step {
+    /// The tensors that come of it, in the order in which [`Step::make`] makes them.
+    fn pieces(&self, weights: &Weights) -> Result<Vec<Piece>> {
+        let of = |recipe: &Recipe, name: String| {
+            let (dtype, shape) = weights.folder().describe(recipe)?;
+            let dtype = known(dtype).ok_or_else(|| Error::value("convert", format!("`{name}` is {dtype}")))?;
+            let dtype = self.dtype.filter(|_| dtype.is_float()).unwrap_or(dtype);
+            Ok::<_, Error>(Piece { name, dtype, shape })
+        };
+        let weight = || join(&self.name, "weight");
+        match (&self.found, self.then) {
+            (Found::Tensor(recipe, _), _) => Ok(vec![of(recipe, self.name.clone())?]),
+            (Found::Matrix(Matrix::Plain(recipe), shape), Then::Pack(packing)) => {
+                let plain = of(recipe, weight())?;
+                let rows = &shape[..shape.rank() - 1];
+                let with = |last: usize| Shape::new(&[rows, &[last]].concat());
+                let groups = with(shape.last() / packing.group())?;
+                let scales = join(&self.name, "scales");
+                let mut pieces =
+                    vec![Piece { name: weight(), dtype: DType::U32, shape: with(shape.last() * packing.bits() / 32)? }];
+                match packing {
+                    Packing::Affine { .. } => {
+                        pieces.push(Piece { name: scales, dtype: plain.dtype, shape: groups });
+                        pieces.push(Piece { name: join(&self.name, "biases"), dtype: plain.dtype, shape: groups });
+                    }
+                    _ => pieces.push(Piece { name: scales, dtype: DType::U8, shape: groups }),
+                }
+                Ok(pieces)
+            }
+            (Found::Matrix(Matrix::Plain(recipe), _), _) => Ok(vec![of(recipe, weight())?]),
+            (Found::Matrix(Matrix::Packed { scales, .. }, shape), Then::Unpack) => {
+                Ok(vec![Piece { name: weight(), dtype: self.unpacked(weights, scales)?, shape: *shape }])
+            }
+            (Found::Matrix(Matrix::Packed { w, scales, biases, .. }, _), _) => {
+                let mut pieces = vec![of(w, weight())?, of(scales, join(&self.name, "scales"))?];
+                if let Some(biases) = biases {
+                    pieces.push(of(biases, join(&self.name, "biases"))?);
+                }
+                Ok(pieces)
+            }
+        }
+    }
+
+    /// The dtype of an unpacked matrix: that of its scales, and bf16 where they are no floating numbers.
+    fn unpacked(&self, weights: &Weights, scales: &Recipe) -> Result<DType> {
+        let dtype = known(weights.folder().describe(scales)?.0).filter(|dtype| dtype.is_float());
+        Ok(self.dtype.or(dtype).unwrap_or(DType::BF16))
+    }
+
+    fn make(&self, weights: &Weights) -> Result<Vec<Tensor>> {
+        let cast = |x: Tensor| match self.dtype {
+            Some(dtype) if x.dtype().is_float() && x.dtype() != dtype => cast(&x, dtype),
+            _ => Ok(x),
+        };
+        let matrix = match &self.found {
+            Found::Tensor(recipe, _) => return Ok(vec![cast(weights.read(recipe)?)?]),
+            Found::Matrix(matrix, _) => matrix,
+        };
+        match (weights.read_matrix(matrix)?, self.then) {
+            (Weight::Dense(w), Then::Pack(packing)) => Scheme::pack(&cast(w)?, packing),
+            (Weight::Dense(w), _) => Ok(vec![cast(w)?]),
+            (packed @ Weight::Quantized { .. }, Then::Unpack) => {
+                let dtype = match matrix {
+                    Matrix::Packed { scales, .. } => self.unpacked(weights, scales)?,
+                    Matrix::Plain(_) => DType::BF16,
+                };
+                Ok(vec![
+                    packed
+                        .quantized()
+                        .map_or_else(|| Err(Error::value("convert", "it is not packed")), |q| dequantize(&q, dtype))?,
+                ])
+            }
+            (Weight::Quantized { w, scales, biases, .. }, _) => {
+                [Some(w), Some(scales), biases].into_iter().flatten().map(cast).collect()
+            }
+        }
+    }
+
+    /// The numbers that a step stands for, and whether they are packed afterwards.
+    fn counted(&self) -> (Shape, bool) {
+        match &self.found {
+            Found::Tensor(_, shape) => (*shape, false),
+            Found::Matrix(matrix, shape) => {
+                let was = matches!(matrix, Matrix::Packed { .. });
+                (*shape, matches!(self.then, Then::Pack(_)) || was && !matches!(self.then, Then::Unpack))
+            }
+        }
+    }
+}
+
+fn known(dtype: &str) -> Option<DType> {
+    Some(match dtype {
+        "F32" => DType::F32,
+        "F16" => DType::F16,
+        "BF16" => DType::BF16,
+        "U32" => DType::U32,
+        "U8" => DType::U8,
+        _ => return None,
+    })
+}
+
+/// Everything beside the weights that a reader of the model wants: the tokenizer's files, templates, settings of generation.
+fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    for entry in fs::read_dir(from).map_err(Error::io(from, "read"))? {
+        let path = entry.map_err(Error::io(from, "read"))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let kind = path.extension().unwrap_or_default().to_string_lossy().into_owned();
+        let wanted = matches!(kind.as_str(), "json" | "jinja" | "txt" | "model" | "tiktoken");
+        let ours = name == "config.json" || name.ends_with(".index.json") || name == "hf_quant_config.json";
+        if wanted && !ours && path.is_file() {
+            fs::copy(&path, to.join(&name)).map_err(Error::io(&path, "copy"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A folder under a temporary name beside its target. Dropped before it is committed, it is removed.
+struct Staging {
+    path: PathBuf,
+    target: PathBuf,
+}
+
+impl Staging {
+    fn new(target: &Path) -> Result<Self> {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let path = target.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+        fs::create_dir_all(&path).map_err(Error::io(target, "create"))?;
+        Ok(Staging { path, target: target.to_owned() })
+    }
+
+    fn commit(self) -> Result<()> {
+        sync_folder(&self.path);
+        fs::rename(&self.path, &self.target).map_err(Error::io(&self.target, "write"))?;
+        if let Some(parent) = self.target.parent() {
+            sync_folder(parent);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // after a commit there is nothing of this name
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}

@@ -1,0 +1,294 @@
+//! What Qwen3-Next and Qwen3.5 are made of: layers of the gated delta rule, every few one of gated attention, each with an
+//! MLP or a mixture of experts.
+
+use super::{multiple_of, size_within};
+use crate::formats::config::Config;
+use crate::nn::attention::{AttentionSizes, Gate, HeadNorm};
+use crate::nn::decoder::{DEVIATION, DecoderSizes, FeedForwardSizes, Head, LayerSizes, MixerSizes, output_deviation};
+use crate::nn::gated_delta_net::DeltaSizes;
+use crate::nn::in_proj::Layout;
+use crate::nn::linear::Bias;
+use crate::nn::mlp::MlpSizes;
+use crate::nn::moe::MixtureSizes;
+use alluvium_core::Result;
+use alluvium_ops::{Normalise, Rope};
+use serde::{Deserialize, Serialize};
+
+/// The sizes of a model, by the keys of `text_config`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sizes {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width between the projections of an MLP; not needed where every layer has experts.
+    #[serde(default)]
+    pub intermediate_size: usize,
+    /// Layers.
+    pub num_hidden_layers: usize,
+    /// Every this many layers one attends with softmax. With more than there are layers none does; mlx-lm runs
+    /// only models that have at least this many.
+    #[serde(default = "four")]
+    pub full_attention_interval: usize,
+    /// Query heads of attention.
+    pub num_attention_heads: usize,
+    /// Key and value heads of attention.
+    pub num_key_value_heads: usize,
+    /// Width of an attention head; 0, as where a file does not say it, divides the model's width by its heads.
+    #[serde(default)]
+    pub head_dim: usize,
+    /// Key heads of the delta rule.
+    pub linear_num_key_heads: usize,
+    /// Value heads of the delta rule.
+    pub linear_num_value_heads: usize,
+    /// Width of a key of the delta rule.
+    pub linear_key_head_dim: usize,
+    /// Width of a value of the delta rule.
+    pub linear_value_head_dim: usize,
+    /// Taps of the convolution.
+    #[serde(default = "four")]
+    pub linear_conv_kernel_dim: usize,
+    /// Words.
+    pub vocab_size: usize,
+    /// Tokens that a text may have; nothing here depends on it.
+    #[serde(default = "longest")]
+    pub max_position_embeddings: usize,
+    /// Added to mean squares.
+    #[serde(default = "eps")]
+    pub rms_norm_eps: f32,
+    /// Whether the output projection is the embedding.
+    #[serde(default)]
+    pub tie_word_embeddings: bool,
+    /// Rotary positions, where a model has them in a block of their own.
+    #[serde(default)]
+    pub rope_parameters: RopeParameters,
+    /// Experts, where there are any.
+    #[serde(flatten)]
+    pub mixture: MixtureKeys,
+}
+
+/// The keys of experts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MixtureKeys {
+    /// Experts of a layer; none or 0 where layers have one MLP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_experts: Option<usize>,
+    /// Experts that each token takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_experts_per_tok: Option<usize>,
+    /// Width of an expert.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moe_intermediate_size: Option<usize>,
+    /// Width of the expert that all tokens share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared_expert_intermediate_size: Option<usize>,
+    /// Whether the weights of the chosen experts sum to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm_topk_prob: Option<bool>,
+    /// Every so many layers one has experts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decoder_sparse_step: Option<usize>,
+    /// Layers that have one MLP all the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlp_only_layers: Option<Vec<usize>>,
+}
+
+/// What tells the models of this make apart.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Family {
+    /// What the names of all tensors begin with.
+    pub(super) prefix: &'static str,
+    /// How files hold the projections of a linear layer's input.
+    pub(super) layout: Layout,
+    /// What is meant where a file says nothing of the weights of chosen experts.
+    pub(super) normalise: Normalise,
+}
+
+/// Rotary positions, by the keys of `rope_parameters`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RopeParameters {
+    /// Only `default` is known.
+    #[serde(default = "default_rope")]
+    pub rope_type: String,
+    /// The base of the wavelengths.
+    #[serde(default = "theta")]
+    pub rope_theta: f32,
+    /// The part of a head that turns.
+    #[serde(default = "quarter")]
+    pub partial_rotary_factor: f32,
+}
+
+impl Default for RopeParameters {
+    fn default() -> Self {
+        RopeParameters { rope_type: default_rope(), rope_theta: theta(), partial_rotary_factor: quarter() }
+    }
+}
+
+fn four() -> usize {
+    4
+}
+fn longest() -> usize {
+    32_768
+}
+fn eps() -> f32 {
+    1e-6
+}
+fn default_rope() -> String {
+    "default".to_owned()
+}
+fn theta() -> f32 {
+    100_000.0
+}
+fn quarter() -> f32 {
+    0.25
+}
+
+impl Sizes {
+    pub(super) fn check(&self, config: &Config) -> Result<()> {
+        let within = |key, size, most| size_within(config, key, size, most);
+        within("hidden_size", self.hidden_size, 1 << 17)?;
+        within("num_hidden_layers", self.num_hidden_layers, 1 << 10)?;
+        within("full_attention_interval", self.full_attention_interval, 1 << 10)?;
+        within("num_attention_heads", self.num_attention_heads, 1 << 10)?;
+        within("num_key_value_heads", self.num_key_value_heads, self.num_attention_heads)?;
+        within("head_dim", self.head(), 1 << 10)?;
+        within("linear_num_key_heads", self.linear_num_key_heads, 1 << 10)?;
+        within("linear_num_value_heads", self.linear_num_value_heads, 1 << 10)?;
+        within("linear_key_head_dim", self.linear_key_head_dim, 256)?;
+        within("linear_value_head_dim", self.linear_value_head_dim, 256)?;
+        within("linear_conv_kernel_dim", self.linear_conv_kernel_dim, 64)?;
+        within("vocab_size", self.vocab_size, 1 << 24)?;
+        multiple_of(
+            config,
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+        )?;
+        multiple_of(
+            config,
+            ("linear_num_value_heads", self.linear_num_value_heads),
+            ("linear_num_key_heads", self.linear_num_key_heads),
+        )?;
+        self.check_feed_forward(config)?;
+        if self.elements() > (1u64 << 40) as f64 {
+            return Err(config.wrong(format!("it describes {:.3e} parameters, more than 2^40", self.elements())));
+        }
+        Ok(())
+    }
+
+    fn check_feed_forward(&self, config: &Config) -> Result<()> {
+        let within = |key, size, most| size_within(config, key, size, most);
+        let sparse = (0..self.num_hidden_layers).filter(|&layer| self.has_experts(layer)).count();
+        if sparse < self.num_hidden_layers {
+            within("intermediate_size", self.intermediate_size, 1 << 20)?;
+        }
+        if sparse == 0 {
+            return Ok(());
+        }
+        let given = |key, size: Option<usize>| size.ok_or_else(|| config.wrong(format!("missing field `{key}`")));
+        let keys = &self.mixture;
+        let experts = given("num_experts", keys.num_experts)?;
+        within("num_experts", experts, 1 << 12)?;
+        within("num_experts_per_tok", given("num_experts_per_tok", keys.num_experts_per_tok)?, experts)?;
+        within("moe_intermediate_size", given("moe_intermediate_size", keys.moe_intermediate_size)?, 1 << 20)?;
+        let shared = given("shared_expert_intermediate_size", keys.shared_expert_intermediate_size)?;
+        within("shared_expert_intermediate_size", shared, 1 << 20)
+    }
+
+    /// The width of an attention head.
+    pub(super) fn head(&self) -> usize {
+        if self.head_dim == 0 { self.hidden_size / self.num_attention_heads } else { self.head_dim }
+    }
+
+    /// The number of parameters in large matrices.
+    fn elements(&self) -> f64 {
+        let wide = |n: usize| n as f64;
+        let delta = self.delta(Layout::Separate);
+        let mixer = wide(delta.channels() + 2 * delta.values());
+        let MixtureKeys { num_experts, moe_intermediate_size, .. } = self.mixture;
+        let experts = wide(num_experts.unwrap_or(0)) * wide(moe_intermediate_size.unwrap_or(0));
+        let layer = mixer + 3.0 * (wide(self.intermediate_size) + experts);
+        wide(self.hidden_size) * (wide(self.vocab_size) + wide(self.num_hidden_layers) * layer)
+    }
+
+    fn delta(&self, layout: Layout) -> DeltaSizes {
+        DeltaSizes {
+            width: self.hidden_size,
+            key_heads: self.linear_num_key_heads,
+            value_heads: self.linear_num_value_heads,
+            key: self.linear_key_head_dim,
+            value: self.linear_value_head_dim,
+            taps: self.linear_conv_kernel_dim,
+            eps: self.rms_norm_eps,
+            deviation: DEVIATION,
+            output_deviation: output_deviation(self.num_hidden_layers),
+            layout,
+        }
+    }
+
+    fn attention(&self, rope: Rope) -> AttentionSizes {
+        AttentionSizes {
+            width: self.hidden_size,
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads,
+            head: self.head(),
+            norm: HeadNorm::Rms(self.rms_norm_eps),
+            gate: Gate::Sigmoid,
+            bias: Bias::None,
+            rope,
+            deviation: DEVIATION,
+            output_deviation: output_deviation(self.num_hidden_layers),
+        }
+    }
+
+    fn mlp(&self, hidden: usize) -> MlpSizes {
+        MlpSizes {
+            width: self.hidden_size,
+            hidden,
+            bias: Bias::None,
+            deviation: DEVIATION,
+            output_deviation: output_deviation(self.num_hidden_layers),
+        }
+    }
+
+    fn has_experts(&self, layer: usize) -> bool {
+        let MixtureKeys { num_experts, decoder_sparse_step, mlp_only_layers, .. } = &self.mixture;
+        num_experts.unwrap_or(0) > 0
+            && !mlp_only_layers.iter().flatten().any(|&dense| dense == layer)
+            && (layer + 1).is_multiple_of(decoder_sparse_step.unwrap_or(1).max(1))
+    }
+
+    fn feed_forward(&self, layer: usize, family: &Family) -> FeedForwardSizes {
+        if !self.has_experts(layer) {
+            return FeedForwardSizes::Dense(self.mlp(self.intermediate_size));
+        }
+        let keys = &self.mixture;
+        FeedForwardSizes::Mixture(MixtureSizes {
+            experts: keys.num_experts.unwrap_or(0),
+            chosen: keys.num_experts_per_tok.unwrap_or(0),
+            normalise: match keys.norm_topk_prob {
+                Some(true) => Normalise::Yes,
+                Some(false) => Normalise::No,
+                None => family.normalise,
+            },
+            expert: self.mlp(keys.moe_intermediate_size.unwrap_or(0)),
+            shared: self.mlp(keys.shared_expert_intermediate_size.unwrap_or(0)),
+        })
+    }
+
+    /// The decoder of these sizes, which [`Sizes::check`] has passed.
+    pub(super) fn decoder(&self, family: &Family, rope: Rope) -> DecoderSizes {
+        let layer = |index: usize| LayerSizes {
+            mixer: match (index + 1).is_multiple_of(self.full_attention_interval) {
+                true => MixerSizes::Attention(self.attention(rope)),
+                false => MixerSizes::Delta(self.delta(family.layout)),
+            },
+            feed_forward: self.feed_forward(index, family),
+        };
+        DecoderSizes {
+            prefix: family.prefix,
+            words: self.vocab_size,
+            width: self.hidden_size,
+            eps: self.rms_norm_eps,
+            head: if self.tie_word_embeddings { Head::Tied } else { Head::Own },
+            layers: (0..self.num_hidden_layers).map(layer).collect(),
+        }
+    }
+}

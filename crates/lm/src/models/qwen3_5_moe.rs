@@ -1,0 +1,35 @@
+//! Qwen3.5 with a mixture of experts in each layer.
+//!
+//! Source: `qwen3_5_moe.py` of mlx-lm; its numbers are this module's test.
+
+use super::qwen3_5;
+pub(super) use super::qwen3_5::build;
+use crate::formats::config::Config;
+use crate::formats::layout::{self, Recipe, Recipes, Side, Stored};
+use alluvium_core::Result;
+
+/// As the dense model; and transformers has the experts' gate and up projections in one tensor.
+pub(super) fn sanitize(stored: &Stored<'_>, config: &Config) -> Result<Recipes> {
+    let mut recipes = Recipes::new();
+    for (name, recipe) in qwen3_5::sanitize(stored, config)? {
+        let parts = match (
+            &recipe,
+            name.strip_suffix(".mlp.experts.gate_up_proj"),
+            name.strip_suffix(".mlp.experts.down_proj"),
+        ) {
+            (Recipe::Same(stored), Some(place), _) => vec![
+                (place.to_owned(), "gate_proj", Recipe::Half(stored.clone(), Side::First)),
+                (place.to_owned(), "up_proj", Recipe::Half(stored.clone(), Side::Second)),
+            ],
+            (_, _, Some(place)) => vec![(place.to_owned(), "down_proj", recipe)],
+            _ => {
+                layout::add(&mut recipes, name, recipe, config)?;
+                continue;
+            }
+        };
+        for (place, projection, recipe) in parts {
+            layout::add(&mut recipes, format!("{place}.mlp.switch_mlp.{projection}.weight"), recipe, config)?;
+        }
+    }
+    Ok(recipes)
+}

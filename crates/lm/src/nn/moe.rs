@@ -1,0 +1,94 @@
+//! The feed-forward half of a layer, spread over experts.
+
+use super::build::Builder;
+use super::mlp::MlpSizes;
+use super::{Linear, Mlp, Weight};
+use crate::params;
+use alluvium_core::{Result, Tensor};
+use alluvium_ops::{Normalise, Route, add, combine_experts, linear, mul, route, sigmoid, swiglu};
+
+/// A SwiGLU of each token's own choice of experts, and one that all tokens share, which a number for each token gates.
+///
+/// `n` tokens, `e` experts, `k` chosen for each token, `d` model width, `i` width of an expert.
+///
+/// Source: Shazeer et al. 2017, arXiv:1701.06538; `Qwen3NextSparseMoeBlock` in mlx-lm.
+#[derive(Clone, Debug)]
+pub struct Mixture {
+    gate: Linear,
+    switch_mlp: Experts,
+    shared_expert: Mlp,
+    shared_expert_gate: Linear,
+    sizes: MixtureSizes,
+}
+
+params!(Mixture { gate, switch_mlp, shared_expert, shared_expert_gate });
+
+/// The experts' matrices, each `[E, O, I]`.
+#[derive(Clone, Debug)]
+struct Experts {
+    gate_proj: Weight,
+    up_proj: Weight,
+    down_proj: Weight,
+}
+
+params!(Experts { gate_proj, up_proj, down_proj });
+
+/// The sizes of a [`Mixture`] and how it starts.
+#[derive(Clone, Copy, Debug)]
+pub struct MixtureSizes {
+    /// Experts.
+    pub experts: usize,
+    /// How many each token takes.
+    pub chosen: usize,
+    /// Whether the weights of the chosen sum to 1.
+    pub normalise: Normalise,
+    /// One expert.
+    pub expert: MlpSizes,
+    /// The one that all tokens share.
+    pub shared: MlpSizes,
+}
+
+impl Mixture {
+    /// From its place in a source.
+    ///
+    /// # Errors
+    /// As [`Source::tensor`](super::Source::tensor).
+    pub fn build(mut b: Builder, sizes: &MixtureSizes) -> Result<Self> {
+        let MixtureSizes { experts, expert, shared, .. } = *sizes;
+        let MlpSizes { width, hidden, deviation, output_deviation, .. } = expert;
+        let gate = Linear::build(b.at("gate"), [experts, width], deviation)?;
+        let mut place = b.at("switch_mlp");
+        let mut expert =
+            |name, rows, columns, deviation| Weight::build(&mut place.at(name), [experts, rows, columns], deviation);
+        let switch_mlp = Experts {
+            gate_proj: expert("gate_proj", hidden, width, deviation)?,
+            up_proj: expert("up_proj", hidden, width, deviation)?,
+            down_proj: expert("down_proj", width, hidden, output_deviation)?,
+        };
+        Ok(Mixture {
+            gate,
+            switch_mlp,
+            shared_expert: Mlp::build(b.at("shared_expert"), &shared)?,
+            shared_expert_gate: Linear::build(b.at("shared_expert_gate"), [1, width], deviation)?,
+            sizes: *sizes,
+        })
+    }
+
+    /// Of the shape of `x`, `[.., D]`.
+    ///
+    /// # Errors
+    /// As the operations.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let width = x.shape().last();
+        let x_nd = x.reshape([x.elements() / width, width])?;
+        let logits = self.gate.forward(&x_nd)?;
+        let Route { weights, experts } = route(&logits, self.sizes.chosen, self.sizes.normalise)?;
+        let Experts { gate_proj, up_proj, down_proj } = &self.switch_mlp;
+        let h_nki = swiglu(&gate_proj.grouped(&x_nd, &experts)?, &up_proj.grouped(&x_nd, &experts)?)?;
+        let y_nd = combine_experts(&down_proj.grouped(&h_nki, &experts)?, &weights)?;
+        // a column times a row of ones: the token's number in every column
+        let ones = Tensor::full([width, 1], 1.0, x.device())?;
+        let gate_nd = linear(&sigmoid(&self.shared_expert_gate.forward(&x_nd)?)?, &ones)?;
+        add(&y_nd, &mul(&self.shared_expert.forward(&x_nd)?, &gate_nd)?)?.reshape(x.shape())
+    }
+}

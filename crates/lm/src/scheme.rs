@@ -1,0 +1,154 @@
+//! Which matrices of a model are quantised, and how.
+
+use crate::formats::config::Config;
+use crate::formats::quantization::Quantization;
+use crate::models::ModelType;
+use alluvium_core::{Error, Result, Shape, Tensor};
+use alluvium_ops::{Packed, Packing, quantize};
+use std::collections::BTreeMap;
+
+/// Which matrices are packed, and how.
+#[derive(Clone, Debug)]
+pub struct Scheme {
+    /// All that nothing else is said of.
+    pub packing: Packing,
+    /// A recipe of mlx-lm that gives some modules more bits; it decides in place of the model's own rule.
+    pub mixed: Option<Mixed>,
+    /// Parts of modules' names and what holds for those modules, the first that fits; none leaves them plain. They go before
+    /// all else.
+    pub modules: Vec<(String, Option<Packing>)>,
+}
+
+/// Recipes that give more bits to the projections where errors cost most: the first and the last eighth of the layers, and
+/// every third between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mixed {
+    /// 2 bits and 6.
+    TwoSix,
+    /// 3 bits and 4.
+    ThreeFour,
+    /// 3 bits and 6.
+    ThreeSix,
+    /// 4 bits and 6.
+    FourSix,
+}
+
+impl Mixed {
+    /// All of them, by the names that mlx-lm has for them.
+    pub const NAMES: [(&'static str, Mixed); 4] = [
+        ("mixed_2_6", Mixed::TwoSix),
+        ("mixed_3_4", Mixed::ThreeFour),
+        ("mixed_3_6", Mixed::ThreeSix),
+        ("mixed_4_6", Mixed::FourSix),
+    ];
+
+    fn bits(self) -> [u32; 2] {
+        match self {
+            Mixed::TwoSix => [2, 6],
+            Mixed::ThreeFour => [3, 4],
+            Mixed::ThreeSix => [3, 6],
+            Mixed::FourSix => [4, 6],
+        }
+    }
+
+    /// As `mixed_quant_predicate_builder` of mlx-lm.
+    fn packing(self, module: &str, at: usize, layers: usize, group: usize) -> Packing {
+        let [low, high] = self.bits();
+        let index: usize = module.split('.').nth(at).and_then(|part| part.parse().ok()).unwrap_or(0);
+        let eighth = layers / 8;
+        let more = index < eighth || index >= 7 * layers / 8 || index.checked_sub(eighth).is_some_and(|i| i % 3 == 2);
+        let sensitive = ["v_proj", "v_a_proj", "v_b_proj", "down_proj"].iter().any(|part| module.contains(part));
+        let bits = if sensitive && more || module.contains("lm_head") { high } else { low };
+        Packing::Affine { bits, group }
+    }
+}
+
+impl Scheme {
+    /// One packing for all.
+    pub fn of(packing: Packing) -> Self {
+        Scheme { packing, mixed: None, modules: Vec::new() }
+    }
+
+    /// The packing of each module that is to be packed; what has to be said of it goes to `quantization`.
+    pub(crate) fn choose(
+        &self,
+        config: &Config,
+        modules: &[(&str, Shape)],
+        quantization: &mut Quantization,
+    ) -> Result<BTreeMap<String, Packing>> {
+        if self.mixed.is_some() && !matches!(self.packing, Packing::Affine { .. }) {
+            return Err(Error::value("quantize", "mixed recipes are affine; leave the mode out"));
+        }
+        for (pattern, _) in &self.modules {
+            if !modules.iter().any(|(module, _)| module.contains(pattern.as_str())) {
+                return Err(Error::value("quantize", format!("no module has `{pattern}` in its name")));
+            }
+        }
+        let sensitive = ModelType::of(config)?.sensitive;
+        let router = |module: &str| {
+            let is_router = sensitive.iter().any(|end| module.ends_with(end));
+            is_router.then_some(Packing::Affine { bits: 8, group: 64 })
+        };
+        let numbered = |module: &&(&str, Shape)| module.0.contains("down_proj");
+        let at = modules
+            .iter()
+            .find(numbered)
+            .and_then(|(module, _)| module.split('.').position(|p| p.parse::<usize>().is_ok()));
+        let layers = config.text().get("num_hidden_layers").and_then(serde_json::Value::as_u64).unwrap_or(0) as usize;
+        // a model that is packed in part says how each module is packed, or the block would mean others
+        let each = quantization.default.is_some();
+        quantization.default = quantization.default.or(Some(self.packing));
+        let mut chosen = BTreeMap::new();
+        for &(module, shape) in modules {
+            let own =
+                self.modules.iter().find(|(pattern, _)| module.contains(pattern.as_str())).map(|(_, packing)| *packing);
+            let (packing, said) = match (own, self.mixed, router(module)) {
+                (Some(packing), ..) => (packing, true),
+                (None, Some(mixed), _) => {
+                    (Some(mixed.packing(module, at.unwrap_or(0), layers, self.packing.group())), true)
+                }
+                (None, None, Some(packing)) => (Some(packing), true),
+                (None, None, None) => (Some(self.packing), each),
+            };
+            let fits = |packing: &Packing| shape.last().is_multiple_of(packing.group());
+            let all_fit = shape.last().is_multiple_of(self.packing.group());
+            match packing.filter(|packing| all_fit && fits(packing)) {
+                Some(packing) => {
+                    chosen.insert(module.to_owned(), packing);
+                    if said {
+                        quantization.modules.insert(module.to_owned(), Some(packing));
+                    }
+                }
+                None if own.is_some() => {
+                    quantization.modules.insert(module.to_owned(), None);
+                }
+                None => {}
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// The tensors of a packed matrix: `weight`, `scales` and, for affine packing, `biases`.
+    pub(crate) fn pack(w: &Tensor, packing: Packing) -> Result<Vec<Tensor>> {
+        let Packed { w, scales, biases, .. } = quantize(w, packing)?;
+        Ok([Some(w), Some(scales), biases].into_iter().flatten().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mixed_recipe_gives_more_bits_to_the_first_the_last_and_every_third_layer() {
+        let bits = |layer: usize, part: &str| {
+            let module = format!("model.layers.{layer}.{part}");
+            Mixed::ThreeSix.packing(&module, 2, 16, 64).bits()
+        };
+        let more: Vec<usize> = (0..16).filter(|&layer| bits(layer, "mlp.down_proj") == 6).collect();
+        assert_eq!(more, [0, 1, 4, 7, 10, 13, 14, 15]);
+        assert!((0..16).all(|layer| bits(layer, "mlp.up_proj") == 3));
+        assert_eq!(Mixed::ThreeSix.packing("lm_head", 2, 16, 64).bits(), 6);
+        assert_eq!(Mixed::FourSix.packing("model.embed_tokens", 2, 16, 64).bits(), 4);
+    }
+}

@@ -1,0 +1,170 @@
+//! The weights of a folder, as a model asks for them.
+
+use crate::formats::config::Config;
+use crate::formats::folder::Folder;
+use crate::formats::layout::{Recipe, Recipes};
+use crate::formats::quantization::{Quantization, infer, misfit, parts};
+use crate::models;
+use crate::nn::Weight;
+use crate::nn::build::{Init, Source};
+use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
+use alluvium_ops::{Packing, cast};
+use std::path::Path;
+
+/// The weight files of a folder as a [`Source`]: tensors are read when the model asks for them.
+pub(crate) struct Weights {
+    folder: Folder,
+    quantization: Quantization,
+    /// Recipes of tensors that were not yet asked for.
+    left: Recipes,
+    device: Device,
+}
+
+/// Where the numbers of a module's matrix are.
+#[derive(Clone, Debug)]
+pub(crate) enum Matrix {
+    Plain(Recipe),
+    Packed { w: Recipe, scales: Recipe, biases: Option<Recipe>, packing: Packing },
+}
+
+impl Weights {
+    pub(crate) fn open(folder: &Path, config: &Config, device: &Device) -> Result<Self> {
+        let folder = Folder::open(folder)?;
+        let left = models::recipes(&folder, config)?;
+        let quantization = Quantization::read(config)?;
+        Ok(Weights { folder, quantization, left, device: device.clone() })
+    }
+
+    pub(crate) fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// Errs when there are tensors that the model did not ask for.
+    pub(crate) fn finish(&self) -> Result<()> {
+        let Some(recipe) = self.left.values().next() else { return Ok(()) };
+        let more = match self.left.len() - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let name = stored(recipe);
+        let why = format!("tensor `{name}`{more} has no place in the model that config.json describes");
+        Err(Error::file(self.folder.place(name), why))
+    }
+
+    /// Where a floating tensor of this shape is.
+    pub(crate) fn tensor(&mut self, name: &str, shape: Shape) -> Result<Recipe> {
+        let recipe = self.take(name, shape)?;
+        let (dtype, found) = self.folder.describe(&recipe)?;
+        if !matches!(dtype, "F32" | "F16" | "BF16") {
+            return Err(self.wrong(&recipe, format!("{dtype}, expected F32, F16 or BF16")));
+        }
+        if found != shape {
+            return Err(self.wrong(&recipe, format!("{found}, config.json asks for {shape}")));
+        }
+        Ok(recipe)
+    }
+
+    /// Where the matrix of a module of this shape is.
+    pub(crate) fn matrix(&mut self, module: &str, shape: Shape) -> Result<Matrix> {
+        let [weight, scales, biases] = parts(module);
+        let said = self.quantization.modules.get(module).copied();
+        match said {
+            Some(None) => return self.tensor(&weight, shape).map(Matrix::Plain),
+            None if !self.left.contains_key(&scales) => {
+                let packed =
+                    self.left.get(&weight).is_some_and(|r| self.folder.describe(r).is_ok_and(|d| d.0 == "U32"));
+                if packed {
+                    let why = format!("its weight is packed, but `{scales}` is missing");
+                    return Err(misfit(self.folder.place(&weight), module, why));
+                }
+                return self.tensor(&weight, shape).map(Matrix::Plain);
+            }
+            _ => {}
+        }
+        let (inner, rows) = (shape.last(), &shape[..shape.rank() - 1]);
+        let scales = self.take(&scales, shape)?;
+        let w = self.take(&weight, shape)?;
+        let (dtype, packed) = self.folder.describe(&w)?;
+        if dtype != "U32" {
+            return Err(self.wrong(&w, format!("{dtype}, expected U32: it has scales")));
+        }
+        let (kind, groups) = self.folder.describe(&scales)?;
+        let kind = kind.to_owned();
+        let place = self.folder.place(stored(&w));
+        let found = infer(inner, packed.last(), groups.last(), &kind).map_err(|why| misfit(place, module, why))?;
+        let packing = said.flatten().unwrap_or(found);
+        if packing != found {
+            let why = format!("config.json says {packing:?}, its tensors are {found:?}");
+            return Err(misfit(place, module, why));
+        }
+        for (name, shape) in [(&w, packed), (&scales, groups)] {
+            if shape[..shape.rank().saturating_sub(1)] != *rows {
+                return Err(self.wrong(name, format!("{shape}, config.json asks for rows of {rows:?}")));
+            }
+        }
+        let biases = match packing {
+            Packing::Affine { .. } => {
+                let biases = self.take(&biases, groups)?;
+                let (other, shape) = self.folder.describe(&biases)?;
+                if (other, shape) != (kind.as_str(), groups) {
+                    return Err(self.wrong(&biases, format!("{other} {shape}, its scales are {kind} {groups}")));
+                }
+                if !matches!(kind.as_str(), "F32" | "F16" | "BF16") {
+                    return Err(self.wrong(&scales, format!("{kind}, expected F32, F16 or BF16")));
+                }
+                Some(biases)
+            }
+            _ => None,
+        };
+        Ok(Matrix::Packed { w, scales, biases, packing })
+    }
+
+    /// Reads what a recipe makes.
+    pub(crate) fn read(&self, recipe: &Recipe) -> Result<Tensor> {
+        self.folder.tensor(recipe, &self.device)
+    }
+
+    /// Reads a matrix as it is stored.
+    pub(crate) fn read_matrix(&self, matrix: &Matrix) -> Result<Weight> {
+        Ok(match matrix {
+            Matrix::Plain(recipe) => Weight::Dense(self.read(recipe)?),
+            Matrix::Packed { w, scales, biases, packing } => Weight::Quantized {
+                w: self.read(w)?,
+                scales: self.read(scales)?,
+                biases: biases.as_ref().map(|biases| self.read(biases)).transpose()?,
+                packing: *packing,
+            },
+        })
+    }
+
+    fn take(&mut self, name: &str, shape: Shape) -> Result<Recipe> {
+        self.left.remove(name).ok_or_else(|| {
+            let why = format!("tensor `{name}` {shape} is missing; config.json asks for it");
+            Error::file(self.folder.place(name), why)
+        })
+    }
+
+    fn wrong(&self, recipe: &Recipe, why: String) -> Error {
+        let name = stored(recipe);
+        Error::file(self.folder.place(name), format!("tensor `{name}` is {why}"))
+    }
+}
+
+fn stored(recipe: &Recipe) -> &str {
+    recipe.stored().first().map_or("", String::as_str)
+}
+
+impl Source for Weights {
+    fn tensor(&mut self, name: &str, shape: Shape, _: Init) -> Result<Tensor> {
+        let recipe = Weights::tensor(self, name, shape)?;
+        match self.read(&recipe)? {
+            tensor if tensor.dtype() == DType::F32 => Ok(tensor),
+            half => cast(&half, DType::F32),
+        }
+    }
+
+    fn weight(&mut self, module: &str, shape: Shape, _: Init) -> Result<Weight> {
+        let matrix = self.matrix(module, shape)?;
+        self.read_matrix(&matrix)
+    }
+}

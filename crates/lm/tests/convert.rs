@@ -1,0 +1,174 @@
+//! Conversions give the tensors of `mlx_lm.convert`, byte for byte.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use alluvium_core::{DType, Device, Tensor};
+use alluvium_lm::formats::quantization::packing_of;
+use alluvium_lm::formats::safetensors;
+use alluvium_lm::{Change, Mixed, Scheme, convert, load};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Every tensor of a folder: dtype, shape, bytes.
+fn tensors(folder: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.starts_with("model") && name.ends_with(".safetensors") {
+            let file = safetensors::read(&path).unwrap();
+            for (name, entry) in file.entries() {
+                let tensor = file.tensor(name, &Device::cpu()).unwrap();
+                all.insert(name.to_owned(), (entry.dtype.clone(), entry.shape.to_vec(), tensor.to_bytes().unwrap()));
+            }
+        }
+    }
+    all
+}
+
+fn quantise(mode: &str, bits: Option<usize>, group: Option<usize>) -> Change {
+    Change::Quantize(Scheme::of(packing_of(mode, bits, group).unwrap()))
+}
+
+fn converted(from: &str, dtype: Option<DType>, change: &Change) -> (tempfile::TempDir, PathBuf) {
+    let place = tempfile::tempdir().unwrap();
+    let to = place.path().join("new");
+    convert(&fixture(from), &to, dtype, change, &mut |_, _| ()).unwrap();
+    (place, to)
+}
+
+fn assert_same(ours: &Path, theirs: &str) {
+    let (a, b) = (tensors(ours), tensors(&fixture(theirs)));
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>(), "{theirs}");
+    for (name, (dtype, shape, bytes)) in &a {
+        let (want_dtype, want_shape, want) = &b[name];
+        assert_eq!((dtype, shape), (want_dtype, want_shape), "{theirs}: {name}");
+        let differ = bytes.iter().zip(want).filter(|(a, b)| a != b).count();
+        assert!(bytes == want, "{theirs}: {name} differs in {differ} of {} bytes", want.len());
+    }
+}
+
+#[test]
+fn the_layout_of_transformers_becomes_that_of_mlx() {
+    for model in ["qwen3_5", "qwen3_next", "qwen3_5_moe"] {
+        let (_place, to) = converted(&format!("{model}-f32-hf"), None, &Change::None);
+        assert_same(&to, &format!("{model}-f32"));
+        assert!(json(&to.join("config.json")).get("vision_config").is_none());
+        for file in ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"] {
+            assert!(to.join(file).exists(), "{file}");
+        }
+    }
+}
+
+#[test]
+fn four_bits_of_either_layout_are_those_of_mlx_lm() {
+    for model in ["qwen3_5", "qwen3_next"] {
+        for from in ["f32", "f32-hf"] {
+            let (_place, to) = converted(&format!("{model}-{from}"), None, &quantise("affine", Some(4), Some(64)));
+            assert_same(&to, &format!("{model}-q4g64"));
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_conversion_is_that_of_mlx_lm() {
+    let (f16, bf16) = (Some(DType::F16), Some(DType::BF16));
+    let mut mixed = Scheme::of(packing_of("affine", Some(3), None).unwrap());
+    mixed.mixed = Some(Mixed::ThreeSix);
+    for (from, to, dtype, change) in [
+        ("llama-f32", "llama-q4g64", None, quantise("affine", None, None)),
+        ("qwen3-f32", "qwen3-bf16-q4g64", bf16, quantise("affine", None, None)),
+        ("qwen3_next-f32", "qwen3_next-bf16", bf16, Change::None),
+        ("qwen3_next-f32", "qwen3_next-q8g64", None, quantise("affine", Some(8), None)),
+        ("qwen3_next-f32", "qwen3_next-bf16-q4g64", bf16, quantise("affine", None, None)),
+        ("qwen3_next-f32", "qwen3_next-mxfp4", bf16, quantise("mxfp4", None, None)),
+        ("qwen3_next-f32", "qwen3_next-nvfp4", bf16, quantise("nvfp4", None, None)),
+        ("qwen3_next-f32", "qwen3_next-mxfp8", bf16, quantise("mxfp8", None, None)),
+        ("qwen3_5-f32", "qwen3_5-bf16", bf16, Change::None),
+        ("qwen3_5-f32", "qwen3_5-bf16-sharded", bf16, Change::None),
+        ("qwen3_5-f32", "qwen3_5-f16", f16, Change::None),
+        ("qwen3_5-f32", "qwen3_5-bf16-q4g64", bf16, quantise("affine", None, None)),
+        ("qwen3_5-f32", "qwen3_5-bf16-q8g64", bf16, quantise("affine", Some(8), None)),
+        ("qwen3_5-f32", "qwen3_5-bf16-q3g32", bf16, quantise("affine", Some(3), Some(32))),
+        ("qwen3_5-f32", "qwen3_5-mxfp4", bf16, quantise("mxfp4", None, None)),
+        ("qwen3_5-f32", "qwen3_5-nvfp4", bf16, quantise("nvfp4", None, None)),
+        ("qwen3_5-f32", "qwen3_5-bf16-mixed_3_6", bf16, Change::Quantize(mixed)),
+        ("qwen3_5_moe-f32", "qwen3_5_moe-bf16-q4g64", bf16, quantise("affine", None, None)),
+        ("qwen3_5_moe-f32-hf", "qwen3_5_moe-bf16-q4g64", bf16, quantise("affine", None, None)),
+    ] {
+        let (_place, ours) = converted(from, dtype, &change);
+        assert_same(&ours, to);
+        let (ours, theirs) = (json(&ours.join("config.json")), json(&fixture(to).join("config.json")));
+        let plain = |config: &Value| without_default_modes(&config["quantization"]);
+        assert_eq!(plain(&ours), plain(&theirs), "{to}");
+        assert_eq!(ours["quantization"], ours["quantization_config"]);
+    }
+}
+
+/// An entry that says `affine` means what one without a mode does.
+fn without_default_modes(block: &Value) -> Value {
+    let mut block = block.clone();
+    for entry in block.as_object_mut().into_iter().flat_map(|block| block.values_mut()) {
+        if let Some(entry) =
+            entry.as_object_mut().filter(|entry| entry.get("mode").is_some_and(|mode| mode == "affine"))
+        {
+            entry.remove("mode");
+        }
+    }
+    block
+}
+
+#[test]
+fn a_model_made_plain_again_computes_the_same() {
+    for from in ["qwen3_next-q4g64", "qwen3_5-mxfp4"] {
+        let (_place, to) = converted(from, Some(DType::F32), &Change::Dequantize);
+        assert!(tensors(&to).values().all(|(dtype, ..)| dtype == "F32"));
+        assert!(json(&to.join("config.json")).get("quantization").is_none());
+        let logits = |folder: &Path| {
+            let model = load(folder, &Device::cpu()).unwrap().model;
+            let ids = Tensor::from_slice(&[5u32, 9, 200, 31], [1, 4], &Device::cpu()).unwrap();
+            let hidden = model.step(&ids, &mut model.cache(1).unwrap()).unwrap();
+            model.head().linear(&hidden).unwrap().to_vec::<f32>().unwrap()
+        };
+        let far = logits(&to).iter().zip(logits(&fixture(from))).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(far < 5e-5, "{from}: {far}");
+    }
+}
+
+#[test]
+fn modules_can_have_bits_of_their_own_and_stay_plain() {
+    let mut scheme = Scheme::of(packing_of("affine", Some(4), None).unwrap());
+    scheme.modules.push(("lm_head".to_owned(), None));
+    scheme.modules.push(("v_proj".to_owned(), Some(packing_of("affine", Some(8), Some(32)).unwrap())));
+    let (_place, to) = converted("qwen3-f32", None, &Change::Quantize(scheme));
+    let all = tensors(&to);
+    assert_eq!(all["lm_head.weight"].0, "F32");
+    assert_eq!(all["model.layers.0.self_attn.v_proj.scales"].1[1], 2);
+    assert_eq!(json(&to.join("config.json"))["quantization"]["lm_head"], false);
+    let model = load(&to, &Device::cpu()).unwrap().model;
+    assert_eq!(model.head().dense().unwrap().dtype(), DType::F32);
+
+    let unknown =
+        Scheme { modules: vec![("nothing".to_owned(), None)], ..Scheme::of(packing_of("affine", None, None).unwrap()) };
+    let place = tempfile::tempdir().unwrap();
+    let to = place.path().join("new");
+    let error = convert(&fixture("qwen3-f32"), &to, None, &Change::Quantize(unknown), &mut |_, _| ()).unwrap_err();
+    assert!(error.to_string().contains("no module has `nothing` in its name"), "{error}");
+    assert!(!to.exists() && std::fs::read_dir(place.path()).unwrap().next().is_none());
+}
+
+#[test]
+fn a_folder_that_exists_is_left_alone() {
+    let place = tempfile::tempdir().unwrap();
+    let error =
+        convert(&fixture("qwen3-f32"), place.path(), None, &Change::None, &mut |_, _| ()).unwrap_err().to_string();
+    assert!(error.ends_with("it exists already; choose another folder or remove it"), "{error}");
+}
