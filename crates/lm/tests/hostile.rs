@@ -331,7 +331,8 @@ fn every_damage_to_a_quantised_model_is_named() {
     };
     let entry = |packing: Value| Some(json!({"group_size": 64, "bits": 4, GATE: packing}));
     type Change<'a> = &'a dyn Fn(&str, Tensor) -> Option<(String, Tensor)>;
-    let cases: &[(Option<Value>, Change, &str)] = &[
+    type Case<'a> = (Option<Value>, Change<'a>, &'a str);
+    let cases: &[Case] = &[
         (
             None,
             &without("scales"),

@@ -68,7 +68,7 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
                 chat.history.clear();
             }
             command if command.starts_with('/') => {
-                say!("there is no {command}; there are /reset, /system TEXT and /exit")
+                say!("there is no {command}; there are /reset, /system TEXT and /exit");
             }
             message => {
                 let summary = chat.answer(message, out)?;

@@ -40,7 +40,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let start = Instant::now();
     let progress = bar(ids.len() as u64, 0);
     let score = perplexity::score(loaded.model.as_ref(), &ids, args.sequence_length, &mut |done| {
-        progress.set_position(done as u64)
+        progress.set_position(done as u64);
     })?;
     progress.finish_and_clear();
     let time = start.elapsed().as_secs_f64();

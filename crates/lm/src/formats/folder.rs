@@ -131,7 +131,8 @@ fn add_one(bytes: &mut [u8], dtype: DType) {
     for x in bytes.chunks_exact_mut(dtype.size()) {
         match (dtype, &mut *x) {
             (DType::F32, &mut [a, b, c, d]) => {
-                x.copy_from_slice(&(f32::from_le_bytes([a, b, c, d]) + 1.0).to_le_bytes())
+                let y = f32::from_le_bytes([a, b, c, d]) + 1.0;
+                x.copy_from_slice(&y.to_le_bytes());
             }
             (DType::BF16, &mut [a, b]) => {
                 let y = bf16::from_f32(bf16::from_le_bytes([a, b]).to_f32() + 1.0);

@@ -3,7 +3,7 @@
 use super::atomic::Staged;
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -331,7 +331,7 @@ pub(crate) fn header<P: Described>(path: &Path, pieces: &[P], metadata: &[(Strin
 pub(crate) struct Shard {
     path: PathBuf,
     out: BufWriter<fs::File>,
-    left: std::vec::IntoIter<Piece>,
+    left: VecDeque<Piece>,
 }
 
 impl Shard {
@@ -341,12 +341,12 @@ impl Shard {
         let file = fs::File::create(path).map_err(Error::io(path, "write"))?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
         out.write_all(&header).map_err(Error::io(path, "write"))?;
-        Ok(Shard { path: path.to_owned(), out, left: pieces.to_vec().into_iter() })
+        Ok(Shard { path: path.to_owned(), out, left: pieces.iter().cloned().collect() })
     }
 
     /// Writes the next tensor, which must be the one that the header says.
     pub(crate) fn append(&mut self, tensor: &Tensor) -> Result<()> {
-        match self.left.next() {
+        match self.left.pop_front() {
             Some(piece) if (piece.dtype, piece.shape) == (tensor.dtype(), tensor.shape()) => {}
             other => return Err(Error::value("convert", format!("{tensor:?} came in the place of {other:?}"))),
         }
@@ -355,7 +355,7 @@ impl Shard {
 
     /// Ends the file once all tensors are written.
     pub(crate) fn finish(mut self) -> Result<()> {
-        if let Some(piece) = self.left.next() {
+        if let Some(piece) = self.left.pop_front() {
             return Err(Error::value("convert", format!("`{}` was not written", piece.name)));
         }
         self.out.flush().map_err(Error::io(&self.path, "write"))?;

@@ -105,6 +105,7 @@ params!(Layer { input_layernorm, mixer: "", post_attention_layernorm, mlp });
 
 /// What mixes tokens: `linear_attn` or `self_attn` in a file.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // a model has a few hundred at most
 pub enum Mixer {
     /// The gated delta rule.
     Delta(GatedDeltaNet),
@@ -114,6 +115,7 @@ pub enum Mixer {
 
 /// What follows the mixer: `mlp` in a file.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // a model has a few hundred at most
 pub enum FeedForward {
     /// One MLP for every token.
     Dense(Mlp),

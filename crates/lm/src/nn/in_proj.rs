@@ -20,6 +20,7 @@ pub enum Layout {
 
 /// The projections, as files hold them.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // a model has a few hundred at most
 pub(super) enum InProj {
     Separate(Separate),
     Merged(Merged),

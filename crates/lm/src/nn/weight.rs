@@ -11,6 +11,7 @@ use alluvium_ops::{
 /// A matrix `[O, I]`, or one for each expert `[E, O, I]`, as the file has it. It is never copied to another dtype: operations
 /// widen it as they read.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // a model has a few hundred at most
 pub enum Weight {
     /// Plain numbers: f32, f16 or bf16.
     Dense(Tensor),
