@@ -27,7 +27,7 @@ fn base(side: Side, at: u32, first: u32, head: u32) -> u32 {
 // as the operands are stored
 fn rounded(x: f32) -> f32 { return widen_R(narrow_R(vec4<f32>(x))).x; }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let tiles_n = max((p.n + 63u) / 64u, 1u);
     let tiles = max((p.m + 63u) / 64u, 1u) * tiles_n;
@@ -47,78 +47,58 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let c_base = base(p.c, at, chunk.x, head);
     let token = chunk.x * p.groups + head;
 
-    // eight rows and two runs of four columns
-    var sums: array<vec4<f32>, 16>;
-    let m_own = lane / 8u * 8u;
-    let n_own = lane % 8u * 4u;
+    var sums: array<vec4<f32>, 4>;
+    let m_own = lane / 16u * 4u;
+    let n_own = lane % 16u * 4u;
     for (var l_first = 0u; l_first < l_end; l_first += 16u) {
-        workgroupBarrier();
-        // each invocation reads sixteen numbers of each side: neighbours read what lies side by side
-        for (var part = 0u; part < 4u; part++) {
-            let a_l = select(lane % 16u, lane / 16u + part * 4u, A_ALONG == 1u);
-            let a_m = select(lane / 16u + part * 4u, lane % 16u, A_ALONG == 1u);
+        var av: vec4<f32>;
+        var bv: vec4<f32>;
+        // each invocation reads four numbers of each side: neighbours read what lies side by side
+        let a_l = select(lane % 16u, lane / 16u, A_ALONG == 1u);
+        let a_m = select(lane / 16u, lane % 16u, A_ALONG == 1u);
+        let b_l = select(lane % 16u, lane / 16u, B_ALONG == 1u);
+        let b_n = select(lane / 16u, lane % 16u, B_ALONG == 1u);
+        for (var r = 0u; r < 4u; r++) {
             let l = l_first + a_l;
-            var x: vec4<f32>;
-            for (var r = 0u; r < 4u; r++) {
-                let m = m_first + a_m * 4u + r;
-                let masked = (MASK_A == 1u && l > m) || (MASK_A == 2u && m > l);
-                x[r] = 0.0;
-                if m < m_end && l < l_end && !masked {
-                    x[r] = a[a_base + m * p.a.rows + l * p.a.cols];
-                }
+            let m = m_first + a_m * 4u + r;
+            let masked = (MASK_A == 1u && l > m) || (MASK_A == 2u && m > l);
+            av[r] = 0.0;
+            if m < m_end && l < l_end && !masked {
+                av[r] = a[a_base + m * p.a.rows + l * p.a.cols];
             }
-            left[a_l * STRIDE + a_m] = x;
-        }
-        for (var part = 0u; part < 4u; part++) {
-            let b_l = select(lane % 16u, lane / 16u + part * 4u, B_ALONG == 1u);
-            let b_n = select(lane / 16u + part * 4u, lane % 16u, B_ALONG == 1u);
-            let l = l_first + b_l;
-            var factor = 1.0;
-            if FACTOR_L < 4u && l < l_end { factor = factors[(token + l * p.groups) * 4u + FACTOR_L]; }
-            var y: vec4<f32>;
-            for (var r = 0u; r < 4u; r++) {
-                let n = n_first + b_n * 4u + r;
-                y[r] = 0.0;
-                if n < n_end && l < l_end {
-                    y[r] = b[b_base + l * p.b.rows + n * p.b.cols];
-                    if FACTOR_L < 4u { y[r] = rounded(y[r] * factor); }
+            let lb = l_first + b_l;
+            let n = n_first + b_n * 4u + r;
+            bv[r] = 0.0;
+            if n < n_end && lb < l_end {
+                var x = b[b_base + lb * p.b.rows + n * p.b.cols];
+                if FACTOR_L < 4u {
+                    x = rounded(x * factors[(token + lb * p.groups) * 4u + FACTOR_L]);
                 }
+                bv[r] = x;
             }
-            right[b_l * STRIDE + b_n] = y;
         }
+        workgroupBarrier();
+        left[a_l * STRIDE + a_m] = av;
+        right[b_l * STRIDE + b_n] = bv;
         workgroupBarrier();
         for (var l = 0u; l < 16u; l++) {
-            let x = left[l * STRIDE + m_own / 4u];
-            let z = left[l * STRIDE + m_own / 4u + 1u];
-            let y = right[l * STRIDE + lane % 8u];
-            let w = right[l * STRIDE + lane % 8u + 8u];
+            let x = left[l * STRIDE + lane / 16u];
+            let y = right[l * STRIDE + lane % 16u];
             sums[0] += x.x * y;
             sums[1] += x.y * y;
             sums[2] += x.z * y;
             sums[3] += x.w * y;
-            sums[4] += z.x * y;
-            sums[5] += z.y * y;
-            sums[6] += z.z * y;
-            sums[7] += z.w * y;
-            sums[8] += x.x * w;
-            sums[9] += x.y * w;
-            sums[10] += x.z * w;
-            sums[11] += x.w * w;
-            sums[12] += z.x * w;
-            sums[13] += z.y * w;
-            sums[14] += z.z * w;
-            sums[15] += z.w * w;
         }
     }
 
     let n_written = select(n_end, 64u, SQUARE == 1u);
-    for (var i = 0u; i < 16u; i++) {
-        let m = m_first + m_own + i % 8u;
-        if m >= m_end { continue; }
+    for (var i = 0u; i < 4u; i++) {
+        let m = m_first + m_own + i;
+        if m >= m_end { break; }
         var row = p.alpha * sums[i];
         if FACTOR_M < 4u { row *= factors[(token + m * p.groups) * 4u + FACTOR_M]; }
         for (var j = 0u; j < 4u; j++) {
-            let n = n_first + n_own + i / 8u * 32u + j;
+            let n = n_first + n_own + j;
             if n >= n_written { break; }
             var x = row[j];
             if FACTOR_N < 4u && n < n_end { x *= factors[(token + n * p.groups) * 4u + FACTOR_N]; }

@@ -19,6 +19,7 @@ var<immediate> p: Params;
 @group(0) @binding(7) var<storage, read_write> last: array<f32>;
 
 const EACH: u32 = TILE / 4u;
+const AHEAD: u32 = 16u;
 // where there are few columns, several invocations share one: each has a run of its rows
 const RUNS: u32 = max(256u / K, 1u);
 const RUN_ROWS: u32 = (TILE + RUNS - 1u) / RUNS;
@@ -55,9 +56,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         for (var r = 0u; r < EACH; r++) { sums[r] = 0.0; }
         if i < tokens {
             let source = ((first + i) * left_heads + head / p.left_share) * K;
-            for (var k = 0u; k < K; k++) {
-                let each = left[source + k];
-                for (var r = 0u; r < EACH; r++) { sums[r] += each * state[(v_first + r) * K + k]; }
+            // many reads under way at once: nothing else hides how long one takes
+            for (var k = 0u; k < K; k += AHEAD) {
+                var each: array<f32, AHEAD>;
+                for (var a = 0u; a < AHEAD; a++) {
+                    each[a] = 0.0;
+                    if k + a < K { each[a] = left[source + k + a]; }
+                }
+                for (var a = 0u; a < AHEAD; a++) {
+                    for (var r = 0u; r < EACH; r++) { sums[r] += each[a] * state[(v_first + r) * K + min(k + a, K - 1u)]; }
+                }
             }
         }
         for (var r = 0u; r < EACH; r++) {
@@ -87,9 +95,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let run_first = cell / K * RUN_ROWS;
             var fresh: array<f32, RUN_ROWS>;
             for (var r = 0u; r < RUN_ROWS; r++) { fresh[r] = 0.0; }
-            for (var i = 0u; i < tokens; i++) {
-                let each = right[((first + i) * right_heads + head / p.right_share) * K + k];
-                for (var r = 0u; r < RUN_ROWS; r++) { fresh[r] += written[i * TILE + min(run_first + r, TILE - 1u)] * each; }
+            for (var i = 0u; i < tokens; i += AHEAD) {
+                var each: array<f32, AHEAD>;
+                for (var a = 0u; a < AHEAD; a++) {
+                    each[a] = 0.0;
+                    if i + a < tokens { each[a] = right[((first + i + a) * right_heads + head / p.right_share) * K + k]; }
+                }
+                for (var a = 0u; a < AHEAD; a++) {
+                    for (var r = 0u; r < RUN_ROWS; r++) {
+                        fresh[r] += written[(i + a) * TILE + min(run_first + r, TILE - 1u)] * each[a];
+                    }
+                }
             }
             for (var r = 0u; r < RUN_ROWS; r++) {
                 let v = run_first + r;
