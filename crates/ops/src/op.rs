@@ -1,7 +1,7 @@
 //! What an entry of the list is.
 
 use alluvium_core::contract::Fill;
-use alluvium_core::{Contract, DType, Dims, Result, Tensor};
+use alluvium_core::{Contract, DType, Dims, Error, Result, Tensor};
 use std::ops::Index;
 
 /// An operation of the list: everything that the check, the tests, the benchmark and the documentation need of it.
@@ -13,8 +13,8 @@ pub struct Op {
     pub summary: &'static str,
     /// The names of its results, in order.
     pub results: &'static [&'static str],
-    /// Runs it on the arguments of a case.
-    pub run: fn(&Given<Tensor>) -> Result<Vec<Tensor>>,
+    /// Runs it on the arguments of a case. An argument that the operation takes over is taken out of them.
+    pub run: fn(&mut Given<Tensor>) -> Result<Vec<Tensor>>,
     /// The definition, in f64.
     pub reference: fn(&Given<Array>) -> Vec<Array>,
     /// Its gradient.
@@ -150,6 +150,17 @@ impl<T> Given<T> {
     /// Whether a flag is set.
     pub fn flag(&self, name: &str) -> bool {
         self.option(name).is_some_and(|value| value != 0.0)
+    }
+}
+
+impl Given<Tensor> {
+    /// An argument, given away: an operation that overwrites it does so in place where nobody else holds it.
+    ///
+    /// # Errors
+    /// When it was left out or taken before.
+    pub fn take(&mut self, name: &'static str) -> Result<Tensor> {
+        let slot = self.args.iter_mut().find(|(n, _)| *n == name).and_then(|(_, value)| value.take());
+        slot.ok_or_else(|| Error::value(name, "the entry takes an argument that is not there"))
     }
 }
 

@@ -21,8 +21,8 @@ pub(crate) static OP: Op = Op {
     summary: "a step of Adam with decoupled weight decay, in place",
     results: &["p", "m", "v"],
     run: |t| {
-        let args = (t["p"].clone(), t["m"].clone(), t["v"].clone());
-        let AdamWState { p, m, v } = adamw(args.0, &t["grad"], args.1, args.2, &numbers(t))?;
+        let [p, m, v] = [t.take("p")?, t.take("m")?, t.take("v")?];
+        let AdamWState { p, m, v } = adamw(p, &t["grad"], m, v, &numbers(t))?;
         Ok(vec![p, m, v])
     },
     reference: |t| reference::step(t, &numbers(t)),

@@ -8,7 +8,7 @@ fn activation<T>(t: &Given<T>) -> Activation {
     if t.flag("silu") { Activation::Silu } else { Activation::None }
 }
 
-fn run(t: &Given<Tensor>) -> Result<Vec<Tensor>> {
+fn run(t: &mut Given<Tensor>) -> Result<Vec<Tensor>> {
     let convolved = causal_conv1d(CausalConv1d {
         x: &t["x"],
         w: &t["w"],

@@ -20,7 +20,7 @@ pub fn refusals(op: &Op, case: &Case, device: &Device) -> Result<Vec<String>> {
             if accepted_by(op, &given) {
                 continue;
             }
-            match (op.run)(&given) {
+            match (op.run)(&mut given) {
                 Ok(_) => faults.push(format!("{what} was taken")),
                 Err(error) => {
                     let text = error.to_string();

@@ -60,6 +60,14 @@ impl Inputs {
         Given { args, dims: self.tensors.dims.clone(), options: self.tensors.options }
     }
 
+    /// The tensors again, in memory of their own.
+    pub(super) fn copied(&self) -> Result<Given<Tensor>> {
+        let copy = |x: &Tensor| Tensor::from_bytes(&x.to_bytes()?, x.shape(), x.dtype(), &self.device);
+        let each = |(name, x): &(&'static str, Option<Tensor>)| Ok((*name, x.as_ref().map(copy).transpose()?));
+        let args = self.tensors.args.iter().map(each).collect::<Result<_>>()?;
+        Ok(Given { args, dims: self.tensors.dims.clone(), options: self.tensors.options })
+    }
+
     /// Random gradients for the results, rounded to the storage that is checked.
     pub(super) fn seeds(&self, results: &[Array]) -> Result<Vec<Tensor>> {
         let seed = |(i, y): (usize, &Array)| {

@@ -122,7 +122,7 @@ fn scale<T>(t: &Given<T>) -> f64 {
     t.option("scale").unwrap_or_else(|| (t.dims['K'] as f64).sqrt().recip())
 }
 
-fn run(t: &Given<Tensor>) -> Result<Vec<Tensor>> {
+fn run(t: &mut Given<Tensor>) -> Result<Vec<Tensor>> {
     let delta = gated_delta_rule(GatedDelta {
         q: &t["q"],
         k: &t["k"],

@@ -9,14 +9,14 @@ pub(crate) static OP: Op = Op {
     summary: "one token of the gated delta rule",
     results: &["o", "final_state"],
     run: |t| {
+        let state = t.take("state")?;
         let delta = gated_delta_step(GatedDeltaStep {
             q: &t["q"],
             k: &t["k"],
             v: &t["v"],
             g: &t["g"],
             beta: &t["beta"],
-            // a copy: the step writes over its state where it is the only holder
-            state: t["state"].clone(),
+            state,
             scale: scale(t) as f32,
         })?;
         Ok(vec![delta.o, delta.final_state])

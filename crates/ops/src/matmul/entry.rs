@@ -6,7 +6,7 @@ use crate::transpose;
 use alluvium_core::{Backward, Result, Tensor, tape};
 
 /// The contract's shapes are those of untransposed sides: a case for another way of storing swaps the axes first.
-fn run(t: &Given<Tensor>) -> Result<Vec<Tensor>> {
+fn run(t: &mut Given<Tensor>) -> Result<Vec<Tensor>> {
     let transpose = match (t.flag("left"), t.flag("right")) {
         (false, false) => Transpose::Neither,
         (true, false) => Transpose::Left,

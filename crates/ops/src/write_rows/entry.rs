@@ -12,7 +12,7 @@ pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
     summary: "rows written into a cache, in place where nobody else holds it",
     results: &["cache"],
-    run: |t| Ok(vec![write_rows(t["cache"].clone(), &t["rows"], at(t))?]),
+    run: |t| Ok(vec![write_rows(t.take("cache")?, &t["rows"], at(t))?]),
     reference: |t| vec![reference::forward(&t["cache"], &t["rows"], at(t))],
     gradient: Gradient::None(NO_GRADIENT),
     tolerance: Tolerance::EXACT,
