@@ -142,7 +142,7 @@ fn gradient<S: F32s, const WHOLE: bool>(
     if from.activation == Activation::Silu {
         let z = sums::<S, BLOCK, WHOLE>(from, taps, channels, [c, n]);
         for (dz, z) in dz.iter_mut().zip(z) {
-            *dz = *dz * slope(z);
+            *dz = *dz * math::silu_with_slope(z).1;
         }
     }
     if let Some(dw) = &mut to.dw {
@@ -192,14 +192,6 @@ fn sums<S: F32s, const ROWS: usize, const WHOLE: bool>(
         }
     }
     z
-}
-
-/// The derivative of `z·σ(z)`; the bounds keep infinities from meeting zeros.
-#[inline(always)]
-fn slope<S: F32s>(z: S) -> S {
-    let z = S::splat(200.0).min(S::splat(-200.0).max(z));
-    let (one, s) = (S::splat(1.0), math::sigmoid(z));
-    s * (z * (one - s) + one)
 }
 
 /// `n` numbers from `at` on: a register's worth where `WHOLE`.

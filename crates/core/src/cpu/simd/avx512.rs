@@ -106,6 +106,17 @@ impl F32s for Avx512 {
     }
 
     #[inline(always)]
+    fn recip(self) -> Self {
+        // an estimate of 14 bits and one step of Newton's: a third of a division's time
+        unsafe {
+            let (one, y) = (_mm512_set1_ps(1.0), _mm512_rcp14_ps(self.0));
+            // 0 · infinity is NaN, which `min` turns into a step that changes nothing
+            let missing = _mm512_min_ps(_mm512_fnmadd_ps(self.0, y, one), one);
+            Avx512(_mm512_fmadd_ps(y, missing, y))
+        }
+    }
+
+    #[inline(always)]
     fn round(self) -> Self {
         Avx512(unsafe { _mm512_roundscale_ps::<8>(self.0) })
     }

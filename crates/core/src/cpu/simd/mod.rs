@@ -177,6 +177,13 @@ pub trait F32s:
     fn min(self, other: Self) -> Self;
     /// The square root.
     fn sqrt(self) -> Self;
+    /// `1 / self`, within 2 units in the last place where neither is denormal; 0 and infinity have each other.
+    ///
+    /// A division, unless the processor's estimate with one step of Newton's is quicker and still exact for 1 and 2.
+    #[inline(always)]
+    fn recip(self) -> Self {
+        Self::splat(1.0) / self
+    }
     /// The nearest whole number, ties to even.
     fn round(self) -> Self;
     /// `self · 2ⁿ` for whole `n` between -252 and 254.
