@@ -4,12 +4,14 @@ mod floats;
 mod gemm;
 mod memory;
 pub mod simd;
+mod stream;
 
 pub use floats::Floats;
 pub use gemm::{Mat, gemm};
 pub use memory::{Buffer, Memory};
 pub(crate) use memory::{Bytes, size_class};
 pub use simd::Level;
+pub use stream::{Stores, Stream};
 
 use crate::tensor::Storage;
 use crate::{DType, Element, Error, Result, Shape, Tensor};
@@ -124,6 +126,16 @@ impl Cpu {
     /// Runs `work` on the pool, where rayon's parallel iterators use its threads. Cheap when already there.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.0.threads.install(work)
+    }
+
+    /// Runs `work` on every task: on all threads, or right here where there is but one, which is not worth their call.
+    pub fn each<T: Send>(&self, tasks: Vec<T>, work: impl Fn(T) + Sync) {
+        use rayon::prelude::*;
+        if tasks.len() > 1 {
+            self.run(|| tasks.into_par_iter().for_each(&work));
+        } else {
+            tasks.into_iter().for_each(work);
+        }
     }
 
     /// How many rows a task should take so that each is worth a thread: about 32 thousand units of work, and no

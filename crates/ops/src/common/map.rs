@@ -6,13 +6,10 @@
 
 use super::gpu::{self, map::Shaded};
 use super::stored::{Stored, by_storage};
+use super::writer::{BLOCK, Block, Share, Target};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::cpu::simd::F32s;
-use alluvium_core::{Backward, Contract, Device, Error, Result, Tensor, tape};
-use rayon::prelude::*;
-
-/// Numbers of a block, a multiple of every register: a few of them fit in the first-level cache.
-const BLOCK: usize = 1024;
+use alluvium_core::{Backward, Contract, Device, Result, Tensor, tape};
 
 /// A function of one number.
 pub(crate) trait Unary: Copy + Send + Sync + 'static {
@@ -91,9 +88,9 @@ impl<F: UnarySlope + Shaded> Backward<1> for UnaryGrad<F> {
             Device::Cpu(cpu) => cpu,
             Device::Wgpu(gpu) => return Ok([Some(gpu::map::slope(gpu, f, &x, dy)?)]),
         };
-        let mut dx = unshared(cpu, dy)?;
-        by_storage!(x.dtype(), T => {
-            launch(cpu, slices::<T, 1>([&x])?, [written::<T>(&mut dx)?], |[x], [dx]| slopes(cpu.level(), f, x, dx));
+        let dx = by_storage!(x.dtype(), T => {
+            let x = slices::<T, 1>([&x])?;
+            in_place(cpu, dy, |dx| launch(cpu, x, [dx], |[x], [dx]| slopes(cpu.level(), f, x, dx)))?
         });
         Ok([Some(dx)])
     }
@@ -118,13 +115,13 @@ impl<F: BinarySlopes + Shaded> Backward<2> for BinaryGrad<F> {
             Device::Cpu(cpu) => cpu,
             Device::Wgpu(gpu) => return Ok(gpu::map::slopes(gpu, f, [&a, &b], dy)?.map(Some)),
         };
-        let mut da = unshared(cpu, dy)?;
-        let db = by_storage!(a.dtype(), T => {
+        let (da, db) = by_storage!(a.dtype(), T => {
+            let ab = slices::<T, 2>([&a, &b])?;
             let mut db = cpu.buffer::<T>(b.elements())?;
-            launch(cpu, slices::<T, 2>([&a, &b])?, [written(&mut da)?, &mut db], |[a, b], [da, db]| {
-                slopes2(cpu.level(), f, (a, b), da, db);
-            });
-            cpu.wrap(db, b.shape())?
+            let da = in_place(cpu, dy, |da| {
+                launch(cpu, ab, [da, Target::new(&mut db)], |ab, [da, db]| slopes2(cpu.level(), f, ab, da, db));
+            })?;
+            (da, cpu.wrap(db, b.shape())?)
         });
         Ok([Some(da), Some(db)])
     }
@@ -134,33 +131,25 @@ impl<F: BinarySlopes + Shaded> Backward<2> for BinaryGrad<F> {
 pub(crate) fn new_result<const N: usize>(
     cpu: &Cpu,
     inputs: [&Tensor; N],
-    kernel: impl Fn([&[f32]; N], &mut [f32]) + Sync,
+    kernel: impl Fn([&[f32]; N], Block<'_>) + Sync,
 ) -> Result<Tensor> {
     let y = by_storage!(inputs[0].dtype(), T => {
         let mut y = cpu.buffer::<T>(inputs[0].elements())?;
-        launch(cpu, slices(inputs)?, [&mut y], |x, [y]| kernel(x, y));
+        launch(cpu, slices(inputs)?, [Target::new(&mut y)], |x, [y]| kernel(x, y));
         cpu.wrap(y, inputs[0].shape())?
     });
     Ok(y)
 }
 
-/// The same tensor in memory that nobody else holds.
-fn unshared(cpu: &Cpu, mut x: Tensor) -> Result<Tensor> {
-    by_storage!(x.dtype(), T => {
-        if x.slice_mut::<T>().is_some() {
-            return Ok(x);
-        }
-        let mut copy = cpu.buffer::<T>(x.elements())?;
-        let (from, grain) = (x.slice::<T>()?, cpu.grain(x.elements(), 1));
-        cpu.run(|| {
-            copy.par_chunks_mut(grain).zip(from.par_chunks(grain)).for_each(|(copy, from)| copy.copy_from_slice(from));
-        });
-        cpu.wrap(copy, x.shape())
-    })
-}
-
-fn written<T: Stored>(x: &mut Tensor) -> Result<&mut [T]> {
-    x.slice_mut::<T>().ok_or_else(|| Error::value("map", "the gradient's memory is shared"))
+/// What `work` makes of a gradient: in its memory where nobody else holds it, or in new memory.
+fn in_place<T: Stored>(cpu: &Cpu, mut dy: Tensor, work: impl FnOnce(Target<'_, T>)) -> Result<Tensor> {
+    if let Some(over) = dy.slice_mut::<T>() {
+        work(Target::over(over));
+        return Ok(dy);
+    }
+    let mut dx = cpu.buffer::<T>(dy.elements())?;
+    work(Target::after(dy.slice::<T>()?, &mut dx));
+    cpu.wrap(dx, dy.shape())
 }
 
 fn slices<T: Stored, const N: usize>(inputs: [&Tensor; N]) -> Result<[&[T]; N]> {
@@ -171,81 +160,77 @@ fn slices<T: Stored, const N: usize>(inputs: [&Tensor; N]) -> Result<[&[T]; N]> 
     Ok(slices)
 }
 
-/// Runs `kernel(inputs, outputs)` on all threads, block by block. The kernel sees what `outputs` hold and may change it.
+/// Runs `kernel(inputs, outputs)` on all threads, block by block. The kernel may look at what a target gives it.
 fn launch<T: Stored, const N: usize, const M: usize>(
     cpu: &Cpu,
     inputs: [&[T]; N],
-    outputs: [&mut [T]; M],
-    kernel: impl Fn([&[f32]; N], [&mut [f32]; M]) + Sync,
+    mut outputs: [Target<'_, T>; M],
+    kernel: impl Fn([&[f32]; N], [Block<'_>; M]) + Sync,
 ) {
     let n = outputs[0].len();
     let grain = cpu.grain(n, 1).next_multiple_of(BLOCK);
-    let mut rest = outputs;
     let mut tasks = Vec::with_capacity(n.div_ceil(grain));
     for first in (0..n).step_by(grain) {
         let last = n.min(first + grain);
-        tasks.push((first..last, rest.each_mut().map(|rest| rest.split_off_mut(..last - first).unwrap_or_default())));
+        tasks.push((first..last, outputs.each_mut().map(|rest| rest.cut(last - first))));
     }
-    cpu.run(|| {
-        tasks.into_par_iter().for_each(|(range, outputs)| {
-            let mut inputs = inputs.map(|x| (x, [0.0; BLOCK]));
-            let mut outputs = outputs.map(|y| (y, [0.0; BLOCK]));
-            for at in range.clone().step_by(BLOCK) {
-                let len = BLOCK.min(range.end - at);
-                let mut blocks =
-                    outputs.each_mut().map(|(rest, wide)| (rest.split_off_mut(..len).unwrap_or_default(), wide));
-                kernel(
-                    inputs.each_mut().map(|(x, wide)| T::widen(&x[at..][..len], wide)),
-                    blocks.each_mut().map(|(block, wide)| T::open(block, &mut wide[..])),
-                );
-                for (block, wide) in blocks {
-                    T::close(block, wide);
-                }
-            }
-        });
+    cpu.each(tasks, |(range, outputs)| {
+        let mut inputs = inputs.map(|x| (x, [0.0; BLOCK]));
+        let mut outputs = outputs.map(Target::writer);
+        for at in range.clone().step_by(BLOCK) {
+            let len = BLOCK.min(range.end - at);
+            kernel(
+                inputs.each_mut().map(|(x, wide)| T::widen(&x[at..][..len], wide)),
+                outputs.each_mut().map(|y| y.open(len)),
+            );
+            outputs.iter_mut().for_each(|y| y.close(len));
+        }
     });
 }
 
 alluvium_core::simd! {
-    fn values<S, F: Unary>(f: F, x: &[f32], y: &mut [f32]) {
-        let (mut xs, mut ys) = (x.chunks_exact(S::LANES), y.chunks_exact_mut(S::LANES));
+    fn values<S, F: Unary>(f: F, x: &[f32], y: Block<'_>) {
+        let Block { to, stores, .. } = y;
+        let (mut xs, mut ys) = (x.chunks_exact(S::LANES), to.chunks_exact_mut(S::LANES));
         for (x, y) in xs.by_ref().zip(ys.by_ref()) {
-            f.value(S::load(x)).store(y);
+            f.value(S::load(x)).put(y, stores);
         }
         f.value(S::load_head(xs.remainder())).store_head(ys.into_remainder());
     }
 
-    fn values2<S, F: Binary>(f: F, a: &[f32], b: &[f32], y: &mut [f32]) {
+    fn values2<S, F: Binary>(f: F, a: &[f32], b: &[f32], y: Block<'_>) {
+        let Block { to: y, stores, .. } = y;
         let whole = y.len() - y.len() % S::LANES;
         let lanes = a.chunks_exact(S::LANES).zip(b.chunks_exact(S::LANES));
         for ((a, b), y) in lanes.zip(y.chunks_exact_mut(S::LANES)) {
-            f.value(S::load(a), S::load(b)).store(y);
+            f.value(S::load(a), S::load(b)).put(y, stores);
         }
         f.value(S::load_head(&a[whole..]), S::load_head(&b[whole..])).store_head(&mut y[whole..]);
     }
 
-    /// `dx` holds `dy` before.
-    fn slopes<S, F: UnarySlope>(f: F, x: &[f32], dx: &mut [f32]) {
-        let (mut xs, mut dxs) = (x.chunks_exact(S::LANES), dx.chunks_exact_mut(S::LANES));
-        for (x, dx) in xs.by_ref().zip(dxs.by_ref()) {
-            (S::load(dx) * f.slope(S::load(x))).store(dx);
+    fn slopes<S, F: UnarySlope>(f: F, x: &[f32], dx: Block<'_>) {
+        let Block { to: dx, before, stores } = dx;
+        let whole = dx.len() - dx.len() % S::LANES;
+        for i in (0..whole).step_by(S::LANES) {
+            let dy = if let Some(dy) = before { S::load(&dy[i..]) } else { S::load(&dx[i..]) };
+            (dy * f.slope(S::load(&x[i..]))).put(&mut dx[i..], stores);
         }
-        let dx = dxs.into_remainder();
-        (S::load_head(dx) * f.slope(S::load_head(xs.remainder()))).store_head(dx);
+        let dy = if let Some(dy) = before { S::load_head(&dy[whole..]) } else { S::load_head(&dx[whole..]) };
+        (dy * f.slope(S::load_head(&x[whole..]))).store_head(&mut dx[whole..]);
     }
 
-    /// `da` holds `dy` before.
-    fn slopes2<S, F: BinarySlopes>(f: F, ab: (&[f32], &[f32]), da: &mut [f32], db: &mut [f32]) {
+    fn slopes2<S, F: BinarySlopes>(f: F, ab: [&[f32]; 2], da: Block<'_>, db: Block<'_>) {
+        let (Block { to: da, before, stores }, Block { to: db, stores: stores_b, .. }) = (da, db);
         let whole = da.len() - da.len() % S::LANES;
-        let (a, b) = ab;
-        let lanes = a.chunks_exact(S::LANES).zip(b.chunks_exact(S::LANES));
-        for (((a, b), da), db) in lanes.zip(da.chunks_exact_mut(S::LANES)).zip(db.chunks_exact_mut(S::LANES)) {
-            let (dy, slopes) = (S::load(da), f.slopes(S::load(a), S::load(b)));
-            (dy * slopes.0).store(da);
-            (dy * slopes.1).store(db);
+        let [a, b] = ab;
+        for i in (0..whole).step_by(S::LANES) {
+            let dy = if let Some(dy) = before { S::load(&dy[i..]) } else { S::load(&da[i..]) };
+            let slopes = f.slopes(S::load(&a[i..]), S::load(&b[i..]));
+            (dy * slopes.0).put(&mut da[i..], stores);
+            (dy * slopes.1).put(&mut db[i..], stores_b);
         }
+        let dy = if let Some(dy) = before { S::load_head(&dy[whole..]) } else { S::load_head(&da[whole..]) };
         let slopes = f.slopes(S::load_head(&a[whole..]), S::load_head(&b[whole..]));
-        let dy = S::load_head(&da[whole..]);
         (dy * slopes.0).store_head(&mut da[whole..]);
         (dy * slopes.1).store_head(&mut db[whole..]);
     }

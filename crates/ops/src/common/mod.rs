@@ -8,6 +8,7 @@ pub(crate) mod map;
 pub(crate) mod pieces;
 pub(crate) mod quantized;
 pub(crate) mod reduce;
+pub(crate) mod rows;
 pub(crate) mod stored;
 
 pub(crate) mod chunk;
@@ -15,14 +16,15 @@ mod sequences;
 pub(crate) mod tasks;
 pub(crate) mod tile;
 pub(crate) mod weights;
+pub(crate) mod writer;
 
 pub(crate) use sequences::packed;
 
 use alluvium_core::cpu::{Buffer, Cpu};
 use alluvium_core::wgpu::Gpu;
 use alluvium_core::{Error, Result};
-use rayon::prelude::*;
 use std::ops::Range;
+use writer::Share;
 
 /// What an operation says that has no kernel for a GPU.
 pub(crate) fn no_kernel<T>(op: &'static str, gpu: &Gpu) -> Result<T> {
@@ -35,12 +37,12 @@ const PARTS: usize = 32;
 /// Runs `work(rows, out rows, sums)` over parts of the rows on all threads; returns the parts' sums added in order.
 ///
 /// Each of `out` has `rows` rows of equal width. `sums` has `width` numbers and starts at zero.
-pub(crate) fn partial_sums<const M: usize>(
+pub(crate) fn partial_sums<const M: usize, O: Share>(
     cpu: &Cpu,
     rows: usize,
     width: usize,
-    mut out: [&mut [f32]; M],
-    work: impl Fn(Range<usize>, [&mut [f32]; M], &mut [f32]) + Sync,
+    mut out: [O; M],
+    work: impl Fn(Range<usize>, [O; M], &mut [f32]) + Sync,
 ) -> Result<Buffer<f32>> {
     let each = rows.div_ceil(PARTS).max(1);
     let parts = rows.div_ceil(each);
@@ -50,15 +52,10 @@ pub(crate) fn partial_sums<const M: usize>(
     for (i, sums) in sums.chunks_exact_mut(width).enumerate() {
         let part = i * each..rows.min((i + 1) * each);
         let mut widths = widths.iter();
-        let own = out.each_mut().map(|out| {
-            let len = part.len() * widths.next().unwrap_or(&0);
-            let (own, rest) = std::mem::take(out).split_at_mut(len);
-            *out = rest;
-            own
-        });
+        let own = out.each_mut().map(|out| out.cut(part.len() * widths.next().unwrap_or(&0)));
         tasks.push((part, own, sums));
     }
-    cpu.run(|| tasks.into_par_iter().for_each(|(part, own, sums)| work(part, own, sums)));
+    cpu.each(tasks, |(part, own, sums)| work(part, own, sums));
     let mut total = cpu.zeros::<f32>(width)?;
     for part in sums.chunks_exact(width) {
         total.iter_mut().zip(part).for_each(|(total, x)| *total += x);

@@ -1,6 +1,8 @@
 //! Element types as type parameters: kernels that move elements, and kernels that compute on half-precision storage.
 
+use super::writer::BLOCK;
 use alluvium_core::Element;
+use alluvium_core::cpu::{Stores, Stream};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -8,20 +10,43 @@ use half::{bf16, f16};
 pub(crate) trait Stored: Element {
     /// The numbers to read: themselves, or widened into the start of `wide`.
     fn widen<'a>(from: &'a [Self], wide: &'a mut [f32]) -> &'a [f32];
+    /// What [`Stored::widen`] needs for so many numbers.
+    fn room(numbers: usize) -> Vec<f32>;
     /// The numbers to change: themselves, or widened into the start of `wide` until [`Stored::close`].
     fn open<'a>(block: &'a mut [Self], wide: &'a mut [f32]) -> &'a mut [f32];
+    /// The numbers to write: the block itself, or the start of `wide` until [`Stored::close`].
+    fn fresh<'a>(block: &'a mut [Self], wide: &'a mut [f32]) -> &'a mut [f32];
     /// Rounds what was changed back into the block, once.
     fn close(block: &mut [Self], wide: &[f32]);
+    /// The numbers to read before those of a block are written: themselves; or none, and they are widened into the block.
+    fn source<'a>(from: &'a [Self], to: &mut [f32]) -> Option<&'a [f32]>;
+    /// The next numbers to write past the caches: memory itself, or the start of `wide` until [`Stored::finish`].
+    fn next<'a>(stream: &'a mut Stream<'_, Self>, len: usize, wide: &'a mut [f32]) -> (&'a mut [f32], Stores);
+    /// Writes what was rounded, if it is not there yet.
+    fn finish(stream: &mut Stream<'_, Self>, wide: &[f32]);
 }
 
 impl Stored for f32 {
     fn widen<'a>(from: &'a [f32], _wide: &'a mut [f32]) -> &'a [f32] {
         from
     }
+    fn room(_numbers: usize) -> Vec<f32> {
+        Vec::new()
+    }
     fn open<'a>(block: &'a mut [f32], _wide: &'a mut [f32]) -> &'a mut [f32] {
         block
     }
+    fn fresh<'a>(block: &'a mut [f32], _wide: &'a mut [f32]) -> &'a mut [f32] {
+        block
+    }
     fn close(_block: &mut [f32], _wide: &[f32]) {}
+    fn source<'a>(from: &'a [f32], _to: &mut [f32]) -> Option<&'a [f32]> {
+        Some(from)
+    }
+    fn next<'a>(stream: &'a mut Stream<'_, f32>, len: usize, _wide: &'a mut [f32]) -> (&'a mut [f32], Stores) {
+        stream.next(len)
+    }
+    fn finish(_stream: &mut Stream<'_, f32>, _wide: &[f32]) {}
 }
 
 macro_rules! half {
@@ -32,13 +57,32 @@ macro_rules! half {
                 from.convert_to_f32_slice(wide);
                 wide
             }
+            fn room(numbers: usize) -> Vec<f32> {
+                vec![0.0; numbers]
+            }
             fn open<'a>(block: &'a mut [$half], wide: &'a mut [f32]) -> &'a mut [f32] {
                 let wide = &mut wide[..block.len()];
                 block.convert_to_f32_slice(wide);
                 wide
             }
+            fn fresh<'a>(block: &'a mut [$half], wide: &'a mut [f32]) -> &'a mut [f32] {
+                &mut wide[..block.len()]
+            }
             fn close(block: &mut [$half], wide: &[f32]) {
                 block.convert_from_f32_slice(&wide[..block.len()]);
+            }
+            fn source<'a>(from: &'a [$half], to: &mut [f32]) -> Option<&'a [f32]> {
+                from.convert_to_f32_slice(to);
+                None
+            }
+            fn next<'a>(_: &'a mut Stream<'_, $half>, len: usize, wide: &'a mut [f32]) -> (&'a mut [f32], Stores) {
+                (&mut wide[..len], Stores::ORDINARY)
+            }
+            fn finish(stream: &mut Stream<'_, $half>, wide: &[f32]) {
+                let mut narrow = [<$half>::ZERO; BLOCK];
+                let narrow = &mut narrow[..wide.len()];
+                narrow.convert_from_f32_slice(wide);
+                stream.write(narrow);
             }
         }
     )*};

@@ -27,7 +27,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result<[Option<T
     let (xs, zs, ws, rs, dys) = (cpu.read(x)?, cpu.read(z)?, cpu.read(w)?, cpu.read(rstd)?, cpu.read(dy)?);
     let (level, width) = (cpu.level(), ws.len());
     let (mut dx, mut dz) = (cpu.buffer(xs.len())?, cpu.buffer(xs.len())?);
-    let dw = partial_sums(cpu, rs.len(), width, [&mut dx, &mut dz], |rows, [dx, dz], dw| {
+    let dw = partial_sums(cpu, rs.len(), width, [&mut dx[..], &mut dz[..]], |rows, [dx, dz], dw| {
         let span = rows.start * width..rows.end * width;
         let from = Rows { x: &xs[span.clone()], z: &zs[span.clone()], w: &ws, rstd: &rs[rows], dy: &dys[span] };
         gradient(level, from, [dx, dz, dw]);

@@ -40,7 +40,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, [dg, dbeta]: [Option<&Tensor>; 2
     };
     let (dg, dbeta) = (seeds(dg)?, seeds(dbeta)?);
     let (mut da, mut db) = (cpu.buffer::<f32>(xs.len())?, cpu.buffer::<f32>(xs.len())?);
-    let sums = partial_sums(cpu, xs.len() / heads, 2 * heads, [&mut da, &mut db], |rows, [da, db], sums| {
+    let sums = partial_sums(cpu, xs.len() / heads, 2 * heads, [&mut da[..], &mut db[..]], |rows, [da, db], sums| {
         let (d_log, d_bias) = sums.split_at_mut(heads);
         for (at, i) in (rows.start * heads..rows.end * heads).enumerate() {
             let head = i % heads;

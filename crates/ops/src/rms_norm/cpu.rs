@@ -1,86 +1,102 @@
 //! Threads over rows; each row is read once from memory and stays in cache for its second pass.
 
 use super::Grad;
-use crate::common::partial_sums;
+use crate::common::rows::{self, Piece};
+use crate::common::stored::by_storage;
+use crate::common::writer::{Block, Target};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{DType, Dims, Result, Tensor};
-use rayon::prelude::*;
 
 pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, eps: f32, dims: &Dims) -> Result<(Tensor, Tensor)> {
-    let (rows, width, level) = (dims['R'], dims['D'], cpu.level());
-    let (xs, ws) = (cpu.read(x)?, cpu.read(w)?);
-    let (mut y, mut rstd) = (cpu.buffer(xs.len())?, cpu.buffer(rows)?);
-    let grain = cpu.grain(rows, width);
-    cpu.run(|| {
-        y.par_chunks_mut(grain * width)
-            .zip(xs.par_chunks(grain * width))
-            .zip(rstd.par_chunks_mut(grain))
-            .for_each(|((y, x), rstd)| normalise(level, x, &ws, eps, y, rstd));
+    let (rows, width, level, ws) = (dims['R'], dims['D'], cpu.level(), cpu.read(w)?);
+    let mut rstd = cpu.buffer(rows)?;
+    let y = by_storage!(x.dtype(), T => {
+        let mut y = cpu.buffer::<T>(x.elements())?;
+        rows::map(cpu, width, x.slice::<T>()?, (Target::new(&mut y), &mut rstd), |x, rstd, y| {
+            rows::scales(level, x, 1.0 / width as f32, eps, rstd);
+            for Piece { columns, numbers } in rows::pieces(width, x.len()) {
+                y.write(numbers.len(), |y| normalise(level, &x[numbers], &ws[columns], rstd, y));
+            }
+        });
+        cpu.wrap(y, x.shape())?
     });
-    Ok((cpu.tensor(y, x.shape(), x.dtype())?, cpu.tensor(rstd, [rows], DType::F32)?))
+    Ok((y, cpu.tensor(rstd, [rows], DType::F32)?))
 }
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, _need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
     let Grad { x, w, rstd } = saved;
-    let (xs, ws, rs, dys) = (cpu.read(x)?, cpu.read(w)?, cpu.read(rstd)?, cpu.read(dy)?);
-    let (level, width) = (cpu.level(), ws.len());
-    let mut dx = cpu.buffer(xs.len())?;
-    let dw = partial_sums(cpu, rs.len(), width, [&mut dx], |rows, [dx], dw| {
-        let span = rows.start * width..rows.end * width;
-        let from = Rows { x: &xs[span.clone()], w: &ws, rstd: &rs[rows], dy: &dys[span] };
-        gradient(level, from, dx, dw);
-    })?;
-    Ok([Some(cpu.tensor(dx, x.shape(), x.dtype())?), Some(cpu.tensor(dw, w.shape(), w.dtype())?)])
+    let (ws, rs, level) = (cpu.read(w)?, cpu.read(rstd)?, cpu.level());
+    let width = ws.len();
+    let (dx, dw) = by_storage!(x.dtype(), T => {
+        let mut dx = cpu.buffer::<T>(x.elements())?;
+        let from = [x.slice::<T>()?, dy.slice::<T>()?];
+        let dw = rows::map_and_sum(cpu, width, from, (&rs, Target::new(&mut dx)), |[x, dy], rstd, dx, dw| {
+            let mut shrink = [0.0; rows::MOST];
+            dots(level, [x, dy, &ws], rstd, &mut shrink);
+            for Piece { columns, numbers } in rows::pieces(width, x.len()) {
+                let (x, dy, w) = (&x[numbers.clone()], &dy[numbers.clone()], &ws[columns.clone()]);
+                let from = Rows { x, dy, w, rstd, shrink: &shrink };
+                dx.write(numbers.len(), |dx| gradient(level, from, dx, &mut dw[columns]));
+            }
+        })?;
+        (cpu.wrap(dx, x.shape())?, dw)
+    });
+    Ok([Some(dx), Some(cpu.tensor(dw, w.shape(), w.dtype())?)])
 }
 
 struct Rows<'a> {
     x: &'a [f32],
+    dy: &'a [f32],
     w: &'a [f32],
     rstd: &'a [f32],
-    dy: &'a [f32],
+    /// What is taken of each number of a row for its share in the row's norm.
+    shrink: &'a [f32],
 }
 
 alluvium_core::simd! {
-    fn normalise<S>(x: &[f32], w: &[f32], eps: f32, y: &mut [f32], rstd: &mut [f32]) {
+    fn normalise<S>(x: &[f32], w: &[f32], rstd: &[f32], y: Block<'_>) {
+        let Block { to: y, stores, .. } = y;
         let width = w.len();
         let whole = width - width % S::LANES;
-        for ((x, y), rstd) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(rstd) {
-            let tail = S::load_head(&x[whole..]);
-            let mut squares = tail * tail;
-            for x in x[..whole].chunks_exact(S::LANES) {
-                let x = S::load(x);
-                squares = x.mul_add(x, squares);
-            }
-            let r = (squares.sum() / width as f32 + eps).sqrt().recip();
-            let scale = S::splat(r);
+        for ((x, y), &r) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(rstd) {
+            let r = S::splat(r);
             for i in (0..whole).step_by(S::LANES) {
-                (S::load(&x[i..]) * scale * S::load(&w[i..])).store(&mut y[i..]);
+                (S::load(&x[i..]) * r * S::load(&w[i..])).put(&mut y[i..], stores);
             }
-            (tail * scale * S::load_head(&w[whole..])).store_head(&mut y[whole..]);
-            *rstd = r;
+            (S::load_head(&x[whole..]) * r * S::load_head(&w[whole..])).store_head(&mut y[whole..]);
         }
     }
 
-    /// Rows of `dx`, and what they add to `dw`.
-    fn gradient<S>(from: Rows<'_>, dx: &mut [f32], dw: &mut [f32]) {
+    /// `r² · mean(dy·w·x)` of each row.
+    fn dots<S>(from: [&[f32]; 3], rstd: &[f32], shrink: &mut [f32]) {
+        let [x, dy, w] = from;
+        let width = w.len();
+        let whole = width - width % S::LANES;
+        for (((x, dy), &r), shrink) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(rstd).zip(shrink) {
+            let mut dot = S::load_head(&x[whole..]) * S::load_head(&dy[whole..]) * S::load_head(&w[whole..]);
+            for i in (0..whole).step_by(S::LANES) {
+                dot = (S::load(&dy[i..]) * S::load(&w[i..])).mul_add(S::load(&x[i..]), dot);
+            }
+            *shrink = dot.sum() / width as f32 * r * r;
+        }
+    }
+
+    /// `dx` of the rows, and what they add to `dw`.
+    fn gradient<S>(from: Rows<'_>, dx: Block<'_>, dw: &mut [f32]) {
+        let Block { to: dx, stores, .. } = dx;
         let width = from.w.len();
         let whole = width - width % S::LANES;
-        let rows = from.x.chunks_exact(width).zip(from.dy.chunks_exact(width)).zip(from.rstd);
-        for (((x, dy), &r), dx) in rows.zip(dx.chunks_exact_mut(width)) {
-            let (x_tail, dy_tail, w_tail) =
-                (S::load_head(&x[whole..]), S::load_head(&dy[whole..]), S::load_head(&from.w[whole..]));
-            let mut dot = x_tail * dy_tail * w_tail;
-            for i in (0..whole).step_by(S::LANES) {
-                dot = (S::load(&dy[i..]) * S::load(&from.w[i..])).mul_add(S::load(&x[i..]), dot);
-            }
-            let (r, shrink) = (S::splat(r), S::splat(dot.sum() / width as f32 * r * r));
+        let rows = from.x.chunks_exact(width).zip(from.dy.chunks_exact(width)).zip(from.rstd.iter().zip(from.shrink));
+        for (((x, dy), (&r, &shrink)), dx) in rows.zip(dx.chunks_exact_mut(width)) {
+            let (r, shrink) = (S::splat(r), S::splat(shrink));
             for i in (0..whole).step_by(S::LANES) {
                 let (x, dy, w) = (S::load(&x[i..]), S::load(&dy[i..]), S::load(&from.w[i..]));
-                (r * (dy * w - x * shrink)).store(&mut dx[i..]);
+                (r * (dy * w - x * shrink)).put(&mut dx[i..], stores);
                 (dy * x).mul_add(r, S::load(&dw[i..])).store(&mut dw[i..]);
             }
-            (r * (dy_tail * w_tail - x_tail * shrink)).store_head(&mut dx[whole..]);
-            (dy_tail * x_tail).mul_add(r, S::load_head(&dw[whole..])).store_head(&mut dw[whole..]);
+            let (x, dy, w) = (S::load_head(&x[whole..]), S::load_head(&dy[whole..]), S::load_head(&from.w[whole..]));
+            (r * (dy * w - x * shrink)).store_head(&mut dx[whole..]);
+            (dy * x).mul_add(r, S::load_head(&dw[whole..])).store_head(&mut dw[whole..]);
         }
     }
 }

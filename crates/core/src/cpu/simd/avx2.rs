@@ -74,6 +74,16 @@ impl F32s for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn stream(self, dst: &mut [f32]) {
+        let dst = dst[..8].as_mut_ptr();
+        if dst.cast::<Self>().is_aligned() {
+            unsafe { _mm256_stream_ps(dst, self.0) }
+        } else {
+            unsafe { _mm256_storeu_ps(dst, self.0) }
+        }
+    }
+
+    #[inline(always)]
     fn store_head(self, dst: &mut [f32]) {
         unsafe { _mm256_maskstore_ps(dst.as_mut_ptr(), head(dst.len()), self.0) }
     }

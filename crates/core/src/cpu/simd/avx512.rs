@@ -71,6 +71,16 @@ impl F32s for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn stream(self, dst: &mut [f32]) {
+        let dst = dst[..16].as_mut_ptr();
+        if dst.cast::<Self>().is_aligned() {
+            unsafe { _mm512_stream_ps(dst, self.0) }
+        } else {
+            unsafe { _mm512_storeu_ps(dst, self.0) }
+        }
+    }
+
+    #[inline(always)]
     fn store_head(self, dst: &mut [f32]) {
         unsafe { _mm512_mask_storeu_ps(dst.as_mut_ptr(), head(dst.len()), self.0) }
     }

@@ -13,7 +13,7 @@ pub fn exp<S: F32s>(x: S) -> S {
     let n = (x * S::splat(std::f32::consts::LOG2_E)).round();
     let r = n.mul_add(S::splat(-0.693_359_4), x);
     let r = n.mul_add(S::splat(2.121_944_4e-4), r);
-    let mut p = S::splat(1.381_454_1e-3);
+    let mut p = S::splat(1.381_454e-3);
     for c in [8.368_745e-3, 4.166_839e-2, 0.166_665_21, 0.499_999_94, 1.0, 1.0] {
         p = p.mul_add(r, S::splat(c));
     }

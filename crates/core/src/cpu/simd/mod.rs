@@ -43,6 +43,7 @@ pub use neon::Neon;
 #[doc(hidden)]
 pub use scalar::Scalar;
 
+use super::Stores;
 use std::ops::{Add, AddAssign, BitAnd, BitOr, Div, Mul, Neg, Sub};
 
 /// An instruction set that this processor has.
@@ -157,6 +158,24 @@ pub trait F32s:
     fn load_head(src: &[f32]) -> Self;
     /// Writes all lanes to the start of a slice that is long enough.
     fn store(self, dst: &mut [f32]);
+    /// As [`F32s::store`], past the caches where the slice is aligned to a register and the processor has to be told.
+    ///
+    /// # Safety
+    /// A fence follows before another thread may read, as the end of a [`Stream`](crate::cpu::Stream) is one.
+    #[inline(always)]
+    unsafe fn stream(self, dst: &mut [f32]) {
+        self.store(dst);
+    }
+    /// As [`F32s::store`], how `stores` says.
+    #[inline(always)]
+    fn put(self, dst: &mut [f32], stores: Stores) {
+        if stores.past {
+            // SAFETY: only a `Stream` says so, and it fences at its end.
+            unsafe { self.stream(dst) }
+        } else {
+            self.store(dst);
+        }
+    }
     /// Writes as many lanes as the slice has room for.
     fn store_head(self, dst: &mut [f32]);
     /// As [`F32s::load`], unchecked: the innermost loops of matrix kernels.

@@ -1,0 +1,133 @@
+//! Where kernels write: block by block, in f32, whatever the storage and wherever the result lives.
+
+use super::stored::Stored;
+use alluvium_core::cpu::{Stores, Stream};
+
+/// Numbers of a block, a multiple of every register: a few blocks fit in the first-level cache.
+pub(crate) const BLOCK: usize = 1024;
+
+/// A result's memory, or a task's share of it, and what a kernel finds in a block before it writes.
+pub(crate) struct Target<'a, T> {
+    to: &'a mut [T],
+    before: Before<'a, T>,
+    large: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Before<'a, T> {
+    Nothing,
+    Itself,
+    Other(&'a [T]),
+}
+
+impl<'a, T: Stored> Target<'a, T> {
+    /// New memory: a kernel must not look at what it holds.
+    pub(crate) fn new(to: &'a mut [T]) -> Self {
+        let large = size_of_val(to) >= Stream::<T>::WORTH;
+        Target { to, before: Before::Nothing, large }
+    }
+
+    /// Memory whose numbers the kernel changes.
+    pub(crate) fn over(to: &'a mut [T]) -> Self {
+        Target { to, before: Before::Itself, large: false }
+    }
+
+    /// New memory; the kernel finds the numbers of `before`, which has the same length.
+    pub(crate) fn after(before: &'a [T], to: &'a mut [T]) -> Self {
+        Target { before: Before::Other(before), ..Target::new(to) }
+    }
+
+    /// On the thread that writes: how.
+    pub(crate) fn writer(self) -> Writer<'a, T> {
+        let place = if self.large { Place::Past(Stream::new(self.to)) } else { Place::Memory(self.to) };
+        Writer { place, before: self.before, wide: [0.0; BLOCK] }
+    }
+}
+
+/// What can be cut into tasks' shares.
+pub(crate) trait Share: Send {
+    /// The number of elements.
+    fn len(&self) -> usize;
+    /// Cuts the first `len` elements off.
+    fn cut(&mut self, len: usize) -> Self;
+}
+
+impl<T: Stored> Share for Target<'_, T> {
+    fn len(&self) -> usize {
+        self.to.len()
+    }
+
+    fn cut(&mut self, len: usize) -> Self {
+        let before = match &mut self.before {
+            Before::Other(from) => Before::Other(from.split_off(..len).unwrap_or_default()),
+            same => *same,
+        };
+        Target { to: self.to.cut(len), before, large: self.large }
+    }
+}
+
+impl<T: Send> Share for &mut [T] {
+    fn len(&self) -> usize {
+        <[T]>::len(self)
+    }
+
+    fn cut(&mut self, len: usize) -> Self {
+        self.split_off_mut(..len).unwrap_or_default()
+    }
+}
+
+/// What a kernel writes at once.
+pub(crate) struct Block<'a> {
+    /// All of it is to be written.
+    pub(crate) to: &'a mut [f32],
+    /// What the kernel finds there; `to` itself holds it where this is none.
+    pub(crate) before: Option<&'a [f32]>,
+    pub(crate) stores: Stores,
+}
+
+/// Writes a target from its start on, block by block.
+pub(crate) struct Writer<'a, T: Stored> {
+    place: Place<'a, T>,
+    before: Before<'a, T>,
+    wide: [f32; BLOCK],
+}
+
+enum Place<'a, T: Stored> {
+    Memory(&'a mut [T]),
+    Past(Stream<'a, T>),
+}
+
+impl<T: Stored> Writer<'_, T> {
+    /// Lets `kernel` fill the next `len` numbers, at most [`BLOCK`].
+    pub(crate) fn write(&mut self, len: usize, kernel: impl FnOnce(Block<'_>)) {
+        kernel(self.open(len));
+        self.close(len);
+    }
+
+    /// The next `len` numbers, for a kernel; [`Writer::close`] must follow.
+    pub(crate) fn open(&mut self, len: usize) -> Block<'_> {
+        let (to, stores) = match &mut self.place {
+            Place::Past(stream) => T::next(stream, len, &mut self.wide),
+            Place::Memory(rest) => match self.before {
+                Before::Itself => (T::open(&mut rest[..len], &mut self.wide), Stores::ORDINARY),
+                _ => (T::fresh(&mut rest[..len], &mut self.wide), Stores::ORDINARY),
+            },
+        };
+        let before = match self.before {
+            Before::Other(from) => T::source(&from[..len], to),
+            _ => None,
+        };
+        Block { to, before, stores }
+    }
+
+    /// Rounds what the kernel wrote to the storage, once, and goes on.
+    pub(crate) fn close(&mut self, len: usize) {
+        match &mut self.place {
+            Place::Memory(rest) => T::close(rest.cut(len), &self.wide),
+            Place::Past(stream) => T::finish(stream, &self.wide[..len]),
+        }
+        if let Before::Other(from) = &mut self.before {
+            *from = &from[len..];
+        }
+    }
+}
