@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 /// What the device can do at most: measured, not looked up.
 #[derive(Clone, Copy, Debug)]
 pub struct Ceiling {
-    /// Bytes a second that a sum of two large arrays reads and writes.
+    /// Bytes a second that a sum of two large arrays in the place of one reads and writes: 12 a number, and no more are
+    /// moved. A copy into other memory is as quick where its stores go past the caches; where they first read the lines
+    /// that they change, it is a third slower, so that would be a lower ceiling.
     pub bandwidth: f64,
     /// Floating-point operations a second of a product of two square matrices.
     pub rate: f64,

@@ -1,10 +1,9 @@
 //! Threads over stretches of tokens; in each, spans of channels that stay in cache while a block slides along time.
 
 use super::Saved;
-use super::kernel::{self, BLOCK, Cotangent, Window};
-use alluvium_core::cpu::{Buffer, Cpu, Floats};
+use super::kernel::{self, BLOCK, Cotangent, Window, place, room};
+use alluvium_core::cpu::{Buffer, Cpu, Floats, Stores, Stream};
 use alluvium_core::{Result, Tensor};
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Channels of a span: long enough to stream, and what a block needs of them fits the second cache.
@@ -17,7 +16,7 @@ const SMALLEST: usize = 64;
 /// The arguments in f32, seen as rows of channels.
 struct Rows<'a> {
     x: Floats<'a>,
-    /// `[K, C]`: a tap's channels side by side.
+    /// As [`place`] says.
     w: Buffer<f32>,
     state: Option<Floats<'a>>,
     zeros: Buffer<f32>,
@@ -36,9 +35,11 @@ impl<'a> Rows<'a> {
     fn new(cpu: &Cpu, saved: &'a Saved) -> Result<Self> {
         let (channels, taps) = (saved.w.shape()[0], saved.w.shape()[1]);
         let by_channel = cpu.read(&saved.w)?;
-        let mut w = cpu.buffer(taps * channels)?;
-        for (k, w) in w.chunks_exact_mut(channels).enumerate() {
-            w.iter_mut().zip(by_channel.chunks_exact(taps)).for_each(|(w, channel)| *w = channel[k]);
+        let mut w = cpu.buffer(room(taps, channels))?;
+        for (c, of_channel) in by_channel.chunks_exact(taps).enumerate() {
+            for (k, &x) in of_channel.iter().enumerate() {
+                w[place(k, taps, c)] = x;
+            }
         }
         Ok(Rows {
             x: cpu.read(&saved.x)?,
@@ -98,6 +99,7 @@ impl<'a> Rows<'a> {
 pub(super) fn forward(cpu: &Cpu, saved: &Saved) -> Result<(Tensor, Option<Tensor>)> {
     let rows = Rows::new(cpu, saved)?;
     let mut y = cpu.buffer(rows.x.len())?;
+    let large = is_large(&y);
     let mut rest = &mut y[..];
     let mut work = Vec::new();
     for run in rows.parts().into_iter().flatten() {
@@ -105,12 +107,25 @@ pub(super) fn forward(cpu: &Cpu, saved: &Saved) -> Result<(Tensor, Option<Tensor
         rest = after;
         work.push((run, y));
     }
-    cpu.run(|| work.into_par_iter().for_each(|(run, y)| convolve(cpu, &rows, saved, &run, y)));
+    cpu.each(work, |(run, y)| {
+        if large {
+            let mut stream = Stream::new(y);
+            let y = stream.next(run.tokens.len() * rows.channels);
+            convolve(cpu, &rows, saved, &run, y);
+        } else {
+            convolve(cpu, &rows, saved, &run, (y, Stores::ORDINARY));
+        }
+    });
     let state = if rows.taps == 1 { None } else { Some(final_state(cpu, &rows, saved)?) };
     Ok((cpu.tensor(y, saved.x.shape(), saved.x.dtype())?, state))
 }
 
-fn convolve(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, run: &Run, y: &mut [f32]) {
+/// Whether a result is stored past the caches.
+fn is_large(result: &[f32]) -> bool {
+    size_of_val(result) >= Stream::<f32>::WORTH
+}
+
+fn convolve(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, run: &Run, (y, stores): (&mut [f32], Stores)) {
     let mut x: Vec<&[f32]> = Vec::with_capacity(rows.taps + BLOCK);
     for span in rows.spans() {
         let mut token = run.tokens.start;
@@ -119,7 +134,7 @@ fn convolve(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, run: &Run, y: &mut [f32])
             let block = if token + BLOCK <= run.tokens.end { BLOCK } else { 1 };
             x.clear();
             x.extend((token..token + rows.taps - 1 + block).map(|t| rows.delayed(run.sequence, t)));
-            let from = Window { x: &x, w: &rows.w, span: span.clone(), activation: saved.activation };
+            let from = Window { x: &x, w: &rows.w, span: span.clone(), activation: saved.activation, stores };
             let y = &mut y[(token - run.tokens.start) * rows.channels..][..block * rows.channels];
             kernel::forward(cpu.level(), &from, rows.taps, y);
             token += block;
@@ -152,11 +167,12 @@ pub(super) fn backward(
     let parts = rows.parts();
     let mut dx = cpu.buffer(rows.x.len())?;
     let mut dstate = cpu.buffer(saved.state.as_ref().map_or(0, Tensor::elements))?;
-    let mut sums = cpu.zeros(parts.len() * taps * channels)?;
+    let mut sums = cpu.zeros(parts.len() * room(taps, channels))?;
+    let large = is_large(&dx);
     {
         let (mut dx_rest, mut dstate_rest) = (&mut dx[..], &mut dstate[..]);
         let mut work = Vec::new();
-        for (part, dw) in parts.into_iter().zip(sums.chunks_exact_mut(taps * channels)) {
+        for (part, dw) in parts.into_iter().zip(sums.chunks_exact_mut(room(taps, channels))) {
             let tokens: usize = part.iter().map(|run| run.tokens.len()).sum();
             let starts = part.iter().filter(|run| run.tokens.start == 0).count();
             let (dx, after) = std::mem::take(&mut dx_rest).split_at_mut(tokens * channels);
@@ -166,7 +182,16 @@ pub(super) fn backward(
             dstate_rest = after;
             work.push((part, Sums { dx, dstate, dw }));
         }
-        cpu.run(|| work.into_par_iter().for_each(|(part, sums)| undo(cpu, &rows, saved, &dy, (&part, sums))));
+        cpu.each(work, |(part, Sums { dx, dstate, dw })| {
+            if large {
+                let numbers = dx.len();
+                let mut stream = Stream::new(dx);
+                let (dx, stores) = stream.next(numbers);
+                undo(cpu, &rows, saved, &dy, (&part, Sums { dx, dstate, dw }, stores));
+            } else {
+                undo(cpu, &rows, saved, &dy, (&part, Sums { dx, dstate, dw }, Stores::ORDINARY));
+            }
+        });
     }
     if let Some(dfinal) = dfinal {
         add_final(&rows, &cpu.read(dfinal)?, &mut dx, &mut dstate);
@@ -186,9 +211,9 @@ struct Sums<'a> {
     dw: &'a mut [f32],
 }
 
-fn undo(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, dy: &[f32], (part, sums): (&[Run], Sums<'_>)) {
+fn undo(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, dy: &[f32], (part, sums, stores): (&[Run], Sums<'_>, Stores)) {
     let (channels, before) = (rows.channels, rows.taps - 1);
-    let mut dz = vec![0.0; before * channels];
+    let mut dz = vec![0.0; room(before, channels)];
     let (mut dx, mut dstate) = (sums.dx.chunks_exact_mut(channels), sums.dstate.chunks_exact_mut(channels));
     for run in part {
         let (first, len, all) = (run.tokens.start, run.tokens.len(), rows.sequences[run.sequence].clone());
@@ -201,7 +226,7 @@ fn undo(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, dy: &[f32], (part, sums): (&[
 
         let mut x: Vec<&[f32]> = Vec::with_capacity(rows.taps + BLOCK);
         for span in rows.spans() {
-            dz.chunks_exact_mut(channels).for_each(|dz| dz[span.clone()].fill(0.0));
+            dz[room(before, span.start)..room(before, span.end)].fill(0.0);
             for (block, dx) in out.chunks_exact_mut(BLOCK).enumerate() {
                 let token = first + block * BLOCK;
                 x.clear();
@@ -211,7 +236,7 @@ fn undo(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, dy: &[f32], (part, sums): (&[
                     _ => &rows.zeros[..],
                 });
                 let dw = if token < run.tokens.end { Some(&mut sums.dw[..]) } else { None };
-                let from = Window { x: &x, w: &rows.w, span: span.clone(), activation: saved.activation };
+                let from = Window { x: &x, w: &rows.w, span: span.clone(), activation: saved.activation, stores };
                 kernel::backward(cpu.level(), &from, rows.taps, Cotangent { dy, before: &mut dz, dw, dx });
             }
         }
@@ -236,18 +261,17 @@ fn add_final(rows: &Rows<'_>, dfinal: &[f32], dx: &mut [f32], dstate: &mut [f32]
 /// The parts' sums, in order, turned to `[C, K]`.
 fn total(cpu: &Cpu, sums: &[f32], taps: usize, channels: usize) -> Result<Buffer<f32>> {
     let mut dw = cpu.buffer(channels * taps)?;
-    let grain = cpu.grain(channels, PARTS * taps);
-    cpu.run(|| {
-        dw.par_chunks_mut(grain * taps).enumerate().for_each(|(i, dw)| {
-            for k in 0..taps {
-                let mut sum = vec![0.0f32; dw.len() / taps];
-                for part in sums.chunks_exact(taps * channels) {
-                    let part = &part[k * channels + i * grain..];
-                    sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
-                }
-                dw.iter_mut().skip(k).step_by(taps).zip(sum).for_each(|(dw, sum)| *dw = sum);
-            }
-        });
+    // a share starts where a line of channels starts
+    let grain = room(1, cpu.grain(channels, PARTS * taps));
+    let tasks: Vec<(usize, &mut [f32])> = dw.chunks_mut(grain * taps).enumerate().collect();
+    cpu.each(tasks, |(share, dw)| {
+        let mut sum = vec![0.0f32; room(taps, dw.len() / taps)];
+        for part in sums.chunks_exact(room(taps, channels)) {
+            sum.iter_mut().zip(&part[share * grain * taps..]).for_each(|(sum, x)| *sum += x);
+        }
+        for (c, dw) in dw.chunks_exact_mut(taps).enumerate() {
+            dw.iter_mut().enumerate().for_each(|(k, dw)| *dw = sum[place(k, taps, c)]);
+        }
     });
     Ok(dw)
 }

@@ -1,8 +1,11 @@
 //! A few tokens at a time over a span of channels: each input is read once, its neighbours in time are in registers.
+//!
+//! Rows of a power of two of channels share a set of the first-level cache, which holds fewer lines than a block has rows.
+//! So every line is touched once a block, and what belongs to a channel's taps lies side by side, see [`place`].
 
 use super::Activation;
-use alluvium_core::cpu::Level;
 use alluvium_core::cpu::simd::{F32s, math};
+use alluvium_core::cpu::{Level, Stores, prefetch};
 use std::ops::Range;
 
 /// Tokens of a block.
@@ -12,19 +15,35 @@ pub(super) const BLOCK: usize = 8;
 pub(super) struct Window<'a> {
     /// The inputs: `K-1` rows before the block and the block's own.
     pub(super) x: &'a [&'a [f32]],
-    /// The taps, `[K, C]`.
+    /// The taps, as [`place`] says.
     pub(super) w: &'a [f32],
     /// The channels to compute.
     pub(super) span: Range<usize>,
     pub(super) activation: Activation,
+    /// How results are stored.
+    pub(super) stores: Stores,
+}
+
+/// Channels whose taps lie side by side: a cache line, and a multiple of every register.
+const LINE: usize = 16;
+
+/// Room for `rows` numbers of each channel.
+pub(super) fn room(rows: usize, channels: usize) -> usize {
+    rows * channels.next_multiple_of(LINE)
+}
+
+/// Where number `row` of `rows` of a channel is: `[C / 16, rows, 16]`.
+#[inline(always)]
+pub(super) fn place(row: usize, rows: usize, channel: usize) -> usize {
+    (channel / LINE * rows + row) * LINE + channel % LINE
 }
 
 impl Window<'_> {
     /// The number of channels; the unchecked reads below lean on every row having so many and the span lying in them.
     fn channels(&self, taps: usize) -> usize {
-        let channels = self.w.len() / taps;
-        assert!(self.span.start <= self.span.end && self.span.end <= channels && self.w.len() == taps * channels);
-        assert!(self.x.iter().all(|x| x.len() == channels));
+        let channels = self.x[0].len();
+        assert!(self.span.start <= self.span.end && self.span.end <= channels);
+        assert!(self.x.iter().all(|x| x.len() == channels) && self.w.len() == room(taps, channels));
         channels
     }
 }
@@ -33,13 +52,16 @@ impl Window<'_> {
 pub(super) struct Cotangent<'a, 'b> {
     /// The gradients of the block's results.
     pub(super) dy: [&'a [f32]; BLOCK],
-    /// `dz` of the `K-1` tokens before the block; leaves as that before the next.
+    /// `dz` of the `K-1` tokens before the block, as [`place`] says; leaves as that before the next.
     pub(super) before: &'a mut [f32],
-    /// Sums over the block's tokens, `[K, C]`; none where the tokens belong to a neighbour.
+    /// Sums over the block's tokens, as [`place`] says; none where the tokens belong to a neighbour.
     pub(super) dw: Option<&'a mut [f32]>,
     /// Gradients of the inputs `K-1` tokens before the block's, which are complete now; none where nobody wants them.
     pub(super) dx: &'a mut [Option<&'b mut [f32]>],
 }
+
+/// How far ahead in a row lines are brought near: more rows are read at once than the processor follows by itself.
+const AHEAD: usize = 256;
 
 /// The taps that Gated DeltaNet uses: known when the kernel is compiled, so that its loops over them unroll.
 const USUAL: usize = 4;
@@ -60,10 +82,10 @@ pub(super) fn forward(level: Level, from: &Window<'_>, taps: usize, y: &mut [f32
 /// The gradients that [`BLOCK`] tokens add.
 pub(super) fn backward(level: Level, from: &Window<'_>, taps: usize, to: Cotangent<'_, '_>) {
     let channels = from.channels(taps);
-    assert!(from.x.len() == taps - 1 + BLOCK && to.before.len() == (taps - 1) * channels);
+    assert!(from.x.len() == taps - 1 + BLOCK && to.before.len() == room(taps - 1, channels));
     assert!(to.dy.iter().all(|dy| dy.len() == channels) && to.dx.len() == BLOCK);
     assert!(to.dx.iter().flatten().all(|dx| dx.len() == channels));
-    assert!(to.dw.iter().all(|dw| dw.len() == taps * channels));
+    assert!(to.dw.iter().all(|dw| dw.len() == room(taps, channels)));
     if taps == USUAL { backward_usual(level, from, to) } else { backward_any(level, from, taps, to) }
 }
 
@@ -110,14 +132,13 @@ macro_rules! over_channels {
 fn tokens<S: F32s, const ROWS: usize>(from: &Window<'_>, taps: usize, y: &mut [f32]) {
     let channels = y.len() / ROWS;
     over_channels!(from.span.clone(), S::LANES, |c, n, WHOLE| {
-        let z = sums::<S, ROWS, WHOLE>(from, taps, channels, [c, n]);
+        for x in &from.x[taps - 1..] {
+            prefetch(x, c + AHEAD);
+        }
+        let z = sums::<S, ROWS, WHOLE>(from, taps, [c, n]);
         for (r, z) in z.into_iter().enumerate() {
-            write::<S, WHOLE>(
-                y,
-                r * channels + c,
-                n,
-                if from.activation == Activation::Silu { math::silu(z) } else { z },
-            );
+            let z = if from.activation == Activation::Silu { math::silu(z) } else { z };
+            put::<S, WHOLE>(&mut y[r * channels + c..], n, z, from.stores);
         }
     });
 }
@@ -134,45 +155,65 @@ fn gradient<S: F32s, const WHOLE: bool>(
     to: &mut Cotangent<'_, '_>,
     [c, n]: [usize; 2],
 ) {
-    let channels = from.w.len() / taps;
     let mut dz = [S::splat(0.0); BLOCK];
-    for (dz, dy) in dz.iter_mut().zip(&to.dy) {
+    for (r, (dz, dy)) in dz.iter_mut().zip(&to.dy).enumerate() {
         *dz = read::<S, WHOLE>(dy, c, n);
+        prefetch(dy, c + AHEAD);
+        prefetch(from.x[taps - 1 + r], c + AHEAD);
+    }
+    // the inputs are needed twice, but their lines may be gone the second time
+    let mut kept = [S::splat(0.0); BLOCK + USUAL - 1];
+    if taps == USUAL {
+        // loops of a known length: the array stays in registers
+        for (j, kept) in kept.iter_mut().enumerate() {
+            *kept = read::<S, WHOLE>(from.x[j], c, n);
+        }
+    }
+    macro_rules! x_at {
+        ($j:expr) => {
+            if taps == USUAL { kept[$j] } else { read::<S, WHOLE>(from.x[$j], c, n) }
+        };
     }
     if from.activation == Activation::Silu {
-        let z = sums::<S, BLOCK, WHOLE>(from, taps, channels, [c, n]);
+        let mut z = [S::splat(0.0); BLOCK];
+        for k in 0..taps {
+            let w = read::<S, WHOLE>(from.w, place(k, taps, c), n);
+            for (r, z) in z.iter_mut().enumerate() {
+                *z = x_at!(r + k).mul_add(w, *z);
+            }
+        }
         for (dz, z) in dz.iter_mut().zip(z) {
-            *dz = *dz * math::silu_with_slope(z).1;
+            *dz = *dz * math::silu_slope(z);
         }
     }
     if let Some(dw) = &mut to.dw {
         for k in 0..taps {
-            let mut sum = read::<S, WHOLE>(dw, k * channels + c, n);
-            for (x, &dz) in from.x[k..k + BLOCK].iter().zip(&dz) {
-                sum = read::<S, WHOLE>(x, c, n).mul_add(dz, sum);
+            let mut sum = read::<S, WHOLE>(dw, place(k, taps, c), n);
+            for (r, &dz) in dz.iter().enumerate() {
+                sum = x_at!(k + r).mul_add(dz, sum);
             }
-            write::<S, WHOLE>(dw, k * channels + c, n, sum);
+            write::<S, WHOLE>(dw, place(k, taps, c), n, sum);
         }
     }
     // dz of the tokens before the block and then of its own
     macro_rules! dz_at {
         ($j:expr) => {{
             let j = $j;
-            if j < taps - 1 { read::<S, WHOLE>(to.before, j * channels + c, n) } else { dz[j + 1 - taps] }
+            if j < taps - 1 { read::<S, WHOLE>(to.before, place(j, taps - 1, c), n) } else { dz[j + 1 - taps] }
         }};
     }
     for r in 0..BLOCK {
         let mut sum = S::splat(0.0);
         for k in 0..taps {
-            sum = dz_at!(r + taps - 1 - k).mul_add(read::<S, WHOLE>(from.w, k * channels + c, n), sum);
+            sum = dz_at!(r + taps - 1 - k).mul_add(read::<S, WHOLE>(from.w, place(k, taps, c), n), sum);
         }
         if let Some(dx) = &mut to.dx[r] {
-            write::<S, WHOLE>(dx, c, n, sum);
+            put::<S, WHOLE>(&mut dx[c..], n, sum, from.stores);
         }
     }
     for j in 0..taps - 1 {
         let next = dz_at!(j + BLOCK);
-        write::<S, WHOLE>(to.before, j * channels + c, n, next);
+        write::<S, WHOLE>(to.before, place(j, taps - 1, c), n, next);
     }
 }
 
@@ -181,12 +222,11 @@ fn gradient<S: F32s, const WHOLE: bool>(
 fn sums<S: F32s, const ROWS: usize, const WHOLE: bool>(
     from: &Window<'_>,
     taps: usize,
-    channels: usize,
     [c, n]: [usize; 2],
 ) -> [S; ROWS] {
     let mut z = [S::splat(0.0); ROWS];
     for k in 0..taps {
-        let w = read::<S, WHOLE>(from.w, k * channels + c, n);
+        let w = read::<S, WHOLE>(from.w, place(k, taps, c), n);
         for (r, z) in z.iter_mut().enumerate() {
             *z = read::<S, WHOLE>(from.x[r + k], c, n).mul_add(w, *z);
         }
@@ -199,7 +239,7 @@ fn sums<S: F32s, const ROWS: usize, const WHOLE: bool>(
 fn read<S: F32s, const WHOLE: bool>(row: &[f32], at: usize, n: usize) -> S {
     if WHOLE {
         debug_assert!(at + S::LANES <= row.len());
-        // SAFETY: `at` is in the span of a row, and `forward` and `backward` have asserted the rows' lengths.
+        // SAFETY: `at` is the place of a channel of the span, and `forward` and `backward` have asserted the lengths.
         unsafe { S::load_ptr(row.as_ptr().add(at)) }
     } else {
         S::load_head(&row[at..at + n])
@@ -210,9 +250,15 @@ fn read<S: F32s, const WHOLE: bool>(row: &[f32], at: usize, n: usize) -> S {
 fn write<S: F32s, const WHOLE: bool>(row: &mut [f32], at: usize, n: usize, x: S) {
     if WHOLE {
         debug_assert!(at + S::LANES <= row.len());
-        // SAFETY: `at` is in the span of a row, and `forward` and `backward` have asserted the rows' lengths.
+        // SAFETY: `at` is the place of a channel of the span, and `forward` and `backward` have asserted the lengths.
         unsafe { x.store_ptr(row.as_mut_ptr().add(at)) }
     } else {
         x.store_head(&mut row[at..at + n]);
     }
+}
+
+/// Stores a result of `n` numbers to the start of a row.
+#[inline(always)]
+fn put<S: F32s, const WHOLE: bool>(row: &mut [f32], n: usize, x: S, stores: Stores) {
+    if WHOLE { x.put(row, stores) } else { x.store_head(&mut row[..n]) }
 }

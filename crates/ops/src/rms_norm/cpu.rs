@@ -4,7 +4,7 @@ use super::Grad;
 use crate::common::rows::{self, Piece};
 use crate::common::stored::by_storage;
 use crate::common::writer::{Block, Target};
-use alluvium_core::cpu::Cpu;
+use alluvium_core::cpu::{Cpu, prefetch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
 pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, eps: f32, dims: &Dims) -> Result<(Tensor, Tensor)> {
@@ -15,7 +15,7 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, eps: f32, dims: &Dims) 
         rows::map(cpu, width, x.slice::<T>()?, (Target::new(&mut y), &mut rstd), |x, rstd, y| {
             rows::scales(level, x, 1.0 / width as f32, eps, rstd);
             for Piece { columns, numbers } in rows::pieces(width, x.len()) {
-                y.write(numbers.len(), |y| normalise(level, &x[numbers], &ws[columns], rstd, y));
+                y.write(numbers.len(), |y| normalise(level, &x[numbers], &ws[columns], (rstd, x.len()), y));
             }
         });
         cpu.wrap(y, x.shape())?
@@ -32,10 +32,11 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, _need: [bool; 2]) -
         let from = [x.slice::<T>()?, dy.slice::<T>()?];
         let dw = rows::map_and_sum(cpu, width, from, (&rs, Target::new(&mut dx)), |[x, dy], rstd, dx, dw| {
             let mut shrink = [0.0; rows::MOST];
+            let ahead = x.len();
             dots(level, [x, dy, &ws], rstd, &mut shrink);
             for Piece { columns, numbers } in rows::pieces(width, x.len()) {
                 let (x, dy, w) = (&x[numbers.clone()], &dy[numbers.clone()], &ws[columns.clone()]);
-                let from = Rows { x, dy, w, rstd, shrink: &shrink };
+                let from = Rows { x, dy, w, rstd, shrink: &shrink, ahead };
                 dx.write(numbers.len(), |dx| gradient(level, from, dx, &mut dw[columns]));
             }
         })?;
@@ -51,16 +52,20 @@ struct Rows<'a> {
     rstd: &'a [f32],
     /// What is taken of each number of a row for its share in the row's norm.
     shrink: &'a [f32],
+    /// How far the next rows are, which are brought near meanwhile.
+    ahead: usize,
 }
 
 alluvium_core::simd! {
-    fn normalise<S>(x: &[f32], w: &[f32], rstd: &[f32], y: Block<'_>) {
-        let Block { to: y, stores, .. } = y;
+    fn normalise<S>(x: &[f32], w: &[f32], rows: (&[f32], usize), y: Block<'_>) {
+        // the next rows are `ahead`, and are brought near meanwhile
+        let ((rstd, ahead), Block { to: y, stores, .. }) = (rows, y);
         let width = w.len();
         let whole = width - width % S::LANES;
         for ((x, y), &r) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(rstd) {
             let r = S::splat(r);
             for i in (0..whole).step_by(S::LANES) {
+                prefetch(&x[i..], ahead);
                 (S::load(&x[i..]) * r * S::load(&w[i..])).put(&mut y[i..], stores);
             }
             (S::load_head(&x[whole..]) * r * S::load_head(&w[whole..])).store_head(&mut y[whole..]);
@@ -90,6 +95,8 @@ alluvium_core::simd! {
         for (((x, dy), (&r, &shrink)), dx) in rows.zip(dx.chunks_exact_mut(width)) {
             let (r, shrink) = (S::splat(r), S::splat(shrink));
             for i in (0..whole).step_by(S::LANES) {
+                prefetch(&x[i..], from.ahead);
+                prefetch(&dy[i..], from.ahead);
                 let (x, dy, w) = (S::load(&x[i..]), S::load(&dy[i..]), S::load(&from.w[i..]));
                 (r * (dy * w - x * shrink)).put(&mut dx[i..], stores);
                 (dy * x).mul_add(r, S::load(&dw[i..])).store(&mut dw[i..]);

@@ -9,7 +9,12 @@ use super::F32s;
 #[inline(always)]
 pub fn exp<S: F32s>(x: S) -> S {
     // the bounds come first: `max` and `min` then keep a NaN
-    let x = S::splat(89.5).min(S::splat(-105.0).max(x));
+    exp_between(S::splat(89.5).min(S::splat(-105.0).max(x)))
+}
+
+/// As [`exp`], for `x` from -105 to 89.5, or NaN.
+#[inline(always)]
+pub fn exp_between<S: F32s>(x: S) -> S {
     let n = (x * S::splat(std::f32::consts::LOG2_E)).round();
     let r = n.mul_add(S::splat(-0.693_359_4), x);
     let r = n.mul_add(S::splat(2.121_944_4e-4), r);
@@ -44,6 +49,14 @@ pub fn silu_with_slope<S: F32s>(x: S) -> (S, S) {
     let rest = S::splat(f32::MAX).min(e) * s;
     let slope = s * S::splat(200.0).min(low).mul_add(rest, one);
     (low * s, slope)
+}
+
+/// The derivative of `x·σ(x)` alone: in fewer steps than [`silu_with_slope`], and for that within 10⁻⁷ of `1 + |x|`.
+#[inline(always)]
+pub fn silu_slope<S: F32s>(x: S) -> S {
+    let (one, x) = (S::splat(1.0), S::splat(104.0).min(S::splat(-89.5).max(x)));
+    let s = (one + exp_between(-x)).recip();
+    s * x.mul_add(one - s, one)
 }
 
 /// `log(1 + eˣ)`, without overflow: 0 and infinity at the infinities.
