@@ -145,15 +145,15 @@ impl Dims {
 
     /// The shape that a contract's string means with these sizes; an unbound letter counts as 1.
     pub fn shape(&self, pattern: &str) -> Result<Shape> {
-        let mut axes = Vec::new();
+        let mut shape = Shape::from([]);
         for axis in pattern.split_whitespace().map(Axis::parse) {
             match axis {
-                Axis::Leading => axes.extend_from_slice(&self.leading()),
-                Axis::Fixed(n) => axes.push(n),
-                Axis::Letter { letter, offset } => axes.push(self[letter].saturating_add_signed(offset)),
+                Axis::Leading => shape = shape.and(&self.leading())?,
+                Axis::Fixed(n) => shape = shape.and(&[n])?,
+                Axis::Letter { letter, offset } => shape = shape.and(&[self[letter].saturating_add_signed(offset)])?,
             }
         }
-        Shape::new(&axes)
+        shape.checked()
     }
 }
 
@@ -247,8 +247,10 @@ impl Contract {
         for axis in arg.shape.split_whitespace().map(Axis::parse) {
             let fits = match axis {
                 Axis::Leading => {
-                    let lead: Vec<usize> = sizes.by_ref().take(shape.rank() + 1 - axes).collect();
-                    let lead = Shape::new(&lead)?;
+                    let mut lead = Shape::from([]);
+                    for size in sizes.by_ref().take(shape.rank() + 1 - axes) {
+                        lead = lead.and(&[size])?;
+                    }
                     let product = lead.elements();
                     let same = dims.leading.is_none_or(|known| known == lead);
                     dims.leading.get_or_insert(lead);

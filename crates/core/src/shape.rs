@@ -23,6 +23,19 @@ impl Shape {
         shape.checked()
     }
 
+    /// This shape and then more axes; whether its size overflows is not looked at.
+    pub(crate) fn and(mut self, dims: &[usize]) -> Result<Self> {
+        let rank = self.rank + dims.len();
+        match self.dims.get_mut(self.rank..rank) {
+            Some(free) => free.copy_from_slice(dims),
+            None => {
+                let why = format!("{self} and {dims:?} are {rank} axes, at most {MAX_RANK} fit");
+                return Err(Error::value("shape", why));
+            }
+        }
+        Ok(Shape { rank, ..self })
+    }
+
     /// The same shape, once its size in bytes is known not to overflow at the widest element.
     pub(crate) fn checked(self) -> Result<Self> {
         let bytes = self.iter().try_fold(8usize, |n, &d| n.checked_mul(d.max(1)));

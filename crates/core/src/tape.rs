@@ -129,7 +129,9 @@ where
     A: Into<Option<&'a Tensor>>,
     G: BackwardMany<N, M>,
 {
-    let results = record_all(&inputs.map(Into::into), results.into(), || Fixed::<G, N, M>(grad()))?;
+    let inputs = inputs.map(Into::into);
+    let Some(tape) = tape_of(&inputs)? else { return Ok(results) };
+    let results = push(&tape, &inputs, results.into(), Fixed::<G, N, M>(grad()));
     <[Tensor; M]>::try_from(results).map_err(|_| lost("record"))
 }
 
@@ -155,8 +157,14 @@ pub fn record_all<G: BackwardAll>(
     results: Vec<Tensor>,
     grad: impl FnOnce() -> G,
 ) -> Result<Vec<Tensor>> {
-    let Some(tape) = tape_of(inputs)? else { return Ok(results) };
-    let grad = grad();
+    match tape_of(inputs)? {
+        Some(tape) => Ok(push(&tape, inputs, results, grad())),
+        None => Ok(results),
+    }
+}
+
+/// Adds an entry; returns the results as the tape follows them.
+fn push<G: BackwardAll>(tape: &Tape, inputs: &[Option<&Tensor>], results: Vec<Tensor>, grad: G) -> Vec<Tensor> {
     let op = grad.op();
     let undo: Undo = Box::new(move |dy, need| grad.backward(dy, need));
     let results: Vec<Tensor> = results.iter().map(|y| tape.watch(y)).collect();
@@ -166,7 +174,7 @@ pub fn record_all<G: BackwardAll>(
         outputs: results.iter().filter_map(|y| tape.index(y)).collect(),
         undo,
     });
-    Ok(results)
+    results
 }
 
 /// Errs if a traced tensor reached an operation that has no gradient.

@@ -24,7 +24,7 @@ pub struct Tensor {
 /// Shared memory of a device.
 #[derive(Clone, Debug)]
 pub(crate) enum Storage {
-    Cpu(Arc<Bytes>),
+    Cpu(Bytes),
     Wgpu(Arc<wgpu::Bytes>),
 }
 
@@ -58,7 +58,7 @@ impl Tensor {
         match device {
             Device::Cpu(cpu) => {
                 let bytes = cpu.zeros::<u8>(shape.elements() * dtype.size())?.into_bytes();
-                Ok(Tensor::new(Storage::Cpu(Arc::new(bytes)), shape, dtype, device.clone()))
+                Ok(Tensor::new(Storage::Cpu(bytes), shape, dtype, device.clone()))
             }
             Device::Wgpu(gpu) => gpu.zeros(shape, dtype),
         }
@@ -90,7 +90,7 @@ impl Tensor {
             Device::Cpu(cpu) => {
                 let mut buffer = cpu.buffer::<u8>(bytes.len())?;
                 buffer.copy_from_slice(bytes);
-                Ok(Tensor::new(Storage::Cpu(Arc::new(buffer.into_bytes())), shape, dtype, device.clone()))
+                Ok(Tensor::new(Storage::Cpu(buffer.into_bytes()), shape, dtype, device.clone()))
             }
             Device::Wgpu(gpu) => gpu.upload(bytes, shape, dtype),
         }
@@ -236,14 +236,13 @@ impl Tensor {
         }
         let (offset, len) = (self.offset, self.elements() * self.dtype.size());
         let Storage::Cpu(bytes) = &mut self.storage else { return None };
-        let bytes = Arc::get_mut(bytes)?.as_mut_slice();
-        Some(bytemuck::cast_slice_mut(&mut bytes[offset..][..len]))
+        Some(bytemuck::cast_slice_mut(&mut bytes.as_mut_slice()?[offset..][..len]))
     }
 
     /// Whether nobody else holds this memory, so that a kernel may write to it in place.
     pub fn is_unique(&mut self) -> bool {
         match &mut self.storage {
-            Storage::Cpu(bytes) => Arc::get_mut(bytes).is_some(),
+            Storage::Cpu(bytes) => bytes.as_mut_slice().is_some(),
             // a view that no binding may start at is bound as a copy, which must not be written to
             Storage::Wgpu(bytes) if self.offset.is_multiple_of(wgpu::ALIGNMENT) => {
                 Arc::get_mut(bytes).map(wgpu::Bytes::forget).is_some()

@@ -32,7 +32,7 @@ struct Pool {
 
 #[derive(Debug, Default)]
 struct Books {
-    free: HashMap<usize, Vec<Block>>,
+    free: HashMap<usize, Vec<Arc<Block>>>,
     kept: usize,
     used: usize,
     peak: usize,
@@ -88,13 +88,17 @@ impl Memory {
         let class =
             class.ok_or(Kind::Memory { asked: asked.unwrap_or(usize::MAX), used: self.in_use(), limit: None })?;
         let mut block = self.block(class)?;
-        if self.0.poison {
-            block.bytes_mut().fill(POISON);
+        if let Some(block) = Arc::get_mut(&mut block) {
+            block.home = Some(self.clone());
+            if self.0.poison {
+                block.bytes_mut().fill(POISON);
+            }
         }
-        Ok(Buffer { bytes: Bytes { block: Some(block), memory: self.clone() }, len, element: PhantomData })
+        Ok(Buffer { bytes: Bytes { block: Some(block) }, len, element: PhantomData })
     }
 
-    fn block(&self, class: usize) -> Result<Block> {
+    /// A block that nobody else holds, for now without a home.
+    fn block(&self, class: usize) -> Result<Arc<Block>> {
         let mut books = self.books();
         let refused = |used, limit| Error::from(Kind::Memory { asked: class, used, limit });
         let after = books.used + class;
@@ -111,12 +115,21 @@ impl Memory {
                     books.free.clear();
                     books.kept = 0;
                 }
-                Block::new(class).ok_or_else(|| refused(books.used, None))?
+                Arc::new(Block::new(class).ok_or_else(|| refused(books.used, None))?)
             }
         };
         books.used = after;
         books.peak = books.peak.max(after);
         Ok(block)
+    }
+
+    /// Takes back a block that nobody else holds: its count of holders is reused with it, so that handing it out again
+    /// asks the system for nothing.
+    fn keep(&self, block: Arc<Block>) {
+        let mut books = self.books();
+        books.used -= block.len;
+        books.kept += block.len;
+        books.free.entry(block.len).or_default().push(block);
     }
 }
 
@@ -133,6 +146,8 @@ pub(crate) fn size_class(bytes: usize) -> Option<usize> {
 struct Block {
     start: NonNull<u8>,
     len: usize,
+    /// Whose books it is in; none while the pool keeps it.
+    home: Option<Memory>,
 }
 
 // SAFETY: a block owns its memory, like a Box<[u8]>.
@@ -145,7 +160,7 @@ impl Block {
         let layout = Layout::from_size_align(len, ALIGN).ok()?;
         // SAFETY: size_class makes `len` at least ALIGN, so the layout is not empty.
         let start = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
-        Some(Block { start, len })
+        Some(Block { start, len, home: None })
     }
 
     fn bytes(&self) -> &[u8] {
@@ -161,6 +176,9 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        if let Some(home) = self.home.take() {
+            home.books().used -= self.len;
+        }
         if let Ok(layout) = Layout::from_size_align(self.len, ALIGN) {
             // SAFETY: allocated in `new` with this very layout.
             unsafe { std::alloc::dealloc(self.start.as_ptr(), layout) };
@@ -168,33 +186,33 @@ impl Drop for Block {
     }
 }
 
-/// Bytes of the pool; they go back when dropped.
-#[derive(Debug)]
+/// Bytes of the pool, shared by its clones; they go back when the last one is dropped.
+#[derive(Clone, Debug)]
 pub(crate) struct Bytes {
-    block: Option<Block>,
-    memory: Memory,
+    block: Option<Arc<Block>>,
 }
 
 impl Bytes {
     pub(crate) fn as_slice(&self) -> &[u8] {
-        self.block.as_ref().map_or(&[], Block::bytes)
+        self.block.as_ref().map_or(&[], |block| block.bytes())
     }
 
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
-        self.block.as_mut().map_or(&mut [], Block::bytes_mut)
+    /// For writing, if nobody else holds them.
+    pub(crate) fn as_mut_slice(&mut self) -> Option<&mut [u8]> {
+        self.block.as_mut().and_then(Arc::get_mut).map(Block::bytes_mut)
     }
 }
 
 impl Drop for Bytes {
     fn drop(&mut self) {
         let Some(mut block) = self.block.take() else { return };
-        if self.memory.0.poison {
-            block.bytes_mut().fill(POISON);
+        // of two last holders that leave at the same moment each may see the other: the block then leaves the pool
+        let Some(own) = Arc::get_mut(&mut block) else { return };
+        let Some(home) = own.home.take() else { return };
+        if home.0.poison {
+            own.bytes_mut().fill(POISON);
         }
-        let mut books = self.memory.books();
-        books.used -= block.len;
-        books.kept += block.len;
-        books.free.entry(block.len).or_default().push(block);
+        home.keep(block);
     }
 }
 
@@ -222,7 +240,8 @@ impl<T: Element> std::ops::Deref for Buffer<T> {
 impl<T: Element> std::ops::DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let bytes = self.len * size_of::<T>();
-        bytemuck::cast_slice_mut(&mut self.bytes.as_mut_slice()[..bytes])
+        // a buffer never shares its bytes
+        self.bytes.as_mut_slice().map_or(&mut [], |all| bytemuck::cast_slice_mut(&mut all[..bytes]))
     }
 }
 
@@ -245,6 +264,32 @@ mod tests {
         assert_eq!((memory.in_use(), memory.peak()), (0, 2 * size_class(4000).unwrap()));
         memory.reset_peak();
         assert_eq!(memory.peak(), 0);
+    }
+
+    #[test]
+    fn memory_goes_back_once_however_many_threads_let_go_of_it() {
+        let memory = Memory::new(None, true);
+        for _ in 0..2_000 {
+            let bytes = memory.take::<u8>(100).unwrap().into_bytes();
+            let [a, b] = [bytes.clone(), bytes.clone()];
+            std::thread::scope(|scope| {
+                scope.spawn(move || drop(a));
+                scope.spawn(move || drop(b));
+                drop(bytes);
+            });
+            assert_eq!(memory.in_use(), 0);
+        }
+        assert_eq!(memory.peak(), 128);
+    }
+
+    #[test]
+    fn shared_memory_is_not_written() {
+        let memory = Memory::new(None, false);
+        let mut bytes = memory.take::<u8>(100).unwrap().into_bytes();
+        let other = bytes.clone();
+        assert!(bytes.as_mut_slice().is_none());
+        drop(other);
+        assert!(bytes.as_mut_slice().is_some());
     }
 
     #[test]

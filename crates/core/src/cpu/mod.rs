@@ -178,7 +178,7 @@ impl Cpu {
         if data.len() != shape.elements() {
             return Err(Error::value("tensor", format!("{} elements do not fill {shape}", data.len())));
         }
-        Ok(Tensor::new(Storage::Cpu(Arc::new(data.into_bytes())), shape, T::DTYPE, self.clone().into()))
+        Ok(Tensor::new(Storage::Cpu(data.into_bytes()), shape, T::DTYPE, self.clone().into()))
     }
 }
 
