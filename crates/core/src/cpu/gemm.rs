@@ -1,7 +1,10 @@
-//! Products of matrices: the `matrixmultiply` crate on each thread, and our own path for a single row.
+//! Products of matrices: threads take rows or columns, and a single row has a path of its own.
+
+mod block;
 
 use super::Cpu;
 use crate::{Error, Result};
+use block::{Factors, multiply};
 use rayon::prelude::*;
 
 /// A matrix in borrowed memory, possibly transposed.
@@ -31,17 +34,14 @@ impl<'a> Mat<'a> {
         Mat { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
-    fn rows_from(self, first: usize, rows: usize) -> Self {
-        Mat { data: &self.data[first * self.row_stride..], rows, ..self }
-    }
-
-    fn cols_from(self, first: usize, cols: usize) -> Self {
-        Mat { data: &self.data[first * self.col_stride..], cols, ..self }
+    /// `rows` rows from `row`, of these `cols` columns from `col`.
+    fn part(self, row: usize, rows: usize, col: usize, cols: usize) -> Self {
+        let data = &self.data[row * self.row_stride + col * self.col_stride..];
+        Mat { data, rows, cols, ..self }
     }
 }
 
-/// Threads take whole tiles of the crate's kernels (their sides divide this): a tile at an edge is rounded otherwise
-/// than one inside, so an edge must not come from the number of threads.
+/// Threads take rows or columns in multiples of this.
 const TILES: usize = 16;
 /// Numbers of a product below which one thread does it.
 const SMALL: usize = 64 * 64 * 64;
@@ -64,10 +64,14 @@ pub fn gemm(cpu: &Cpu, alpha: f32, a: Mat<'_>, b: Mat<'_>, beta: f32, c: &mut [f
     if m == 1 && a.col_stride == 1 && alpha == 1.0 && beta == 0.0 {
         return one_row(cpu, &a.data[..k], b, c);
     }
-    let threads = cpu.threads();
-    let whole = Target { start: c.as_mut_ptr(), stride: n };
+    if k == 0 {
+        c.iter_mut().for_each(|c| *c = if beta == 0.0 { 0.0 } else { *c * beta });
+        return Ok(());
+    }
+    let (threads, level) = (cpu.threads(), cpu.level());
+    let (whole, factors) = (Target { start: c.as_mut_ptr(), stride: n }, Factors { alpha, beta });
     if threads == 1 || m * n * k < SMALL {
-        block(alpha, a, b, beta, whole);
+        multiply(level, a, b, whole, factors);
         return Ok(());
     }
     // each thread packs what it does not split, so the longer side is split
@@ -77,9 +81,9 @@ pub fn gemm(cpu: &Cpu, alpha: f32, a: Mat<'_>, b: Mat<'_>, beta: f32, c: &mut [f
         (0..side.div_ceil(each)).into_par_iter().for_each(|i| {
             let (first, len) = (i * each, each.min(side - i * each));
             if m >= n {
-                block(alpha, a.rows_from(first, len), b, beta, whole.at(first * n));
+                multiply(level, a.part(first, len, 0, k), b, whole.at(first * n), factors);
             } else {
-                block(alpha, a, b.cols_from(first, len), beta, whole.at(first));
+                multiply(level, a, b.part(0, k, first, len), whole.at(first), factors);
             }
         });
     });
@@ -101,37 +105,6 @@ unsafe impl Sync for Target {}
 impl Target {
     fn at(self, offset: usize) -> Self {
         Target { start: self.start.wrapping_add(offset), ..self }
-    }
-}
-
-/// One thread's product. `gemm` has held the size of `c` against those of `a` and `b`.
-fn block(alpha: f32, a: Mat<'_>, b: Mat<'_>, beta: f32, c: Target) {
-    let (m, n, k) = (a.rows, b.cols, a.cols);
-    let last = |rows: usize, cols: usize, rs: usize, cs: usize| {
-        if rows == 0 || cols == 0 { 0 } else { (rows - 1) * rs + (cols - 1) * cs + 1 }
-    };
-    assert!(last(m, k, a.row_stride, a.col_stride) <= a.data.len());
-    assert!(last(k, n, b.row_stride, b.col_stride) <= b.data.len());
-    let stride = |n: usize| n as isize;
-    // SAFETY: the asserts keep every element of `a` and `b` inside its slice; the target has `m` rows of `n` numbers
-    // that no other thread touches, because `gemm` checked the size of `c` and cut it.
-    unsafe {
-        matrixmultiply::sgemm(
-            m,
-            k,
-            n,
-            alpha,
-            a.data.as_ptr(),
-            stride(a.row_stride),
-            stride(a.col_stride),
-            b.data.as_ptr(),
-            stride(b.row_stride),
-            stride(b.col_stride),
-            beta,
-            c.start,
-            stride(c.stride),
-            1,
-        );
     }
 }
 
@@ -230,7 +203,9 @@ mod tests {
     #[test]
     fn products_of_every_kind_of_shape_are_right() {
         for transposed in [[false, false], [false, true], [true, false], [true, true]] {
-            for (m, n, k) in [(1, 1, 1), (1, 130, 67), (1, 3000, 64), (3, 300, 400), (65, 63, 70), (130, 129, 65)] {
+            for (m, n, k) in
+                [(1, 1, 1), (1, 130, 67), (1, 3000, 64), (3, 300, 400), (65, 63, 70), (130, 129, 65), (9, 515, 258)]
+            {
                 check(m, n, k, transposed, 3);
             }
         }

@@ -1,0 +1,266 @@
+//! One thread's product: panels of `b` are packed, strips of `a` are copied, tiles of `c` are kept in registers.
+//!
+//! A number of `c` is the sum of its products in their order, cut every [`DEEP`] steps: where its tile lies, and how
+//! threads share the work, does not change its bits.
+
+use super::{Mat, Target};
+use crate::cpu::simd::F32s;
+use std::cell::RefCell;
+
+/// Steps of the sum between two visits of `c`: a strip then fits the first cache beside the panel that streams past.
+const DEEP: usize = 256;
+/// Columns of `b` that are packed at once: half of a second-level cache.
+const WIDE: usize = 512;
+/// Registers across a tile.
+const VECTORS: usize = 2;
+/// Strips that are copied at once, so that lines of a transposed `a` are read whole.
+const GROUP: usize = 8;
+/// Numbers from one row of a strip to the next: off the powers of two, whose rows would meet in a cache.
+const PITCH: usize = DEEP + 16;
+/// Rows of a strip, at most; numbers from one step to the next in a strip that lies step by step.
+const TALLEST: usize = 16;
+const STRIP: usize = TALLEST * PITCH;
+
+/// What is multiplied into `c`: `c ← alpha · a · b + beta · c`.
+#[derive(Clone, Copy)]
+pub(super) struct Factors {
+    pub(super) alpha: f32,
+    pub(super) beta: f32,
+}
+
+thread_local! {
+    /// Packed panels of `b` and copied strips of `a`, kept between calls.
+    static PACKED: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+}
+
+crate::simd! {
+    /// `c ← alpha · a · b + beta · c`. The caller gives it an `a.rows × b.cols` target and a sum of at least one step.
+    pub(super) fn multiply<S>(a: Mat<'_>, b: Mat<'_>, c: Target, factors: Factors) {
+        // taken out rather than borrowed in a closure, which would not be compiled for the instruction set
+        let [mut panels, mut strips] = PACKED.take();
+        // tiles of 14 rows where there are 32 registers, of 6 where there are 16
+        if S::LANES == 8 {
+            blocks::<S, 6>(a, b, (c, factors), &mut panels, &mut strips);
+        } else {
+            blocks::<S, 14>(a, b, (c, factors), &mut panels, &mut strips);
+        }
+        PACKED.set([panels, strips]);
+    }
+}
+
+#[inline(always)]
+fn blocks<S: F32s, const ROWS: usize>(
+    a: Mat<'_>,
+    b: Mat<'_>,
+    (c, factors): (Target, Factors),
+    panels: &mut Vec<f32>,
+    strips: &mut Vec<f32>,
+) {
+    let (m, n, k) = (a.rows, b.cols, a.cols);
+    let strips = aligned(strips, GROUP * STRIP);
+    for p in (0..k).step_by(DEEP) {
+        let depth = DEEP.min(k - p);
+        let factors = Factors { beta: if p == 0 { factors.beta } else { 1.0 }, ..factors };
+        for j in (0..n).step_by(WIDE) {
+            let cols = WIDE.min(n - j);
+            let width = VECTORS * S::LANES;
+            let packed = aligned(panels, cols.next_multiple_of(width) * depth);
+            pack(b.part(p, depth, j, cols), width, packed);
+            for i in (0..m).step_by(GROUP * ROWS) {
+                let rows = (GROUP * ROWS).min(m - i);
+                let lies = copy::<ROWS>(a.part(i, rows, p, depth), strips);
+                let c = Tiles { c: c.at(i * c.stride + j), rows, cols, factors };
+                match lies {
+                    Lies::RowByRow => c.run::<S, ROWS, PITCH, 1>(strips, packed, depth),
+                    Lies::StepByStep => c.run::<S, ROWS, 1, TALLEST>(strips, packed, depth),
+                }
+            }
+        }
+    }
+}
+
+/// How a strip lies in memory.
+enum Lies {
+    RowByRow,
+    StepByStep,
+}
+
+/// Copies rows of `a` in strips of `ROWS`, in the order that is cheap to copy: either its rows or its columns are
+/// contiguous.
+#[inline(always)]
+fn copy<const ROWS: usize>(a: Mat<'_>, strips: &mut [f32]) -> Lies {
+    if a.col_stride == 1 {
+        for i in 0..a.rows {
+            let at = i / ROWS * STRIP + i % ROWS * PITCH;
+            strips[at..at + a.cols].copy_from_slice(&a.data[i * a.row_stride..][..a.cols]);
+        }
+        return Lies::RowByRow;
+    }
+    for p in 0..a.cols {
+        let from = &a.data[p * a.col_stride..];
+        for (strip, i) in strips.chunks_exact_mut(STRIP).zip((0..a.rows).step_by(ROWS)) {
+            let rows = ROWS.min(a.rows - i);
+            let to = &mut strip[p * TALLEST..][..rows];
+            if rows == ROWS {
+                // a length that is known when this is compiled
+                to[..ROWS].copy_from_slice(&from[i..][..ROWS]);
+            } else {
+                to.copy_from_slice(&from[i..][..rows]);
+            }
+        }
+    }
+    Lies::StepByStep
+}
+
+/// Tiles of `c` that a group of strips and the packed panels make.
+struct Tiles {
+    c: Target,
+    rows: usize,
+    cols: usize,
+    factors: Factors,
+}
+
+impl Tiles {
+    /// Numbers of a strip are `ROW` apart from row to row and `STEP` from step to step.
+    #[inline(always)]
+    fn run<S: F32s, const ROWS: usize, const ROW: usize, const STEP: usize>(
+        &self,
+        strips: &[f32],
+        panels: &[f32],
+        depth: usize,
+    ) {
+        for (strip, first) in strips.chunks_exact(STRIP).zip((0..self.rows).step_by(ROWS)) {
+            let end = self.rows.min(first + ROWS);
+            let mut i = first;
+            while i < end {
+                // the last strip is cut in tiles of powers of two
+                let tall = if end - i == ROWS { ROWS } else { 1 << (end - i).ilog2() };
+                let strip = &strip[(i - first) * ROW..];
+                match tall {
+                    8 => self.row::<S, 8, ROW, STEP>(i, strip, panels, depth),
+                    4 => self.row::<S, 4, ROW, STEP>(i, strip, panels, depth),
+                    2 => self.row::<S, 2, ROW, STEP>(i, strip, panels, depth),
+                    1 => self.row::<S, 1, ROW, STEP>(i, strip, panels, depth),
+                    _ => self.row::<S, ROWS, ROW, STEP>(i, strip, panels, depth),
+                }
+                i += tall;
+            }
+        }
+    }
+
+    /// A row of tiles: a strip and one panel after the other.
+    #[inline(always)]
+    fn row<S: F32s, const TALL: usize, const ROW: usize, const STEP: usize>(
+        &self,
+        i: usize,
+        strip: &[f32],
+        panels: &[f32],
+        depth: usize,
+    ) {
+        let width = VECTORS * S::LANES;
+        for (panel, j) in panels.chunks_exact(width * depth).zip((0..self.cols).step_by(width)) {
+            let sums = sums::<S, TALL, ROW, STEP>(strip, panel);
+            let cols = width.min(self.cols - j);
+            for (row, sums) in sums.into_iter().enumerate() {
+                let start = self.c.at((i + row) * self.c.stride + j).start;
+                // SAFETY: row `i + row` and columns `j .. j + cols` lie in the target, which nobody else touches.
+                store(sums, unsafe { std::slice::from_raw_parts_mut(start, cols) }, self.factors);
+            }
+        }
+    }
+}
+
+/// The innermost loop: `TALL` rows of a strip times a panel.
+#[inline(always)]
+fn sums<S: F32s, const TALL: usize, const ROW: usize, const STEP: usize>(
+    strip: &[f32],
+    panel: &[f32],
+) -> [[S; VECTORS]; TALL] {
+    let width = VECTORS * S::LANES;
+    let depth = panel.len() / width;
+    assert!(depth > 0 && (TALL - 1) * ROW + (depth - 1) * STEP < strip.len());
+    let mut sums = [[S::splat(0.0); VECTORS]; TALL];
+    let (a, b) = (strip.as_ptr(), panel.as_ptr());
+    for p in 0..depth {
+        // SAFETY: `p` < depth, so the panel has `width` numbers from `p · width`.
+        let b: [S; VECTORS] = std::array::from_fn(|v| unsafe { S::load_ptr(b.add(p * width + v * S::LANES)) });
+        for (i, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: `i` < TALL and `p` < depth, which the assert holds against the strip.
+            let a = S::splat(unsafe { *a.add(i * ROW + p * STEP) });
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum = a.mul_add(b, *sum);
+            }
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+fn store<S: F32s>(sums: [S; VECTORS], c: &mut [f32], Factors { alpha, beta }: Factors) {
+    for (sum, c) in sums.into_iter().zip(c.chunks_mut(S::LANES)) {
+        let (whole, sum) = (c.len() == S::LANES, sum * S::splat(alpha));
+        let new = match beta {
+            // what was there is not read: a NaN times 0 would stay
+            0.0 => sum,
+            _ if whole => S::load(c).mul_add(S::splat(beta), sum),
+            _ => S::load_head(c).mul_add(S::splat(beta), sum),
+        };
+        if whole { new.store(c) } else { new.store_head(c) }
+    }
+}
+
+/// `len` numbers of a buffer that start on a cache line.
+fn aligned(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len + 16 {
+        buffer.resize(len + 16, 0.0);
+    }
+    let skip = buffer.as_ptr().align_offset(64).min(16);
+    &mut buffer[skip..skip + len]
+}
+
+/// Columns of `b` in panels of `width`, each step of a panel contiguous; columns past the end are 0.
+#[inline(always)]
+fn pack(b: Mat<'_>, width: usize, panels: &mut [f32]) {
+    let (depth, n) = (b.rows, b.cols);
+    for (panel, j) in panels.chunks_exact_mut(width * depth).zip((0..n).step_by(width)) {
+        let cols = width.min(n - j);
+        if cols < width {
+            panel.fill(0.0);
+        }
+        if b.col_stride != 1 {
+            turn(b.part(0, depth, j, cols), width, panel);
+            continue;
+        }
+        for (p, step) in panel.chunks_exact_mut(width).enumerate() {
+            let from = &b.data[p * b.row_stride + j..][..cols];
+            if cols == width {
+                // a length that is known when this is compiled
+                step.copy_from_slice(&from[..width]);
+            } else {
+                step[..cols].copy_from_slice(from);
+            }
+        }
+    }
+}
+
+/// Packs columns that are contiguous, four by four steps at a time: compilers turn these in registers.
+#[inline(always)]
+fn turn(b: Mat<'_>, width: usize, panel: &mut [f32]) {
+    let [steps, cols] = [b.rows, b.cols].map(|n| n - n % 4);
+    for p in (0..steps).step_by(4) {
+        for j in (0..cols).step_by(4) {
+            let mut x = [[0.0; 4]; 4];
+            for (q, x) in x.iter_mut().enumerate() {
+                x.copy_from_slice(&b.data[(j + q) * b.col_stride + p..][..4]);
+            }
+            for r in 0..4 {
+                panel[(p + r) * width + j..][..4].copy_from_slice(&[x[0][r], x[1][r], x[2][r], x[3][r]]);
+            }
+        }
+    }
+    for p in 0..b.rows {
+        for j in if p < steps { cols } else { 0 }..b.cols {
+            panel[p * width + j] = b.data[j * b.col_stride + p];
+        }
+    }
+}
