@@ -94,9 +94,13 @@ impl Cache {
             let why = format!("`ids` has {batch} sequences, the cache was made for {}", self.offsets.len());
             return Err(Error::value("step", why));
         }
+        let first = |offset: usize| u32::try_from(offset).map_err(|_| Error::value("step", "positions end at 2^32"));
+        if let ([offset], 1) = (&self.offsets[..], tokens) {
+            return Tensor::from_slice(&[first(*offset)?], [1, 1], ids.device());
+        }
         let mut positions = Vec::with_capacity(batch * tokens);
         for &offset in &self.offsets {
-            let first = u32::try_from(offset).map_err(|_| Error::value("step", "positions end at 2^32"))?;
+            let first = first(offset)?;
             positions.extend(first..first.saturating_add(tokens as u32));
         }
         Tensor::from_slice(&positions, [batch, tokens], ids.device())
@@ -247,24 +251,26 @@ impl AttentionCache {
             return Err(Error::value("cache", format!("keys are {}, expected [B, T, G, D]", k.shape())));
         };
         self.sequences.resize(batch, KeysAndValues::default());
-        let mut results = Vec::with_capacity(batch);
-        for (index, sequence) in self.sequences.iter_mut().enumerate() {
+        let one = |index: usize, sequence: &mut KeysAndValues| {
             let len = sequence.len + tokens;
-            let one = |x: &Tensor| x.rows(index, 1)?.reshape([tokens, kv_heads, head]);
-            append(&mut sequence.keys, &one(k)?, sequence.len)?;
-            append(&mut sequence.values, &one(v)?, sequence.len)?;
+            let own = |x: &Tensor| x.rows(index, 1)?.reshape([tokens, kv_heads, head]);
+            append(&mut sequence.keys, &own(k)?, sequence.len)?;
+            append(&mut sequence.values, &own(v)?, sequence.len)?;
             let seen = |x: &Option<Tensor>| match x {
                 Some(x) => x.rows(0, len)?.reshape([1, len, kv_heads, head]),
                 None => Err(Error::value("cache", "an earlier error left it empty")),
             };
             let (keys, values) = (seen(&sequence.keys)?, seen(&sequence.values)?);
-            let q = q.rows(index, 1)?;
-            results.push(attention(Attention { q: &q, k: &keys, v: &values, cu_seqlens: None, scale })?);
             sequence.len = len;
-        }
-        match &results[..] {
-            [one] => Ok(one.clone()),
-            several => concat(&several.iter().collect::<Vec<_>>(), 0),
+            attention(Attention { q: &q.rows(index, 1)?, k: &keys, v: &values, cu_seqlens: None, scale })
+        };
+        match &mut self.sequences[..] {
+            [sequence] => one(0, sequence),
+            several => {
+                let results: Vec<Tensor> =
+                    several.iter_mut().enumerate().map(|(i, s)| one(i, s)).collect::<Result<_>>()?;
+                concat(&results.iter().collect::<Vec<_>>(), 0)
+            }
         }
     }
 }

@@ -103,17 +103,14 @@ impl Session<'_> {
         let start = Instant::now();
         let mut sampler = Sampler::new(options, options.seed);
         let reused_tokens = self.read(prompt)?;
+        let mut next = if options.max_tokens > 0 { Some(self.choose(&mut sampler, None)?) } else { None };
         let prefill_seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
         let mut text = Text { stops: &options.stop, held: String::new(), on_text };
         let mut stream = tokenizer.stream();
         let (mut made, mut logprobs): (Vec<u32>, Vec<Likely>) = (Vec::new(), Vec::new());
         let mut reason = Reason::Length;
-        while made.len() < options.max_tokens {
-            if let Some(&last) = made.last() {
-                self.step(last)?;
-            }
-            let (token, likely) = sampler.next(&self.logits()?, self.tokens(), 0)?;
+        while let Some((token, likely)) = next.take() {
             made.push(token);
             logprobs.extend(likely);
             if tokenizer.eos_token_ids().contains(&token) || options.stop_tokens.contains(&token) {
@@ -123,6 +120,9 @@ impl Session<'_> {
             if let Some(why) = text.push(&stream.push(token)?)? {
                 reason = why;
                 break;
+            }
+            if made.len() < options.max_tokens {
+                next = Some(self.choose(&mut sampler, Some(token))?);
             }
         }
         if matches!(reason, Reason::EndOfText | Reason::Length) {

@@ -55,8 +55,8 @@ impl Sampler {
     pub fn next(&mut self, logits: &Tensor, before: &[u32], row: usize) -> Result<(u32, Option<Likely>)> {
         let one = if logits.shape()[0] == 1 { logits.clone() } else { logits.rows(row, 1)? };
         let logits = self.penalised(one, before)?;
-        let token = sample(&logits, &self.sampling, &[self.rng.uniform() as f32])?.to_vec::<u32>()?;
-        let token = *token.first().ok_or_else(|| Error::value("sample", "no token came"))?;
+        let chosen = sample(&logits, &self.sampling, &[self.rng.uniform() as f32])?;
+        let token = *chosen.ids()?.first().ok_or_else(|| Error::value("sample", "no token came"))?;
         let likely = self.logprobs.map(|top| likely(&logits.to_floats()?, token, top)).transpose()?;
         Ok((token, likely))
     }

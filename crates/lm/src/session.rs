@@ -3,6 +3,7 @@
 use crate::cache::{Cache, Snapshot};
 use crate::generate::device;
 use crate::models::LanguageModel;
+use crate::sampler::{Likely, Sampler};
 use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::concat;
 
@@ -95,6 +96,14 @@ impl<'a> Session<'a> {
     pub fn logits(&self) -> Result<Tensor> {
         let hidden = self.hidden.as_ref().ok_or_else(|| Error::value("generate", "no token was read"))?;
         self.model.head().linear(hidden)
+    }
+
+    /// Reads the last token where there is one and chooses the next: all of it where the device's threads are.
+    pub(crate) fn choose(&mut self, sampler: &mut Sampler, last: Option<u32>) -> Result<(u32, Option<Likely>)> {
+        device(self.model).run(|| {
+            last.map_or(Ok(()), |token| self.step(token))?;
+            sampler.next(&self.logits()?, self.tokens(), 0)
+        })
     }
 
     fn take(&mut self, tokens: &[u32]) -> Result<()> {

@@ -110,7 +110,7 @@ pub use swiglu::swiglu;
 pub use concat::concat;
 pub use repeat_heads::repeat_heads;
 pub use slice::slice;
-pub use split::split;
+pub use split::{split, split_in};
 pub use transpose::transpose;
 pub use write_rows::write_rows;
 

@@ -56,7 +56,7 @@ pub(crate) fn descend(
         }
     }
     let rate = Schedule { peak: settings.learning_rate, warmup: settings.warmup, steps: settings.iters }.rate(step);
-    optimiser.step(model, &mut by_name, rate, step)?;
+    device.run(|| optimiser.step(model, &mut by_name, rate, step))?;
     Ok(measures)
 }
 

@@ -5,8 +5,8 @@ use super::linear::Bias;
 use super::{Linear, RmsNorm};
 use crate::cache::AttentionCache;
 use crate::params;
-use alluvium_core::{Error, Result, Tensor};
-use alluvium_ops::{self as ops, Rope, attention, mul, rope, sigmoid, split};
+use alluvium_core::{Result, Tensor};
+use alluvium_ops::{self as ops, Rope, attention, mul, rope, sigmoid, split_in};
 
 /// A token mixer that attends with softmax: project, norm each head, rotate, attend, gate, project. The norms and the
 /// gate are there where the model has them.
@@ -120,11 +120,8 @@ impl Attention {
         let (q_btak, gate_btak) = match gate {
             Gate::None => (queries.reshape([b, t, heads, head])?, None),
             Gate::Sigmoid => {
-                let mut parts = split(&queries.reshape([b, t, heads, 2 * head])?, &[head, head], 3)?.into_iter();
-                match (parts.next(), parts.next()) {
-                    (Some(q), gate) => (q, gate),
-                    _ => return Err(Error::value("split", "two parts were asked for, fewer came")),
-                }
+                let [q, gate] = split_in(&queries.reshape([b, t, heads, 2 * head])?, [head, head], 3)?;
+                (q, Some(gate))
             }
         };
         let k_btgk = self.k_proj.forward(x_btd)?.reshape([b, t, kv_heads, head])?;

@@ -9,7 +9,7 @@ use crate::params;
 use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::{
     Activation, CausalConv1d, ChunkStates, Convolved, Delta, GatedDelta, GatedDeltaStep, Gates, causal_conv1d,
-    gated_delta_rule, gated_delta_step, gdn_gate, l2_norm, split,
+    gated_delta_rule, gated_delta_step, gdn_gate, l2_norm, split_in,
 };
 
 /// Added to the sum of squares of a query or a key before its length is divided out.
@@ -156,9 +156,7 @@ impl GatedDeltaNet {
             cu_seqlens,
             activation: Activation::Silu,
         })?;
-        let parts = split(&qkv_btc, &[h * key, h * key, g * value], 2)?;
-        let [q, k, v] = <[Tensor; 3]>::try_from(parts)
-            .map_err(|_| Error::value("split", "three parts were asked for, others came"))?;
+        let [q, k, v] = split_in(&qkv_btc, [h * key, h * key, g * value], 2)?;
         let Gates { g: decay_btg, beta: beta_btg } = gdn_gate(&a_btg, &b_btg, &self.a_log, &self.dt_bias)?;
         let heads = Heads {
             q_bthk: l2_norm(&q.reshape([b, t, h, key])?, EPS)?,

@@ -5,8 +5,8 @@ use super::build::Builder;
 use super::gated_delta_net::DeltaSizes;
 use super::params::Parameters;
 use crate::params;
-use alluvium_core::{Error, Result, Tensor};
-use alluvium_ops::{concat, split};
+use alluvium_core::{Result, Tensor};
+use alluvium_ops::{concat, split_in};
 
 /// How a file holds the projections of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +121,5 @@ impl Merged {
 
 /// The parts of the last of four axes.
 fn parts<const N: usize>(x: &Tensor, sizes: [usize; N]) -> Result<[Tensor; N]> {
-    <[Tensor; N]>::try_from(split(x, &sizes, 3)?)
-        .map_err(|_| Error::value("split", "other parts came than were asked for"))
+    split_in(x, sizes, 3)
 }

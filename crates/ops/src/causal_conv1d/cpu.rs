@@ -1,7 +1,8 @@
 //! Threads over stretches of tokens; in each, spans of channels that stay in cache while a block slides along time.
 
-use super::Saved;
 use super::kernel::{self, BLOCK, Cotangent, Window, place, room};
+use super::{Saved, Sequences};
+use crate::common::Few;
 use alluvium_core::cpu::{Buffer, Cpu, Floats, Stores, Stream};
 use alluvium_core::{Result, Tensor};
 use std::ops::Range;
@@ -20,7 +21,7 @@ struct Rows<'a> {
     w: Buffer<f32>,
     state: Option<Floats<'a>>,
     zeros: Buffer<f32>,
-    sequences: &'a [Range<usize>],
+    sequences: &'a Sequences,
     channels: usize,
     taps: usize,
 }
@@ -54,7 +55,7 @@ impl<'a> Rows<'a> {
 
     /// Input `token - (K-1)` of a sequence: of the state or zeros before the start, zeros past the end.
     fn delayed(&self, sequence: usize, token: usize) -> &[f32] {
-        let (rows, before) = (&self.sequences[sequence], self.taps - 1);
+        let (rows, before) = (self.sequences.rows(sequence), self.taps - 1);
         let (from, row) = match token.checked_sub(before) {
             Some(token) if token < rows.len() => (&self.x[..], rows.start + token),
             Some(_) => (&self.zeros[..], 0),
@@ -68,7 +69,7 @@ impl<'a> Rows<'a> {
 
     /// Cuts the sequences into parts of about equal numbers of tokens.
     fn parts(&self) -> Vec<Vec<Run>> {
-        let tokens = self.sequences.last().map_or(0, |s| s.end);
+        let tokens = self.x.len() / self.channels;
         let each = tokens.div_ceil(PARTS).max(SMALLEST).max(self.taps);
         let (mut parts, mut part, mut filled) = (Vec::new(), Vec::new(), 0);
         for (sequence, rows) in self.sequences.iter().enumerate() {
@@ -99,23 +100,29 @@ impl<'a> Rows<'a> {
 pub(super) fn forward(cpu: &Cpu, saved: &Saved) -> Result<(Tensor, Option<Tensor>)> {
     let rows = Rows::new(cpu, saved)?;
     let mut y = cpu.buffer(rows.x.len())?;
-    let large = is_large(&y);
-    let mut rest = &mut y[..];
-    let mut work = Vec::new();
-    for run in rows.parts().into_iter().flatten() {
-        let (y, after) = std::mem::take(&mut rest).split_at_mut(run.tokens.len() * rows.channels);
-        rest = after;
-        work.push((run, y));
-    }
-    cpu.each(work, |(run, y)| {
-        if large {
-            let mut stream = Stream::new(y);
-            let y = stream.next(run.tokens.len() * rows.channels);
-            convolve(cpu, &rows, saved, &run, y);
-        } else {
-            convolve(cpu, &rows, saved, &run, (y, Stores::ORDINARY));
+    if let Sequences::Even { tokens: 1, .. } = rows.sequences {
+        for (sequence, y) in y.chunks_exact_mut(rows.channels).enumerate() {
+            convolve(cpu, &rows, saved, &Run { sequence, tokens: 0..1 }, (y, Stores::ORDINARY));
         }
-    });
+    } else {
+        let large = is_large(&y);
+        let mut rest = &mut y[..];
+        let mut work = Vec::new();
+        for run in rows.parts().into_iter().flatten() {
+            let (y, after) = std::mem::take(&mut rest).split_at_mut(run.tokens.len() * rows.channels);
+            rest = after;
+            work.push((run, y));
+        }
+        cpu.each(work, |(run, y)| {
+            if large {
+                let mut stream = Stream::new(y);
+                let y = stream.next(run.tokens.len() * rows.channels);
+                convolve(cpu, &rows, saved, &run, y);
+            } else {
+                convolve(cpu, &rows, saved, &run, (y, Stores::ORDINARY));
+            }
+        });
+    }
     let state = if rows.taps == 1 { None } else { Some(final_state(cpu, &rows, saved)?) };
     Ok((cpu.tensor(y, saved.x.shape(), saved.x.dtype())?, state))
 }
@@ -126,15 +133,15 @@ fn is_large(result: &[f32]) -> bool {
 }
 
 fn convolve(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, run: &Run, (y, stores): (&mut [f32], Stores)) {
-    let mut x: Vec<&[f32]> = Vec::with_capacity(rows.taps + BLOCK);
+    let mut x: Few<&[f32], 16> = Few::new(rows.taps - 1 + BLOCK, &[]);
     for span in rows.spans() {
         let mut token = run.tokens.start;
         while token < run.tokens.end {
             // what is left of a block goes token by token
             let block = if token + BLOCK <= run.tokens.end { BLOCK } else { 1 };
-            x.clear();
-            x.extend((token..token + rows.taps - 1 + block).map(|t| rows.delayed(run.sequence, t)));
-            let from = Window { x: &x, w: &rows.w, span: span.clone(), activation: saved.activation, stores };
+            let x = &mut x[..rows.taps - 1 + block];
+            x.iter_mut().zip(token..).for_each(|(x, t)| *x = rows.delayed(run.sequence, t));
+            let from = Window { x, w: &rows.w, span: span.clone(), activation: saved.activation, stores };
             let y = &mut y[(token - run.tokens.start) * rows.channels..][..block * rows.channels];
             kernel::forward(cpu.level(), &from, rows.taps, y);
             token += block;
@@ -147,7 +154,7 @@ fn final_state(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved) -> Result<Tensor> {
     let mut state = cpu.buffer(rows.sequences.len() * before * channels)?;
     for (row, to) in state.chunks_exact_mut(channels).enumerate() {
         let sequence = row / before;
-        to.copy_from_slice(rows.delayed(sequence, rows.sequences[sequence].len() + row % before));
+        to.copy_from_slice(rows.delayed(sequence, rows.sequences.rows(sequence).len() + row % before));
     }
     cpu.tensor(state, [rows.sequences.len(), before, channels], saved.x.dtype())
 }
@@ -216,7 +223,7 @@ fn undo(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, dy: &[f32], (part, sums, stor
     let mut dz = vec![0.0; room(before, channels)];
     let (mut dx, mut dstate) = (sums.dx.chunks_exact_mut(channels), sums.dstate.chunks_exact_mut(channels));
     for run in part {
-        let (first, len, all) = (run.tokens.start, run.tokens.len(), rows.sequences[run.sequence].clone());
+        let (first, len, all) = (run.tokens.start, run.tokens.len(), rows.sequences.rows(run.sequence));
         // the inputs before the run: the state's rows, or a neighbour's
         let own_state = first == 0 && saved.state.is_some();
         let mut out: Vec<Option<&mut [f32]>> =
@@ -247,7 +254,7 @@ fn undo(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, dy: &[f32], (part, sums, stor
 fn add_final(rows: &Rows<'_>, dfinal: &[f32], dx: &mut [f32], dstate: &mut [f32]) {
     let (before, channels) = (rows.taps - 1, rows.channels);
     for (row, from) in dfinal.chunks_exact(channels).enumerate() {
-        let (sequence, tokens) = (row / before, &rows.sequences[row / before]);
+        let (sequence, tokens) = (row / before, rows.sequences.rows(row / before));
         let token = tokens.len() + row % before;
         let to = match token.checked_sub(before) {
             Some(token) => &mut dx[(tokens.start + token) * channels..][..channels],

@@ -108,18 +108,43 @@ pub fn causal_conv1d(args: CausalConv1d<'_>) -> Result<Convolved> {
     }
 }
 
-/// The rows of each sequence among the `B · T` rows of `x`.
-fn sequences(args: &CausalConv1d<'_>, dims: &Dims) -> Result<Vec<Range<usize>>> {
+fn sequences(args: &CausalConv1d<'_>, dims: &Dims) -> Result<Sequences> {
     let (batch, tokens) = (dims['B'], dims['T']);
     if let Some(offsets) = args.cu_seqlens {
-        return packed(CONTRACT.op, offsets, batch, tokens);
+        return packed(CONTRACT.op, offsets, batch, tokens).map(Sequences::Packed);
     }
     match args.initial_state.map(Tensor::shape) {
         Some(got) if got[0] != batch => {
             let want = format!("[N, K-1, C] with N = {batch}, the B of `x` {}", args.x.shape());
             Err(Kind::Shape { op: CONTRACT.op, arg: "initial_state", got, want }.into())
         }
-        _ => Ok((0..batch).map(|b| b * tokens..(b + 1) * tokens).collect()),
+        _ => Ok(Sequences::Even { count: batch, tokens }),
+    }
+}
+
+/// The rows of each sequence among the `B · T` rows of `x`.
+enum Sequences {
+    Even { count: usize, tokens: usize },
+    Packed(Vec<Range<usize>>),
+}
+
+impl Sequences {
+    fn len(&self) -> usize {
+        match self {
+            Sequences::Even { count, .. } => *count,
+            Sequences::Packed(rows) => rows.len(),
+        }
+    }
+
+    fn rows(&self, sequence: usize) -> Range<usize> {
+        match self {
+            Sequences::Even { tokens, .. } => sequence * tokens..(sequence + 1) * tokens,
+            Sequences::Packed(rows) => rows[sequence].clone(),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        (0..self.len()).map(|sequence| self.rows(sequence))
     }
 }
 
@@ -130,7 +155,7 @@ struct Saved {
     x: Tensor,
     w: Tensor,
     state: Option<Tensor>,
-    sequences: Vec<Range<usize>>,
+    sequences: Sequences,
     activation: Activation,
 }
 

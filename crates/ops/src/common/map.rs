@@ -10,6 +10,7 @@ use super::writer::{BLOCK, Block, Share, Target};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::cpu::simd::F32s;
 use alluvium_core::{Backward, Contract, Device, Result, Tensor, tape};
+use std::ops::Range;
 
 /// A function of one number.
 pub(crate) trait Unary: Copy + Send + Sync + 'static {
@@ -169,12 +170,7 @@ fn launch<T: Stored, const N: usize, const M: usize>(
 ) {
     let n = outputs[0].len();
     let grain = cpu.grain(n, 1).next_multiple_of(BLOCK);
-    let mut tasks = Vec::with_capacity(n.div_ceil(grain));
-    for first in (0..n).step_by(grain) {
-        let last = n.min(first + grain);
-        tasks.push((first..last, outputs.each_mut().map(|rest| rest.cut(last - first))));
-    }
-    cpu.each(tasks, |(range, outputs)| {
+    let run = |range: Range<usize>, outputs: [_; M]| {
         let mut inputs = inputs.map(|x| (x, [0.0; BLOCK]));
         let mut outputs = outputs.map(Target::writer);
         for at in range.clone().step_by(BLOCK) {
@@ -185,7 +181,16 @@ fn launch<T: Stored, const N: usize, const M: usize>(
             );
             outputs.iter_mut().for_each(|y| y.close(len));
         }
-    });
+    };
+    if n <= grain {
+        return run(0..n, outputs.each_mut().map(|rest| rest.cut(n)));
+    }
+    let mut tasks = Vec::with_capacity(n.div_ceil(grain));
+    for first in (0..n).step_by(grain) {
+        let last = n.min(first + grain);
+        tasks.push((first..last, outputs.each_mut().map(|rest| rest.cut(last - first))));
+    }
+    cpu.each(tasks, |(range, outputs)| run(range, outputs));
 }
 
 alluvium_core::simd! {

@@ -2,6 +2,7 @@
 
 pub(crate) mod entries;
 pub(crate) mod experts;
+mod few;
 pub(crate) mod gpu;
 pub(crate) mod ids;
 pub(crate) mod map;
@@ -18,6 +19,7 @@ pub(crate) mod tile;
 pub(crate) mod weights;
 pub(crate) mod writer;
 
+pub(crate) use few::Few;
 pub(crate) use sequences::packed;
 
 use alluvium_core::cpu::{Buffer, Cpu};

@@ -1,5 +1,6 @@
 //! Rows put together from pieces of other tensors' rows: joining, splitting, slicing and their gradients are one copy.
 
+use super::Few;
 use super::gpu::copy::{Place, Rows};
 use super::stored::by_element;
 use alluvium_core::cpu::Cpu;
@@ -56,17 +57,18 @@ pub(crate) fn join(op: &'static str, like: &Tensor, shape: Shape, axis: usize, p
 
 fn join_rows(cpu: &Cpu, (shape, dtype): (Shape, DType), axis: usize, inner: usize, pieces: &[Piece]) -> Result<Tensor> {
     by_element!(dtype, T => {
-        let mut spans = Vec::with_capacity(pieces.len());
-        for piece in pieces.iter().filter(|piece| piece.len() > 0) {
-            spans.push(match piece {
-                Piece::Zeros(len) => Span { from: None, first: 0, stride: 0, width: len * inner },
+        let nothing = Span { from: None, first: 0, stride: 0, width: 0 };
+        let mut spans: Few<Span<'_, T>, 4> = Few::new(pieces.len(), nothing);
+        for (span, piece) in spans.iter_mut().zip(pieces) {
+            *span = match piece {
+                Piece::Zeros(len) => Span { width: len * inner, ..nothing },
                 Piece::Of(x, range) => Span {
                     from: Some(x.slice::<T>()?),
                     first: range.start * inner,
                     stride: x.shape()[axis] * inner,
                     width: range.len() * inner,
                 },
-            });
+            };
         }
         let mut to = cpu.buffer::<T>(shape.elements())?;
         copy_rows(cpu, &spans, &mut to);
@@ -101,6 +103,7 @@ fn join_on_gpu(
 }
 
 /// `width` elements of each row of the result: from `first + row · stride` on, or zeros.
+#[derive(Clone, Copy)]
 struct Span<'a, T> {
     from: Option<&'a [T]>,
     first: usize,

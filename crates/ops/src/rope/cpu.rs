@@ -1,16 +1,21 @@
 //! Threads over tokens; the angles of a token are computed once and shared by its heads.
 
 use super::{Rope, Way};
+use crate::common::Few;
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{Result, Tensor};
 use rayon::prelude::*;
+
+/// Pairs of numbers of a head that usually turn, at most.
+const PAIRS: usize = 128;
 
 pub(super) fn rotate(cpu: &Cpu, x: &Tensor, positions: &Tensor, turn: Rope, way: Way) -> Result<Tensor> {
     let (width, level) = (x.shape().last(), cpu.level());
     let (xs, positions) = (cpu.read(x)?, positions.slice::<u32>()?);
     let token = xs.len() / positions.len();
     let pairs = turn.dims / 2;
-    let frequencies: Vec<f64> = (0..pairs).map(|i| turn.frequency(i)).collect();
+    let mut frequencies: Few<f64, PAIRS> = Few::new(pairs, 0.0);
+    frequencies.iter_mut().enumerate().for_each(|(i, f)| *f = turn.frequency(i));
     let sign = if way == Way::Forward { 1.0 } else { -1.0 };
 
     let mut y = cpu.buffer(xs.len())?;
@@ -18,7 +23,7 @@ pub(super) fn rotate(cpu: &Cpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
     cpu.run(|| {
         y.par_chunks_mut(grain * token).zip(xs.par_chunks(grain * token)).zip(positions.par_chunks(grain)).for_each(
             |((y, x), positions)| {
-                let mut angles = Angles { cos: vec![0.0; pairs], sin: vec![0.0; pairs] };
+                let mut angles = Angles { cos: Few::new(pairs, 0.0), sin: Few::new(pairs, 0.0) };
                 for ((y, x), &position) in y.chunks_exact_mut(token).zip(x.chunks_exact(token)).zip(positions) {
                     angles.turn(&frequencies, sign * f64::from(position));
                     heads(level, x, width, &angles, y);
@@ -31,13 +36,13 @@ pub(super) fn rotate(cpu: &Cpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
 
 /// The cosines and sines of one token's angles.
 struct Angles {
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    cos: Few<f32, PAIRS>,
+    sin: Few<f32, PAIRS>,
 }
 
 impl Angles {
     fn turn(&mut self, frequencies: &[f64], position: f64) {
-        for ((cos, sin), frequency) in self.cos.iter_mut().zip(&mut self.sin).zip(frequencies) {
+        for ((cos, sin), frequency) in self.cos.iter_mut().zip(&mut self.sin[..]).zip(frequencies) {
             let (s, c) = (position * frequency).sin_cos();
             (*cos, *sin) = (c as f32, s as f32);
         }

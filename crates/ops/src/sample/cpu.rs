@@ -17,11 +17,15 @@ const FIRST_GUESS: usize = 256;
 pub(super) fn sample(cpu: &Cpu, logits: &Tensor, sampling: &Sampling, draws: &[f32], dims: &Dims) -> Result<Tensor> {
     let (words, level) = (dims['V'], cpu.level());
     let logits = cpu.read(logits)?;
-    let choices: Result<Vec<u32>> = cpu.run(|| {
-        let rows = logits.par_chunks_exact(words).zip(draws).enumerate();
-        rows.map(|(row, (logits, &draw))| choose(level, row, logits, sampling, f64::from(draw))).collect()
-    });
-    Tensor::from_slice(&choices?, [dims['B']], &cpu.clone().into())
+    let mut choices = cpu.buffer::<u32>(dims['B'])?;
+    cpu.run(|| {
+        let rows = logits.par_chunks_exact(words).zip(draws).zip(&mut choices[..]).enumerate();
+        rows.try_for_each(|(row, ((logits, &draw), choice))| {
+            *choice = choose(level, row, logits, sampling, f64::from(draw))?;
+            Ok::<_, Error>(())
+        })
+    })?;
+    cpu.wrap(choices, [dims['B']])
 }
 
 fn choose(level: Level, row: usize, logits: &[f32], sampling: &Sampling, draw: f64) -> Result<u32> {

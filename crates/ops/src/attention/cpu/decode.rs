@@ -22,25 +22,24 @@ pub(super) fn forward(
     let spans = positions.div_ceil(SPAN);
     let tasks = sizes.batch * shared * spans;
     let (mut parts, mut stats) = (cpu.buffer(tasks * group * width)?, cpu.buffer(tasks * 2 * group)?);
+    let mut weights = cpu.buffer(tasks * group * SPAN)?;
     let (mut o, mut lse) = (cpu.buffer(q.len())?, cpu.buffer(q.len() / width)?);
     cpu.run(|| {
-        let tasks = parts.par_chunks_mut(group * width).zip(stats.par_chunks_mut(2 * group)).enumerate();
-        tasks.for_each_init(
-            || vec![0.0; group * SPAN],
-            |weights, (task, (part, stats))| {
-                let (b, head, first) = (task / spans / shared, task / spans % shared, task % spans * SPAN);
-                let at = ((b * positions + first) * shared + head) * width;
-                let count = SPAN.min(positions - first);
-                let rows = Rows { width, stride: shared * width, count };
-                let q = &q[(b * shared + head) * group * width..][..group * width];
-                score(level, q, &k[at..], &rows, scale, weights);
-                for (row, stats) in weights.chunks_exact_mut(SPAN).zip(stats.chunks_exact_mut(2)) {
-                    (stats[0], stats[1]) = soften(level, &mut row[..count]);
-                }
-                let p = Product::new([group, width, count], Left::rows(weights, SPAN), &v[at..], rows.stride);
-                product(level, &p, part, width);
-            },
-        );
+        let tasks = parts.par_chunks_mut(group * width).zip(stats.par_chunks_mut(2 * group));
+        let tasks = tasks.zip(weights.par_chunks_mut(group * SPAN)).enumerate();
+        tasks.for_each(|(task, ((part, stats), weights))| {
+            let (b, head, first) = (task / spans / shared, task / spans % shared, task % spans * SPAN);
+            let at = ((b * positions + first) * shared + head) * width;
+            let count = SPAN.min(positions - first);
+            let rows = Rows { width, stride: shared * width, count };
+            let q = &q[(b * shared + head) * group * width..][..group * width];
+            score(level, q, &k[at..], &rows, scale, weights);
+            for (row, stats) in weights.chunks_exact_mut(SPAN).zip(stats.chunks_exact_mut(2)) {
+                (stats[0], stats[1]) = soften(level, &mut row[..count]);
+            }
+            let p = Product::new([group, width, count], Left::rows(weights, SPAN), &v[at..], rows.stride);
+            product(level, &p, part, width);
+        });
         o.par_chunks_mut(group * width).zip(lse.par_chunks_mut(group)).enumerate().for_each(|(i, (o, lse))| {
             let parts = &parts[i * spans * group * width..][..spans * group * width];
             let stats = &stats[i * spans * 2 * group..][..spans * 2 * group];

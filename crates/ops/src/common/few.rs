@@ -1,0 +1,44 @@
+//! Lists that are short in practice: decoding asks the system for no memory.
+
+use std::ops::{Deref, DerefMut};
+
+/// A list of at most `N` elements on the stack, of more in memory of its own.
+pub(crate) struct Few<T, const N: usize> {
+    few: [T; N],
+    many: Vec<T>,
+    len: usize,
+}
+
+impl<T: Copy, const N: usize> Few<T, N> {
+    /// `len` times the same.
+    pub(crate) fn new(len: usize, value: T) -> Self {
+        Few { few: [value; N], many: if len > N { vec![value; len] } else { Vec::new() }, len }
+    }
+}
+
+impl<T, const N: usize> Deref for Few<T, N> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        if self.len > N { &self.many } else { &self.few[..self.len] }
+    }
+}
+
+impl<T, const N: usize> DerefMut for Few<T, N> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        if self.len > N { &mut self.many } else { &mut self.few[..self.len] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_has_its_length_on_the_stack_and_off_it() {
+        for len in [0, 3, 4, 5, 9] {
+            let mut list: Few<usize, 4> = Few::new(len, 7);
+            list.iter_mut().enumerate().for_each(|(i, x)| *x += i);
+            assert_eq!(list.to_vec(), (0..len).map(|i| i + 7).collect::<Vec<_>>());
+        }
+    }
+}
