@@ -112,7 +112,7 @@ impl Tensor {
             Device::Cpu(cpu) => {
                 let mut buffer = cpu.exact_buffer::<u8>(shape.elements() * dtype.size())?;
                 fill(&mut buffer)?;
-                Ok(Tensor::new(Storage::Cpu(Arc::new(buffer.into_bytes())), shape, dtype, device.clone()))
+                Ok(Tensor::new(Storage::Cpu(buffer.into_bytes()), shape, dtype, device.clone()))
             }
             Device::Wgpu(gpu) => {
                 let mut bytes = vec![0; shape.elements() * dtype.size()];

@@ -71,7 +71,8 @@ pub(crate) static OP: Op = Op {
     fixed: &[],
     largest: 40,
     bench: &[
-        Case::new("heads", &[('R', 16), ('M', 256), ('K', 128), ('N', 256)]).options(RIGHT),
+        // as they are stored: `run` would time the swap of a transposed side, too
+        Case::new("heads", &[('R', 16), ('M', 256), ('K', 128), ('N', 256)]),
         Case::new("square", &[('R', 1), ('M', 1_024), ('K', 1_024), ('N', 1_024)]),
         Case::new("large", &[('R', 1), ('M', 4_096), ('K', 4_096), ('N', 4_096)]),
         Case::new("large, f16", &[('R', 1), ('M', 4_096), ('K', 4_096), ('N', 4_096)]).options(HALF),
