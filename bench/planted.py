@@ -163,6 +163,13 @@ BREAKAGES = [
             "        }\n",
     ),
     Breakage(
+        "gated_delta_rule: the last token of a ragged chunk unwritten",
+        "gated_delta_rule",
+        "ops/src/gated_delta_rule/cpu/forward.rs",
+        old="scatter(out.o, tokens, [problem.groups, head, v], o, Write::Set)",
+        new="scatter(out.o, tokens.start..tokens.end - usize::from(len < CHUNK), [problem.groups, head, v], o, Write::Set)",
+    ),
+    Breakage(
         "gated_delta_rule: the state's gradient lost at a chunk's start",
         "gated_delta_rule",
         "ops/src/gated_delta_rule/cpu/backward.rs",
