@@ -116,7 +116,7 @@ fn comparison(runs: &[Measured], whole: Variant, without: Variant) -> String {
 type Drawn<'a> = std::result::Result<(), Box<dyn std::error::Error + 'a>>;
 
 fn picture_of<'a>(runs: &[Measured], picture: &'a mut String) -> Drawn<'a> {
-    let root = SVGBackend::with_string(picture, (1140, 380)).into_drawing_area();
+    let root = SVGBackend::with_string(picture, (1140, 384)).into_drawing_area();
     root.fill(&WHITE)?;
     for (area, pair) in root.split_evenly((1, 3)).iter().zip(pairs()) {
         draw_panel(area, pair, runs)?;
@@ -129,7 +129,8 @@ fn draw_panel<'a>(area: &DrawingArea<SVGBackend<'a>, Shift>, pair: [Variant; 2],
     let Variant { task, optimizer, .. } = pair[0];
     let drawn = runs.iter().filter(|run| pair.iter().any(|&variant| run.is(variant)));
     let last = drawn.flat_map(|run| &run.curve).map(|p| p.0).max().unwrap_or(1);
-    let mut chart = ChartBuilder::on(area)
+    let (plot, legend) = area.split_vertically(356);
+    let mut chart = ChartBuilder::on(&plot)
         .margin(14)
         .caption(format!("{}, {optimizer}", task.name()), ("sans-serif", 17))
         .x_label_area_size(38)
@@ -142,23 +143,16 @@ fn draw_panel<'a>(area: &DrawingArea<SVGBackend<'a>, Shift>, pair: [Variant; 2],
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| format!("{:.0} %", 100.0 * y))
         .draw()?;
-    for variant in pair {
+    for (variant, x) in pair.into_iter().zip([62, 152]) {
         let colour = if variant.ablation == Ablation::None { crate::curve::TRAINED } else { crate::curve::HELD_OUT };
-        for (i, run) in runs.iter().filter(|run| run.is(variant)).enumerate() {
+        for run in runs.iter().filter(|run| run.is(variant)) {
             let points = run.curve.iter().map(|&(step, accuracy)| (step as f64, accuracy));
-            let line = chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
-            if i == 0 {
-                line.label(variant.ablation.to_string())
-                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
-            }
+            chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
         }
+        // below the plot, where no line runs
+        legend.draw(&PathElement::new([(x, 10), (x + 18, 10)], colour.stroke_width(2)))?;
+        legend.draw(&Text::new(variant.ablation.to_string(), (x + 26, 3), ("sans-serif", 13)))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::MiddleRight)
-        .background_style(WHITE.mix(0.9))
-        .border_style(crate::curve::GREY)
-        .draw()?;
     Ok(())
 }
 
