@@ -16,10 +16,15 @@ const FEW: usize = 4_000;
 const MILLION: usize = 1_000_000;
 
 const CONFIG: &str = include_str!("corpus/config.json");
-const TOKENIZERS: [&str; 3] = [
+const FAMILIES: [&str; 2] = [
+    include_str!("../../../fixtures/models/llama-f32/config.json"),
+    include_str!("../../../fixtures/models/qwen3-f32/config.json"),
+];
+const TOKENIZERS: [&str; 4] = [
     include_str!("corpus/tokenizer.json"),
     include_str!("corpus/tokenizer-lines.json"),
     include_str!("corpus/tokenizer-parts.json"),
+    include_str!("corpus/tokenizer-spaces.json"),
 ];
 
 #[test]
@@ -43,11 +48,26 @@ fn no_tokenizer_makes_its_reader_panic_hang_or_take_memory() {
 }
 
 #[test]
-#[ignore = "takes half an hour"]
-fn a_million_inputs_each() {
+#[ignore = "takes minutes"]
+fn a_million_safetensors_files() {
     headers(MILLION);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_million_configurations() {
     configurations(MILLION);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_million_folders() {
     folders(MILLION);
+}
+
+#[test]
+#[ignore = "takes many minutes"]
+fn a_million_tokenizers() {
     tokenizers(MILLION);
 }
 
@@ -84,7 +104,7 @@ fn headers(inputs: usize) {
 fn configurations(inputs: usize) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
-    let seeds = [Seed::text(CONFIG)];
+    let seeds = [CONFIG, FAMILIES[0], FAMILIES[1]].map(Seed::text);
     let fuzz = Fuzz { name: "config", seeds: &seeds, inputs, constant: 64 << 10 };
     let taken = fuzz.run(|bytes| {
         std::fs::write(&path, bytes).unwrap();

@@ -33,10 +33,20 @@ fn no_state_of_a_run_makes_its_reader_panic_hang_or_take_memory() {
 }
 
 #[test]
-#[ignore = "takes half an hour"]
-fn a_million_inputs_each() {
+#[ignore = "takes minutes"]
+fn a_million_settings_files() {
     settings(MILLION);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_million_metrics_files() {
     metrics(MILLION);
+}
+
+#[test]
+#[ignore = "takes many minutes"]
+fn a_million_states() {
     state(MILLION);
 }
 

@@ -2,33 +2,27 @@
 //!
 //! The `tokenizers` crate trusts the file: one that is cut off, a merge into a word that is not there, or a part with
 //! odd numbers make it panic, and a pattern may ask it for any amount of memory. So the file is read into the types
-//! below, which hold only what byte-level BPE needs, and the tokenizer is built from them.
+//! below, which hold only what BPE needs, and the tokenizer is built from them.
 
+mod parts;
+
+use parts::{Decoder, Normalizer, PostProcessor, PreTokenizer};
 use serde::Deserialize;
 use std::collections::HashMap;
 use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::normalizers::{Lowercase, NFC, NFD, NFKC, NFKD};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer, normalizers,
-    pre_tokenizers,
-};
+use tokenizers::{AddedToken, Tokenizer};
 
 type Checked<T> = Result<T, String>;
 
 /// Ids end here: an embedding has a row for each.
 const IDS: u32 = 1 << 24;
 
-/// The longest pattern. Patterns in use have some hundred bytes.
-const LONGEST_PATTERN: usize = 4096;
-
-/// The most copies of a part of a pattern that its counts, `{n}`, may ask for: each copy is a part of the program.
-const COPIES: usize = 100;
-
-/// The most parts that cut text, one after another.
-const PARTS: usize = 32;
+/// Tokens that every text begins and ends with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Affixes {
+    pub(super) before: Vec<u32>,
+    pub(super) after: Vec<u32>,
+}
 
 /// Builds a tokenizer from the text of a `tokenizer.json`. Padding and truncation in it say nothing here: texts are
 /// tokenized one by one and whole.
@@ -36,25 +30,17 @@ pub(super) fn build(json: &str) -> Checked<(Tokenizer, Affixes)> {
     let file: File = serde_json::from_str(json).map_err(|e| e.to_string())?;
     let mut tokenizer = Tokenizer::new(file.model.build()?);
     if let Some(part) = file.normalizer {
-        tokenizer.with_normalizer(Some(part.build())).map_err(|e| e.to_string())?;
+        tokenizer.with_normalizer(Some(part.checked()?)).map_err(|e| e.to_string())?;
     }
     if let Some(part) = file.pre_tokenizer {
-        if part.parts() > PARTS {
-            return Err(format!("its pre_tokenizer has {} parts, at most {PARTS} are taken", part.parts()));
-        }
-        tokenizer.with_pre_tokenizer(Some(part.build()?));
+        tokenizer.with_pre_tokenizer(Some(part.checked()?));
     }
-    let affixes = file.post_processor.map(PostProcessor::affixes).transpose()?.unwrap_or_default();
-    tokenizer.with_decoder(file.decoder.map(Decoder::build));
+    if let Some(part) = file.decoder {
+        tokenizer.with_decoder(Some(part.checked()?));
+    }
     add(&mut tokenizer, file.added_tokens)?;
-    Ok((tokenizer, affixes))
-}
-
-/// Tokens that every text begins and ends with.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Affixes {
-    pub(super) before: Vec<u32>,
-    pub(super) after: Vec<u32>,
+    let [before, after] = file.post_processor.map_or(Ok(Default::default()), PostProcessor::around)?;
+    Ok((tokenizer, Affixes { before, after }))
 }
 
 /// Adds tokens that are matched before the text is cut.
@@ -103,193 +89,6 @@ struct Added {
     normalized: bool,
     #[serde(default)]
     special: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "type")]
-#[allow(clippy::upper_case_acronyms)] // as the file spells them
-enum Normalizer {
-    NFC,
-    NFD,
-    NFKC,
-    NFKD,
-    Lowercase,
-    Sequence { normalizers: Vec<Normalizer> },
-}
-
-impl Normalizer {
-    fn build(self) -> NormalizerWrapper {
-        match self {
-            Normalizer::NFC => NormalizerWrapper::NFC(NFC),
-            Normalizer::NFD => NormalizerWrapper::NFD(NFD),
-            Normalizer::NFKC => NormalizerWrapper::NFKC(NFKC),
-            Normalizer::NFKD => NormalizerWrapper::NFKD(NFKD),
-            Normalizer::Lowercase => NormalizerWrapper::Lowercase(Lowercase),
-            Normalizer::Sequence { normalizers } => NormalizerWrapper::Sequence(normalizers::Sequence::new(
-                normalizers.into_iter().map(Normalizer::build).collect(),
-            )),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "type")]
-enum PreTokenizer {
-    Split {
-        pattern: SplitPattern,
-        behavior: SplitDelimiterBehavior,
-        invert: bool,
-    },
-    ByteLevel(Bytes),
-    Digits {
-        #[serde(default)]
-        individual_digits: bool,
-    },
-    Sequence {
-        pretokenizers: Vec<PreTokenizer>,
-    },
-}
-
-impl PreTokenizer {
-    fn parts(&self) -> usize {
-        match self {
-            PreTokenizer::Sequence { pretokenizers } => pretokenizers.iter().map(PreTokenizer::parts).sum(),
-            _ => 1,
-        }
-    }
-
-    fn build(self) -> Checked<PreTokenizerWrapper> {
-        Ok(match self {
-            PreTokenizer::Split { pattern, behavior, invert } => {
-                bounded(&pattern)?;
-                PreTokenizerWrapper::Split(Split::new(pattern, behavior, invert).map_err(|e| e.to_string())?)
-            }
-            PreTokenizer::ByteLevel(bytes) => PreTokenizerWrapper::ByteLevel(bytes.build()),
-            PreTokenizer::Digits { individual_digits } => PreTokenizerWrapper::Digits(Digits::new(individual_digits)),
-            PreTokenizer::Sequence { pretokenizers } => {
-                let parts = pretokenizers.into_iter().map(PreTokenizer::build).collect::<Checked<_>>()?;
-                PreTokenizerWrapper::Sequence(pre_tokenizers::sequence::Sequence::new(parts))
-            }
-        })
-    }
-}
-
-/// Holds a pattern's size against what one can need: how long it is, and how often its counts repeat its parts.
-fn bounded(pattern: &SplitPattern) -> Checked<()> {
-    let (SplitPattern::String(text) | SplitPattern::Regex(text)) = pattern;
-    if text.len() > LONGEST_PATTERN {
-        return Err(format!("a pattern has {} bytes, at most {LONGEST_PATTERN} are taken", text.len()));
-    }
-    let counts = text.split('{').skip(1).filter_map(|rest| {
-        let inside = rest.split_once('}')?.0;
-        let largest = inside.split(',').map(str::trim).filter(|n| n.bytes().all(|b| b.is_ascii_digit()));
-        largest.filter(|n| !n.is_empty()).map(|n| n.parse().unwrap_or(usize::MAX)).max()
-    });
-    // in one another they multiply
-    let copies = counts.fold(1, |copies: usize, n| copies.saturating_mul(n.max(1)));
-    if copies > COPIES {
-        return Err(format!("the counts of a pattern multiply to more than {COPIES}"));
-    }
-    Ok(())
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "type")]
-enum PostProcessor {
-    /// Moves offsets, which nobody here asks for.
-    ByteLevel(#[allow(dead_code)] Bytes),
-    TemplateProcessing {
-        single: Vec<Piece>,
-        special_tokens: HashMap<String, Special>,
-    },
-    Sequence {
-        processors: Vec<PostProcessor>,
-    },
-}
-
-/// A part of the template that a text is put into.
-#[derive(Deserialize)]
-enum Piece {
-    Sequence {
-        #[serde(rename = "id")]
-        _id: String,
-    },
-    SpecialToken {
-        id: String,
-    },
-}
-
-#[derive(Deserialize)]
-struct Special {
-    ids: Vec<u32>,
-}
-
-impl PostProcessor {
-    fn affixes(self) -> Checked<Affixes> {
-        match self {
-            PostProcessor::ByteLevel(_) => Ok(Affixes::default()),
-            PostProcessor::TemplateProcessing { single, special_tokens } => {
-                let (mut affixes, mut texts) = (Affixes::default(), 0);
-                for piece in single {
-                    let Piece::SpecialToken { id } = piece else {
-                        texts += 1;
-                        continue;
-                    };
-                    let token = special_tokens.get(&id);
-                    let token =
-                        token.ok_or_else(|| format!("the template's token `{id}` is not among its special_tokens"))?;
-                    let side = if texts == 0 { &mut affixes.before } else { &mut affixes.after };
-                    side.extend(&token.ids);
-                }
-                match texts {
-                    1 => Ok(affixes),
-                    texts => Err(format!("the template has {texts} places for a text, 1 is taken")),
-                }
-            }
-            PostProcessor::Sequence { processors } => {
-                let mut all = Affixes::default();
-                // each wraps what those before it made
-                for processor in processors {
-                    let Affixes { before, after } = processor.affixes()?;
-                    all.before = [before, all.before].concat();
-                    all.after.extend(after);
-                }
-                Ok(all)
-            }
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "type")]
-enum Decoder {
-    ByteLevel(Bytes),
-}
-
-impl Decoder {
-    fn build(self) -> DecoderWrapper {
-        let Decoder::ByteLevel(bytes) = self;
-        DecoderWrapper::ByteLevel(bytes.build())
-    }
-}
-
-#[derive(Deserialize)]
-struct Bytes {
-    add_prefix_space: bool,
-    #[serde(default = "yes")]
-    trim_offsets: bool,
-    #[serde(default = "yes")]
-    use_regex: bool,
-}
-
-fn yes() -> bool {
-    true
-}
-
-impl Bytes {
-    fn build(self) -> ByteLevel {
-        ByteLevel::new(self.add_prefix_space, self.trim_offsets, self.use_regex)
-    }
 }
 
 #[derive(Deserialize)]
@@ -345,7 +144,7 @@ impl Bpe {
             ("end_of_word_suffix", &self.end_of_word_suffix),
         ];
         if let Some((key, _)) = parts.iter().find(|(_, part)| part.as_ref().is_some_and(|part| !part.is_empty())) {
-            return Err(format!("its model has the key {key}, which a byte-level one leaves empty"));
+            return Err(format!("its model has the key {key}, which is empty in those known here"));
         }
         let mut words: HashMap<u32, &str> = HashMap::with_capacity(self.vocab.len());
         for (word, &id) in &self.vocab {
@@ -406,6 +205,37 @@ mod tests {
         })
     }
 
+    fn template(single: Value) -> Value {
+        let tokens = json!({"<s>": {"id": "<s>", "ids": [3], "tokens": ["<s>"]}});
+        json!({"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": tokens})
+    }
+
+    #[test]
+    fn a_llama_puts_its_beginning_before_a_text_and_spaces_into_words() {
+        let bytes = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false});
+        let single = json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
+        let text = json!({
+            "added_tokens": [{"id": 3, "content": "<s>", "special": true}],
+            "normalizer": {"type": "Sequence", "normalizers": [
+                {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ]},
+            "post_processor": {"type": "Sequence", "processors": [bytes, template(single)]},
+            "decoder": {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ]},
+            "model": {
+                "type": "BPE", "byte_fallback": true,
+                "vocab": {"a": 0, "▁": 1, "▁a": 2, "<s>": 3, "<0xC3>": 4, "<0xA9>": 5}, "merges": ["▁ a"],
+            },
+        });
+        let (tokenizer, affixes) = build(&text.to_string()).unwrap();
+        let ids = tokenizer.encode_fast("a é", true).unwrap();
+        assert_eq!(ids.get_ids(), [2, 1, 4, 5]);
+        assert_eq!(affixes, Affixes { before: vec![3], after: vec![] });
+        assert_eq!(tokenizer.decode(ids.get_ids(), false).unwrap(), "a é");
+    }
+
     #[test]
     fn a_text_is_neither_padded_nor_cut_whatever_the_file_says() {
         let (tokenizer, _) = build(&whole().to_string()).unwrap();
@@ -438,6 +268,9 @@ mod tests {
     #[test]
     fn what_the_tokenizers_crate_would_panic_or_choke_on_is_refused_in_words() {
         let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+        let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+        let (text, begin) =
+            (json!({"Sequence": {"id": "A", "type_id": 0}}), json!({"SpecialToken": {"id": "<s>", "type_id": 0}}));
         let many = json!({"type": "Sequence", "pretokenizers": vec![split("a"); 33]});
         let cases: &[(&str, Value, &str)] = &[
             ("/model/merges", json!([["ab", "ab"]]), "its merge of `ab` and `ab` needs `abab`, which is no word of it"),
@@ -447,19 +280,38 @@ mod tests {
             ("/model/vocab", json!({"a": -1}), "invalid value: integer `-1`, expected u32"),
             ("/model/type", json!("Unigram"), "its model is `Unigram`; BPE is known"),
             ("/added_tokens/0/id", json!(7), "the added token `<end>` cannot have id 7"),
-            ("/decoder", json!({"type": "Strip", "content": "a", "start": 0, "stop": 9}), "unknown variant `Strip`"),
-            ("/post_processor", json!({"type": "RobertaProcessing"}), "unknown variant `RobertaProcessing`"),
+            ("/decoder", json!({"type": "CTC"}), "unknown variant `CTC`"),
+            (
+                "/decoder",
+                json!({"type": "Strip", "content": "a", "start": 0, "stop": 9}),
+                "strips 9 characters of the end",
+            ),
+            ("/decoder", replace("a", &"b".repeat(17)), "may make a text more than 16 times as long"),
+            ("/normalizer", json!({"type": "Prepend", "prepend": "a".repeat(65)}), "puts 65 bytes before a text"),
+            ("/normalizer", replace("", "b"), "replaces nothing"),
+            (
+                "/normalizer",
+                json!({"type": "Sequence", "normalizers": vec![replace("a", "aa"); 5]}),
+                "more than 16 times",
+            ),
+            ("/post_processor", template(json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}])), "exactly once"),
+            ("/post_processor", template(json!([{"Sequence": {"id": "B", "type_id": 0}}])), "exactly once"),
             (
                 "/post_processor",
-                json!({"type": "TemplateProcessing", "single": [], "special_tokens": {}}),
-                "has 0 places",
+                template(json!([text, {"SpecialToken": {"id": "?", "type_id": 0}}])),
+                "no special token `?`",
+            ),
+            (
+                "/post_processor",
+                template(Value::Array([vec![text.clone()], vec![begin.clone(); 65]].concat())),
+                "65 tokens",
             ),
             ("/pre_tokenizer", json!({"type": "FixedLength", "length": 0}), "unknown variant `FixedLength`"),
             ("/pre_tokenizer", split("(?:(?=a)b){1000000000}"), "the counts of a pattern multiply to more than 100"),
             ("/pre_tokenizer", split(r"((\p{L}{10}){10}){10}"), "the counts of a pattern multiply to more than 100"),
             ("/pre_tokenizer", split(&"a".repeat(5_000)), "a pattern has 5000 bytes, at most 4096 are taken"),
             ("/pre_tokenizer", split("("), "Parsing error"),
-            ("/pre_tokenizer", many, "its pre_tokenizer has 33 parts, at most 32 are taken"),
+            ("/pre_tokenizer", many, "it has 33 parts one after another, at most 32 are taken"),
         ];
         for (key, value, want) in cases {
             let mut json = whole();
