@@ -144,6 +144,7 @@ impl Training {
             rms_norm_eps: 1e-6,
             tie_word_embeddings: false,
             rope_parameters: RopeParameters { rope_theta: 1e7, ..RopeParameters::default() },
+            mixture: Default::default(),
         };
         let mut rng = Rng::new(0, "ids");
         let rows: Vec<Vec<u32>> =

@@ -27,7 +27,7 @@ pub fn row(op: &Op) -> [String; 6] {
         Gradient::Of(_) => "yes".to_owned(),
         Gradient::None(why) => format!("none: {why}"),
     };
-    let devices = "cpu".to_owned();
+    let devices = if op.processor_only() { "cpu" } else { "cpu, wgpu" }.to_owned();
     [format!("`{}`", op.name()), op.summary.to_owned(), args.join(", "), op.results.join(", "), gradient, devices]
 }
 

@@ -266,6 +266,19 @@ pub static OPS: &[&Op] = &[
     &sample::OP,
 ];
 
+/// Operations that have no kernel for GPUs yet, and say so there.
+static PROCESSOR_ONLY: &[&str] = &[
+    "quantize_affine",
+    "quantize",
+    "dequantize",
+    "quantized_matmul",
+    "quantized_embedding",
+    "route",
+    "grouped_matmul",
+    "quantized_grouped_matmul",
+    "combine_experts",
+];
+
 /// The operation of this name.
 pub fn find(name: &str) -> Option<&'static Op> {
     OPS.iter().copied().find(|op| op.name() == name)
