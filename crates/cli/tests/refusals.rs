@@ -90,7 +90,7 @@ fn settings_that_mean_nothing() {
         (&["--vocab-size", "100"], "vocab_size is below 257"),
         (&["--num-attention-heads", "3", "--num-key-value-heads", "2"], "num_key_value_heads"),
         (&["--optimizer", "sgd"], "`sgd` is no optimiser; expected adamw or muon"),
-        (&["--device", "gpu"], "there is no device `gpu`; `alluvium devices` lists what is here"),
+        (&["--device", "gpu"], "device: \"gpu\" came, expected auto, cpu, wgpu or wgpu:n"),
         (&["--resume", "--tokenizer", "x"], "cannot be used with"),
         (&["--itres", "7"], "--itres"),
     ] {
@@ -130,7 +130,10 @@ fn operations_and_devices_that_are_not_here() {
             &mut place.alluvium(&[command, "nope"]),
             &["there is no operation `nope`; `alluvium ops` lists them"],
         );
-        refused_with(&mut place.alluvium(&[command, "add", "--device", "gpu"]), &["there is no device `gpu`"]);
+        refused_with(
+            &mut place.alluvium(&[command, "add", "--device", "gpu"]),
+            &["device: \"gpu\" came, expected auto, cpu, wgpu or wgpu:n"],
+        );
     }
     refused_with(&mut place.alluvium(&["check", "--dtype", "f64"]), &["expected f32, f16 or bf16"]);
 }
@@ -160,7 +163,10 @@ fn models_that_are_damaged() {
     edit(&place.path("run/config.json"), "\"intermediate_size\": 64", "\"intermediate_size\": 32");
     refused_with(&mut generate(&place, "bada"), &["mlp.", "is [", ", config.json asks for ["]);
     edit(&place.path("run/config.json"), "qwen3_5", "mamba");
-    refused_with(&mut generate(&place, "bada"), &["model_type `mamba", "is not known; known are qwen3_5"]);
+    refused_with(
+        &mut generate(&place, "bada"),
+        &["model_type `mamba", "is not known; known are llama, qwen3, qwen3_5, qwen3_5_moe, qwen3_next"],
+    );
     fs::write(place.path("run/config.json"), "{").unwrap();
     refused_with(&mut generate(&place, "bada"), &["run/config.json: not valid JSON"]);
     fs::remove_file(place.path("run/config.json")).unwrap();
@@ -201,7 +207,7 @@ fn prompts_and_samplings_that_mean_nothing() {
         ("--temp=nan", "temperature is NaN"),
         ("--top-p=0", "top_p is 0, expected a number above 0, at most 1"),
         ("--min-p=2", "min_p is 2, expected"),
-        ("--device=gpu", "there is no device `gpu`"),
+        ("--device=gpu", "device: \"gpu\" came, expected auto, cpu, wgpu or wgpu:n"),
     ] {
         refused_with(generate(&place, "bada").args([flag]), &[words]);
     }

@@ -291,7 +291,7 @@ mod tests {
         assert_eq!(rendered("{% generation %}a{%- endgeneration %}", json!({})), "a");
         assert_eq!(
             rendered("{{ x is defined }}{{ y is none }}{{ 'a' in 'cat' }}", json!({"y": null})),
-            "falsetruetrue"
+            "FalseTrueTrue"
         );
     }
 

@@ -41,16 +41,20 @@ pub(crate) fn map<T: Stored>(
 ) {
     let (mut target, mut numbers) = to;
     let grain = cpu.grain(numbers.len(), width).next_multiple_of(at_once(width));
-    let mut tasks = Vec::with_capacity(numbers.len().div_ceil(grain));
-    for from in from.chunks(grain * width) {
-        tasks.push((from, numbers.cut(from.len() / width), target.cut(from.len())));
-    }
-    cpu.each(tasks, |(from, numbers, target)| {
+    let run = |from: &[T], numbers: &mut [f32], target: Target<'_, T>| {
         let (mut wide, mut target) = (T::room(width * at_once(width)), target.writer());
         for (from, numbers) in from.chunks(width * at_once(width)).zip(numbers.chunks_mut(at_once(width))) {
             kernel(T::widen(from, &mut wide), numbers, &mut target);
         }
-    });
+    };
+    if numbers.len() <= grain {
+        return run(from, numbers, target);
+    }
+    let mut tasks = Vec::with_capacity(numbers.len().div_ceil(grain));
+    for from in from.chunks(grain * width) {
+        tasks.push((from, numbers.cut(from.len() / width), target.cut(from.len())));
+    }
+    cpu.each(tasks, |(from, numbers, target)| run(from, numbers, target));
 }
 
 /// Runs `kernel(rows, the number of each, target, sums)` likewise; what rows add to the `width` sums is added up in an

@@ -13,7 +13,6 @@ pub(crate) static OP: Op = Op {
         vec![reference::forward(&x, shape)]
     },
     gradient: Gradient::Of(|t, dy| as_given(t, reference::gradient(&reduced(t).0, &dy[0]))),
-    // numbers of both signs cancel in the sum
     tolerance: Tolerance::F32_SUMS,
     ..REDUCTION
 };
