@@ -273,10 +273,8 @@ static PROCESSOR_ONLY: &[&str] = &[
     "dequantize",
     "quantized_matmul",
     "quantized_embedding",
-    "route",
     "grouped_matmul",
     "quantized_grouped_matmul",
-    "combine_experts",
 ];
 
 /// The operation of this name.

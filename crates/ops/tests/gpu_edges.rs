@@ -5,8 +5,8 @@
 use alluvium_core::wgpu::{Builder, Gpu, adapters};
 use alluvium_core::{DType, Device, Element, Shape, Tape, Tensor};
 use alluvium_ops::{
-    AdamW, Over, Rope, RopeScaling, adamw, argmax, concat, embedding, global_norm, max, rope, slice, split, sum,
-    transpose, write_rows,
+    AdamW, Normalise, Over, Rope, RopeScaling, Route, adamw, argmax, concat, embedding, global_norm, max, rope, route,
+    slice, split, sum, transpose, write_rows,
 };
 use half::f16;
 
@@ -197,4 +197,24 @@ fn a_table_a_cache_and_a_long_row_larger_than_a_binding_are_cut() {
     assert_eq!(long.to_vec::<f32>().unwrap()[32..1_001 * 32], data);
     let total = sum(&table, Over::All).unwrap().item().unwrap();
     assert_eq!(f64::from(total), data.iter().map(|&x| f64::from(x)).sum::<f64>());
+}
+
+#[test]
+fn equal_experts_are_chosen_by_number_and_far_ones_overflow_nothing_as_on_the_processor() {
+    let Some(gpu) = open() else { return };
+    // more choices than a workgroup has invocations
+    let many: Vec<f32> = (0..3 * 130).map(|i| ((i * 7) % 13) as f32 * 0.5).collect();
+    let far = [-3e38f32, 3e38, 3e38, 0.0, -0.0, f32::NEG_INFINITY];
+    for (logits, width, top_k) in [(&many[..], 130, 100), (&far[..], 6, 6)] {
+        for normalise in [Normalise::Yes, Normalise::No] {
+            let on = |device: &Device| {
+                let x = Tensor::from_slice(logits, [logits.len() / width, width], device).unwrap();
+                let Route { weights, experts } = route(&x, top_k, normalise).unwrap();
+                (experts.to_vec::<u32>().unwrap(), weights.to_vec::<f32>().unwrap())
+            };
+            let ((experts, weights), (want_experts, want_weights)) = (on(&gpu), on(&Device::cpu()));
+            assert_eq!(experts, want_experts);
+            assert!(weights.iter().zip(&want_weights).all(|(a, b)| (a - b).abs() <= 1e-6 * b), "{weights:?}");
+        }
+    }
 }

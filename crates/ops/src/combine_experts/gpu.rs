@@ -1,0 +1,106 @@
+//! Bound by reading what the experts gave once.
+
+use super::Grad;
+use crate::common::gpu::form::{Form, QUADS, SINGLES};
+use crate::common::gpu::rows::{ROWS, Sharing};
+use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::{DType, Dims, Result, Tensor};
+
+const TEXT: &str = include_str!("kernel.wgsl");
+const WEIGHTS_TEXT: &str = include_str!("weights.wgsl");
+
+static KERNELS: [Kernel; 2] = [
+    Kernel::new("combine_experts", &[QUADS, TEXT]),
+    Kernel::new("combine_experts of single numbers", &[SINGLES, TEXT]),
+];
+static WEIGHTS: [Kernel; 2] = [
+    Kernel::new("combine_experts, to weights", &[QUADS, ROWS, WEIGHTS_TEXT]).reducing(),
+    Kernel::new("combine_experts of single numbers, to weights", &[SINGLES, ROWS, WEIGHTS_TEXT]).reducing(),
+];
+
+/// Invocations of a workgroup.
+const GROUP: usize = 256;
+
+/// Tokens, choices of each, numbers of a row.
+#[derive(Clone, Copy)]
+struct Sizes {
+    tokens: usize,
+    choices: usize,
+    width: usize,
+}
+
+/// What the launches bind.
+#[derive(Clone, Copy)]
+enum Side<'a> {
+    /// A row for each choice.
+    Choices(&'a Tensor),
+    /// A row for each token.
+    Tokens(&'a Tensor),
+    /// A number for each choice.
+    Weights(&'a Tensor),
+    Unused,
+}
+
+/// Runs an entry over all tokens, in as many launches as bindings need.
+fn launch<'a>(gpu: &Gpu, form: Form, entry: &'static str, sizes: Sizes, sides: &[Side<'a>]) -> Result<()> {
+    let Sizes { tokens, choices, width } = sizes;
+    let units = width / form.unit();
+    let row = width * form.dtype().size();
+    let sharing = Sharing::of(units);
+    for run in gpu.segments(tokens, choices * row) {
+        let part = |x: &'a Tensor, bytes: usize| Bind::Part(x, run.start * bytes..run.end * bytes);
+        let (kernels, constants, count, each) = match entry {
+            "forward" => (&KERNELS, vec![], run.len() * units, GROUP),
+            "to_rows" => (&KERNELS, vec![], run.len() * choices * units, GROUP),
+            _ => (&WEIGHTS, sharing.constants().to_vec(), run.len() * choices, sharing.at_once()),
+        };
+        let bind = |side: Side<'a>| match side {
+            Side::Choices(x) => part(x, choices * row),
+            Side::Tokens(x) => part(x, row),
+            Side::Weights(x) => part(x, choices * 4),
+            Side::Unused => Bind::Unused,
+        };
+        let binds: Vec<Bind<'_>> = sides.iter().copied().map(bind).collect();
+        gpu.launch(&Launch {
+            kernel: form.choose(kernels),
+            entry,
+            constants: &constants,
+            stored: &form.stored(),
+            binds: &binds,
+            params: bytemuck::bytes_of(&[count as u32, units as u32, choices as u32]),
+            groups: Groups::Line(count.div_ceil(each)),
+        })?;
+    }
+    Ok(())
+}
+
+/// `z[n] = Σ_k weights[n, k] · y[n, k]`.
+pub(super) fn forward(gpu: &Gpu, y: &Tensor, weights: &Tensor, dims: &Dims) -> Result<Tensor> {
+    let sizes = Sizes { tokens: dims['N'], choices: dims['K'], width: dims['D'] };
+    let form = Form::of(sizes.width, y.dtype());
+    let from = gpu.convert(y, form.dtype())?;
+    let z = gpu.empty(dims.shape("N D")?, form.dtype())?;
+    launch(gpu, form, "forward", sizes, &[Side::Choices(&from), Side::Weights(weights), Side::Tokens(&z)])?;
+    gpu.convert(&z, y.dtype())
+}
+
+pub(super) fn backward(gpu: &Gpu, saved: &Grad, dz: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
+    let Grad { y, weights } = saved;
+    let sizes = Sizes { tokens: y.shape()[0], choices: y.shape()[1], width: y.shape()[2] };
+    let form = Form::of(sizes.width, y.dtype());
+    let from = gpu.convert(dz, form.dtype())?;
+    let [mut dy, mut dw] = [None, None];
+    if need[0] {
+        let to = gpu.empty(y.shape(), form.dtype())?;
+        let sides = [Side::Unused, Side::Weights(weights), Side::Unused, Side::Tokens(&from), Side::Choices(&to)];
+        launch(gpu, form, "to_rows", sizes, &sides)?;
+        dy = Some(gpu.convert(&to, y.dtype())?);
+    }
+    if need[1] {
+        let to = gpu.empty(weights.shape(), DType::F32)?;
+        let ys = gpu.convert(y, form.dtype())?;
+        launch(gpu, form, "to_weights", sizes, &[Side::Choices(&ys), Side::Tokens(&from), Side::Weights(&to)])?;
+        dw = Some(to);
+    }
+    Ok([dy, dw])
+}
