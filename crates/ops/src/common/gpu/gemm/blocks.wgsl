@@ -13,18 +13,6 @@ fn place(t: u32, k_inner: bool) -> vec2<u32> {
     return vec2<u32>(t / (TILE / 4u), t % (TILE / 4u));
 }
 
-fn line_a(base: u32, outer: u32, outer_end: u32, inner: u32, inner_end: u32) -> vec4<f32> {
-    if EDGE == 0u { return load_a(base + outer * p.a_stride + inner); }
-    if outer >= outer_end || inner >= inner_end { return vec4<f32>(0.0); }
-    return until(load_a(base + outer * p.a_stride + inner), inner, inner_end);
-}
-
-fn line_b(base: u32, outer: u32, outer_end: u32, inner: u32, inner_end: u32) -> vec4<f32> {
-    if EDGE == 0u { return load_b(base + outer * p.b_stride + inner); }
-    if outer >= outer_end || inner >= inner_end { return vec4<f32>(0.0); }
-    return until(load_b(base + outer * p.b_stride + inner), inner, inner_end);
-}
-
 fn turned(t: Block) -> Block {
     return Block(
         vec4<f32>(t.x.x, t.y.x, t.z.x, t.w.x), vec4<f32>(t.x.y, t.y.y, t.z.y, t.w.y),
@@ -36,30 +24,28 @@ fn turned(t: Block) -> Block {
 fn fetch(lane: u32, batch: u32, first: vec2<u32>, k: u32, k_end: u32) -> Block {
     let t = lane % 128u;
     if lane < 128u {
-        let base = p.a_at + batch * p.a_batch;
         let at = place(t, A_K_INNER == 1u) * 4u + vec2<u32>(k, first.x);
         if A_K_INNER == 1u {
             return turned(Block(
-                line_a(base, at.y, p.m, at.x, k_end), line_a(base, at.y + 1u, p.m, at.x, k_end),
-                line_a(base, at.y + 2u, p.m, at.x, k_end), line_a(base, at.y + 3u, p.m, at.x, k_end),
+                line_a(batch, at.y, at.x, k_end), line_a(batch, at.y + 1u, at.x, k_end),
+                line_a(batch, at.y + 2u, at.x, k_end), line_a(batch, at.y + 3u, at.x, k_end),
             ));
         }
         return Block(
-            line_a(base, at.x, k_end, at.y, p.m), line_a(base, at.x + 1u, k_end, at.y, p.m),
-            line_a(base, at.x + 2u, k_end, at.y, p.m), line_a(base, at.x + 3u, k_end, at.y, p.m),
+            line_a(batch, at.x, at.y, k_end), line_a(batch, at.x + 1u, at.y, k_end),
+            line_a(batch, at.x + 2u, at.y, k_end), line_a(batch, at.x + 3u, at.y, k_end),
         );
     }
-    let base = p.b_at + batch * p.b_batch;
     let at = place(t, B_K_INNER == 1u) * 4u + vec2<u32>(k, first.y);
     if B_K_INNER == 1u {
         return turned(Block(
-            line_b(base, at.y, p.n, at.x, k_end), line_b(base, at.y + 1u, p.n, at.x, k_end),
-            line_b(base, at.y + 2u, p.n, at.x, k_end), line_b(base, at.y + 3u, p.n, at.x, k_end),
+            line_b(batch, at.y, at.x, k_end), line_b(batch, at.y + 1u, at.x, k_end),
+            line_b(batch, at.y + 2u, at.x, k_end), line_b(batch, at.y + 3u, at.x, k_end),
         ));
     }
     return Block(
-        line_b(base, at.x, k_end, at.y, p.n), line_b(base, at.x + 1u, k_end, at.y, p.n),
-        line_b(base, at.x + 2u, k_end, at.y, p.n), line_b(base, at.x + 3u, k_end, at.y, p.n),
+        line_b(batch, at.x, at.y, k_end), line_b(batch, at.x + 1u, at.y, k_end),
+        line_b(batch, at.x + 2u, at.y, k_end), line_b(batch, at.x + 3u, at.y, k_end),
     );
 }
 

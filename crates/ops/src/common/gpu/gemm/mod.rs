@@ -9,8 +9,13 @@ pub(crate) use plan::Sizes;
 use plan::{Few, FewSide, Plan, Stored, depth, plan};
 
 const PARAMS: &str = include_str!("params.wgsl");
-const SIDES: &str = include_str!("sides.wgsl");
-const BLOCKS: &str = include_str!("blocks.wgsl");
+/// Text that reads both sides of a product, four numbers of either from any element on: `load_a`, `load_b`.
+pub(crate) const SIDES: &str = include_str!("sides.wgsl");
+/// Text that brings tiles of both sides to shared memory, by way of `line_a` and `line_b`.
+pub(crate) const BLOCKS: &str = include_str!("blocks.wgsl");
+/// Text after [`BLOCKS`] that sums a tile of 64 × 64 results: `tile_sums`.
+pub(crate) const NARROW_SUMS: &str = include_str!("narrow_sums.wgsl");
+const LINES: &str = include_str!("lines.wgsl");
 const NARROW: &str = include_str!("narrow_tile.wgsl");
 const WIDE: &str = include_str!("wide_tile.wgsl");
 const MATRICES: &str = include_str!("matrices.wgsl");
@@ -19,12 +24,14 @@ const F32: &str = include_str!("matrices_f32.wgsl");
 const QUADS: &str = include_str!("quads.wgsl");
 const SINGLES: &str = include_str!("singles.wgsl");
 
-static NARROW_QUADS: Kernel = Kernel::new("product of 64 × 64 tiles", &[ODD, PARAMS, SIDES, BLOCKS, QUADS, NARROW]);
+static NARROW_QUADS: Kernel =
+    Kernel::new("product of 64 × 64 tiles", &[ODD, PARAMS, SIDES, LINES, BLOCKS, QUADS, NARROW_SUMS, NARROW]);
 static NARROW_SINGLES: Kernel =
-    Kernel::new("product of 64 × 64 tiles, odd", &[ODD, PARAMS, SIDES, BLOCKS, SINGLES, NARROW]);
-static WIDE_QUADS: Kernel = Kernel::new("product of 128 × 128 tiles", &[ODD, PARAMS, SIDES, BLOCKS, QUADS, WIDE]);
+    Kernel::new("product of 64 × 64 tiles, odd", &[ODD, PARAMS, SIDES, LINES, BLOCKS, SINGLES, NARROW_SUMS, NARROW]);
+static WIDE_QUADS: Kernel =
+    Kernel::new("product of 128 × 128 tiles", &[ODD, PARAMS, SIDES, LINES, BLOCKS, QUADS, WIDE]);
 static WIDE_SINGLES: Kernel =
-    Kernel::new("product of 128 × 128 tiles, odd", &[ODD, PARAMS, SIDES, BLOCKS, SINGLES, WIDE]);
+    Kernel::new("product of 128 × 128 tiles, odd", &[ODD, PARAMS, SIDES, LINES, BLOCKS, SINGLES, WIDE]);
 static F16_QUADS: Kernel = Kernel::new("product by f16 matrices", &[PARAMS, F16, QUADS, MATRICES]);
 static F16_SINGLES: Kernel = Kernel::new("product by f16 matrices, odd", &[PARAMS, F16, SINGLES, MATRICES]);
 static F32_QUADS: Kernel = Kernel::new("product by f32 matrices", &[PARAMS, F32, QUADS, MATRICES]);
