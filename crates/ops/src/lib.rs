@@ -267,15 +267,8 @@ pub static OPS: &[&Op] = &[
 ];
 
 /// Operations that have no kernel for GPUs yet, and say so there.
-static PROCESSOR_ONLY: &[&str] = &[
-    "quantize_affine",
-    "quantize",
-    "dequantize",
-    "quantized_matmul",
-    "quantized_embedding",
-    "grouped_matmul",
-    "quantized_grouped_matmul",
-];
+static PROCESSOR_ONLY: &[&str] =
+    &["quantize_affine", "quantize", "quantized_matmul", "grouped_matmul", "quantized_grouped_matmul"];
 
 /// The operation of this name.
 pub fn find(name: &str) -> Option<&'static Op> {

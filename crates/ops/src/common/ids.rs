@@ -14,10 +14,36 @@ pub(crate) fn below<'a>(op: &'static str, arg: &str, ids: &'a Tensor, axis: (cha
     }
 }
 
+/// Errs as [`below`] for ids that the processor knows; those that a GPU made are not waited for.
+pub(crate) fn known_below(op: &'static str, arg: &str, ids: &Tensor, axis: (char, usize)) -> Result<()> {
+    let known = ids.known().unwrap_or_default();
+    match known.iter().position(|&id| id as usize >= axis.1) {
+        Some(place) => Err(outside(op, arg, ids, (place, known[place]), axis)),
+        None => Ok(()),
+    }
+}
+
 /// The error of an id, by its place in memory, that is not below the size of its axis.
 pub(crate) fn outside(op: &'static str, arg: &str, ids: &Tensor, id: (usize, u32), axis: (char, usize)) -> Error {
     let ((mut rest, id), (letter, size)) = (id, axis);
     let mut at: Vec<usize> = ids.shape().iter().rev().map(|&n| (rest % n, rest /= n).0).collect();
     at.reverse();
     Error::value(op, format!("`{arg}` holds {id} at {at:?}, expected less than {letter} = {size}"))
+}
+
+/// For each id that occurs its number and where its places begin and end; then the places, in order.
+pub(crate) fn places(ids: &[u32], vocabulary: usize) -> (Vec<u32>, usize) {
+    let mut places: Vec<u32> = (0..ids.len() as u32).collect();
+    places.retain(|&place| (ids[place as usize] as usize) < vocabulary);
+    // the sort is stable: places of the same id stay in order, and with them the bits of the sums
+    places.sort_by_key(|&place| ids[place as usize]);
+    let mut table = Vec::new();
+    let mut first = 0;
+    for same in places.chunk_by(|&a, &b| ids[a as usize] == ids[b as usize]) {
+        table.extend([ids[same[0] as usize], first, first + same.len() as u32]);
+        first += same.len() as u32;
+    }
+    let count = table.len() / 3;
+    table.extend(places);
+    (table, count)
 }

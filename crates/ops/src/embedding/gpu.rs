@@ -2,7 +2,7 @@
 
 use super::{CONTRACT, Grad};
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
-use crate::common::ids::outside;
+use crate::common::ids::{known_below, places};
 use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
@@ -33,10 +33,7 @@ struct Params {
 /// Ids that the processor knows are checked; a row whose id a GPU made is NaN where it is not in the table.
 pub(super) fn forward(gpu: &Gpu, table: &Tensor, ids: &Tensor, dims: &Dims) -> Result<Tensor> {
     let (vocabulary, width, count) = (dims['V'], dims['D'], ids.elements());
-    let known = ids.known().unwrap_or_default();
-    if let Some(place) = known.iter().position(|&id| id as usize >= vocabulary) {
-        return Err(outside(CONTRACT.op, "ids", ids, (place, known[place]), ('V', vocabulary)));
-    }
+    known_below(CONTRACT.op, "ids", ids, ('V', vocabulary))?;
     let dtype = if (width * table.dtype().size()).is_multiple_of(4) { table.dtype() } else { DType::F32 };
     let (from, y) = (gpu.convert(table, dtype)?, gpu.empty(dims.shape("R.. D")?, dtype)?);
     let row = width * dtype.size();
@@ -62,23 +59,6 @@ pub(super) fn forward(gpu: &Gpu, table: &Tensor, ids: &Tensor, dims: &Dims) -> R
         }
     }
     gpu.convert(&y, table.dtype())
-}
-
-/// For each id that occurs its number and where its places begin and end; then the places, in order.
-fn places(ids: &[u32], vocabulary: usize) -> (Vec<u32>, usize) {
-    let mut places: Vec<u32> = (0..ids.len() as u32).collect();
-    places.retain(|&place| (ids[place as usize] as usize) < vocabulary);
-    // the sort is stable: places of the same id stay in order, and with them the bits of the sums
-    places.sort_by_key(|&place| ids[place as usize]);
-    let mut table = Vec::new();
-    let mut first = 0;
-    for same in places.chunk_by(|&a, &b| ids[a as usize] == ids[b as usize]) {
-        table.extend([ids[same[0] as usize], first, first + same.len() as u32]);
-        first += same.len() as u32;
-    }
-    let count = table.len() / 3;
-    table.extend(places);
-    (table, count)
 }
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<Tensor> {

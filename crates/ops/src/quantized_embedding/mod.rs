@@ -2,11 +2,11 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
 use crate::common::quantized::{Layout, Packed, Quantized, SCALES};
 use alluvium_core::contract::{FLOATS, Fill, IDS};
 use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Shape, Tensor, tape};
@@ -39,7 +39,7 @@ static CONTRACT: Contract = Contract {
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when an id is
 /// `V` or more, for bits or groups that do not exist, for biases that are missing or too many, or when `dtype` is none
-/// of floating numbers.
+/// of floating numbers. An id that a GPU made is not waited for: where it is `V` or more the row is NaN.
 ///
 /// # Source
 /// `mlx.nn.QuantizedEmbedding`.
@@ -52,7 +52,7 @@ pub fn quantized_embedding(q: &Quantized<'_>, ids: &Tensor, dtype: DType) -> Res
     let shape = Shape::new(&[&ids.shape()[..], &[layout.inner]].concat())?;
     let y = match q.w.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, q, layout, ids, (shape, dtype))?,
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
+        Device::Wgpu(gpu) => gpu::forward(gpu, q, layout, ids, (shape, dtype))?,
     };
     tape::record([Some(q.scales), q.biases], y, || Grad { q: q.detach(), layout, ids: ids.clone() })
 }
@@ -72,7 +72,7 @@ impl Backward<2> for Grad {
     fn backward(self, dy: Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         match dy.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy, need),
-            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
+            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy, need),
         }
     }
 }

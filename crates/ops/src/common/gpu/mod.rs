@@ -6,6 +6,7 @@ pub(crate) mod form;
 pub(crate) mod gemm;
 pub(crate) mod map;
 pub(crate) mod norm;
+pub(crate) mod quantized;
 pub(crate) mod reduce;
 pub(crate) mod rows;
 pub(crate) mod totals;

@@ -1,0 +1,178 @@
+//! Quantised matrices on a GPU: rows as numbers, gradients of scales and biases.
+
+use crate::common::quantized::{Layout, Packed, Packing, Quantized};
+use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::{DType, Result, Tensor};
+use std::ops::Range;
+
+/// Text that takes codes out of words; its bindings are 1, 3 and 4, and [`constants`] go with it.
+const CODES: &str = include_str!("codes.wgsl");
+
+static EXPAND: Kernel = Kernel::new("quantised rows as numbers", &[CODES, include_str!("expand.wgsl")]);
+static FOLD: Kernel = Kernel::new("gradients of scales", &[CODES, include_str!("fold.wgsl")]);
+
+/// Invocations of a workgroup.
+const GROUP: usize = 256;
+/// Numbers that an invocation takes at once.
+const EIGHT: usize = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    count: u32,
+    width: u32,
+    first: u32,
+    rows: u32,
+    last: u32,
+}
+
+/// How [`CODES`] is compiled for a matrix.
+fn constants(q: &Quantized<'_>) -> [(&'static str, u32); 5] {
+    let meaning = match q.packing {
+        Packing::Affine { .. } => 0,
+        Packing::Mxfp4 | Packing::Nvfp4 => 1,
+        Packing::Mxfp8 => 2,
+    };
+    let kind = |x: &Tensor| match x.dtype() {
+        DType::F16 => 1,
+        DType::BF16 => 2,
+        DType::U8 if q.packing == Packing::Nvfp4 => 4,
+        DType::U8 => 3,
+        _ => 0,
+    };
+    [
+        ("BITS", q.packing.bits() as u32),
+        ("GROUP", q.packing.group() as u32),
+        ("MEANING", meaning),
+        ("SCALES", kind(q.scales)),
+        ("BIASES", q.biases.map_or(5, kind)),
+    ]
+}
+
+/// The words, scales and biases of some groups; where there are no biases the text does not read them.
+fn codes<'a>(q: &Quantized<'a>, groups: &Range<usize>) -> [Bind<'a>; 3] {
+    let part = |x: &'a Tensor, size: usize| Bind::Part(x, groups.start * size..groups.end * size);
+    let biases = q.biases.unwrap_or(q.scales);
+    [
+        part(q.w, q.packing.group() * q.packing.bits() / 8),
+        part(q.scales, q.scales.dtype().size()),
+        part(biases, biases.dtype().size()),
+    ]
+}
+
+/// Runs of the rows of a matrix that a binding holds, each of which begins where one may.
+fn stretches(gpu: &Gpu, layout: Layout, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    gpu.segments(rows, 4 * layout.words.max(layout.groups))
+}
+
+/// Writes the numbers of all rows to `y`, rounded once.
+pub(crate) fn expand(gpu: &Gpu, q: &Quantized<'_>, y: &Tensor) -> Result<()> {
+    let (group, size) = (q.packing.group(), y.dtype().size());
+    for part in gpu.segments(y.elements() / group, group * size) {
+        let [w, scales, biases] = codes(q, &part);
+        let count = part.len() * group / EIGHT;
+        let to = Bind::Part(y, part.start * group * size..part.end * group * size);
+        gpu.launch(&Launch {
+            kernel: &EXPAND,
+            entry: "all",
+            constants: &constants(q),
+            stored: &[("Y", y.dtype())],
+            binds: &[Bind::Unused, w, to, scales, biases],
+            params: bytemuck::bytes_of(&Params { count: count as u32, width: 0, first: 0, rows: 0, last: 0 }),
+            groups: Groups::Line(count.div_ceil(GROUP)),
+        })?;
+    }
+    Ok(())
+}
+
+/// Writes the numbers of the rows that `ids` name to `y`, rounded once; NaN where there is no such row.
+pub(crate) fn gather(gpu: &Gpu, q: &Quantized<'_>, layout: Layout, ids: &Tensor, y: &Tensor) -> Result<()> {
+    let (all, size) = (q.w.elements() / layout.words, layout.inner * y.dtype().size());
+    let width = layout.inner / EIGHT;
+    for stretch in stretches(gpu, layout, all) {
+        for part in gpu.segments(ids.elements(), size) {
+            let [w, scales, biases] = codes(q, &(stretch.start * layout.groups..stretch.end * layout.groups));
+            let numbers = [part.len() * width, width, stretch.start, stretch.len(), all];
+            let [count, width, first, rows, last] = numbers.map(|n| n as u32);
+            gpu.launch(&Launch {
+                kernel: &EXPAND,
+                entry: "named",
+                constants: &constants(q),
+                stored: &[("Y", y.dtype())],
+                binds: &[
+                    Bind::Part(ids, part.start * 4..part.end * 4),
+                    w,
+                    Bind::Part(y, part.start * size..part.end * size),
+                    scales,
+                    biases,
+                ],
+                params: bytemuck::bytes_of(&Params { count, width, first, rows, last }),
+                groups: Groups::Line(numbers[0].div_ceil(GROUP)),
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes what the gradient `dw` of all numbers means for the scales and biases: `Σ dw · code` and `Σ dw` over each
+/// group, f32.
+pub(crate) fn fold(gpu: &Gpu, q: &Quantized<'_>, dw: &Tensor, to: [&Tensor; 2]) -> Result<()> {
+    let (group, size) = (q.packing.group(), dw.dtype().size());
+    for part in gpu.segments(dw.elements() / group, group * size) {
+        let [w, ..] = codes(q, &part);
+        let count = part.len() * group / EIGHT;
+        let [dscales, dbiases] = to.map(|to| Bind::Part(to, part.start * 4..part.end * 4));
+        let from = Bind::Part(dw, part.start * group * size..part.end * group * size);
+        gpu.launch(&Launch {
+            kernel: &FOLD,
+            entry: "all",
+            constants: &constants(q),
+            stored: &[("X", dw.dtype())],
+            binds: &[from, w, dscales, Bind::Unused, Bind::Unused, dbiases],
+            params: bytemuck::bytes_of(&Params { count: count as u32, width: 0, first: 0, rows: 0, last: 0 }),
+            groups: Groups::Line(count.div_ceil(GROUP)),
+        })?;
+    }
+    Ok(())
+}
+
+/// As [`fold`] for the rows that a table of ids and places names ([`places`](crate::common::ids::places)): rows of `dw`
+/// at the places of one id are summed. What is not named is not written.
+pub(crate) fn fold_named(
+    gpu: &Gpu,
+    (q, layout): (&Quantized<'_>, Layout),
+    (table, ids): (&Tensor, usize),
+    dw: &Tensor,
+    to: [&Tensor; 2],
+) -> Result<()> {
+    let width = layout.inner / EIGHT;
+    for stretch in stretches(gpu, layout, q.w.elements() / layout.words) {
+        let groups = stretch.start * layout.groups..stretch.end * layout.groups;
+        let [w, ..] = codes(q, &groups);
+        let [dscales, dbiases] = to.map(|to| Bind::Part(to, groups.start * 4..groups.end * 4));
+        let numbers = [ids, width, stretch.start, stretch.len(), 3 * ids];
+        let [count, columns, first, rows, last] = numbers.map(|n| n as u32);
+        gpu.launch(&Launch {
+            kernel: &FOLD,
+            entry: "named",
+            constants: &constants(q),
+            stored: &[("X", dw.dtype())],
+            binds: &[Bind::All(dw), w, dscales, Bind::Unused, Bind::Unused, dbiases, Bind::All(table)],
+            params: bytemuck::bytes_of(&Params { count, width: columns, first, rows, last }),
+            groups: Groups::Line(ids * width.div_ceil(GROUP)),
+        })?;
+    }
+    Ok(())
+}
+
+impl Packed {
+    /// Gradients of scales and biases, as each of them is stored, where they are wanted.
+    pub(crate) fn stored_as(&self, gpu: &Gpu, grads: [Tensor; 2], need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
+        let [dscales, dbiases] = grads;
+        let biases = self.biases.as_ref().filter(|_| need[1]);
+        Ok([
+            need[0].then(|| gpu.convert(&dscales, self.scales.dtype())).transpose()?,
+            biases.map(|biases| gpu.convert(&dbiases, biases.dtype())).transpose()?,
+        ])
+    }
+}
