@@ -5,8 +5,8 @@
 use alluvium_core::wgpu::{Builder, Gpu, adapters};
 use alluvium_core::{DType, Device, Element, Shape, Tape, Tensor};
 use alluvium_ops::{
-    AdamW, Normalise, Over, Rope, RopeScaling, Route, adamw, argmax, concat, embedding, global_norm, max, rope, route,
-    slice, split, sum, transpose, write_rows,
+    AdamW, Normalise, Over, Rope, RopeScaling, Route, adamw, argmax, concat, embedding, global_norm, grouped_matmul,
+    max, rope, route, slice, split, sum, transpose, write_rows,
 };
 use half::f16;
 
@@ -215,6 +215,38 @@ fn equal_experts_are_chosen_by_number_and_far_ones_overflow_nothing_as_on_the_pr
             let ((experts, weights), (want_experts, want_weights)) = (on(&gpu), on(&Device::cpu()));
             assert_eq!(experts, want_experts);
             assert!(weights.iter().zip(&want_weights).all(|(a, b)| (a - b).abs() <= 1e-6 * b), "{weights:?}");
+        }
+    }
+}
+
+#[test]
+fn a_row_whose_expert_a_gpu_chose_and_nobody_has_is_no_number_and_the_others_are_not_disturbed() {
+    let Some(gpu) = open() else { return };
+    let wave = |n: usize, seed: f32| (0..n).map(|i| (i as f32 * 0.7 + seed).sin()).collect::<Vec<_>>();
+    // one by one, a few of each expert at once, in tiles
+    for (tokens, choices, experts, outer, inner) in [(3, 2, 4, 6, 5), (20, 3, 9, 7, 12), (90, 2, 3, 66, 9)] {
+        let logits = wave(tokens * choices * (experts + 1), 0.3);
+        let (x, w) = (wave(tokens * inner, 1.0), wave(experts * outer * inner, 2.0));
+        let logits = Tensor::from_slice(&logits, [tokens, choices, experts + 1], &gpu).unwrap();
+        let ids = argmax(&logits).unwrap();
+        assert!(ids.known().is_none());
+        let on = |device: &Device, ids: &Tensor| {
+            let x = Tensor::from_slice(&x, [tokens, inner], device).unwrap();
+            let w = Tensor::from_slice(&w, [experts, outer, inner], device).unwrap();
+            grouped_matmul(&x, &w, ids).unwrap().to_vec::<f32>().unwrap()
+        };
+        let got = on(&gpu, &ids);
+        let ids = ids.to_vec::<u32>().unwrap();
+        let nobody = |id: u32| id as usize == experts;
+        assert!(ids.iter().any(|&id| nobody(id)));
+        let sound: Vec<u32> = ids.iter().map(|&id| if nobody(id) { 0 } else { id }).collect();
+        let sound = Tensor::from_slice(&sound, [tokens, choices], &Device::cpu()).unwrap();
+        let want = on(&Device::cpu(), &sound);
+        for ((got, want), &id) in got.chunks(outer).zip(want.chunks(outer)).zip(&ids) {
+            match nobody(id) {
+                true => assert!(got.iter().all(|y| y.is_nan()), "{got:?}"),
+                false => assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-5), "{got:?} {want:?}"),
+            }
         }
     }
 }

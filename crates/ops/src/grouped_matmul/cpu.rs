@@ -1,30 +1,32 @@
 //! One product an expert, each way.
 
-use super::Grad;
-use crate::common::experts::{self, Choices, sorted_rows};
+use super::{CONTRACT, Grad};
+use crate::common::experts::{self as product, Choices, sorted_rows};
 use crate::common::stored::by_storage;
 use crate::common::weights::Dense;
 use alluvium_core::cpu::{Cpu, Mat, gemm};
 use alluvium_core::{Dims, Result, Tensor};
 use rayon::prelude::*;
 
-pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, choices: &Choices, dims: &Dims) -> Result<Tensor> {
+pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, ids: &Tensor, dims: &Dims) -> Result<Tensor> {
+    let choices = &Choices::new(CONTRACT.op, ids, dims)?;
     let xs = cpu.read(x)?;
     let y = by_storage!(w.dtype(), T => {
         let weights = Dense::<T> { data: w.slice()?, inner: dims['I'] };
-        experts::forward(cpu, &weights, dims['O'], choices, &xs)?
+        product::forward(cpu, &weights, dims['O'], choices, &xs)?
     });
     cpu.tensor(y, dims.shape("N K O")?, x.dtype())
 }
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-    let Grad { x, w, choices, dims } = saved;
+    let Grad { x, w, experts, dims } = saved;
+    let choices = &Choices::new(CONTRACT.op, experts, dims)?;
     let dys = cpu.read(dy)?;
     let [mut dx, mut dw] = [None, None];
     if need[0] {
         let to = by_storage!(w.dtype(), T => {
             let weights = Dense::<T> { data: w.slice()?, inner: dims['I'] };
-            experts::back(cpu, &weights, dims['O'], choices, &dys)?
+            product::back(cpu, &weights, dims['O'], choices, &dys)?
         });
         dx = Some(cpu.tensor(to, x.shape(), x.dtype())?);
     }

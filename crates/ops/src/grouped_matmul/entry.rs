@@ -30,6 +30,8 @@ pub(crate) static OP: Op = Op {
         case!("one expert takes all", 40, 20, 2, 1, 5, 63),
         case!("many rows for each expert", 70, 70, 3, 5, 33, 65),
         case!("many rows, a row a choice", 140, 70, 2, 6, 65, 17),
+        case!("few rows for each of many experts", 23, 23, 3, 11, 19, 45),
+        case!("whole quads, and more rows than a tile", 100, 100, 2, 2, 68, 36),
         case!("weights in half precision", 30, 30, 2, 3, 9, 33).stored(&[("w", DType::BF16)]),
     ],
     fixed: &['R', 'N', 'K'],

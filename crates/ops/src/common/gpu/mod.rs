@@ -2,6 +2,7 @@
 
 pub(crate) mod chunk;
 pub(crate) mod copy;
+pub(crate) mod experts;
 pub(crate) mod form;
 pub(crate) mod gemm;
 pub(crate) mod map;

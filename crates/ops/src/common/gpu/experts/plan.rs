@@ -1,0 +1,91 @@
+//! How the rows of choices meet the matrices of their experts.
+
+/// How products with the matrices of experts are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// Each choice for itself, straight from the ids: a few tokens hardly share an expert.
+    Each { lanes: usize },
+    /// Sorted, up to `lines` choices of an expert at once: bound by reading the matrices.
+    Runs { lines: usize, lanes: usize },
+    /// Sorted, in tiles.
+    Tiles,
+}
+
+/// The side of a tile.
+pub(super) const TILE: usize = 64;
+/// Choices that are not worth sorting.
+const FEW: usize = 16;
+/// Choices of an expert, on average, that do not fill a tile.
+const THIN: usize = 16;
+/// A large GPU runs about this many invocations at once.
+const BUSY: usize = 1 << 16;
+
+/// The sizes of a product: choices of all tokens, experts, rows of a matrix, numbers of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    pub(crate) choices: usize,
+    pub(crate) experts: usize,
+    pub(crate) outer: usize,
+    pub(crate) inner: usize,
+}
+
+/// How a product of so many choices is computed.
+pub(crate) fn plan(sizes: Sizes) -> Plan {
+    let Sizes { choices, experts, outer, inner } = sizes;
+    if choices <= FEW {
+        return Plan::Each { lanes: lanes(choices * outer.div_ceil(4), inner) };
+    }
+    let average = choices.div_ceil(experts);
+    if average > THIN {
+        return Plan::Tiles;
+    }
+    let lines = average.next_power_of_two().clamp(4, 8);
+    Plan::Runs { lines, lanes: lanes(most_jobs(sizes, lines) * outer.div_ceil(4), inner) }
+}
+
+/// The most jobs of up to `lines` choices that any routing makes; ids that name no expert are cut as if they were one
+/// more.
+pub(super) fn most_jobs(sizes: Sizes, lines: usize) -> usize {
+    sizes.choices / lines + (sizes.experts + 1).min(sizes.choices)
+}
+
+/// Invocations for the sums of four results: enough that the GPU is busy, but each has some to do, and neighbours read
+/// whole sectors.
+fn lanes(sets: usize, inner: usize) -> usize {
+    let wanted = (BUSY / sets).max(1).next_power_of_two();
+    wanted.min((inner / 8).max(1).next_power_of_two()).clamp(16, 256)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(choices: usize, experts: usize) -> Sizes {
+        Sizes { choices, experts, outer: 512, inner: 2_048 }
+    }
+
+    #[test]
+    fn a_token_is_not_sorted_a_prompt_is_and_a_long_one_fills_tiles() {
+        assert_eq!(plan(sizes(10, 512)), Plan::Each { lanes: 64 });
+        assert_eq!(plan(sizes(640, 512)), Plan::Runs { lines: 4, lanes: 16 });
+        assert_eq!(plan(sizes(5_120, 512)), Plan::Runs { lines: 8, lanes: 16 });
+        assert_eq!(plan(sizes(40_960, 512)), Plan::Tiles);
+        assert_eq!(plan(sizes(17, 1)), Plan::Tiles);
+    }
+
+    #[test]
+    fn the_grid_holds_the_jobs_of_every_routing() {
+        for choices in 1..70 {
+            for (experts, lines) in [(1, 4), (3, 4), (5, 8), (9, 64)] {
+                let most = most_jobs(sizes(choices, experts), lines);
+                // as uneven as can be: all buckets but the last get one choice, the last gets the rest, and so on
+                for alone in 0..=experts.min(choices) {
+                    let rest = choices - alone;
+                    assert!(alone + rest.div_ceil(lines) <= most, "{choices} {experts} {lines} {alone}");
+                }
+                let even = (0..=experts).map(|i| (choices + i) / (experts + 1)).map(|n| n.div_ceil(lines));
+                assert!(even.sum::<usize>() <= most);
+            }
+        }
+    }
+}
