@@ -4,10 +4,7 @@
 
 use alluvium_core::wgpu::{Builder, Gpu, adapters};
 use alluvium_core::{DType, Device, Element, Shape, Tape, Tensor};
-use alluvium_ops::{
-    AdamW, Normalise, Over, Rope, RopeScaling, Route, adamw, argmax, concat, embedding, global_norm, grouped_matmul,
-    max, rope, route, slice, split, sum, transpose, write_rows,
-};
+use alluvium_ops::*;
 use half::f16;
 
 fn open() -> Option<Device> {
@@ -248,5 +245,57 @@ fn a_row_whose_expert_a_gpu_chose_and_nobody_has_is_no_number_and_the_others_are
                 false => assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-5), "{got:?} {want:?}"),
             }
         }
+    }
+}
+
+/// The same tensor on another device.
+fn moved_to(x: &Tensor, device: &Device) -> Tensor {
+    Tensor::from_bytes(&x.to_bytes().unwrap(), x.shape(), x.dtype(), device).unwrap()
+}
+
+/// Products with a quantised matrix, its rows by their ids and all of it, with all gradients.
+fn through_quantised(packed: &Packed, device: &Device) -> Vec<Vec<f32>> {
+    let wave = |shape: [usize; 2], seed: f32| {
+        let data: Vec<f32> = (0..shape[0] * shape[1]).map(|i| (i as f32 * 0.37 + seed).sin()).collect();
+        Tensor::from_slice(&data, shape, device).unwrap()
+    };
+    let [w, scales] = [&packed.w, &packed.scales].map(|x| moved_to(x, device));
+    let biases = moved_to(packed.biases.as_ref().unwrap(), device);
+    let (outer, inner) = (w.shape()[0], 512);
+    let ids = Tensor::from_slice(&[0u32, 700, 1_099, 3, 512, 700], [6], device).unwrap();
+    let mut all = Vec::new();
+    let mut run = |rows: usize, op: &dyn Fn(&Tensor, &Packed) -> Tensor| {
+        let tape = Tape::new();
+        let (x, frozen) = (tape.watch(&wave([rows.max(1), inner], 1.0)), rows > 0);
+        let watch = |x: &Tensor| if frozen { x.clone() } else { tape.watch(x) };
+        let (scales, biases) = (watch(&scales), Some(watch(&biases)));
+        let packed = Packed { w: w.clone(), scales, biases, packing: packed.packing };
+        let y = op(&x, &packed);
+        let dy = wave([y.shape()[0], y.shape()[1]], 2.0);
+        let grads = tape.backward(&[(&y, &dy)]).unwrap();
+        let inputs = [Some(&x), Some(&packed.scales), packed.biases.as_ref()];
+        let grads = inputs.into_iter().flatten().filter_map(|x| grads.of(x)).map(|dx| dx.to_floats().unwrap());
+        all.extend([y.to_floats().unwrap()].into_iter().chain(grads));
+    };
+    run(3, &|x, packed| quantized_matmul(x, &packed.quantized()).unwrap());
+    run(20, &|x, packed| quantized_matmul(x, &packed.quantized()).unwrap());
+    run(0, &|_, packed| quantized_embedding(&packed.quantized(), &ids, DType::F32).unwrap());
+    run(0, &|_, packed| slice(&dequantize(&packed.quantized(), DType::F32).unwrap(), 0, 500..outer).unwrap());
+    all
+}
+
+#[test]
+fn a_quantised_matrix_larger_than_a_binding_is_cut() {
+    let Some(device) = open_as(Gpu::builder().binding_limit(1 << 17)) else { return };
+    let data: Vec<f32> = (0..1_100 * 512).map(|i| (i as f32 * 0.73).sin()).collect();
+    let w = Tensor::from_slice(&data, [1_100, 512], &Device::cpu()).unwrap();
+    let packed = quantize_affine(&w, 4, 64).unwrap();
+    let (got, want) = (through_quantised(&packed, &device), through_quantised(&packed, &Device::cpu()));
+    // y and dx twice, then y with the gradients of scales and biases twice
+    assert_eq!((got.len(), want.len()), (10, 10));
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        let size = want.iter().map(|x| x.abs()).fold(0.0, f32::max);
+        let far = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(got.len() == want.len() && far <= 1e-5 * size, "{i}: {far} of {size}");
     }
 }

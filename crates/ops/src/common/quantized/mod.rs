@@ -13,6 +13,7 @@ pub(crate) use stream::Stream;
 
 use alluvium_core::cpu::{Buffer, Cpu};
 use alluvium_core::{DType, Error, Kind, Result, Shape, Tensor};
+use std::ops::Range;
 
 /// The dtypes of scales: floating for affine packing, u8 for the others.
 pub(crate) const SCALES: &[DType] = &[DType::F32, DType::F16, DType::BF16, DType::U8];
@@ -100,6 +101,13 @@ impl Packed {
     /// The same matrix, borrowed.
     pub fn quantized(&self) -> Quantized<'_> {
         Quantized { w: &self.w, scales: &self.scales, biases: self.biases.as_ref(), packing: self.packing }
+    }
+
+    /// Some rows along the first axis of a matrix that is not traced: views.
+    pub(crate) fn rows(&self, rows: &Range<usize>) -> Result<Packed> {
+        let view = |x: &Tensor| x.rows(rows.start, rows.len());
+        let biases = self.biases.as_ref().map(view).transpose()?;
+        Ok(Packed { w: view(&self.w)?, scales: view(&self.scales)?, biases, packing: self.packing })
     }
 
     /// The gradients that are wanted as tensors like the scales and biases.

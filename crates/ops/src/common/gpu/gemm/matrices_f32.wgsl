@@ -1,4 +1,4 @@
-// Fragments of 8 × 8 f32, as Apple's GPUs have them.
+// Fragments of 8 × 8 f32, as Apple's GPUs have them. The text of the right side comes before.
 alias Left = coop_mat8x8<f32, A>;
 alias Right = coop_mat8x8<f32, B>;
 alias Sums = coop_mat8x8<f32, C>;
@@ -8,7 +8,6 @@ const UNIT: u32 = 4u;
 const ELEMENT: u32 = 1u;
 struct Unit { x: vec4<f32> }
 @group(0) @binding(0) var<storage, read> a: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> b: array<vec4<f32>>;
 var<workgroup> tile_a: array<f32, 2304>;
 var<workgroup> tile_b: array<f32, 2304>;
 
@@ -18,7 +17,7 @@ fn before(x: vec4<f32>, at: u32, end: u32) -> vec4<f32> {
 
 fn unit_a(at: u32, inner: u32, end: u32) -> Unit { return Unit(before(a[at / 4u], inner, end)); }
 
-fn unit_b(at: u32, inner: u32, end: u32) -> Unit { return Unit(before(b[at / 4u], inner, end)); }
+fn unit_b(at: u32, inner: u32, end: u32) -> Unit { return Unit(before(load_b(at), inner, end)); }
 
 fn put_a(slot: u32, unit: Unit) {
     tile_a[slot] = unit.x.x;

@@ -3,14 +3,20 @@
 mod plan;
 
 use super::ODD;
+use super::quantized::{CODES, constants, per_group};
+use crate::common::quantized::Quantized;
 use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Shape, Tensor};
 pub(crate) use plan::Sizes;
 use plan::{Few, FewSide, Plan, Stored, depth, plan};
 
 const PARAMS: &str = include_str!("params.wgsl");
+const RIGHT: &str = include_str!("right.wgsl");
 /// Text that reads both sides of a product, four numbers of either from any element on: `load_a`, `load_b`.
-pub(crate) const SIDES: &str = include_str!("sides.wgsl");
+pub(crate) const SIDES: &str = concat!(include_str!("left.wgsl"), include_str!("right.wgsl"));
+const PACKED_RIGHT: &str = include_str!("packed_right.wgsl");
+/// The same after [`CODES`] with a right side that is quantised.
+pub(crate) const PACKED_SIDES: &str = concat!(include_str!("left.wgsl"), include_str!("packed_right.wgsl"));
 /// Text that brings tiles of both sides to shared memory, by way of `line_a` and `line_b`.
 pub(crate) const BLOCKS: &str = include_str!("blocks.wgsl");
 /// Text after [`BLOCKS`] that sums a tile of 64 × 64 results: `tile_sums`.
@@ -24,21 +30,38 @@ const F32: &str = include_str!("matrices_f32.wgsl");
 const QUADS: &str = include_str!("quads.wgsl");
 const SINGLES: &str = include_str!("singles.wgsl");
 
-static NARROW_QUADS: Kernel =
-    Kernel::new("product of 64 × 64 tiles", &[ODD, PARAMS, SIDES, LINES, BLOCKS, QUADS, NARROW_SUMS, NARROW]);
-static NARROW_SINGLES: Kernel =
-    Kernel::new("product of 64 × 64 tiles, odd", &[ODD, PARAMS, SIDES, LINES, BLOCKS, SINGLES, NARROW_SUMS, NARROW]);
-static WIDE_QUADS: Kernel =
-    Kernel::new("product of 128 × 128 tiles", &[ODD, PARAMS, SIDES, LINES, BLOCKS, QUADS, WIDE]);
-static WIDE_SINGLES: Kernel =
-    Kernel::new("product of 128 × 128 tiles, odd", &[ODD, PARAMS, SIDES, LINES, BLOCKS, SINGLES, WIDE]);
+/// The kernels of tiles: of a plain right side, with results as quads and one by one, then the same of a quantised one.
+macro_rules! tiles {
+    ($name:literal, [$($plain:expr),*], [$($packed:expr),*], $($sums:expr),*) => {[
+        Kernel::new($name, &[$($plain,)* QUADS, $($sums),*]),
+        Kernel::new(concat!($name, ", odd"), &[$($plain,)* SINGLES, $($sums),*]),
+        Kernel::new(concat!($name, ", quantised"), &[$($packed,)* QUADS, $($sums),*]),
+        Kernel::new(concat!($name, ", quantised, odd"), &[$($packed,)* SINGLES, $($sums),*]),
+    ]};
+}
+
+static NARROW_TILES: [Kernel; 4] = tiles!(
+    "product of 64 × 64 tiles",
+    [ODD, PARAMS, SIDES, LINES, BLOCKS],
+    [ODD, PARAMS, CODES, PACKED_SIDES, LINES, BLOCKS],
+    NARROW_SUMS,
+    NARROW
+);
+static WIDE_TILES: [Kernel; 4] = tiles!(
+    "product of 128 × 128 tiles",
+    [ODD, PARAMS, SIDES, LINES, BLOCKS],
+    [ODD, PARAMS, CODES, PACKED_SIDES, LINES, BLOCKS],
+    WIDE
+);
+static F32_TILES: [Kernel; 4] =
+    tiles!("product by f32 matrices", [ODD, PARAMS, RIGHT, F32], [ODD, PARAMS, CODES, PACKED_RIGHT, F32], MATRICES);
 static F16_QUADS: Kernel = Kernel::new("product by f16 matrices", &[PARAMS, F16, QUADS, MATRICES]);
 static F16_SINGLES: Kernel = Kernel::new("product by f16 matrices, odd", &[PARAMS, F16, SINGLES, MATRICES]);
-static F32_QUADS: Kernel = Kernel::new("product by f32 matrices", &[PARAMS, F32, QUADS, MATRICES]);
-static F32_SINGLES: Kernel = Kernel::new("product by f32 matrices, odd", &[PARAMS, F32, SINGLES, MATRICES]);
+static FEW: Kernel = Kernel::new("product of few lines", &[ODD, PARAMS, SIDES, include_str!("few.wgsl")]);
+static PACKED_FEW: Kernel =
+    Kernel::new("product of few lines, quantised", &[ODD, PARAMS, CODES, PACKED_SIDES, include_str!("few.wgsl")]);
 static SUM_QUADS: Kernel = Kernel::new("sum of a product's parts", &[PARAMS, include_str!("sum.wgsl"), QUADS]);
 static SUM_SINGLES: Kernel = Kernel::new("sum of a product's parts, odd", &[PARAMS, include_str!("sum.wgsl"), SINGLES]);
-static FEW: Kernel = Kernel::new("product of few lines", &[ODD, PARAMS, SIDES, include_str!("few.wgsl")]);
 
 /// The sides of the tiles that cooperative matrices compute: eight fragments.
 const F16_SIDE: usize = 128;
@@ -56,6 +79,8 @@ pub(crate) struct Mat<'a> {
     pub(crate) apart: usize,
     /// What a line is.
     pub(crate) lines: Lines,
+    /// What its words mean, if it is quantised.
+    pub(crate) packed: Option<Quantized<'a>>,
 }
 
 /// How a matrix lies in memory.
@@ -70,7 +95,12 @@ pub(crate) enum Lines {
 impl<'a> Mat<'a> {
     /// All of a tensor as matrices whose rows, or columns if they lie so, have `width` elements.
     pub(crate) fn new(tensor: &'a Tensor, width: usize, apart: usize) -> Self {
-        Mat { tensor, at: 0, stride: width, apart, lines: Lines::Rows }
+        Mat { tensor, at: 0, stride: width, apart, lines: Lines::Rows, packed: None }
+    }
+
+    /// A quantised matrix whose rows have `width` numbers: a right side.
+    pub(crate) fn packed(q: Quantized<'a>, width: usize) -> Self {
+        Mat { packed: Some(q), ..Mat::new(q.w, width, 0) }
     }
 
     /// What was a row is a column.
@@ -167,19 +197,37 @@ fn by(gpu: &Gpu, args: &Gemm<'_>, plan: Plan) -> Result<()> {
 }
 
 fn stored(gpu: &Gpu, a: &Mat<'_>, b: &Mat<'_>) -> Stored {
-    let limits = gpu.limits();
-    let matrices = match (a.tensor.dtype(), b.tensor.dtype()) {
+    let (limits, packed) = (gpu.limits(), b.packed.is_some());
+    let matrices = match (a.tensor.dtype(), if packed { DType::F32 } else { b.tensor.dtype() }) {
         _ if !(a.is_even() && b.is_even()) => None,
         (DType::F16, DType::F16) if limits.matrices_f16 => Some(F16_SIDE),
         (DType::F32, DType::F32) if limits.matrices_f32 => Some(F32_SIDE),
         _ => None,
     };
-    Stored { k_inner: [a.lines == Lines::Rows, b.lines == Lines::Columns], matrices }
+    Stored { k_inner: [a.lines == Lines::Rows, b.lines == Lines::Columns], packed, matrices }
 }
 
 /// Whether results are written as whole quads: a scratch matrix of parts may have its lines filled up.
 fn by_quads(args: &Gemm<'_>) -> bool {
     args.c.is_even() && (args.sizes.n.is_multiple_of(4) || args.c.stride > args.sizes.n)
+}
+
+/// The kernel of a family for this right side and these results.
+fn choose(family: &'static [Kernel; 4], args: &Gemm<'_>) -> &'static Kernel {
+    &family[2 * usize::from(args.b.packed.is_some()) + usize::from(!by_quads(args))]
+}
+
+/// What a kernel binds.
+fn sides<'a>(a: &Mat<'a>, b: &Mat<'a>, c: &Mat<'a>) -> Vec<Bind<'a>> {
+    let mut binds = vec![Bind::All(a.tensor), Bind::All(b.tensor), Bind::All(c.tensor)];
+    binds.extend(b.packed.iter().flat_map(per_group));
+    binds
+}
+
+/// What a kernel is compiled with, and what the words of a quantised side mean.
+fn with_meaning(b: &Mat<'_>, of_kernel: &[(&'static str, u32)]) -> Vec<(&'static str, u32)> {
+    let meaning = b.packed.iter().flat_map(constants);
+    of_kernel.iter().copied().chain(meaning).collect()
 }
 
 fn flag(set: bool) -> u32 {
@@ -190,28 +238,26 @@ fn tiles(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<()> 
     let Gemm { a, b, c, sizes, .. } = args;
     let depth = depth(side);
     let whole = [sizes.m % side, sizes.n % side, sizes.k % depth] == [0; 3];
-    let kernel = match (side, by_quads(args)) {
-        (128, true) => &WIDE_QUADS,
-        (128, false) => &WIDE_SINGLES,
-        (_, true) => &NARROW_QUADS,
-        (_, false) => &NARROW_SINGLES,
-    };
+    let kernel = choose(if side == 128 { &WIDE_TILES } else { &NARROW_TILES }, args);
     let groups = sizes.count * params.splits as usize;
     gpu.launch(&Launch {
         kernel,
         entry: "tile",
-        constants: &[
-            ("TILE", side as u32),
-            ("DEPTH", depth as u32),
-            ("A_K_INNER", flag(a.lines == Lines::Rows)),
-            ("B_K_INNER", flag(b.lines == Lines::Columns)),
-            ("A_ODD", flag(!a.is_even())),
-            ("B_ODD", flag(!b.is_even())),
-            ("EDGE", flag(!whole)),
-            ("C_AT", 2),
-        ],
+        constants: &with_meaning(
+            b,
+            &[
+                ("TILE", side as u32),
+                ("DEPTH", depth as u32),
+                ("A_K_INNER", flag(a.lines == Lines::Rows)),
+                ("B_K_INNER", flag(b.lines == Lines::Columns)),
+                ("A_ODD", flag(!a.is_even())),
+                ("B_ODD", flag(!b.is_even())),
+                ("EDGE", flag(!whole)),
+                ("C_AT", 2),
+            ],
+        ),
         stored: &[("A", a.tensor.dtype()), ("B", b.tensor.dtype()), ("C", c.tensor.dtype())],
-        binds: &[Bind::All(a.tensor), Bind::All(b.tensor), Bind::All(c.tensor)],
+        binds: &sides(a, b, c),
         params: bytemuck::bytes_of(&params),
         groups: Groups::Grid([sizes.n.div_ceil(side), sizes.m.div_ceil(side), groups]),
     })
@@ -224,21 +270,24 @@ fn matrices(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<(
     let kernel = match (side, by_quads(args)) {
         (F16_SIDE, true) => &F16_QUADS,
         (F16_SIDE, false) => &F16_SINGLES,
-        (_, true) => &F32_QUADS,
-        (_, false) => &F32_SINGLES,
+        _ => choose(&F32_TILES, args),
     };
     let groups = sizes.count * params.splits as usize;
     gpu.launch(&Launch {
         kernel,
         entry: "tile",
-        constants: &[
-            ("A_K_INNER", flag(a.lines == Lines::Rows)),
-            ("B_K_INNER", flag(b.lines == Lines::Columns)),
-            ("EDGE", flag(!whole)),
-            ("C_AT", 2),
-        ],
-        stored: &[("C", c.tensor.dtype())],
-        binds: &[Bind::All(a.tensor), Bind::All(b.tensor), Bind::All(c.tensor)],
+        constants: &with_meaning(
+            b,
+            &[
+                ("A_K_INNER", flag(a.lines == Lines::Rows)),
+                ("B_K_INNER", flag(b.lines == Lines::Columns)),
+                ("B_ODD", 0),
+                ("EDGE", flag(!whole)),
+                ("C_AT", 2),
+            ],
+        ),
+        stored: &[("B", b.tensor.dtype()), ("C", c.tensor.dtype())],
+        binds: &sides(a, b, c),
         params: bytemuck::bytes_of(&params),
         groups: Groups::Grid([sizes.n.div_ceil(side), sizes.m.div_ceil(side), groups]),
     })
@@ -281,18 +330,21 @@ fn lines(gpu: &Gpu, args: &Gemm<'_>, few: Few, params: Params) -> Result<()> {
         ..params
     };
     gpu.launch(&Launch {
-        kernel: &FEW,
+        kernel: if many_side.packed.is_some() { &PACKED_FEW } else { &FEW },
         entry: "few",
-        constants: &[
-            ("FEW", few.lines as u32),
-            ("LANES", few.lanes as u32),
-            ("A_K_INNER", flag(few_side.lines == Lines::Rows)),
-            ("B_K_INNER", flag(many_side.lines == Lines::Rows)),
-            ("A_ODD", flag(!few_side.is_even() || few_side.lines == Lines::Columns)),
-            ("B_ODD", flag(!many_side.is_even())),
-        ],
+        constants: &with_meaning(
+            &many_side,
+            &[
+                ("FEW", few.lines as u32),
+                ("LANES", few.lanes as u32),
+                ("A_K_INNER", flag(few_side.lines == Lines::Rows)),
+                ("B_K_INNER", flag(many_side.lines == Lines::Rows)),
+                ("A_ODD", flag(!few_side.is_even() || few_side.lines == Lines::Columns)),
+                ("B_ODD", flag(!many_side.is_even())),
+            ],
+        ),
         stored: &[("A", few_side.tensor.dtype()), ("B", many_side.tensor.dtype())],
-        binds: &[Bind::All(few_side.tensor), Bind::All(many_side.tensor), Bind::All(c.tensor)],
+        binds: &sides(&few_side, &many_side, c),
         params: bytemuck::bytes_of(&params),
         groups: Groups::Line(many.div_ceil(4 * 256 / few.lanes) * sizes.count),
     })
@@ -301,6 +353,7 @@ fn lines(gpu: &Gpu, args: &Gemm<'_>, few: Few, params: Params) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::common::quantized::{Packed, Packing};
     use alluvium_core::Device;
     use alluvium_core::wgpu::adapters;
 
@@ -343,10 +396,13 @@ mod tests {
     fn kernels_of_matrices_are_valid_for_the_adapters_that_have_them() {
         use naga::back::{msl, spv};
         use naga::valid::{Capabilities, ValidationFlags, Validator};
-        for (kernel, metal) in [(&F16_QUADS, false), (&F16_SINGLES, false), (&F32_QUADS, true), (&F32_SINGLES, true)] {
+        let by_f32 = F32_TILES.iter().map(|kernel| (kernel, true));
+        for (kernel, metal) in [(&F16_QUADS, false), (&F16_SINGLES, false)].into_iter().chain(by_f32) {
             for (a, b, edge) in [(0, 0, 0), (1, 0, 1), (0, 1, 1), (1, 1, 0)] {
-                let constants = [("A_K_INNER", a), ("B_K_INNER", b), ("EDGE", edge), ("C_AT", 2)];
-                let shader = kernel.shader("tile", &constants, &[("C", DType::F16)]);
+                let sides = [("A_K_INNER", a), ("B_K_INNER", b), ("B_ODD", 0), ("EDGE", edge), ("C_AT", 2)];
+                let codes = [("BITS", 5), ("GROUP", 64), ("MEANING", 0), ("SCALES", 2), ("BIASES", 2)];
+                let constants = [&sides[..], &codes].concat();
+                let shader = kernel.shader("tile", &constants, &[("B", DType::F32), ("C", DType::F16)]);
                 let name = format!("{} {constants:?}", kernel.name);
                 let module = naga::front::wgsl::parse_str(&shader.text)
                     .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&shader.text)));
@@ -389,5 +445,52 @@ mod tests {
         }
         let wide = Plan::Tiles { side: 128, part: 96, splits: 1 };
         assert!(gap(&device, wide, SIZES, [false, true], DType::BF16) < 1e-4);
+    }
+
+    #[test]
+    fn every_plan_takes_every_packing_apart() {
+        if adapters().is_empty() {
+            return;
+        }
+        let (gpu, cpu) = (Gpu::builder().poison().open().unwrap(), Device::cpu());
+        let to =
+            |x: &Tensor| Tensor::from_bytes(&x.to_bytes().unwrap(), x.shape(), x.dtype(), &gpu.clone().into()).unwrap();
+        let wave = |shape: [usize; 2]| {
+            let data: Vec<f32> = (0..shape[0] * shape[1]).map(|i| (i as f32 * 0.37).sin()).collect();
+            Tensor::from_slice(&data, shape, &cpu).unwrap()
+        };
+        let affine = [1, 2, 3, 4, 5, 6, 8].map(|bits| Packing::Affine { bits, group: 32 });
+        let (outer, inner) = (133, 160);
+        for packing in affine.into_iter().chain([Packing::Mxfp4, Packing::Mxfp8, Packing::Nvfp4]) {
+            let packed = crate::quantize(&wave([outer, inner]), packing).unwrap();
+            let whole = to(&crate::dequantize(&packed.quantized(), DType::F32).unwrap());
+            let packed = Packed {
+                w: to(&packed.w),
+                scales: to(&packed.scales),
+                biases: packed.biases.as_ref().map(to),
+                packing,
+            };
+            let [apart, whole] = [Mat::packed(packed.quantized(), inner), Mat::new(&whole, inner, 0)];
+            for (back, m) in [(false, 70), (true, 70), (true, 5)] {
+                let (k, n) = if back { (outer, inner) } else { (inner, outer) };
+                let a = to(&wave([m, k]));
+                let product = |b: Mat<'_>, plan: Plan| {
+                    let c = gpu.empty([m, n], DType::F32).unwrap();
+                    let (a, to) = (Mat::new(&a, k, 0), Mat::new(&c, n, 0));
+                    let b = if back { b } else { b.t() };
+                    let sizes = Sizes { m, k, n, count: 1 };
+                    by(&gpu, &Gemm { a, b, c: to, sizes, alpha: 1.0, beta: 0.0 }, plan).unwrap();
+                    c.to_vec::<f32>().unwrap()
+                };
+                let few = Plan::Few(Few { side: FewSide::Left, lines: 8, lanes: 16 });
+                let tiles = [64, 128].map(|side| Plan::Tiles { side, part: 96, splits: k.div_ceil(96) });
+                for plan in tiles.into_iter().chain((m == 5).then_some(few)) {
+                    let (got, want) = (product(apart, plan), product(whole, plan));
+                    let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                    let size = want.iter().map(|x| x.abs()).fold(0.0, f32::max);
+                    assert!(worst <= 1e-5 * size, "{packing:?} {plan:?} {back}: {worst} of {size}");
+                }
+            }
+        }
     }
 }

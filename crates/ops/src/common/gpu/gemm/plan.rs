@@ -42,6 +42,8 @@ pub(super) enum FewSide {
 pub(super) struct Stored {
     /// Whether k runs along the memory of each side.
     pub(super) k_inner: [bool; 2],
+    /// Whether the right side is quantised: then it cannot be the few lines.
+    pub(super) packed: bool,
     /// The side of the tiles that cooperative matrices compute here, if they do.
     pub(super) matrices: Option<usize>,
 }
@@ -58,8 +60,8 @@ pub(super) fn depth(side: usize) -> usize {
 
 pub(super) fn plan(sizes: Sizes, stored: Stored) -> Plan {
     let Sizes { m, k, n, count } = sizes;
-    if m <= FEW || n <= FEW {
-        let (side, few, many) = if m <= n { (FewSide::Left, m, n) } else { (FewSide::Right, n, m) };
+    if m <= FEW || (n <= FEW && !stored.packed) {
+        let (side, few, many) = if m <= n || stored.packed { (FewSide::Left, m, n) } else { (FewSide::Right, n, m) };
         let along_k = stored.k_inner[if side == FewSide::Left { 1 } else { 0 }];
         return Plan::Few(Few {
             side,
@@ -100,7 +102,7 @@ fn lanes(sets: usize, k: usize, along_k: bool) -> usize {
 mod tests {
     use super::*;
 
-    const NEITHER: Stored = Stored { k_inner: [true, true], matrices: None };
+    const NEITHER: Stored = Stored { k_inner: [true, true], packed: false, matrices: None };
 
     fn sizes(m: usize, k: usize, n: usize) -> Sizes {
         Sizes { m, k, n, count: 1 }
@@ -114,6 +116,13 @@ mod tests {
         assert_eq!(output, Plan::Few(Few { side: FewSide::Right, lines: 4, lanes: 16 }));
         let across = Stored { k_inner: [true, false], ..NEITHER };
         assert_eq!(plan(sizes(8, 4_096, 64), across), Plan::Few(Few { side: FewSide::Left, lines: 8, lanes: 64 }));
+    }
+
+    #[test]
+    fn a_quantised_side_is_never_the_few_lines() {
+        let packed = Stored { packed: true, ..NEITHER };
+        assert!(matches!(plan(sizes(8, 512, 3), packed), Plan::Few(Few { side: FewSide::Left, lines: 8, .. })));
+        assert!(matches!(plan(sizes(9, 512, 3), packed), Plan::Tiles { side: 64, .. }));
     }
 
     #[test]

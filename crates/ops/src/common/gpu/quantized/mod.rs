@@ -1,15 +1,19 @@
-//! Quantised matrices on a GPU: rows as numbers, gradients of scales and biases.
+//! Quantised matrices on a GPU: rows as numbers, products with few rows, gradients of scales and biases.
+
+mod plan;
 
 use crate::common::quantized::{Layout, Packed, Packing, Quantized};
 use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
+pub(crate) use plan::{Few, Path, panel, path};
 use std::ops::Range;
 
 /// Text that takes codes out of words; its bindings are 1, 3 and 4, and [`constants`] go with it.
-const CODES: &str = include_str!("codes.wgsl");
+pub(crate) const CODES: &str = include_str!("codes.wgsl");
 
 static EXPAND: Kernel = Kernel::new("quantised rows as numbers", &[CODES, include_str!("expand.wgsl")]);
 static FOLD: Kernel = Kernel::new("gradients of scales", &[CODES, include_str!("fold.wgsl")]);
+static DOTS: Kernel = Kernel::new("few rows times quantised rows", &[CODES, include_str!("dots.wgsl")]);
 
 /// Invocations of a workgroup.
 const GROUP: usize = 256;
@@ -27,7 +31,7 @@ struct Params {
 }
 
 /// How [`CODES`] is compiled for a matrix.
-fn constants(q: &Quantized<'_>) -> [(&'static str, u32); 5] {
+pub(crate) fn constants(q: &Quantized<'_>) -> [(&'static str, u32); 5] {
     let meaning = match q.packing {
         Packing::Affine { .. } => 0,
         Packing::Mxfp4 | Packing::Nvfp4 => 1,
@@ -60,8 +64,13 @@ fn codes<'a>(q: &Quantized<'a>, groups: &Range<usize>) -> [Bind<'a>; 3] {
     ]
 }
 
+/// What [`CODES`] binds besides the words: the scales and the biases of the whole matrix.
+pub(crate) fn per_group<'a>(q: &Quantized<'a>) -> [Bind<'a>; 2] {
+    [Bind::All(q.scales), Bind::All(q.biases.unwrap_or(q.scales))]
+}
+
 /// Runs of the rows of a matrix that a binding holds, each of which begins where one may.
-fn stretches(gpu: &Gpu, layout: Layout, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+pub(crate) fn stretches(gpu: &Gpu, layout: Layout, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     gpu.segments(rows, 4 * layout.words.max(layout.groups))
 }
 
@@ -160,6 +169,28 @@ pub(crate) fn fold_named(
             binds: &[Bind::All(dw), w, dscales, Bind::Unused, Bind::Unused, dbiases, Bind::All(table)],
             params: bytemuck::bytes_of(&Params { count, width: columns, first, rows, last }),
             groups: Groups::Line(ids * width.div_ceil(GROUP)),
+        })?;
+    }
+    Ok(())
+}
+
+/// Writes `x · wᵀ` for a few rows of `x` to `y` `[R, O]`, f32.
+pub(crate) fn dots(gpu: &Gpu, (q, layout): (&Quantized<'_>, Layout), few: Few, x: &Tensor, y: &Tensor) -> Result<()> {
+    let (rows, outer) = (x.elements() / layout.inner, q.w.elements() / layout.words);
+    let [bits, group, meaning, scales, biases] = constants(q);
+    let extent = [("FEW", few.room as u32), ("LANES", few.lanes as u32)];
+    for part in stretches(gpu, layout, outer) {
+        let [w, s, b] = codes(q, &(part.start * layout.groups..part.end * layout.groups));
+        let numbers = [rows, part.len(), layout.inner / EIGHT, part.start, outer];
+        let [count, width, first, rows, last] = numbers.map(|n| n as u32);
+        gpu.launch(&Launch {
+            kernel: &DOTS,
+            entry: "dots",
+            constants: &[bits, group, meaning, scales, biases, extent[0], extent[1]],
+            stored: &[("X", x.dtype())],
+            binds: &[Bind::All(x), w, Bind::All(y), s, b],
+            params: bytemuck::bytes_of(&Params { count, width, first, rows, last }),
+            groups: Groups::Line(part.len().div_ceil(4 * GROUP / few.lanes)),
         })?;
     }
     Ok(())

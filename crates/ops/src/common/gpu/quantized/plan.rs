@@ -1,0 +1,70 @@
+//! Which kernel multiplies with a quantised matrix, and in what pieces.
+
+/// How rows are multiplied with a quantised matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// A few rows: bound by reading the words, which are read once.
+    Dots(Few),
+    /// Many rows: the tiles of a general product, which take codes apart as they are brought.
+    Product,
+}
+
+/// A few rows against many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Few {
+    /// Room for so many rows.
+    pub(crate) room: usize,
+    /// Invocations that share the sums of four outputs.
+    pub(crate) lanes: usize,
+}
+
+/// Rows that are few.
+const FEW: usize = 8;
+/// A large GPU runs about this many invocations at once.
+const BUSY: usize = 1 << 16;
+/// Numbers of a piece of a gradient that is never kept as a whole: 64 MiB.
+const PIECE: usize = 1 << 24;
+
+/// How `rows` rows of `inner` numbers are multiplied with as many outputs.
+pub(crate) fn path(rows: usize, outer: usize, inner: usize) -> Path {
+    if rows > FEW {
+        return Path::Product;
+    }
+    // enough loads in flight, but each invocation has some; neighbours read whole sectors
+    let wanted = (BUSY / outer.div_ceil(4)).max(1).next_power_of_two();
+    let lanes = wanted.min((inner / 32).max(1).next_power_of_two()).clamp(16, 256);
+    Path::Dots(Few { room: rows.next_power_of_two(), lanes })
+}
+
+/// Rows of a piece of a gradient: all, or so many that each piece begins where a binding may.
+pub(crate) fn panel(binding: usize, outer: usize, inner: usize) -> usize {
+    let most = PIECE.min(binding / 4) / inner;
+    if most >= outer { outer } else { (most / 256 * 256).max(256).min(outer) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_one_by_one_are_bound_by_reading_and_a_prompt_by_products() {
+        assert_eq!(path(1, 4_096, 4_096), Path::Dots(Few { room: 1, lanes: 64 }));
+        assert_eq!(path(5, 4_096, 4_096), Path::Dots(Few { room: 8, lanes: 64 }));
+        assert_eq!(path(9, 4_096, 4_096), Path::Product);
+    }
+
+    #[test]
+    fn few_outputs_are_shared_by_many_invocations_and_a_vocabulary_by_few() {
+        assert_eq!(path(1, 64, 4_096), Path::Dots(Few { room: 1, lanes: 128 }));
+        assert_eq!(path(1, 151_936, 2_048), Path::Dots(Few { room: 1, lanes: 16 }));
+        assert_eq!(path(1, 3, 16), Path::Dots(Few { room: 1, lanes: 16 }));
+    }
+
+    #[test]
+    fn a_piece_fits_a_binding_and_begins_where_one_may() {
+        assert_eq!(panel(1 << 32, 1_000, 1_000), 1_000);
+        assert_eq!(panel(1 << 32, 151_936, 4_096), 4_096);
+        assert_eq!(panel(1 << 22, 10_000, 1_000), 1_024);
+        assert_eq!(panel(1 << 12, 10_000, 1_000), 256);
+    }
+}
