@@ -267,7 +267,7 @@ pub static OPS: &[&Op] = &[
 ];
 
 /// Operations that have no kernel for GPUs yet, and say so there.
-static PROCESSOR_ONLY: &[&str] = &["quantize_affine", "quantize", "quantized_grouped_matmul"];
+static PROCESSOR_ONLY: &[&str] = &["quantized_grouped_matmul"];
 
 /// The operation of this name.
 pub fn find(name: &str) -> Option<&'static Op> {

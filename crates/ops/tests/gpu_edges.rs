@@ -299,3 +299,32 @@ fn a_quantised_matrix_larger_than_a_binding_is_cut() {
         assert!(got.len() == want.len() && far <= 1e-5 * size, "{i}: {far} of {size}");
     }
 }
+
+#[test]
+fn codes_that_a_gpu_makes_are_the_bits_of_those_of_the_processor() {
+    let Some(device) = open() else { return };
+    let mut data: Vec<f32> = (0..9 * 384).map(|i| (i as f32 * 0.73).sin() * 10f32.powi(i / 384 - 4)).collect();
+    // zeros, zeros of both signs beside larger numbers, numbers that f32 hardly holds, steps that fall between codes
+    data[..64].fill(0.0);
+    data[64..128].fill(-0.0);
+    data[128..256].iter_mut().enumerate().for_each(|(i, x)| *x = [-0.0, 0.0, 1.5, 2.0][i % 4]);
+    data[256..384].iter_mut().enumerate().for_each(|(i, x)| *x = i as f32 * 1e-43);
+    data[384..768].iter_mut().enumerate().for_each(|(i, x)| *x = i as f32 * 0.25 - 32.0);
+    let affine = [1, 2, 3, 4, 5, 6, 8].map(|bits| [32, 64, 128].map(|group| Packing::Affine { bits, group }));
+    let floats = [Packing::Mxfp4, Packing::Mxfp8, Packing::Nvfp4];
+    let w = Tensor::from_slice(&data, [9, 384], &Device::cpu()).unwrap();
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let w = cast(&w, dtype).unwrap();
+        for packing in affine.concat().into_iter().chain(floats) {
+            let (got, want) = (quantize(&moved_to(&w, &device), packing).unwrap(), quantize(&w, packing).unwrap());
+            let bytes = |x: &Tensor| x.to_bytes().unwrap();
+            assert_eq!(bytes(&got.scales), bytes(&want.scales), "scales, {packing:?} of {dtype}");
+            assert_eq!(
+                got.biases.as_ref().map(bytes),
+                want.biases.as_ref().map(bytes),
+                "biases, {packing:?} of {dtype}"
+            );
+            assert_eq!(bytes(&got.w), bytes(&want.w), "codes, {packing:?} of {dtype}");
+        }
+    }
+}

@@ -2,11 +2,11 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
 use crate::common::quantized::{Packed, Packing};
 use crate::quantize_affine;
 use alluvium_core::contract::FLOATS;
@@ -38,7 +38,7 @@ const NO_GRADIENT: &str = "codes are whole numbers";
 ///
 /// # Source
 /// Open Compute Project, Microscaling Formats v1.0, with the scales of `mlx.core.quantize`, which do not let the largest
-/// number overflow; the bits are those of MLX on a processor.
+/// number overflow; the bits are those of MLX on a processor, on every device.
 pub fn quantize(w: &Tensor, packing: Packing) -> Result<Packed> {
     if let Packing::Affine { bits, group } = packing {
         return quantize_affine(w, bits, group);
@@ -51,7 +51,7 @@ pub fn quantize(w: &Tensor, packing: Packing) -> Result<Packed> {
     }
     match w.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, w, packing),
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
+        Device::Wgpu(gpu) => gpu::forward(gpu, w, packing),
     }
 }
 

@@ -2,11 +2,11 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::no_kernel;
 use crate::common::quantized::{Packed, Packing};
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Contract, Device, Kind, Result, Tensor, tape};
@@ -35,8 +35,8 @@ const NO_GRADIENT: &str = "codes are whole numbers";
 /// traced.
 ///
 /// # Source
-/// The layout and, bit for bit, the codes of `mlx.core.quantize` on a processor; MLX's Metal kernel rounds ties away
-/// from zero, so its codes may differ.
+/// The layout and, bit for bit and on every device, the codes of `mlx.core.quantize` on a processor; MLX's Metal kernel
+/// rounds ties away from zero, so its codes may differ.
 pub fn quantize_affine(w: &Tensor, bits: u32, group: usize) -> Result<Packed> {
     let dims = CONTRACT.check(&[w])?;
     let packing = Packing::Affine { bits, group };
@@ -48,7 +48,7 @@ pub fn quantize_affine(w: &Tensor, bits: u32, group: usize) -> Result<Packed> {
     }
     match w.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, w, packing),
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
+        Device::Wgpu(gpu) => gpu::forward(gpu, w, packing),
     }
 }
 

@@ -11,6 +11,10 @@ use std::ops::Range;
 /// Text that takes codes out of words; its bindings are 1, 3 and 4, and [`constants`] go with it.
 pub(crate) const CODES: &str = include_str!("codes.wgsl");
 
+/// Text that divides as the processor does and pushes codes into words, binding 1; `BITS` goes with it.
+pub(crate) const ENCODE: &str =
+    concat!("fn roughly(a: f32, b: f32) -> f32 { return a / b; }\n", include_str!("encode.wgsl"));
+
 static EXPAND: Kernel = Kernel::new("quantised rows as numbers", &[CODES, include_str!("expand.wgsl")]);
 static FOLD: Kernel = Kernel::new("gradients of scales", &[CODES, include_str!("fold.wgsl")]);
 static DOTS: Kernel = Kernel::new("few rows times quantised rows", &[CODES, include_str!("dots.wgsl")]);
@@ -205,5 +209,70 @@ impl Packed {
             need[0].then(|| gpu.convert(&dscales, self.scales.dtype())).transpose()?,
             biases.map(|biases| gpu.convert(&dbiases, biases.dtype())).transpose()?,
         ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alluvium_core::rng::Rng;
+    use alluvium_core::wgpu::adapters;
+
+    const DIVIDE: &str = "
+        @group(0) @binding(0) var<storage, read> ab: array<vec2<u32>>;
+        @compute @workgroup_size(64)
+        fn main(@builtin(global_invocation_id) own: vec3<u32>) {
+            words[own.x] = quotient(ab[own.x].x, ab[own.x].y);
+        }";
+    static EXACT: Kernel = Kernel::new("quotients", &[ENCODE, DIVIDE]);
+    static LOW: Kernel = Kernel::new(
+        "quotients from below",
+        &["fn roughly(a: f32, b: f32) -> f32 { return a / b * (1.0 - 3e-7); }", include_str!("encode.wgsl"), DIVIDE],
+    );
+    static HIGH: Kernel = Kernel::new(
+        "quotients from above",
+        &["fn roughly(a: f32, b: f32) -> f32 { return a / b * (1.0 + 3e-7); }", include_str!("encode.wgsl"), DIVIDE],
+    );
+
+    #[test]
+    fn quotients_are_the_bits_of_the_processor_however_roughly_a_driver_divides() {
+        if adapters().is_empty() {
+            return;
+        }
+        let (gpu, mut rng) = (Gpu::builder().poison().open().unwrap(), Rng::new(1, "quotients"));
+        let edges = [0u32, 1, 2, 0x7f_ffff, 0x80_0000, 0x80_0001, 0x3f80_0000, 0x7f7f_ffff, 0x7f80_0000, 0x7fc0_0000];
+        let mut pairs: Vec<[u32; 2]> = edges.iter().flat_map(|&a| edges.map(|b| [a, b])).collect();
+        pairs.extend(pairs.clone().iter().map(|[a, b]| [a | 1 << 31, *b]));
+        while pairs.len() < 64 * 1_024 {
+            let mut any = || rng.below(1 << 32) as u32;
+            let (a, b) = (any(), any());
+            // of any size, of near sizes, and so small that few bits stay
+            pairs.push(match pairs.len() % 4 {
+                0 => [a, b],
+                1 => [a & 0x80ff_ffff, 0x3f80_0000 | b >> 9],
+                2 => [f32::to_bits((a % 512) as f32), f32::to_bits((b % 512) as f32 / 2.0)],
+                _ => [0x3f80_0000 | a >> 9, 0x3f80_0000 | b >> 9],
+            });
+        }
+        let flat: Vec<u32> = pairs.iter().flatten().copied().collect();
+        let ab = Tensor::from_slice(&flat, [flat.len()], &gpu.clone().into()).unwrap();
+        for kernel in [&EXACT, &LOW, &HIGH] {
+            let y = gpu.empty([pairs.len()], DType::U32).unwrap();
+            gpu.launch(&Launch {
+                kernel,
+                entry: "main",
+                constants: &[("BITS", 8)],
+                stored: &[],
+                binds: &[Bind::All(&ab), Bind::All(&y)],
+                params: &[],
+                groups: Groups::Line(pairs.len() / 64),
+            })
+            .unwrap();
+            for (got, [a, b]) in y.to_vec::<u32>().unwrap().into_iter().zip(&pairs) {
+                let (got, want) = (f32::from_bits(got), f32::from_bits(*a) / f32::from_bits(*b));
+                let same = got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan());
+                assert!(same, "{}: {a:#x} / {b:#x} is {want:e}, not {got:e}", kernel.name);
+            }
+        }
     }
 }
