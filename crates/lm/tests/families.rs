@@ -7,6 +7,7 @@
 //! it multiplies; neither do we. Those must be nearer to the reference than mlx-lm's own run in the stored dtype. Another folder like `fixtures` in `ALLUVIUM_FIXTURES` is compared in place of it.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use alluvium_core::wgpu::{Gpu, adapters};
 use alluvium_core::{Device, Tensor};
 use alluvium_lm::formats::chat::{Ending, Message};
 use alluvium_lm::perplexity::{logits, logsumexp, nll};
@@ -54,22 +55,22 @@ fn last_logits(prompt: &Value) -> &Value {
     if prompt["last_logits_f32ref"].is_null() { &prompt["last_logits"] } else { &prompt["last_logits_f32ref"] }
 }
 
-fn row(ids: &[u32]) -> Tensor {
-    Tensor::from_slice(ids, [1, ids.len()], &Device::cpu()).unwrap()
+fn row(ids: &[u32], device: &Device) -> Tensor {
+    Tensor::from_slice(ids, [1, ids.len()], device).unwrap()
 }
 
-fn hidden(model: &dyn LanguageModel, ids: &[u32]) -> Tensor {
+fn hidden(model: &dyn LanguageModel, ids: &[u32], device: &Device) -> Tensor {
     let mut cache = model.cache(1).unwrap();
-    let hidden = model.step(&row(ids), &mut cache).unwrap();
+    let hidden = model.step(&row(ids, device), &mut cache).unwrap();
     hidden.reshape([ids.len(), hidden.shape().last()]).unwrap()
 }
 
 /// The likeliest token after each, as long as asked for.
-fn greedy(model: &dyn LanguageModel, prompt: &[u32], length: usize) -> Vec<u32> {
+fn greedy(model: &dyn LanguageModel, prompt: &[u32], length: usize, device: &Device) -> Vec<u32> {
     let mut cache = model.cache(1).unwrap();
     let (mut input, mut made) = (prompt.to_vec(), Vec::new());
     while made.len() < length {
-        let hidden = model.step(&row(&input), &mut cache).unwrap();
+        let hidden = model.step(&row(&input, device), &mut cache).unwrap();
         let [tokens, width] = [hidden.shape()[1], hidden.shape()[2]];
         let last = hidden.reshape([tokens, width]).unwrap().rows(tokens - 1, 1).unwrap();
         input = argmax(&logits(model, &last).unwrap()).unwrap().to_vec::<u32>().unwrap();
@@ -89,15 +90,15 @@ fn message(json: &Value) -> Message {
 }
 
 /// What is wrong with one model, and how far it is at most.
-fn compare(folder: &Path, expected: &Value) -> (f64, f64, Vec<String>) {
-    let Loaded { model, tokenizer, .. } = load(folder, &Device::cpu()).unwrap();
+fn compare(folder: &Path, expected: &Value, device: &Device) -> (f64, f64, Vec<String>) {
+    let Loaded { model, tokenizer, .. } = load(folder, device).unwrap();
     let (model, tokenizer) = (model.as_ref(), tokenizer.unwrap());
     let (mut far, mut far_sums, mut faults) = (0.0f64, 0.0f64, Vec::new());
     // where mlx-lm's own run is in f32, its sums at every position can be compared
     let single = expected["max_abs_diff_vs_f32ref"] == 0.0;
     for prompt in expected["prompts"].as_array().unwrap() {
         let ids = ids(&prompt["ids"]);
-        let hidden = hidden(model, &ids);
+        let hidden = hidden(model, &ids, device);
         let last = logits(model, &hidden.rows(ids.len() - 1, 1).unwrap()).unwrap().to_vec::<f32>().unwrap();
         far = far.max(gap(last.into_iter().map(f64::from), last_logits(prompt)));
         if single {
@@ -114,7 +115,7 @@ fn compare(folder: &Path, expected: &Value) -> (f64, f64, Vec<String>) {
     for run in expected["greedy"].as_array().unwrap() {
         let prompt = &ids(&expected["prompts"][4]["ids"])[..run["prompt_len"].as_u64().unwrap() as usize];
         let want = if run["tokens_f32ref"].is_null() { &run["tokens"] } else { &run["tokens_f32ref"] };
-        let (made, want) = (greedy(model, prompt, 32), ids(want));
+        let (made, want) = (greedy(model, prompt, 32, device), ids(want));
         if made != want {
             faults.push(format!("after {} tokens came {made:?}, expected {want:?}", prompt.len()));
         }
@@ -141,11 +142,11 @@ fn compare(folder: &Path, expected: &Value) -> (f64, f64, Vec<String>) {
     (far, far_sums, faults)
 }
 
-#[test]
-fn every_model_gives_the_numbers_of_mlx_lm() {
+/// Compares the models of these folders.
+fn hold(device: &Device, wanted: impl Fn(&str) -> bool) {
     let mut wrong = String::new();
-    for (folder, expected) in folders() {
-        let (far, far_sums, faults) = compare(&folder, &expected);
+    for (folder, expected) in folders().into_iter().filter(|(folder, _)| wanted(&name(folder))) {
+        let (far, far_sums, faults) = compare(&folder, &expected, device);
         let rounded = has_rounded_scales(&folder);
         let theirs = expected["max_abs_diff_vs_f32ref"].as_f64().unwrap();
         let bound = if rounded { 0.7 * theirs } else { LOGITS };
@@ -155,4 +156,22 @@ fn every_model_gives_the_numbers_of_mlx_lm() {
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn every_model_gives_the_numbers_of_mlx_lm() {
+    hold(&Device::cpu(), |_| true);
+}
+
+/// One of each kind of packing: software stands in for a GPU in tests, where all would take too long.
+const ON_A_GPU: &[&str] = &["llama-q4g64", "qwen3_5-bf16-mixed_3_6", "qwen3_5-mxfp4", "qwen3_5-nvfp4", "qwen3_5-q4g64"];
+
+#[test]
+fn quantised_models_give_the_numbers_of_mlx_lm_on_a_gpu() {
+    if adapters().is_empty() {
+        assert!(std::env::var_os("CI").is_none(), "no GPU was found, not even a software one");
+        eprintln!("skipped: no GPU was found (Debian's mesa-vulkan-drivers has one in software)");
+        return;
+    }
+    hold(&Gpu::builder().poison().open().unwrap().into(), |name| ON_A_GPU.contains(&name));
 }
