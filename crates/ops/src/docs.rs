@@ -10,8 +10,9 @@ pub fn page() -> String {
         "# Operations\n\n\
          Made by `alluvium ops --markdown` from the list in `crates/ops/src/lib.rs`; a test fails when it is stale.\n\n\
          Letters are axes: `B T H K`. `R..` is any number of leading axes. An argument in brackets may be left out.\n\n\
-         | operation | what it does | takes | gives | gradient | runs on |\n\
-         |---|---|---|---|---|---|\n",
+         All run on the CPU and on GPUs.\n\n\
+         | operation | what it does | takes | gives | gradient |\n\
+         |---|---|---|---|---|\n",
     );
     for op in OPS {
         let row = row(op);
@@ -20,15 +21,14 @@ pub fn page() -> String {
     page
 }
 
-/// One operation's row: name, summary, arguments, results, gradient, devices.
-pub fn row(op: &Op) -> [String; 6] {
+/// One operation's row: name, summary, arguments, results, gradient.
+pub fn row(op: &Op) -> [String; 5] {
     let args: Vec<String> = op.contract.args.iter().map(argument).collect();
     let gradient = match op.gradient {
         Gradient::Of(_) => "yes".to_owned(),
         Gradient::None(why) => format!("none: {why}"),
     };
-    let devices = if op.processor_only() { "cpu" } else { "cpu, wgpu" }.to_owned();
-    [format!("`{}`", op.name()), op.summary.to_owned(), args.join(", "), op.results.join(", "), gradient, devices]
+    [format!("`{}`", op.name()), op.summary.to_owned(), args.join(", "), op.results.join(", "), gradient]
 }
 
 fn argument(arg: &Arg) -> String {

@@ -266,9 +266,6 @@ pub static OPS: &[&Op] = &[
     &sample::OP,
 ];
 
-/// Operations that have no kernel for GPUs yet, and say so there.
-static PROCESSOR_ONLY: &[&str] = &["quantized_grouped_matmul"];
-
 /// The operation of this name.
 pub fn find(name: &str) -> Option<&'static Op> {
     OPS.iter().copied().find(|op| op.name() == name)

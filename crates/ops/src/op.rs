@@ -1,7 +1,7 @@
 //! What an entry of the list is.
 
 use alluvium_core::contract::Fill;
-use alluvium_core::{Contract, DType, Device, Dims, Error, Result, Tensor};
+use alluvium_core::{Contract, DType, Dims, Error, Result, Tensor};
 use std::ops::Index;
 
 /// An operation of the list: everything that the check, the tests, the benchmark and the documentation need of it.
@@ -228,15 +228,6 @@ impl Array {
 }
 
 impl Op {
-    /// Whether it has a kernel for this device.
-    pub fn runs_on(&self, device: &Device) -> bool {
-        matches!(device, Device::Cpu(_)) || !self.processor_only()
-    }
-
-    pub(crate) fn processor_only(&self) -> bool {
-        crate::PROCESSOR_ONLY.contains(&self.name())
-    }
-
     /// The name of the public function.
     pub fn name(&self) -> &'static str {
         self.contract.op

@@ -29,14 +29,8 @@ fn dtype(name: &str) -> Result<DType, String> {
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     // an element that a kernel leaves unwritten shows
     let device = args.device.poisoned()?;
-    let (mut rows, mut faults, mut cases, mut proved) = (Vec::new(), Vec::new(), 0, 0);
+    let (mut rows, mut faults, mut cases) = (Vec::new(), Vec::new(), 0);
     for op in operations(&args.ops)? {
-        if !op.runs_on(&device) {
-            let none = || "".to_owned();
-            rows.push([op.name().to_owned(), none(), none(), none(), none(), "no kernel yet".to_owned()]);
-            continue;
-        }
-        proved += 1;
         let (mut worst, mut red) = (Gap::default(), 0);
         for case in op.cases {
             let report = check(op, case, args.dtype, &device, Zeros::MustFail)?;
@@ -53,7 +47,12 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     }
     table(out, ["operation", "cases", "gradient", "relative L2", "worst element", ""], &rows)?;
     if faults.is_empty() {
-        writeln!(out, "\n{proved} operations, {cases} cases on {device} in {}: all as the reference", args.dtype)?;
+        writeln!(
+            out,
+            "\n{} operations, {cases} cases on {device} in {}: all as the reference",
+            rows.len(),
+            args.dtype
+        )?;
         return Ok(());
     }
     faults.iter().try_for_each(|fault| writeln!(out, "\n{fault}"))?;

@@ -2,7 +2,7 @@ use crate::output::listing;
 use alluvium::ops::docs;
 use std::io::Write;
 
-/// List the operations: what they take, what they give, where they run
+/// List the operations: what they take, what they give, whether they have a gradient
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Write the page docs/ops.md instead

@@ -22,16 +22,10 @@ pub(crate) mod writer;
 pub(crate) use few::Few;
 pub(crate) use sequences::packed;
 
+use alluvium_core::Result;
 use alluvium_core::cpu::{Buffer, Cpu};
-use alluvium_core::wgpu::Gpu;
-use alluvium_core::{Error, Result};
 use std::ops::Range;
 use writer::Share;
-
-/// What an operation says that has no kernel for a GPU.
-pub(crate) fn no_kernel<T>(op: &'static str, gpu: &Gpu) -> Result<T> {
-    Err(Error::value(op, format!("there is no kernel for {} yet; use --device cpu", gpu.name())))
-}
 
 /// Sums over rows in a fixed number of parts, whatever the threads, so that the bits are the same everywhere.
 const PARTS: usize = 32;

@@ -1,7 +1,7 @@
 //! One product an expert, each way.
 
-use super::Grad;
-use crate::common::experts::{self, Choices, sorted_rows};
+use super::{CONTRACT, Grad};
+use crate::common::experts::{self as product, Choices, sorted_rows};
 use crate::common::quantized::{Codes, Layout, Quantized, scale_gradients};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{Dims, Result, Tensor};
@@ -9,19 +9,21 @@ use alluvium_core::{Dims, Result, Tensor};
 pub(super) fn forward(
     cpu: &Cpu,
     (x, q, layout): (&Tensor, &Quantized<'_>, Layout),
-    choices: &Choices,
+    experts: &Tensor,
     dims: &Dims,
 ) -> Result<Tensor> {
-    let y = experts::forward(cpu, &Codes::new(q, layout)?, dims['O'], choices, &cpu.read(x)?)?;
+    let choices = Choices::new(CONTRACT.op, experts, dims)?;
+    let y = product::forward(cpu, &Codes::new(q, layout)?, dims['O'], &choices, &cpu.read(x)?)?;
     cpu.tensor(y, dims.shape("N K O")?, x.dtype())
 }
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
-    let Grad { x, q, layout, choices, outer } = saved;
-    let (codes, dys, outer) = (Codes::new(&q.quantized(), *layout)?, cpu.read(dy)?, *outer);
+    let Grad { x, q, layout, experts, dims } = saved;
+    let choices = &Choices::new(CONTRACT.op, experts, dims)?;
+    let (codes, dys, outer) = (Codes::new(&q.quantized(), *layout)?, cpu.read(dy)?, dims['O']);
     let mut dx = None;
     if need[0] {
-        let to = experts::back(cpu, &codes, outer, choices, &dys)?;
+        let to = product::back(cpu, &codes, outer, choices, &dys)?;
         dx = Some(cpu.tensor(to, x.shape(), x.dtype())?);
     }
     if !need[1] && !need[2] {

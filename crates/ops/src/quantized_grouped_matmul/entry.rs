@@ -39,11 +39,21 @@ pub(crate) static OP: Op = Op {
         case!("a row a choice, 3 bits", 15, 5, 3, 4, 9, 96, 3, 32),
         case!("many rows, 6 bits", 60, 30, 2, 3, 7, 64, 6, 32),
         case!("many rows for each expert", 70, 70, 3, 5, 33, 128, 4, 32),
+        case!("few rows for each of many experts, 5 bits", 23, 23, 3, 11, 19, 64, 5, 64),
+        case!("whole quads, more rows than a tile, 8 bits", 100, 100, 2, 2, 68, 128, 8, 128),
         Case::new("mxfp4", &[('R', 5), ('N', 5), ('K', 2), ('E', 3), ('O', 5), ('I', 64), ('W', 8), ('G', 2)])
             .without(&["biases"])
             .filled(&[("scales", Fill::Whole(120, 130))])
             .stored(&[("scales", DType::U8)])
             .options(&[("mxfp4", 1.0)]),
+        Case::new(
+            "nvfp4, many rows",
+            &[('R', 60), ('N', 30), ('K', 2), ('E', 3), ('O', 5), ('I', 64), ('W', 8), ('G', 4)],
+        )
+        .without(&["biases"])
+        .filled(&[("scales", Fill::Whole(40, 60))])
+        .stored(&[("scales", DType::U8)])
+        .options(&[("nvfp4", 1.0)]),
     ],
     fixed: &['R', 'N', 'K', 'I', 'W', 'G'],
     largest: 30,

@@ -2,15 +2,15 @@
 
 mod cpu;
 mod entry;
+mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::common::experts::{Choices, check_rows};
-use crate::common::no_kernel;
+use crate::common::experts::check_rows;
 use crate::common::quantized::{Layout, Packed, Quantized, SCALES};
 use alluvium_core::contract::{FLOATS, Fill, IDS};
-use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
+use alluvium_core::{Arg, Backward, Contract, Device, Dims, Result, Tensor, tape};
 
 /// What `quantized_grouped_matmul` takes.
 static CONTRACT: Contract = Contract {
@@ -41,7 +41,8 @@ static CONTRACT: Contract = Contract {
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when an
-/// expert is `E` or more, for bits or groups that do not exist, or for biases that are missing or too many.
+/// expert is `E` or more, for bits or groups that do not exist, or for biases that are missing or too many. An id that
+/// a GPU made is not waited for: where it is `E` or more the row is NaN.
 ///
 /// # Source
 /// `mlx.core.gather_qmm(transpose=True)`.
@@ -50,14 +51,11 @@ pub fn quantized_grouped_matmul(x: &Tensor, q: &Quantized<'_>, experts: &Tensor)
     let layout = q.layout(CONTRACT.op)?;
     layout.fits(CONTRACT.op, "x", x.shape())?;
     check_rows(CONTRACT.op, x.shape(), &dims)?;
-    let (y, choices) = match x.device() {
-        Device::Cpu(cpu) => {
-            let choices = Choices::new(CONTRACT.op, experts, &dims)?;
-            (cpu::forward(cpu, (x, q, layout), &choices, &dims)?, choices)
-        }
-        Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu)?,
+    let y = match x.device() {
+        Device::Cpu(cpu) => cpu::forward(cpu, (x, q, layout), experts, &dims)?,
+        Device::Wgpu(gpu) => gpu::forward(gpu, (x, q, layout), experts, &dims)?,
     };
-    let grad = || Grad { x: x.detach(), q: q.detach(), layout, choices, outer: dims['O'] };
+    let grad = || Grad { x: x.detach(), q: q.detach(), layout, experts: experts.detach(), dims };
     tape::record([Some(x), Some(q.scales), q.biases], y, grad)
 }
 
@@ -66,8 +64,8 @@ struct Grad {
     x: Tensor,
     q: Packed,
     layout: Layout,
-    choices: Choices,
-    outer: usize,
+    experts: Tensor,
+    dims: Dims,
 }
 
 impl Backward<3> for Grad {
@@ -78,7 +76,7 @@ impl Backward<3> for Grad {
     fn backward(self, dy: Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
         match self.x.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy, need),
-            Device::Wgpu(gpu) => no_kernel(CONTRACT.op, gpu),
+            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy, need),
         }
     }
 }

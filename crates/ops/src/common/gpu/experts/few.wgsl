@@ -22,15 +22,9 @@ fn few(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups:
     }
     if n < p.n && job.expert < p.experts {
         let line = (vec4<u32>(job.expert * p.outer) + min(vec4<u32>(n) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.n - 1u))) * p.width;
-        for (var k = own * 4u; k < p.k; k += 4u * LANES) {
-            let w = until(load_b(line.x + k), k, p.k);
-            let x = until(load_b(line.y + k), k, p.k);
-            let y = until(load_b(line.z + k), k, p.k);
-            let z = until(load_b(line.w + k), k, p.k);
-            for (var r = 0u; r < FEW; r++) {
-                let v = until(load_a(rows[r] + k), k, p.k);
-                sums[r] += vec4<f32>(dot(v, w), dot(v, x), dot(v, y), dot(v, z));
-            }
+        for (var k = own * UNIT; k < p.k; k += UNIT * LANES) {
+            let these = units(line, k);
+            for (var r = 0u; r < FEW; r++) { sums[r] += products(these, rows[r], k); }
         }
     }
     for (var r = 0u; r < FEW; r++) {

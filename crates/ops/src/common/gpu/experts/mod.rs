@@ -2,33 +2,57 @@
 //! that no routing is ever waited for.
 
 mod plan;
+mod weights;
 
 use super::ODD;
-use super::gemm::{BLOCKS, NARROW_SUMS, SIDES};
+use super::gemm::{BLOCKS, NARROW_SUMS, PACKED_SIDES, SIDES};
+use super::quantized::CODES;
 use crate::common::ids::outside;
 use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Shape, Tensor};
 use plan::TILE;
-pub(crate) use plan::{Plan, Sizes, plan};
+pub(crate) use plan::piece;
+use plan::{Plan, Sizes, plan};
+pub(crate) use weights::Weights;
 
 const PARAMS: &str = include_str!("params.wgsl");
 const QUADS: &str = include_str!("quads.wgsl");
 const SINGLES: &str = include_str!("singles.wgsl");
 const ROWS: &str = include_str!("rows.wgsl");
+const JOB: &str = include_str!("job.wgsl");
+const FEW: &str = include_str!("few.wgsl");
 const TILES: &str = include_str!("tile.wgsl");
 const GRADIENT_TEXT: &str = include_str!("gradient.wgsl");
 
 static SORT: Kernel = Kernel::new("choices by expert", &[include_str!("sort.wgsl")]);
-static DENSE: [Kernel; 2] = [
-    Kernel::new("rows times experts", &[ODD, PARAMS, SIDES, ROWS, BLOCKS, NARROW_SUMS, QUADS, TILES]),
-    Kernel::new("rows times experts, odd", &[ODD, PARAMS, SIDES, ROWS, BLOCKS, NARROW_SUMS, SINGLES, TILES]),
+/// Of numbers and of codes, each with results as quads and one by one.
+static TILE_KERNELS: [[Kernel; 2]; 2] = [
+    [
+        Kernel::new("rows times experts", &[ODD, PARAMS, SIDES, ROWS, BLOCKS, NARROW_SUMS, QUADS, TILES]),
+        Kernel::new("rows times experts, odd", &[ODD, PARAMS, SIDES, ROWS, BLOCKS, NARROW_SUMS, SINGLES, TILES]),
+    ],
+    [
+        Kernel::new(
+            "rows times quantised experts",
+            &[ODD, PARAMS, CODES, PACKED_SIDES, ROWS, BLOCKS, NARROW_SUMS, QUADS, TILES],
+        ),
+        Kernel::new(
+            "rows times quantised experts, odd",
+            &[ODD, PARAMS, CODES, PACKED_SIDES, ROWS, BLOCKS, NARROW_SUMS, SINGLES, TILES],
+        ),
+    ],
 ];
 static GRADIENT: [Kernel; 2] = [
     Kernel::new("gradient of experts", &[ODD, PARAMS, SIDES, GRADIENT_TEXT, BLOCKS, NARROW_SUMS, QUADS]),
     Kernel::new("gradient of experts, odd", &[ODD, PARAMS, SIDES, GRADIENT_TEXT, BLOCKS, NARROW_SUMS, SINGLES]),
 ];
-static FEW: Kernel =
-    Kernel::new("few rows times experts", &[ODD, PARAMS, SIDES, include_str!("job.wgsl"), include_str!("few.wgsl")]);
+static FEW_KERNELS: [Kernel; 2] = [
+    Kernel::new("few rows times experts", &[ODD, PARAMS, SIDES, include_str!("dense_units.wgsl"), JOB, FEW]),
+    Kernel::new(
+        "few rows times quantised experts",
+        &[ODD, PARAMS, CODES, PACKED_SIDES, include_str!("packed_units.wgsl"), JOB, FEW],
+    ),
+];
 static SUM: Kernel = Kernel::new("sum over choices", &[include_str!("sum.wgsl")]);
 
 /// Invocations of a workgroup.
@@ -131,11 +155,11 @@ impl<'a> Choices<'a> {
     ///
     /// # Errors
     /// When memory is used up, or a tensor is larger than a binding.
-    pub(crate) fn forward(&self, gpu: &Gpu, x: &Tensor, w: &Tensor, shape: Shape) -> Result<Tensor> {
+    pub(crate) fn forward(&self, gpu: &Gpu, x: &Tensor, w: Weights<'_>, shape: Shape) -> Result<Tensor> {
         match plan(self.sizes) {
-            Plan::Tiles => self.tiles(gpu, (&self.sort(gpu)?, Way::Forward), [x, w], shape),
-            Plan::Each { lanes } => self.few(gpu, [x, w], None, [1, lanes], shape),
-            Plan::Runs { lines, lanes } => self.few(gpu, [x, w], Some(self.sort(gpu)?), [lines, lanes], shape),
+            Plan::Tiles => self.tiles(gpu, (&self.sort(gpu)?, Way::Forward), (x, w), shape),
+            Plan::Each { lanes } => self.few(gpu, (x, w), None, [1, lanes], shape),
+            Plan::Runs { lines, lanes } => self.few(gpu, (x, w), Some(self.sort(gpu)?), [lines, lanes], shape),
         }
     }
 
@@ -143,7 +167,7 @@ impl<'a> Choices<'a> {
     fn few(
         &self,
         gpu: &Gpu,
-        [x, w]: [&Tensor; 2],
+        (x, w): (&Tensor, Weights<'_>),
         sorted: Option<Sorted>,
         [lines, lanes]: [usize; 2],
         shape: Shape,
@@ -153,20 +177,23 @@ impl<'a> Choices<'a> {
         // what is not sorted has neither jobs nor starts, and does not read them
         let (order, starts) = sorted.as_ref().map_or((self.ids, self.ids), |sorted| (&sorted.order, &sorted.starts));
         let count = jobs.as_ref().map_or(self.sizes.choices, |jobs| jobs.shape()[0]);
-        let [x_bind, w_bind, y_bind] = [x, w, &y].map(Bind::All);
-        let [order, jobs, starts] = [order, jobs.as_ref().unwrap_or(self.ids), starts].map(Bind::All);
+        let [x_bind, y_bind, order, jobs, starts] =
+            [x, &y, order, jobs.as_ref().unwrap_or(self.ids), starts].map(Bind::All);
+        let [w_bind, scales, biases] = w.binds();
         gpu.launch(&Launch {
-            kernel: &FEW,
+            kernel: &FEW_KERNELS[w.number()],
             entry: "few",
-            constants: &[
-                ("FEW", lines as u32),
-                ("LANES", lanes as u32),
-                ("SORTED", u32::from(sorted.is_some())),
-                ("A_ODD", u32::from(!self.sizes.inner.is_multiple_of(4))),
-                ("B_ODD", u32::from(!self.sizes.inner.is_multiple_of(4))),
-            ],
-            stored: &[("A", x.dtype()), ("B", w.dtype())],
-            binds: &[x_bind, w_bind, y_bind, Bind::Unused, Bind::Unused, order, jobs, starts],
+            constants: &w.constants(
+                self.sizes.inner,
+                &[
+                    ("FEW", lines as u32),
+                    ("LANES", lanes as u32),
+                    ("SORTED", u32::from(sorted.is_some())),
+                    ("A_ODD", u32::from(!self.sizes.inner.is_multiple_of(4))),
+                ],
+            ),
+            stored: &w.stored(x.dtype(), None),
+            binds: &[x_bind, w_bind, y_bind, scales, biases, order, jobs, starts],
             params: bytemuck::bytes_of(&self.params(Way::Forward, count)),
             groups: Groups::Line(self.sizes.outer.div_ceil(4 * GROUP / lanes) * count),
         })?;
@@ -174,26 +201,34 @@ impl<'a> Choices<'a> {
     }
 
     /// One tile of choices after the other: `x` has rows for them, or `dy` on the way back.
-    fn tiles(&self, gpu: &Gpu, (sorted, way): (&Sorted, Way), [x, w]: [&Tensor; 2], shape: Shape) -> Result<Tensor> {
+    fn tiles(
+        &self,
+        gpu: &Gpu,
+        (sorted, way): (&Sorted, Way),
+        (x, w): (&Tensor, Weights<'_>),
+        shape: Shape,
+    ) -> Result<Tensor> {
         let jobs = self.jobs(gpu, sorted, TILE)?;
         let params = self.params(way, jobs.shape()[0]);
         let quads = params.n.is_multiple_of(4);
         let y = gpu.empty(shape, if quads { x.dtype() } else { DType::F32 })?;
-        let [x_bind, w_bind, y_bind, order, jobs_bind, starts] =
-            [x, w, &y, &sorted.order, &jobs, &sorted.starts].map(Bind::All);
+        let [x_bind, y_bind, order, jobs_bind, starts] = [x, &y, &sorted.order, &jobs, &sorted.starts].map(Bind::All);
+        let [w_bind, scales, biases] = w.binds();
         gpu.launch(&Launch {
-            kernel: &DENSE[usize::from(!quads)],
+            kernel: &TILE_KERNELS[w.number()][usize::from(!quads)],
             entry: "tile",
-            constants: &[
-                ("TILE", TILE as u32),
-                ("DEPTH", DEPTH),
-                ("A_K_INNER", 1),
-                ("B_K_INNER", u32::from(way == Way::Forward)),
-                ("A_ODD", u32::from(!params.stride.is_multiple_of(4))),
-                ("B_ODD", u32::from(!params.width.is_multiple_of(4))),
-            ],
-            stored: &[("A", x.dtype()), ("B", w.dtype()), ("C", y.dtype())],
-            binds: &[x_bind, w_bind, y_bind, Bind::Unused, Bind::Unused, order, jobs_bind, starts],
+            constants: &w.constants(
+                self.sizes.inner,
+                &[
+                    ("TILE", TILE as u32),
+                    ("DEPTH", DEPTH),
+                    ("A_K_INNER", 1),
+                    ("B_K_INNER", u32::from(way == Way::Forward)),
+                    ("A_ODD", u32::from(!params.stride.is_multiple_of(4))),
+                ],
+            ),
+            stored: &w.stored(x.dtype(), Some(y.dtype())),
+            binds: &[x_bind, w_bind, y_bind, scales, biases, order, jobs_bind, starts],
             params: bytemuck::bytes_of(&params),
             groups: Groups::Grid([(params.n as usize).div_ceil(TILE), jobs.shape()[0], 1]),
         })?;
@@ -208,17 +243,17 @@ impl<'a> Choices<'a> {
         &self,
         gpu: &Gpu,
         sorted: &Sorted,
-        [dy, w]: [&Tensor; 2],
+        (dy, w): (&Tensor, Weights<'_>),
         shape: Shape,
         dtype: DType,
     ) -> Result<Tensor> {
         let way = (sorted, Way::Back);
         let (choices, inner) = (self.sizes.choices, self.sizes.inner);
         if self.shared == 1 {
-            return gpu.convert(&self.tiles(gpu, way, [dy, w], shape)?, dtype);
+            return gpu.convert(&self.tiles(gpu, way, (dy, w), shape)?, dtype);
         }
         // sums round once, at their end
-        let each = self.tiles(gpu, way, [&gpu.widen(dy)?, w], Shape::from([choices, inner]))?;
+        let each = self.tiles(gpu, way, (&gpu.widen(dy)?, w), Shape::from([choices, inner]))?;
         let sum = gpu.empty(shape, DType::F32)?;
         gpu.launch(&Launch {
             kernel: &SUM,

@@ -1,5 +1,7 @@
 //! How the rows of choices meet the matrices of their experts.
 
+use alluvium_core::wgpu::ALIGNMENT;
+
 /// How products with the matrices of experts are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
@@ -56,6 +58,20 @@ fn lanes(sets: usize, inner: usize) -> usize {
     wanted.min((inner / 8).max(1).next_power_of_two()).clamp(16, 256)
 }
 
+/// Numbers of a piece of a gradient that is never kept as a whole: 64 MiB.
+const PIECE: usize = 1 << 24;
+
+/// Experts of a piece of the gradient of all matrices: all, or so many that the `groups` numbers of each, which the piece
+/// is summed up in, begin where a binding may.
+pub(crate) fn piece(binding: usize, experts: usize, matrix: usize, groups: usize) -> usize {
+    let most = PIECE.min(binding / 4) / matrix;
+    if most >= experts {
+        return experts;
+    }
+    let step = (1..=ALIGNMENT).find(|step| (step * groups * 4).is_multiple_of(ALIGNMENT)).unwrap_or(ALIGNMENT);
+    (most / step * step).max(step).min(experts)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,5 +103,13 @@ mod tests {
                 assert!(even.sum::<usize>() <= most);
             }
         }
+    }
+
+    #[test]
+    fn a_piece_of_a_gradient_begins_where_a_binding_may() {
+        assert_eq!(piece(1 << 31, 8, 1 << 20, 1 << 14), 8);
+        assert_eq!(piece(1 << 31, 512, 1 << 20, 1 << 14), 16);
+        assert_eq!(piece(1 << 14, 300, 100, 6), 32);
+        assert_eq!(piece(1 << 10, 300, 1 << 20, 7), 64);
     }
 }
