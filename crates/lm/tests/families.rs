@@ -163,11 +163,19 @@ fn every_model_gives_the_numbers_of_mlx_lm() {
     hold(&Device::cpu(), |_| true);
 }
 
-/// One of each kind of packing: software stands in for a GPU in tests, where all would take too long.
-const ON_A_GPU: &[&str] = &["llama-q4g64", "qwen3_5-bf16-mixed_3_6", "qwen3_5-mxfp4", "qwen3_5-nvfp4", "qwen3_5-q4g64"];
+/// One of each kind of packing, and mixtures: software stands in for a GPU in tests, where all would take too long.
+const ON_A_GPU: &[&str] = &[
+    "llama-q4g64",
+    "qwen3_5-bf16-mixed_3_6",
+    "qwen3_5-mxfp4",
+    "qwen3_5-nvfp4",
+    "qwen3_5-q4g64",
+    "qwen3_5_moe-f32",
+    "qwen3_next-q4g64",
+];
 
 #[test]
-fn quantised_models_give_the_numbers_of_mlx_lm_on_a_gpu() {
+fn quantised_models_and_mixtures_give_the_numbers_of_mlx_lm_on_a_gpu() {
     if adapters().is_empty() {
         assert!(std::env::var_os("CI").is_none(), "no GPU was found, not even a software one");
         eprintln!("skipped: no GPU was found (Debian's mesa-vulkan-drivers has one in software)");
