@@ -37,11 +37,7 @@ impl<'a> Rows<'a> {
         let (channels, taps) = (saved.w.shape()[0], saved.w.shape()[1]);
         let by_channel = cpu.read(&saved.w)?;
         let mut w = cpu.buffer(room(taps, channels))?;
-        for (c, of_channel) in by_channel.chunks_exact(taps).enumerate() {
-            for (k, &x) in of_channel.iter().enumerate() {
-                w[place(k, taps, c)] = x;
-            }
-        }
+        kernel::lay_out(&by_channel, taps, &mut w);
         Ok(Rows {
             x: cpu.read(&saved.x)?,
             w,

@@ -38,6 +38,29 @@ pub(super) fn place(row: usize, rows: usize, channel: usize) -> usize {
     (channel / LINE * rows + row) * LINE + channel % LINE
 }
 
+/// Puts taps, `[C, K]`, where [`place`] says. A token alone asks for it as much as a thousand do.
+pub(super) fn lay_out(taps_of_channels: &[f32], taps: usize, to: &mut [f32]) {
+    for (to, from) in to.chunks_exact_mut(LINE * taps).zip(taps_of_channels.chunks(LINE * taps)) {
+        match (<&mut [f32; LINE * USUAL]>::try_from(&mut *to), <&[f32; LINE * USUAL]>::try_from(from)) {
+            // of a length that is known when this is compiled, so that it is done in registers
+            (Ok(to), Ok(from)) if taps == USUAL => {
+                for (i, of_channel) in from.as_chunks::<USUAL>().0.iter().enumerate() {
+                    for (k, &x) in of_channel.iter().enumerate() {
+                        to[k * LINE + i] = x;
+                    }
+                }
+            }
+            _ => {
+                for (i, of_channel) in from.chunks_exact(taps).enumerate() {
+                    for (k, &x) in of_channel.iter().enumerate() {
+                        to[k * LINE + i] = x;
+                    }
+                }
+            }
+        }
+    }
+}
+
 impl Window<'_> {
     /// The number of channels; the unchecked reads below lean on every row having so many and the span lying in them.
     fn channels(&self, taps: usize) -> usize {
