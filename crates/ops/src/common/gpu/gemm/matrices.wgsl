@@ -1,54 +1,54 @@
 // needs cooperative matrices
-// One workgroup a tile of 8 × 8 fragments: each of its eight subgroups of 32 has 4 × 2 of them. Both sides lie in shared
-// memory as they lie outside, so that nothing is turned.
+// One workgroup a tile of 8 × 8 fragments: each of its four subgroups of 32 has 4 × 4 of them, so that a fragment that was
+// read is multiplied four times. Both sides lie in shared memory as they lie outside, so that nothing is turned. The next
+// tile is not fetched ahead: its registers are worth more as a second workgroup on the same core.
 const TILE: u32 = 8u * FRAGMENT;
 const DEPTH: u32 = 32u;
+const INVOCATIONS: u32 = 128u;
 // numbers of a line of each tile, and of a line with what keeps neighbours in different banks
 const ACROSS_A: u32 = select(TILE, DEPTH, A_K_INNER == 1u);
 const ACROSS_B: u32 = select(TILE, DEPTH, B_K_INNER == 1u);
 const LINE_A: u32 = (ACROSS_A + UNIT) / ELEMENT;
 const LINE_B: u32 = (ACROSS_B + UNIT) / ELEMENT;
-var<workgroup> finished: array<f32, 8u * FRAGMENT * FRAGMENT>;
+var<workgroup> finished: array<f32, 4u * FRAGMENT * FRAGMENT>;
 
-// the line of a tile and the number in it of each of the two units that an invocation brings
-fn place(lane: u32, half: u32, across: u32) -> vec2<u32> {
-    let i = lane + 256u * half;
+// the line of a tile and the number in it of each of the four units that an invocation brings
+fn place(lane: u32, nth: u32, across: u32) -> vec2<u32> {
+    let i = lane + INVOCATIONS * nth;
     return vec2<u32>(i / (across / UNIT), i % (across / UNIT) * UNIT);
 }
 
-fn fetch_a(lane: u32, half: u32, batch: u32, row: u32, k: u32, k_end: u32) -> Unit {
-    let base = p.a_at + batch * p.a_batch;
-    let own = place(lane, half, ACROSS_A);
-    if A_K_INNER == 1u {
-        let line = row + own.x;
-        let inside = line < p.m && k + own.y < k_end;
-        return unit_a(select(0u, base + line * p.a_stride + k + own.y, inside), k + own.y, select(0u, k_end, inside));
-    }
-    let line = k + own.x;
-    let inside = line < k_end && row + own.y < p.m;
-    return unit_a(select(0u, base + line * p.a_stride + row + own.y, inside), row + own.y, select(0u, p.m, inside));
+fn fetch_a(lane: u32, nth: u32, batch: u32, row: u32, k: u32, k_end: u32) -> Unit {
+    let own = place(lane, nth, ACROSS_A);
+    let line = own.x + select(k, row, A_K_INNER == 1u);
+    let inner = own.y + select(row, k, A_K_INNER == 1u);
+    let at = p.a_at + batch * p.a_batch + line * p.a_stride + inner;
+    if EDGE == 0u { return unit_a(at, 0u, 0u); }
+    let lines = select(k_end, p.m, A_K_INNER == 1u);
+    let end = select(p.m, k_end, A_K_INNER == 1u);
+    let inside = line < lines && inner < end;
+    return unit_a(select(0u, at, inside), inner, select(0u, end, inside));
 }
 
-fn fetch_b(lane: u32, half: u32, batch: u32, col: u32, k: u32, k_end: u32) -> Unit {
-    let base = p.b_at + batch * p.b_batch;
-    let own = place(lane, half, ACROSS_B);
-    if B_K_INNER == 1u {
-        let line = col + own.x;
-        let inside = line < p.n && k + own.y < k_end;
-        return unit_b(select(0u, base + line * p.b_stride + k + own.y, inside), k + own.y, select(0u, k_end, inside));
-    }
-    let line = k + own.x;
-    let inside = line < k_end && col + own.y < p.n;
-    return unit_b(select(0u, base + line * p.b_stride + col + own.y, inside), col + own.y, select(0u, p.n, inside));
+fn fetch_b(lane: u32, nth: u32, batch: u32, col: u32, k: u32, k_end: u32) -> Unit {
+    let own = place(lane, nth, ACROSS_B);
+    let line = own.x + select(k, col, B_K_INNER == 1u);
+    let inner = own.y + select(col, k, B_K_INNER == 1u);
+    let at = p.b_at + batch * p.b_batch + line * p.b_stride + inner;
+    if EDGE == 0u { return unit_b(at, 0u, 0u); }
+    let lines = select(k_end, p.n, B_K_INNER == 1u);
+    let end = select(p.n, k_end, B_K_INNER == 1u);
+    let inside = line < lines && inner < end;
+    return unit_b(select(0u, at, inside), inner, select(0u, end, inside));
 }
 
-fn slot_a(lane: u32, half: u32) -> u32 {
-    let own = place(lane, half, ACROSS_A);
+fn slot_a(lane: u32, nth: u32) -> u32 {
+    let own = place(lane, nth, ACROSS_A);
     return own.x * LINE_A + own.y / ELEMENT;
 }
 
-fn slot_b(lane: u32, half: u32) -> u32 {
-    let own = place(lane, half, ACROSS_B);
+fn slot_b(lane: u32, nth: u32) -> u32 {
+    let own = place(lane, nth, ACROSS_B);
     return own.x * LINE_B + own.y / ELEMENT;
 }
 
@@ -74,75 +74,110 @@ fn finish(lane: u32, batch: u32, row: u32, col: u32) {
     workgroupBarrier();
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(INVOCATIONS)
 fn tile(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let first = vec2<u32>(group.y, group.x) * TILE;
     let batch = group.z / p.splits;
     let k_first = group.z % p.splits * p.part;
     let k_end = min(p.k, k_first + p.part);
-    let row = lane / 128u * 4u * FRAGMENT;
-    let col = lane / 32u % 4u * 2u * FRAGMENT;
+    let row = lane / 64u * 4u * FRAGMENT;
+    let col = lane / 32u % 2u * 4u * FRAGMENT;
     let own = lane / 32u * FRAGMENT * FRAGMENT;
-    for (var i = lane; i < 8u * FRAGMENT * FRAGMENT; i += 256u) { finished[i] = 0.0; }
+    for (var i = lane; i < 4u * FRAGMENT * FRAGMENT; i += INVOCATIONS) { finished[i] = 0.0; }
     workgroupBarrier();
     var s00 = coopLoadT<Sums>(&finished[own], FRAGMENT);
     var s01 = coopLoadT<Sums>(&finished[own], FRAGMENT);
+    var s02 = coopLoadT<Sums>(&finished[own], FRAGMENT);
+    var s03 = coopLoadT<Sums>(&finished[own], FRAGMENT);
     var s10 = coopLoadT<Sums>(&finished[own], FRAGMENT);
     var s11 = coopLoadT<Sums>(&finished[own], FRAGMENT);
+    var s12 = coopLoadT<Sums>(&finished[own], FRAGMENT);
+    var s13 = coopLoadT<Sums>(&finished[own], FRAGMENT);
     var s20 = coopLoadT<Sums>(&finished[own], FRAGMENT);
     var s21 = coopLoadT<Sums>(&finished[own], FRAGMENT);
+    var s22 = coopLoadT<Sums>(&finished[own], FRAGMENT);
+    var s23 = coopLoadT<Sums>(&finished[own], FRAGMENT);
     var s30 = coopLoadT<Sums>(&finished[own], FRAGMENT);
     var s31 = coopLoadT<Sums>(&finished[own], FRAGMENT);
-    var a0 = fetch_a(lane, 0u, batch, first.x, k_first, k_end);
-    var a1 = fetch_a(lane, 1u, batch, first.x, k_first, k_end);
-    var b0 = fetch_b(lane, 0u, batch, first.y, k_first, k_end);
-    var b1 = fetch_b(lane, 1u, batch, first.y, k_first, k_end);
+    var s32 = coopLoadT<Sums>(&finished[own], FRAGMENT);
+    var s33 = coopLoadT<Sums>(&finished[own], FRAGMENT);
     for (var k = k_first; k < k_end; k += DEPTH) {
+        let a0 = fetch_a(lane, 0u, batch, first.x, k, k_end);
+        let b0 = fetch_b(lane, 0u, batch, first.y, k, k_end);
+        let a1 = fetch_a(lane, 1u, batch, first.x, k, k_end);
+        let b1 = fetch_b(lane, 1u, batch, first.y, k, k_end);
+        let a2 = fetch_a(lane, 2u, batch, first.x, k, k_end);
+        let b2 = fetch_b(lane, 2u, batch, first.y, k, k_end);
+        let a3 = fetch_a(lane, 3u, batch, first.x, k, k_end);
+        let b3 = fetch_b(lane, 3u, batch, first.y, k, k_end);
         workgroupBarrier();
         put_a(slot_a(lane, 0u), a0);
-        put_a(slot_a(lane, 1u), a1);
         put_b(slot_b(lane, 0u), b0);
+        put_a(slot_a(lane, 1u), a1);
         put_b(slot_b(lane, 1u), b1);
+        put_a(slot_a(lane, 2u), a2);
+        put_b(slot_b(lane, 2u), b2);
+        put_a(slot_a(lane, 3u), a3);
+        put_b(slot_b(lane, 3u), b3);
         workgroupBarrier();
-        // on its way while the tile is multiplied
-        if k + DEPTH < k_end {
-            a0 = fetch_a(lane, 0u, batch, first.x, k + DEPTH, k_end);
-            a1 = fetch_a(lane, 1u, batch, first.x, k + DEPTH, k_end);
-            b0 = fetch_b(lane, 0u, batch, first.y, k + DEPTH, k_end);
-            b1 = fetch_b(lane, 1u, batch, first.y, k + DEPTH, k_end);
-        }
         for (var i = 0u; i < DEPTH; i += FRAGMENT) {
-            let y0 = right(col, i);
-            let y1 = right(col + FRAGMENT, i);
-            let x0 = left(row, i);
-            let x1 = left(row + FRAGMENT, i);
-            let x2 = left(row + 2u * FRAGMENT, i);
-            let x3 = left(row + 3u * FRAGMENT, i);
+            let y0 = right(col + 0u * FRAGMENT, i);
+            let y1 = right(col + 1u * FRAGMENT, i);
+            let y2 = right(col + 2u * FRAGMENT, i);
+            let y3 = right(col + 3u * FRAGMENT, i);
+            let x0 = left(row + 0u * FRAGMENT, i);
             s00 = coopMultiplyAdd(x0, y0, s00);
             s01 = coopMultiplyAdd(x0, y1, s01);
+            s02 = coopMultiplyAdd(x0, y2, s02);
+            s03 = coopMultiplyAdd(x0, y3, s03);
+            let x1 = left(row + 1u * FRAGMENT, i);
             s10 = coopMultiplyAdd(x1, y0, s10);
             s11 = coopMultiplyAdd(x1, y1, s11);
+            s12 = coopMultiplyAdd(x1, y2, s12);
+            s13 = coopMultiplyAdd(x1, y3, s13);
+            let x2 = left(row + 2u * FRAGMENT, i);
             s20 = coopMultiplyAdd(x2, y0, s20);
             s21 = coopMultiplyAdd(x2, y1, s21);
+            s22 = coopMultiplyAdd(x2, y2, s22);
+            s23 = coopMultiplyAdd(x2, y3, s23);
+            let x3 = left(row + 3u * FRAGMENT, i);
             s30 = coopMultiplyAdd(x3, y0, s30);
             s31 = coopMultiplyAdd(x3, y1, s31);
+            s32 = coopMultiplyAdd(x3, y2, s32);
+            s33 = coopMultiplyAdd(x3, y3, s33);
         }
     }
     let at = first + vec2<u32>(row, col);
     coopStoreT(s00, &finished[own], FRAGMENT);
-    finish(lane, group.z, at.x, at.y);
+    finish(lane, group.z, at.x + 0u * FRAGMENT, at.y + 0u * FRAGMENT);
     coopStoreT(s01, &finished[own], FRAGMENT);
-    finish(lane, group.z, at.x, at.y + FRAGMENT);
+    finish(lane, group.z, at.x + 0u * FRAGMENT, at.y + 1u * FRAGMENT);
+    coopStoreT(s02, &finished[own], FRAGMENT);
+    finish(lane, group.z, at.x + 0u * FRAGMENT, at.y + 2u * FRAGMENT);
+    coopStoreT(s03, &finished[own], FRAGMENT);
+    finish(lane, group.z, at.x + 0u * FRAGMENT, at.y + 3u * FRAGMENT);
     coopStoreT(s10, &finished[own], FRAGMENT);
-    finish(lane, group.z, at.x + FRAGMENT, at.y);
+    finish(lane, group.z, at.x + 1u * FRAGMENT, at.y + 0u * FRAGMENT);
     coopStoreT(s11, &finished[own], FRAGMENT);
-    finish(lane, group.z, at.x + FRAGMENT, at.y + FRAGMENT);
+    finish(lane, group.z, at.x + 1u * FRAGMENT, at.y + 1u * FRAGMENT);
+    coopStoreT(s12, &finished[own], FRAGMENT);
+    finish(lane, group.z, at.x + 1u * FRAGMENT, at.y + 2u * FRAGMENT);
+    coopStoreT(s13, &finished[own], FRAGMENT);
+    finish(lane, group.z, at.x + 1u * FRAGMENT, at.y + 3u * FRAGMENT);
     coopStoreT(s20, &finished[own], FRAGMENT);
-    finish(lane, group.z, at.x + 2u * FRAGMENT, at.y);
+    finish(lane, group.z, at.x + 2u * FRAGMENT, at.y + 0u * FRAGMENT);
     coopStoreT(s21, &finished[own], FRAGMENT);
-    finish(lane, group.z, at.x + 2u * FRAGMENT, at.y + FRAGMENT);
+    finish(lane, group.z, at.x + 2u * FRAGMENT, at.y + 1u * FRAGMENT);
+    coopStoreT(s22, &finished[own], FRAGMENT);
+    finish(lane, group.z, at.x + 2u * FRAGMENT, at.y + 2u * FRAGMENT);
+    coopStoreT(s23, &finished[own], FRAGMENT);
+    finish(lane, group.z, at.x + 2u * FRAGMENT, at.y + 3u * FRAGMENT);
     coopStoreT(s30, &finished[own], FRAGMENT);
-    finish(lane, group.z, at.x + 3u * FRAGMENT, at.y);
+    finish(lane, group.z, at.x + 3u * FRAGMENT, at.y + 0u * FRAGMENT);
     coopStoreT(s31, &finished[own], FRAGMENT);
-    finish(lane, group.z, at.x + 3u * FRAGMENT, at.y + FRAGMENT);
+    finish(lane, group.z, at.x + 3u * FRAGMENT, at.y + 1u * FRAGMENT);
+    coopStoreT(s32, &finished[own], FRAGMENT);
+    finish(lane, group.z, at.x + 3u * FRAGMENT, at.y + 2u * FRAGMENT);
+    coopStoreT(s33, &finished[own], FRAGMENT);
+    finish(lane, group.z, at.x + 3u * FRAGMENT, at.y + 3u * FRAGMENT);
 }

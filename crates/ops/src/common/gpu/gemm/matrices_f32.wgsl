@@ -15,9 +15,15 @@ fn before(x: vec4<f32>, at: u32, end: u32) -> vec4<f32> {
     return select(vec4<f32>(), x, vec4<u32>(at) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(end));
 }
 
-fn unit_a(at: u32, inner: u32, end: u32) -> Unit { return Unit(before(a[at / 4u], inner, end)); }
+fn unit_a(at: u32, inner: u32, end: u32) -> Unit {
+    if EDGE == 0u { return Unit(a[at / 4u]); }
+    return Unit(before(a[at / 4u], inner, end));
+}
 
-fn unit_b(at: u32, inner: u32, end: u32) -> Unit { return Unit(before(load_b(at), inner, end)); }
+fn unit_b(at: u32, inner: u32, end: u32) -> Unit {
+    if EDGE == 0u { return Unit(load_b(at)); }
+    return Unit(before(load_b(at), inner, end));
+}
 
 fn put_a(slot: u32, unit: Unit) {
     tile_a[slot] = unit.x.x;
