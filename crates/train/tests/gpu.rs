@@ -1,0 +1,146 @@
+//! Training on a GPU: the numbers of the processor, and what is left when the GPU fails in the middle of a run.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use alluvium_core::wgpu::{Builder, Gpu, adapters};
+use alluvium_core::{Device, Tensor};
+use alluvium_lm::LanguageModel;
+use alluvium_ops::argmax;
+use alluvium_train::{Ended, Event, Outcome, Places, Settings, Size, Trainer};
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// A GPU; none, said aloud, where there is not even a software one.
+fn open(builder: Builder) -> Option<Gpu> {
+    if adapters().is_empty() {
+        assert!(std::env::var_os("CI").is_none(), "no GPU was found, not even a software one");
+        eprintln!("skipped: no GPU was found (Debian's mesa-vulkan-drivers has one in software)");
+        return None;
+    }
+    Some(builder.open().unwrap())
+}
+
+/// The smallest model that has every part.
+fn settings(iters: u64) -> Settings {
+    let mut settings = Settings::of(Size::Tiny);
+    (settings.iters, settings.warmup, settings.save_every, settings.steps_per_report) = (iters, 5, 3, 1);
+    (settings.batch_size, settings.max_seq_length) = (2, 96);
+    let shape = &mut settings.architecture;
+    (shape.vocab_size, shape.hidden_size, shape.intermediate_size) = (300, 32, 64);
+    (shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim) = (2, 1, 16);
+    (shape.linear_num_key_heads, shape.linear_num_value_heads) = (1, 2);
+    (shape.linear_key_head_dim, shape.linear_value_head_dim) = (16, 16);
+    settings
+}
+
+/// Sums, with their results: text that a small model learns something of.
+fn places(folder: &Path, out: &str) -> Places {
+    let text = folder.join("sums.txt");
+    if !text.exists() {
+        let sums = (0..3_000).fold(String::new(), |mut sums, i| {
+            let (a, b) = (i * 7 % 83, i * 13 % 89);
+            let _ = writeln!(sums, "{a} and {b} are {}", a + b);
+            sums
+        });
+        std::fs::write(&text, sums).unwrap();
+    }
+    Places { data: vec![text], tokenizer: None, out: folder.join(out) }
+}
+
+fn begin(folder: &Path, out: &str, settings: &Settings, device: &Device) -> Trainer {
+    Trainer::begin(&places(folder, out), settings.clone(), device, &mut |_| ()).unwrap()
+}
+
+fn losses(trainer: &Trainer) -> Vec<f64> {
+    trainer.metrics.records.iter().filter_map(|record| record.loss).collect()
+}
+
+/// The likeliest tokens after a prompt, and by how much the likeliest is ahead where that is least.
+fn greedy(model: &dyn LanguageModel, device: &Device, prompt: &[u32]) -> (Vec<u32>, f32) {
+    let mut cache = model.cache(1).unwrap();
+    let (mut input, mut made, mut closest) = (prompt.to_vec(), Vec::new(), f32::INFINITY);
+    while made.len() < 32 {
+        let ids = Tensor::from_slice(&input, [1, input.len()], device).unwrap();
+        let hidden = model.step(&ids, &mut cache).unwrap();
+        let [tokens, width] = [hidden.shape()[1], hidden.shape()[2]];
+        let last = hidden.reshape([tokens, width]).unwrap().rows(tokens - 1, 1).unwrap();
+        let logits = model.head().linear(&last).unwrap();
+        input = argmax(&logits).unwrap().to_vec::<u32>().unwrap();
+        made.extend(&input);
+        let mut logits = logits.to_vec::<f32>().unwrap();
+        logits.sort_by(f32::total_cmp);
+        closest = closest.min(logits[logits.len() - 1] - logits[logits.len() - 2]);
+    }
+    (made, closest)
+}
+
+#[test]
+fn fifty_steps_lose_what_they_lose_on_the_processor() {
+    let Some(gpu) = open(Gpu::builder()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let run = |device: &Device, out: &str| {
+        let mut trainer = begin(folder.path(), out, &settings(50), device);
+        assert_eq!(trainer.run(&mut |_| Outcome::Continue).unwrap(), Ended::Finished);
+        trainer
+    };
+    let (of_gpu, of_cpu) = (losses(&run(&gpu.into(), "gpu")), losses(&run(&Device::cpu(), "cpu")));
+    assert_eq!((of_gpu.len(), of_cpu.len()), (50, 50));
+    for (step, (of_gpu, of_cpu)) in of_gpu.iter().zip(&of_cpu).enumerate() {
+        assert!((of_gpu - of_cpu).abs() < 1e-3, "step {}: {of_gpu} on the GPU, {of_cpu}", step + 1);
+    }
+    assert!(of_cpu[49] < 0.7 * of_cpu[0], "nothing was learnt: {of_cpu:?}");
+}
+
+#[test]
+fn a_model_says_on_a_gpu_what_it_says_on_the_processor() {
+    let Some(gpu) = open(Gpu::builder()) else { return };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/qwen3_5-f32");
+    let said = |device: &Device| {
+        let model = alluvium_lm::load(&folder, device).unwrap().model;
+        greedy(model.as_ref(), device, &(1..80).collect::<Vec<u32>>())
+    };
+    let (tokens, closest) = said(&Device::cpu());
+    assert!(closest > 0.05, "two tokens are nearly as likely ({closest}): roundings may decide");
+    assert_eq!(said(&gpu.into()).0, tokens);
+}
+
+#[test]
+fn a_gpu_that_is_lost_in_a_run_is_an_error_and_the_processor_goes_on_from_the_checkpoint() {
+    let Some(gpu) = open(Gpu::builder()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = begin(folder.path(), "run", &settings(8), &gpu.clone().into());
+    let outcome = trainer.run(&mut |event| {
+        if let Event::Stepped { step: 5, .. } = event {
+            gpu.lose();
+        }
+        Outcome::Continue
+    });
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.contains("the device was lost"), "{error}");
+    drop(trainer);
+
+    let places = Places { data: Vec::new(), ..places(folder.path(), "run") };
+    let mut trainer = Trainer::resume(&places, |old| Ok(old.clone()), &Device::cpu(), &mut |_| ()).unwrap();
+    assert_eq!(trainer.step(), 3, "the checkpoint before");
+    assert_eq!(trainer.run(&mut |_| Outcome::Continue).unwrap(), Ended::Finished);
+    let mut whole = begin(folder.path(), "whole", &settings(8), &Device::cpu());
+    whole.run(&mut |_| Outcome::Continue).unwrap();
+    for (resumed, whole) in losses(&trainer).iter().zip(losses(&whole)) {
+        assert!((resumed - whole).abs() < 1e-3, "{resumed} after the loss of the GPU, {whole} without it");
+    }
+}
+
+#[test]
+fn a_gpu_whose_memory_is_full_is_an_error_with_the_sizes_and_leaves_nothing_half_written() {
+    let Some(gpu) = open(Gpu::builder().memory_limit(1 << 20)) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = settings(8);
+    settings.max_seq_length = 2_048;
+    let mut trainer = begin(folder.path(), "run", &settings, &gpu.into());
+    let error = trainer.run(&mut |_| Outcome::Continue).unwrap_err().to_string();
+    assert!(error.contains("1.0 MiB") || error.contains("1048576"), "{error}");
+    let left = std::fs::read_dir(folder.path().join("run")).unwrap();
+    let left: Vec<String> = left.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(left.contains(&"tokenizer.json".to_owned()), "{left:?}");
+    assert!(!left.iter().any(|name| name.contains("safetensors") || name.contains("tmp")), "{left:?}");
+}
