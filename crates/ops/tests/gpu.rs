@@ -28,7 +28,11 @@ fn work(op: &Op, case: &Case) -> usize {
 
 /// Operations that cut their launches where a tensor is larger than a binding of so many bytes.
 const CUT: &[(usize, &str)] = &[
-    (1 << 17, "add sub mul scale silu sigmoid softplus gelu swiglu exp log cast adamw global_norm"),
+    (
+        1 << 17,
+        "add sub mul scale silu sigmoid softplus gelu swiglu exp log cast adamw global_norm dequantize quantize \
+         quantize_affine",
+    ),
     (1 << 19, "concat split slice repeat_heads rms_norm l2_norm gated_rms_norm rope"),
 ];
 

@@ -39,6 +39,7 @@ pub(crate) static OP: Op = Op {
         affine!("3 bits, three rows", 3, 7, 192, 3, 64),
         affine!("4 bits, one row, as in decoding", 1, 67, 320, 4, 64),
         affine!("4 bits, less than a register of words", 5, 6, 32, 4, 32),
+        affine!("4 bits, three rows of a thousand numbers", 3, 9, 1_088, 4, 64),
         affine!("5 bits", 2, 9, 128, 5, 128),
         affine!("6 bits", 4, 5, 192, 6, 64),
         affine!("8 bits, one output", 1, 1, 384, 8, 128),

@@ -25,6 +25,8 @@ fn e4m3(code: vec4<u32>) -> vec4<f32> {
 
 // the four codes at the bottom of a word
 fn four(bits: u32) -> vec4<f32> {
+    // a whole byte is converted without a shift
+    if BITS == 8u && MEANING == 0u { return vec4<f32>(unpack4xU8(bits)); }
     let code = (vec4<u32>(bits) >> vec4<u32>(0u, BITS, 2u * BITS, 3u * BITS)) & vec4<u32>((1u << BITS) - 1u);
     if MEANING == 1u { return e2m1(code); }
     if MEANING == 2u { return e4m3(code); }
@@ -46,6 +48,11 @@ fn eight(i: u32) -> Eight {
     let next = words[word + select(0u, 1u, shift + 8u * BITS > 32u)];
     let low = (words[word] >> shift) | ((next << 1u) << (31u - shift));
     let high = next >> shift;
+    if BITS == 4u && MEANING == 0u {
+        let even = vec4<f32>(unpack4xU8(low & 0x0f0f0f0fu));
+        let odd = vec4<f32>(unpack4xU8((low >> 4u) & 0x0f0f0f0fu));
+        return Eight(vec4<f32>(even.x, odd.x, even.y, odd.y), vec4<f32>(even.z, odd.z, even.w, odd.w));
+    }
     const MIDDLE = 4u * BITS % 32u;
     if BITS == 8u { return Eight(four(low), four(high)); }
     if BITS <= 4u { return Eight(four(low), four(low >> MIDDLE)); }

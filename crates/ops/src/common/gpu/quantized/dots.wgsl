@@ -43,9 +43,12 @@ fn dots(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var r = 0u; r < FEW; r++) {
         workgroupBarrier();
         shares[lane] = sums[r];
-        for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        for (var part = LANES / 4u; part > 0u; part /= 4u) {
             workgroupBarrier();
-            if own < half { shares[lane] += shares[lane + half]; }
+            if own < part {
+                let other = lane + part;
+                shares[lane] = (shares[lane] + shares[other]) + (shares[other + part] + shares[other + 2u * part]);
+            }
         }
         if own == 0u && r < p.rows {
             for (var i = 0u; i < 4u; i++) {

@@ -14,7 +14,7 @@ pub(crate) enum Path {
 pub(crate) struct Few {
     /// Room for so many rows.
     pub(crate) room: usize,
-    /// Invocations that share the sums of four outputs.
+    /// Invocations that share the sums of four outputs: a power of 4, as sums are added up four by four.
     pub(crate) lanes: usize,
 }
 
@@ -30,9 +30,9 @@ pub(crate) fn path(rows: usize, outer: usize, inner: usize) -> Path {
     if rows > FEW {
         return Path::Product;
     }
-    // enough loads in flight, but each invocation has some; neighbours read whole sectors
-    let wanted = (BUSY / outer.div_ceil(4)).max(1).next_power_of_two();
-    let lanes = wanted.min((inner / 32).max(1).next_power_of_two()).clamp(16, 256);
+    // enough loads in flight, but each invocation has two of eight numbers; neighbours read whole sectors
+    let enough = |&lanes: &usize| lanes * outer.div_ceil(4) >= BUSY || 4 * lanes > inner / 16;
+    let lanes = [16, 64].into_iter().find(enough).unwrap_or(256);
     Path::Dots(Few { room: rows.next_power_of_two(), lanes })
 }
 
@@ -55,7 +55,8 @@ mod tests {
 
     #[test]
     fn few_outputs_are_shared_by_many_invocations_and_a_vocabulary_by_few() {
-        assert_eq!(path(1, 64, 4_096), Path::Dots(Few { room: 1, lanes: 128 }));
+        assert_eq!(path(1, 64, 4_096), Path::Dots(Few { room: 1, lanes: 256 }));
+        assert_eq!(path(1, 64, 2_048), Path::Dots(Few { room: 1, lanes: 64 }));
         assert_eq!(path(1, 151_936, 2_048), Path::Dots(Few { room: 1, lanes: 16 }));
         assert_eq!(path(1, 3, 16), Path::Dots(Few { room: 1, lanes: 16 }));
     }
