@@ -5,7 +5,9 @@ use alluvium::core::{Error, rng::Rng};
 use alluvium::lm::models::qwen3_5::{RopeParameters, Sizes};
 use alluvium::lm::{Batch, Keep, LanguageModel, Options, generate, initialise, load};
 use alluvium::ops::check::{Zeros, check};
-use alluvium::ops::{AdamW, CrossEntropy, Reduction, Sampling, Transpose, adamw, bench, cross_entropy, matmul};
+use alluvium::ops::{
+    AdamW, Correction, CrossEntropy, Reduction, Sampling, Transpose, adamw, bench, cross_entropy, matmul,
+};
 use alluvium::train::{Optimiser, OptimiserKind};
 use alluvium::{DType, Device, Result, Tape, Tensor};
 use serde_json::json;
@@ -108,7 +110,15 @@ fn update(device: &Device) -> Result<f64> {
     })
 }
 
-const ADAMW: AdamW = AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 7 };
+const ADAMW: AdamW = AdamW {
+    learning_rate: 1e-3,
+    beta1: 0.9,
+    beta2: 0.999,
+    eps: 1e-8,
+    weight_decay: 0.1,
+    step: 7,
+    correction: Correction::Yes,
+};
 
 /// A hybrid of 4 layers x 256 that trains on 4 rows of 256 tokens.
 struct Training {

@@ -14,8 +14,10 @@ mod add;
 mod cast;
 mod exp;
 mod gelu;
+mod gelu_approx;
 mod log;
 mod mul;
+mod relu;
 mod scale;
 mod sigmoid;
 mod silu;
@@ -97,8 +99,10 @@ pub use add::add;
 pub use cast::cast;
 pub use exp::exp;
 pub use gelu::gelu;
+pub use gelu_approx::gelu_approx;
 pub use log::log;
 pub use mul::mul;
+pub use relu::relu;
 pub use scale::scale;
 pub use sigmoid::sigmoid;
 pub use silu::silu;
@@ -134,7 +138,7 @@ pub use rms_norm::rms_norm;
 // sequence
 pub use causal_conv1d::{Activation, CausalConv1d, Convolved, causal_conv1d};
 pub use embedding::embedding;
-pub use rope::{Rope, RopeScaling, rope};
+pub use rope::{Pairs, Rope, RopeScaling, rope};
 
 // attention
 pub use attention::{Attention, attention};
@@ -155,7 +159,7 @@ pub use cross_entropy::{CrossEntropy, Reduction, cross_entropy};
 pub use kl_div::kl_div;
 
 // optimiser
-pub use adamw::{AdamW, AdamWState, adamw};
+pub use adamw::{AdamW, AdamWState, Correction, adamw};
 pub use clip_by_norm::clip_by_norm;
 pub use global_norm::global_norm;
 pub use newton_schulz::newton_schulz;
@@ -193,6 +197,8 @@ pub static OPS: &[&Op] = &[
     &cast::OP,
     &softplus::OP,
     &gelu::OP,
+    &gelu_approx::OP,
+    &relu::OP,
     &exp::OP,
     &log::OP,
 

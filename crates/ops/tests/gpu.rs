@@ -30,7 +30,7 @@ fn work(op: &Op, case: &Case) -> usize {
 const CUT: &[(usize, &str)] = &[
     (
         1 << 17,
-        "add sub mul scale silu sigmoid softplus gelu swiglu exp log cast adamw global_norm dequantize quantize \
+        "add sub mul scale silu sigmoid softplus gelu gelu_approx relu swiglu exp log cast adamw global_norm dequantize quantize \
          quantize_affine",
     ),
     (1 << 19, "concat split slice repeat_heads rms_norm l2_norm gated_rms_norm rope"),

@@ -110,7 +110,10 @@ fn a_position_of_a_million_is_as_sharp_as_the_first() {
         let x: Vec<f32> = (0..positions.len() * 128).map(|i| if i % 128 < dims / 2 { 1.0 } else { 0.0 }).collect();
         let x = Tensor::from_slice(&x, [1, positions.len(), 1, 128], &device).unwrap();
         let at = Tensor::from_slice(&positions, [1, positions.len()], &device).unwrap();
-        let y = rope(&x, &at, Rope { theta, dims, scaling: RopeScaling::None }).unwrap().to_vec::<f32>().unwrap();
+        let y = rope(&x, &at, Rope { theta, dims, scaling: RopeScaling::None, pairs: Pairs::Halves })
+            .unwrap()
+            .to_vec::<f32>()
+            .unwrap();
         for (y, position) in y.chunks(128).zip(positions) {
             for i in 0..dims / 2 {
                 let angle = f64::from(position) * f64::from(theta).powf(-(i as f64) / (dims / 2) as f64);

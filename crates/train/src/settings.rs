@@ -4,7 +4,7 @@ use crate::{OptimiserKind, Task};
 use alluvium_core::{Error, Result};
 use alluvium_lm::Config;
 use alluvium_lm::models::qwen3_5::{MixtureKeys, RopeParameters, Sizes};
-use alluvium_ops::AdamW;
+use alluvium_ops::{AdamW, Correction};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -344,6 +344,7 @@ impl Settings {
             eps: 1e-8,
             weight_decay: self.weight_decay,
             step: 1,
+            correction: Correction::Yes,
         }
     }
 }

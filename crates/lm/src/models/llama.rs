@@ -10,7 +10,7 @@ use crate::nn::linear::Bias;
 use crate::nn::mlp::MlpSizes;
 use crate::nn::{Builder, Decoder};
 use alluvium_core::Result;
-use alluvium_ops::Rope;
+use alluvium_ops::{Pairs, Rope};
 use serde::Deserialize;
 
 /// The sizes of a model, by the keys of its configuration. What is not given is as in mlx-lm.
@@ -30,6 +30,8 @@ pub(super) struct Sizes {
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
+    #[serde(default)]
+    rope_traditional: bool,
     #[serde(default)]
     layer_types: Option<Vec<String>>,
 }
@@ -111,6 +113,8 @@ impl Sizes {
 pub(super) fn build(config: &Config, b: Builder) -> Result<Box<dyn LanguageModel>> {
     let sizes = Sizes::read(config)?;
     let rope = rotary::rope(config, sizes.head(), Some(10_000.0))?;
+    // a key of mlx-lm's: what transformers saves is laid out for halves
+    let rope = if sizes.rope_traditional { Rope { pairs: Pairs::Neighbours, ..rope } } else { rope };
     rotary::check(config, sizes.eps(), rope.theta)?;
     Ok(Box::new(Decoder::build(b, &sizes.decoder(rope, HeadNorm::None), config)?))
 }

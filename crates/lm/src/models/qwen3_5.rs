@@ -10,7 +10,7 @@ use crate::formats::layout::{self, Recipe, Recipes, Stored};
 use crate::nn::in_proj::Layout;
 use crate::nn::{Builder, Decoder};
 use alluvium_core::Result;
-use alluvium_ops::{Normalise, Rope, RopeScaling};
+use alluvium_ops::{Normalise, Pairs, Rope, RopeScaling};
 use serde_json::json;
 
 /// What tells Qwen3.5 apart from Qwen3-Next.
@@ -45,7 +45,7 @@ impl Sizes {
         rotary::check(config, self.rms_norm_eps, *rope_theta)?;
         rotary::check_part(config, *partial_rotary_factor, self.head())?;
         let dims = rotary::turning(*partial_rotary_factor, self.head());
-        Ok(Rope { theta: *rope_theta, dims, scaling: RopeScaling::None })
+        Ok(Rope { theta: *rope_theta, dims, scaling: RopeScaling::None, pairs: Pairs::Halves })
     }
 }
 

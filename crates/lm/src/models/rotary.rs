@@ -2,7 +2,7 @@
 
 use crate::formats::config::Config;
 use alluvium_core::Result;
-use alluvium_ops::{Rope, RopeScaling};
+use alluvium_ops::{Pairs, Rope, RopeScaling};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -37,7 +37,7 @@ pub(super) fn rope(config: &Config, dims: usize, default_theta: Option<f32>) -> 
         Some(block) => scaling(config, block)?,
         None => RopeScaling::None,
     };
-    Ok(Rope { theta, dims, scaling })
+    Ok(Rope { theta, dims, scaling, pairs: Pairs::Halves })
 }
 
 fn scaling(config: &Config, block: &Map<String, Value>) -> Result<RopeScaling> {

@@ -1,6 +1,6 @@
 //! The entry of `adamw` in the list.
 
-use super::{AdamW, AdamWState, CONTRACT, WHY, adamw, reference};
+use super::{AdamW, AdamWState, CONTRACT, Correction, WHY, adamw, reference};
 use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
 
 fn numbers<T>(t: &Given<T>) -> AdamW {
@@ -13,6 +13,7 @@ fn numbers<T>(t: &Given<T>) -> AdamW {
         eps: or("eps", default.eps),
         weight_decay: or("weight_decay", default.weight_decay),
         step: t.option("step").map_or(default.step, |x| x as u32),
+        correction: if t.flag("uncorrected") { Correction::No } else { Correction::Yes },
     }
 }
 
@@ -41,6 +42,11 @@ pub(crate) static OP: Op = Op {
             ("eps", 0.5),
             ("beta1", 0.5),
             ("beta2", 0.6),
+            ("step", 2.0),
+        ]),
+        Case::new("means that began at zero are left so", &[('R', 19)]).options(&[
+            ("uncorrected", 1.0),
+            ("learning_rate", 0.3),
             ("step", 2.0),
         ]),
         Case::new("above one thread's work", &[('R', 100_003)]).options(&[("step", 7.0)]),

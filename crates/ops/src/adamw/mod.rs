@@ -38,17 +38,45 @@ pub struct AdamW {
     pub eps: f32,
     /// What each step takes from a weight, times the learning rate.
     pub weight_decay: f32,
-    /// The number of this step, from 1: corrects the means for having begun at zero.
+    /// The number of this step, from 1.
     pub step: u32,
+    /// Whether the means are corrected for having begun at zero.
+    pub correction: Correction,
+}
+
+/// Whether running means that began at zero are divided by what they have seen so far, `1 − βᵗ`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Correction {
+    /// As in the paper: the first steps are as long as the later ones.
+    #[default]
+    Yes,
+    /// As MLX's optimisers do unless they are asked: the first steps are up to three times as long.
+    No,
 }
 
 impl Default for AdamW {
     fn default() -> Self {
-        AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 }
+        AdamW {
+            learning_rate: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            step: 1,
+            correction: Correction::Yes,
+        }
     }
 }
 
 impl AdamW {
+    /// What a mean with this memory is divided by.
+    fn seen(&self, beta: f64) -> f64 {
+        match self.correction {
+            Correction::Yes => 1.0 - beta.powf(f64::from(self.step)),
+            Correction::No => 1.0,
+        }
+    }
+
     /// Refuses numbers that no step can be made with.
     fn check(&self) -> Result<()> {
         let within = |x: f32, below: f32| x >= 0.0 && x < below;
@@ -100,7 +128,7 @@ pub struct AdamWState {
 ///
 /// # Source
 /// Loshchilov and Hutter 2019, arXiv:1711.05101. Same numbers as `torch.optim.AdamW` and as `mlx.optimizers.AdamW` with
-/// `bias_correction=True`.
+/// `bias_correction=True`; without it with [`Correction::No`], where both divisors `1 − βᵗ` are 1.
 pub fn adamw(p: Tensor, grad: &Tensor, m: Tensor, v: Tensor, numbers: &AdamW) -> Result<AdamWState> {
     CONTRACT.check(&[&p, grad, &m, &v])?;
     numbers.check()?;

@@ -1,6 +1,6 @@
 //! Threads over tokens; the angles of a token are computed once and shared by its heads.
 
-use super::{Rope, Way};
+use super::{Pairs, Rope, Way};
 use crate::common::Few;
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{Result, Tensor};
@@ -26,7 +26,10 @@ pub(super) fn rotate(cpu: &Cpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
                 let mut angles = Angles { cos: Few::new(pairs, 0.0), sin: Few::new(pairs, 0.0) };
                 for ((y, x), &position) in y.chunks_exact_mut(token).zip(x.chunks_exact(token)).zip(positions) {
                     angles.turn(&frequencies, sign * f64::from(position));
-                    heads(level, x, width, &angles, y);
+                    match turn.pairs {
+                        Pairs::Halves => heads(level, x, width, &angles, y),
+                        Pairs::Neighbours => neighbours(x, width, &angles, y),
+                    }
                 }
             },
         );
@@ -49,8 +52,21 @@ impl Angles {
     }
 }
 
+/// Turns all heads of one token whose pairs are neighbours.
+fn neighbours(x: &[f32], width: usize, angles: &Angles, y: &mut [f32]) {
+    let turning = 2 * angles.cos.len();
+    for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+        let angles = angles.cos.iter().zip(&angles.sin[..]);
+        for ((x, y), (&cos, &sin)) in x.chunks_exact(2).zip(y.chunks_exact_mut(2)).zip(angles) {
+            y[0] = x[0] * cos - x[1] * sin;
+            y[1] = x[0] * sin + x[1] * cos;
+        }
+        y[turning..].copy_from_slice(&x[turning..]);
+    }
+}
+
 alluvium_core::simd! {
-    /// Turns all heads of one token.
+    /// Turns all heads of one token whose pairs are half of the turning part apart.
     fn heads<S>(x: &[f32], width: usize, angles: &Angles, y: &mut [f32]) {
         let pairs = angles.cos.len();
         let whole = pairs - pairs % S::LANES;

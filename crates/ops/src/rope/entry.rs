@@ -1,6 +1,6 @@
 //! The entry of `rope` in the list.
 
-use super::{CONTRACT, Rope, RopeScaling, reference, rope};
+use super::{CONTRACT, Pairs, Rope, RopeScaling, reference, rope};
 use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
 use alluvium_core::contract::Fill;
 
@@ -15,7 +15,8 @@ fn turn<T>(t: &Given<T>) -> Rope {
             }
         },
     };
-    Rope { theta: t.option("theta").unwrap_or(1e4) as f32, dims, scaling }
+    let pairs = if t.flag("neighbours") { Pairs::Neighbours } else { Pairs::Halves };
+    Rope { theta: t.option("theta").unwrap_or(1e4) as f32, dims, scaling, pairs }
 }
 
 pub(crate) static OP: Op = Op {
@@ -39,6 +40,10 @@ pub(crate) static OP: Op = Op {
             ("original", 512.0),
             ("theta", 5e5),
         ]),
+        Case::new("neighbours, a part of the head", &[('B', 2), ('T', 5), ('H', 3), ('D', 19)])
+            .options(&[("neighbours", 1.0), ("dims", 14.0)]),
+        Case::new("neighbours, the whole head", &[('B', 1), ('T', 33), ('H', 5), ('D', 64)])
+            .options(&[("neighbours", 1.0)]),
         Case::new("more than one thread's share", &[('B', 3), ('T', 129), ('H', 5), ('D', 66)]),
     ],
     fixed: &['D'],

@@ -1,6 +1,6 @@
 //! A token's angles are computed once for several heads, as whole numbers of parts of a turn.
 
-use super::{Rope, Way};
+use super::{Pairs, Rope, Way};
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
 use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
@@ -26,6 +26,8 @@ struct Params {
     pairs: u32,
     each: u32,
     back: u32,
+    step: u32,
+    apart: u32,
 }
 
 /// Turns a position of each pair, in units of 2⁻³², then what is left of each in units of 2⁻⁶⁴. Whole turns drop out.
@@ -42,7 +44,7 @@ pub(super) fn rotate(gpu: &Gpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
     let (heads, width, tokens) = (x.shape()[2], x.shape()[3], positions.elements());
     let pairs = turn.dims / 2;
     let form = match Form::of(width, x.dtype()) {
-        Form::Quads(dtype) if pairs.is_multiple_of(4) => Form::Quads(dtype),
+        Form::Quads(dtype) if pairs.is_multiple_of(4) && turn.pairs == Pairs::Halves => Form::Quads(dtype),
         _ => Form::Singles,
     };
     let table = frequencies(turn);
@@ -51,8 +53,9 @@ pub(super) fn rotate(gpu: &Gpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
     let row = heads * width * form.dtype().size();
     for part in gpu.segments(tokens, row) {
         let (width, pairs) = (width / form.unit(), pairs / form.unit());
-        let numbers = [part.len(), heads, width, pairs, HEADS, usize::from(way == Way::Back)];
-        let [tokens, heads, width, pairs, each, back] = numbers.map(|n| n as u32);
+        let [step, apart] = turn.pairs.strides(pairs);
+        let numbers = [part.len(), heads, width, pairs, HEADS, usize::from(way == Way::Back), step, apart];
+        let [tokens, heads, width, pairs, each, back, step, apart] = numbers.map(|n| n as u32);
         let invocations = numbers[0] * numbers[1].div_ceil(HEADS) * (numbers[2] - numbers[3]);
         gpu.launch(&Launch {
             kernel: form.choose(&KERNELS),
@@ -65,7 +68,7 @@ pub(super) fn rotate(gpu: &Gpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
                 Bind::All(&table),
                 Bind::Part(&y, part.start * row..part.end * row),
             ],
-            params: bytemuck::bytes_of(&Params { tokens, heads, width, pairs, each, back }),
+            params: bytemuck::bytes_of(&Params { tokens, heads, width, pairs, each, back, step, apart }),
             groups: Groups::Line(invocations.div_ceil(GROUP)),
         })?;
     }

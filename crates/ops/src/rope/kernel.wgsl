@@ -1,6 +1,6 @@
 // An invocation turns a unit of pairs in up to `each` heads of a token, or copies a unit that passes through. An angle
 // is a whole number of 2^-32 turns: the product of position and frequency wraps around by itself and loses nothing.
-struct Params { tokens: u32, heads: u32, width: u32, pairs: u32, each: u32, back: u32 }
+struct Params { tokens: u32, heads: u32, width: u32, pairs: u32, each: u32, back: u32, step: u32, apart: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<Stored>;
 @group(0) @binding(1) var<storage, read> positions: array<u32>;
@@ -55,10 +55,10 @@ fn rotate(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
     let by = angle(position * frequencies[job] + high(position, frequencies[p.pairs + job]));
     let sine = select(by.sine, -by.sine, p.back == 1u);
     for (var head = first; head < end; head++) {
-        let at = (token * p.heads + head) * p.width + job;
+        let at = (token * p.heads + head) * p.width + job * p.step;
         let a = widen(x[at]);
-        let b = widen(x[at + p.pairs]);
+        let b = widen(x[at + p.apart]);
         y[at] = narrow(a * by.cosine - b * sine);
-        y[at + p.pairs] = narrow(a * sine + b * by.cosine);
+        y[at + p.apart] = narrow(a * sine + b * by.cosine);
     }
 }

@@ -26,6 +26,28 @@ pub struct Rope {
     pub dims: usize,
     /// How the frequencies of a model are changed for longer contexts than it was first trained on.
     pub scaling: RopeScaling,
+    /// Which two elements turn together.
+    pub pairs: Pairs,
+}
+
+/// Which elements of a head's turning part are the two sides of a plane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pairs {
+    /// `i` and `i + dims/2`, as most models have it.
+    #[default]
+    Halves,
+    /// `2i` and `2i + 1`; MLX calls it traditional.
+    Neighbours,
+}
+
+impl Pairs {
+    /// How far the first elements of two pairs are apart, and the two of a pair.
+    fn strides(self, pairs: usize) -> [usize; 2] {
+        match self {
+            Pairs::Halves => [1, pairs],
+            Pairs::Neighbours => [2, 1],
+        }
+    }
 }
 
 /// How frequencies are lowered for longer contexts.
@@ -93,8 +115,8 @@ impl Rope {
 
 /// Turns pairs of elements of each head by angles that grow with the token's position.
 ///
-/// Elements `i` and `i + dims/2` are a pair, turned by `position · theta^(−2i/dims)`, which [`RopeScaling`] may lower: the
-/// angle is computed in f64, on a GPU in 64 bits of a turn, so that positions of a million are as sharp as the first.
+/// Elements `i` and `i + dims/2` are a pair (or `2i` and `2i + 1`, see [`Pairs`]), turned by `position · theta^(−2i/dims)`,
+/// which [`RopeScaling`] may lower: the angle is computed in f64, on a GPU in 64 bits of a turn, so that positions of a million are as sharp as the first.
 ///
 /// | tensor      | shape     | dtype          | gradient |
 /// |-------------|-----------|----------------|----------|
@@ -109,8 +131,7 @@ impl Rope {
 /// is 0, odd or more than `D`, or a number of [`Rope`] is not positive.
 ///
 /// # Source
-/// Su et al. 2021, arXiv:2104.09864. Same numbers as `mlx.fast.rope` with `traditional=False`, whose angles are f32,
-/// and as `Llama3RoPE` of mlx-lm.
+/// Su et al. 2021, arXiv:2104.09864. Same numbers as `mlx.fast.rope`, whose angles are f32, and as `Llama3RoPE` of mlx-lm.
 pub fn rope(x: &Tensor, positions: &Tensor, turn: Rope) -> Result<Tensor> {
     let dims = CONTRACT.check(&[x, positions])?;
     turn.check(dims['D'])?;
@@ -155,7 +176,7 @@ mod tests {
         let device = Device::cpu();
         let x = Tensor::full([1, 1, 1, width], 1.0, &device)?;
         let positions = Tensor::from_slice(&[0u32], [1, 1], &device)?;
-        rope(&x, &positions, Rope { theta, dims, scaling: RopeScaling::None })?.to_vec()
+        rope(&x, &positions, Rope { theta, dims, scaling: RopeScaling::None, pairs: Pairs::Halves })?.to_vec()
     }
 
     #[test]
@@ -174,8 +195,10 @@ mod tests {
     #[test]
     fn low_frequencies_are_lowered_and_high_ones_kept() {
         let scaling = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 512.0 };
-        let (plain, turn) =
-            (Rope { theta: 5e5, dims: 32, scaling: RopeScaling::None }, Rope { theta: 5e5, dims: 32, scaling });
+        let (plain, turn) = (
+            Rope { theta: 5e5, dims: 32, scaling: RopeScaling::None, pairs: Pairs::Halves },
+            Rope { theta: 5e5, dims: 32, scaling, pairs: Pairs::Halves },
+        );
         let ratio: Vec<f64> = (0..16).map(|i| turn.frequency(i) / plain.frequency(i)).collect();
         assert_eq!((ratio[0], ratio[15]), (1.0, 0.125));
         assert!(ratio.windows(2).all(|pair| pair[1] <= pair[0]) && ratio.iter().any(|r| (0.2..0.9).contains(r)));

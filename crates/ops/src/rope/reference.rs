@@ -1,6 +1,6 @@
 //! The definition, in plain loops and f64. Every other path is measured against this one, so it never grows a fast case.
 
-use super::{Rope, RopeScaling};
+use super::{Pairs, Rope, RopeScaling};
 use crate::op::Array;
 
 pub(super) fn forward(x: &Array, positions: &Array, turn: Rope) -> Array {
@@ -40,8 +40,9 @@ fn rotate(x: &Array, positions: &Array, turn: Rope, way: f64) -> Array {
         let y = &mut y.data[row * x.len()..][..x.len()];
         for i in 0..half {
             let (sin, cos) = (way * positions.data[row / heads] * frequency(&turn, i)).sin_cos();
-            y[i] = x[i] * cos - x[i + half] * sin;
-            y[i + half] = x[i] * sin + x[i + half] * cos;
+            let (a, b) = if turn.pairs == Pairs::Halves { (i, i + half) } else { (2 * i, 2 * i + 1) };
+            y[a] = x[a] * cos - x[b] * sin;
+            y[b] = x[a] * sin + x[b] * cos;
         }
     }
     y

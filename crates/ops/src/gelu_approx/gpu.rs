@@ -1,0 +1,16 @@
+//! The formula on a GPU.
+
+use super::cpu::GeluApprox;
+use crate::common::gpu::{
+    MATH,
+    map::{Shaded, UNARY},
+};
+use alluvium_core::wgpu::Kernel;
+
+static KERNEL: Kernel = Kernel::new("gelu_approx", &[MATH, UNARY, include_str!("kernel.wgsl")]);
+
+impl Shaded for GeluApprox {
+    fn kernel(self) -> &'static Kernel {
+        &KERNEL
+    }
+}

@@ -1,0 +1,16 @@
+//! The formula on a GPU.
+
+use super::cpu::Relu;
+use crate::common::gpu::{
+    MATH,
+    map::{Shaded, UNARY},
+};
+use alluvium_core::wgpu::Kernel;
+
+static KERNEL: Kernel = Kernel::new("relu", &[MATH, UNARY, include_str!("kernel.wgsl")]);
+
+impl Shaded for Relu {
+    fn kernel(self) -> &'static Kernel {
+        &KERNEL
+    }
+}
