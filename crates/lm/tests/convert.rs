@@ -1,4 +1,5 @@
-//! Conversions give the tensors of `mlx_lm.convert`, byte for byte.
+//! Conversions give the tensors of `mlx_lm.convert`, byte for byte. Another folder like `fixtures` in `ALLUVIUM_FIXTURES` is
+//! compared in place of it.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::{DType, Device, Tensor};
@@ -10,7 +11,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
+    let ours = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+    std::env::var_os("ALLUVIUM_FIXTURES").map_or(ours, PathBuf::from).join("models").join(name)
 }
 
 fn json(path: &Path) -> Value {

@@ -2,22 +2,35 @@
 //!
 //! A model that is stored in half precision, or quantised, is compared with what mlx-lm computes in f32 from the very
 //! same stored numbers (`…_f32ref`): activations are f32 here, so nothing but the order of sums is left between the two,
-//! and one bound serves all but one kind. Affine packing with scales in half precision is compared less closely: mlx rounds
-//! each number to the dtype of the scales when it makes a matrix plain, as the reference was made, and does not when
-//! it multiplies; neither do we. Those must be nearer to the reference than mlx-lm's own run in the stored dtype. Another folder like `fixtures` in `ALLUVIUM_FIXTURES` is compared in place of it.
+//! and one bound serves all but one kind.
+//!
+//! That kind is affine packing with scales in half precision. The reference was made with matrices that mlx made plain, and mlx
+//! rounds there, to the dtype of the scales, the product of a code and its scale, and the sum with the bias; neither its products with packed
+//! matrices nor ours round. So these are compared twice: made plain with both roundings, as mlx does, they are as near to the
+//! reference as all others, which shows that every code, scale and bias is read right; and as they are packed, they must be
+//! nearer to it than mlx-lm's own run in the stored dtype, whose sums are in half precision, too.
+//!
+//! Where mlx-lm's run is not in f32, its logsumexp at every position may differ from ours by as much as that run is known to
+//! differ from f32, since a logsumexp moves no further than its logits.
+//!
+//! Another folder like `fixtures` in `ALLUVIUM_FIXTURES` is compared in place of it.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::wgpu::{Gpu, adapters};
-use alluvium_core::{Device, Tensor};
+use alluvium_core::{DType, Device, Tensor};
 use alluvium_lm::formats::chat::{Ending, Message};
+use alluvium_lm::formats::quantization::Quantization;
+use alluvium_lm::formats::safetensors;
 use alluvium_lm::perplexity::{logits, logsumexp, nll};
-use alluvium_lm::{LanguageModel, Loaded, load};
-use alluvium_ops::argmax;
+use alluvium_lm::{Config, LanguageModel, Loaded, load};
+use alluvium_ops::{Packing, Quantized, add, argmax, cast, dequantize, mul};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// How far logits may be, absolute: they are as large as 20, and are reached through a thousand roundings of f32.
-const LOGITS: f64 = 5e-5;
+/// How far logits may be, absolute: they are as large as 20, and are reached through a thousand roundings of f32. Dense models
+/// are within 1.2e-5 for every seed of the generators that was tried, mixtures within 3.5e-5, where a router multiplies
+/// what the roundings before it did.
+const LOGITS: f64 = 2e-4;
 /// How far the logarithm of a sum of them may be.
 const LOGSUMEXP: f64 = 1e-4;
 
@@ -31,6 +44,7 @@ fn folders() -> Vec<(PathBuf, Value)> {
         let expected = std::fs::read(folder.join("expected.json")).unwrap();
         found.push((folder, serde_json::from_slice(&expected).unwrap()));
     }
+    assert_eq!(found.len(), 28);
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found
 }
@@ -85,30 +99,89 @@ fn has_rounded_scales(folder: &Path) -> bool {
     described.tensors.iter().any(|t| t.name.ends_with(".biases") && t.dtype != "F32")
 }
 
+/// The numbers of a packed matrix, rounded where mlx rounds.
+fn rounded(w: &Tensor, scales: &Tensor, biases: &Tensor, packing: Packing) -> Tensor {
+    let numbers = |w: &Tensor, scales: &Tensor, biases: &Tensor| {
+        dequantize(&Quantized { w, scales, biases: Some(biases), packing }, DType::F32).unwrap()
+    };
+    let full = |number: f32| Tensor::full(scales.shape(), number, w.device()).unwrap();
+    let none = Tensor::zeros(w.shape(), DType::U32, w.device()).unwrap();
+    let round = |x: Tensor| cast(&cast(&x, scales.dtype()).unwrap(), DType::F32).unwrap();
+    let spread = |of_groups: &Tensor| numbers(&none, &full(0.0), of_groups);
+    let product = round(mul(&numbers(w, &full(1.0), &full(0.0)), &spread(scales)).unwrap());
+    round(add(&product, &spread(biases)).unwrap())
+}
+
+/// The same model with its affine matrices made plain as mlx makes them.
+fn made_plain(folder: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    let mut config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
+    let quantization = Quantization::read(&Config::new(config.clone()).unwrap()).unwrap();
+    let file = safetensors::read(folder.join("model.safetensors")).unwrap();
+    let get = |name: &str| file.tensor(name, &Device::cpu()).unwrap();
+    let mut tensors = Vec::new();
+    for name in file.names() {
+        let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+        let [scales, biases] = ["scales", "biases"].map(|part| format!("{module}.{part}"));
+        let affine = file.entry(&biases).is_some();
+        if !affine {
+            tensors.push((name.to_owned(), get(name)));
+        } else if name.ends_with(".weight") {
+            let packing = quantization.modules.get(module).copied().flatten().or(quantization.default).unwrap();
+            tensors.push((name.to_owned(), rounded(&get(name), &get(&scales), &get(&biases), packing)));
+        }
+    }
+    let tensors: Vec<(String, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
+    safetensors::write(to.path().join("model.safetensors"), &tensors, &[]).unwrap();
+    // what is packed in other ways stays so
+    let block = config["quantization"].as_object_mut().unwrap();
+    let mode = block["mode"].clone();
+    block.retain(|key, _| matches!(key.as_str(), "group_size" | "bits" | "mode"));
+    if mode == "affine" {
+        config.as_object_mut().unwrap().retain(|key, _| !key.starts_with("quantization"));
+    }
+    std::fs::write(to.path().join("config.json"), config.to_string()).unwrap();
+    to
+}
+
+/// How far the last logits of every prompt are from those in f32, at most.
+fn furthest(model: &dyn LanguageModel, expected: &Value, device: &Device) -> f64 {
+    let far = |prompt: &Value| {
+        let ids = ids(&prompt["ids"]);
+        let last = hidden(model, &ids, device).rows(ids.len() - 1, 1).unwrap();
+        let last = logits(model, &last).unwrap().to_vec::<f32>().unwrap();
+        gap(last.into_iter().map(f64::from), last_logits(prompt))
+    };
+    expected["prompts"].as_array().unwrap().iter().map(far).fold(0.0, f64::max)
+}
+
+/// What is wrong with a model's logarithms of sums, at every position of every prompt.
+fn sums(model: &dyn LanguageModel, expected: &Value, apart: f64, device: &Device) -> (f64, Vec<String>) {
+    let (mut furthest, mut faults) = (0.0f64, Vec::new());
+    for prompt in expected["prompts"].as_array().unwrap() {
+        let noise = prompt["max_abs_diff_vs_f32ref"].as_f64().unwrap();
+        let bound = if noise == 0.0 { LOGSUMEXP } else { noise + apart };
+        let far = gap(logsumexp(model, &hidden(model, &ids(&prompt["ids"]), device)).unwrap(), &prompt["logsumexp"]);
+        furthest = furthest.max(far);
+        if far > bound {
+            faults.push(format!("{} tokens: a logsumexp is {far:.1e} away, bound {bound:.1e}", prompt["len"]));
+        }
+    }
+    (furthest, faults)
+}
+
 fn message(json: &Value) -> Message {
     Message::new(json["role"].as_str().unwrap(), json["content"].as_str().unwrap())
 }
 
-/// What is wrong with one model, and how far it is at most.
-fn compare(folder: &Path, expected: &Value, device: &Device) -> (f64, f64, Vec<String>) {
-    let Loaded { model, tokenizer, .. } = load(folder, device).unwrap();
-    let (model, tokenizer) = (model.as_ref(), tokenizer.unwrap());
-    let (mut far, mut far_sums, mut faults) = (0.0f64, 0.0f64, Vec::new());
-    // where mlx-lm's own run is in f32, its sums at every position can be compared
-    let single = expected["max_abs_diff_vs_f32ref"] == 0.0;
-    for prompt in expected["prompts"].as_array().unwrap() {
-        let ids = ids(&prompt["ids"]);
-        let hidden = hidden(model, &ids, device);
-        let last = logits(model, &hidden.rows(ids.len() - 1, 1).unwrap()).unwrap().to_vec::<f32>().unwrap();
-        far = far.max(gap(last.into_iter().map(f64::from), last_logits(prompt)));
-        if single {
-            far_sums = far_sums.max(gap(logsumexp(model, &hidden).unwrap(), &prompt["logsumexp"]));
-        }
-    }
+/// What is wrong with what one model says of tokens and texts.
+fn compare(folder: &Path, expected: &Value, loaded: &Loaded, device: &Device) -> Vec<String> {
+    let (model, tokenizer) = (loaded.model.as_ref(), loaded.tokenizer.as_ref().unwrap());
+    let mut faults = Vec::new();
     let losses = nll(model, &ids(&expected["prompts"][4]["ids"])).unwrap();
     let (mean, want) = (losses.iter().sum::<f64>() / losses.len() as f64, &expected["nll_200"]);
     let want = if want["mean_f32ref"].is_null() { &want["mean"] } else { &want["mean_f32ref"] };
-    let bound = if has_rounded_scales(folder) { 1e-3 } else { 1e-5 };
+    let bound = if has_rounded_scales(folder) { 3e-3 } else { 1e-5 };
     if (mean - want.as_f64().unwrap()).abs() > bound {
         faults.push(format!("a token costs {mean}, expected {want}"));
     }
@@ -139,20 +212,35 @@ fn compare(folder: &Path, expected: &Value, device: &Device) -> (f64, f64, Vec<S
     if eos != ids(&theirs["eos_token_ids"]) {
         faults.push(format!("a text ends with {eos:?}, expected {}", theirs["eos_token_ids"]));
     }
-    (far, far_sums, faults)
+    faults
 }
 
 /// Compares the models of these folders.
 fn hold(device: &Device, wanted: impl Fn(&str) -> bool) {
     let mut wrong = String::new();
     for (folder, expected) in folders().into_iter().filter(|(folder, _)| wanted(&name(folder))) {
-        let (far, far_sums, faults) = compare(&folder, &expected, device);
-        let rounded = has_rounded_scales(&folder);
+        let loaded = load(&folder, device).unwrap();
         let theirs = expected["max_abs_diff_vs_f32ref"].as_f64().unwrap();
-        let bound = if rounded { 0.7 * theirs } else { LOGITS };
-        println!("{:28} logits {far:.1e} of {bound:.1e}, logsumexp {far_sums:.1e}", name(&folder));
-        if far > bound || far_sums > LOGSUMEXP || !faults.is_empty() {
-            wrong += &format!("{}: logits {far:.1e}, logsumexp {far_sums:.1e} {faults:?}\n", name(&folder));
+        let rounded = has_rounded_scales(&folder);
+        let bound = if rounded { theirs } else { LOGITS };
+        let far = furthest(loaded.model.as_ref(), &expected, device);
+        let (sum, mut faults) = sums(loaded.model.as_ref(), &expected, bound, device);
+        print!("{:28} logits {far:.1e} of {bound:.1e}, logsumexp {sum:.1e} of {theirs:.1e}", name(&folder));
+        if far > bound {
+            faults.push(format!("the logits are {far:.1e} away, bound {bound:.1e}"));
+        }
+        if rounded {
+            let plain = made_plain(&folder);
+            let far = furthest(load(plain.path(), device).unwrap().model.as_ref(), &expected, device);
+            print!(", made plain as mlx does {far:.1e}");
+            if far > LOGITS {
+                faults.push(format!("made plain as mlx does, the logits are {far:.1e} away, bound {LOGITS:.1e}"));
+            }
+        }
+        println!();
+        faults.extend(compare(&folder, &expected, &loaded, device));
+        if !faults.is_empty() {
+            wrong += &format!("{}: {faults:?}\n", name(&folder));
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
