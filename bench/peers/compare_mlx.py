@@ -26,10 +26,13 @@ import mlx.core as mx
 
 mx.set_default_device(mx.cpu)  # before mlx_lm, which makes its generation stream when it is imported
 
+import mlx.nn as nn
 import mlx_lm
 import numpy as np
 from mlx.utils import tree_flatten
+from mlx_lm import utils
 from mlx_lm.generate import generate_step
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 POSITIONS = 200
 GREEDY = 32
@@ -53,6 +56,39 @@ def read_ours(path: Path) -> tuple[dict, np.ndarray]:
     if not 0 <= low <= high < logits.shape[1]:  # mlx reads outside its embedding without an error
         raise Mismatch(f"`ids` reach from {low} to {high}, outside of V = {logits.shape[1]}")
     return ours, np.array(logits)
+
+
+def in_float32(model, folder: Path):
+    """The model whose stored numbers are the same and whose arithmetic is in float32.
+
+    A packed embedding of a kind that is not affine gives bfloat16 whatever the dtype of the model is, so such a model is
+    built again of the numbers that mlx unpacks.
+    """
+    packed = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear))
+    ]
+    if all(module.mode == "affine" for _, module in packed):
+        model.set_dtype(mx.float32)
+        return model
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = {key: value for key, value in config.items() if not key.startswith("quantization")}
+    kind, arguments = utils._get_classes(config)
+    plain = kind(arguments.from_dict(config))
+    weights = {
+        f"{name}.weight": mx.dequantize(
+            m.weight, m.scales, m.get("biases"), group_size=m.group_size, bits=m.bits, mode=m.mode, dtype=mx.float32
+        )
+        for name, m in packed
+    }
+    for name, value in tree_flatten(model.parameters()):
+        if name not in weights and not name.endswith((".scales", ".biases")):
+            weights[name] = value.astype(mx.float32)
+    plain.load_weights(list(weights.items()), strict=True)
+    plain.eval()
+    mx.eval(plain.parameters())
+    return plain
 
 
 def check_text(tokenizer, ours: dict) -> str:
@@ -130,7 +166,7 @@ def main() -> int:
         print(f"FAIL load: mlx_lm.load({args.model_dir}): {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     stored = sorted({str(value.dtype).removeprefix("mlx.core.") for _, value in tree_flatten(model.parameters())})
-    model.set_dtype(mx.float32)
+    model = in_float32(model, args.model_dir)
     print(f"{args.model_dir}: {model.model_type} in {', '.join(stored)}, run in float32 on {mx.default_device()}")
 
     failed = False
