@@ -1,0 +1,266 @@
+#!/usr/bin/env python3
+"""Makes the mistakes on purpose that are easily made with a model, and sees whether its tests turn red.
+
+All mistakes are planted at once in a throwaway worktree of HEAD, each behind a switch that the process reads, so that
+one build serves all; the tests of models then run once with nothing switched on, which must pass, and once for each
+mistake. `planted.py` does the same for single kernels, one build each.
+
+    python3 bench/planted_models.py --target-dir target/planted > planted_models.md
+"""
+
+import argparse
+import collections
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SUITES = ["families", "goldens", "convert"]
+TEST = ["cargo", "test", "-p", "alluvium-lm", *(word for suite in SUITES for word in ("--test", suite))]
+TEST += ["--no-fail-fast", "--offline", "--", "--skip", "on_a_gpu"]
+SWITCH = '''
+/// Whether this mistake is switched on.
+#[allow(missing_docs)]
+pub fn planted(name: &str) -> bool {
+    static ON: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    ON.get_or_init(|| std::env::var("PLANTED").unwrap_or_default()) == name
+}
+'''
+
+# Each edit: `old` occurs exactly once in `file`, below crates/; `ON` in `new` asks whether the mistake is switched on.
+Edit = collections.namedtuple("Edit", "file old new")
+CHUNK = "ops/src/gated_delta_rule/cpu/chunk.rs"
+STEP = "ops/src/gated_delta_step/cpu.rs"
+LAYER = "lm/src/nn/gated_delta_net.rs"
+MIXTURE = "lm/src/nn/moe.rs"
+ATTENTION = "lm/src/nn/attention.rs"
+MISTAKES = {
+    "no delta term": [
+        Edit(
+            CHUNK,
+            "        maps::gate(level, 1.0, self.gamma, &self.beta[..len], self.a0, self.a);",
+            "        if ON {\n            for row in 0..len {\n                self.a0[row * CHUNK..][..row].fill(0.0);\n            }\n        }\n"
+            "        maps::gate(level, 1.0, self.gamma, &self.beta[..len], self.a0, self.a);",
+        ),
+        Edit(
+            CHUNK,
+            "        maps::residual(level,",
+            "        if ON {\n            self.u.fill(0.0);\n        }\n        maps::residual(level,",
+        ),
+        Edit(
+            STEP,
+            "(row.v - (sums[0] + sums[1]).sum())",
+            "(row.v - if ON { 0.0 } else { (sums[0] + sums[1]).sum() })",
+        ),
+    ],
+    "the state lost every 64 tokens": [
+        Edit(
+            "ops/src/gated_delta_rule/cpu/forward.rs",
+            "        chunk.advance(problem, state);",
+            "        chunk.advance(problem, state);\n        if ON && i + 1 < problem.chunks_of(sequence).len() {\n            state.fill(0.0);\n        }",
+        )
+    ],
+    "the decay after the read": [
+        Edit(
+            CHUNK,
+            "&self.from_start[..len], self.u, self.w);",
+            "&if ON { [&[1.0f32][..], &self.from_start[..len - 1]].concat() } else { self.from_start[..len].to_vec() }, self.u, self.w);",
+        ),
+        Edit(
+            STEP,
+            "(S::load_head(s) * decay).mul_add(S::load_head(k), sums[i % 2]);",
+            "(S::load_head(s) * if ON { S::splat(1.0) } else { decay }).mul_add(S::load_head(k), sums[i % 2]);",
+        ),
+    ],
+    "value heads take keys by the remainder": [
+        Edit(
+            CHUNK,
+            "gather(&problem.k, tokens.clone(), [heads, head / (groups / heads), width]",
+            "gather(&problem.k, tokens.clone(), [heads, if ON { head % heads } else { head / (groups / heads) }, width]",
+        ),
+        Edit(
+            CHUNK,
+            "let key_head = head / (problem.groups / problem.heads);",
+            "let key_head = if ON { head % problem.heads } else { head / (problem.groups / problem.heads) };",
+        ),
+        Edit(
+            STEP,
+            "gate % groups / (groups / heads))",
+            "if ON { gate % heads } else { gate % groups / (groups / heads) })",
+        ),
+    ],
+    "softplus a ramp in the decay": [
+        Edit(
+            "ops/src/gdn_gate/cpu.rs",
+            "    x.max(0.0) + (-x.abs()).exp().ln_1p()",
+            "    if ON { x.max(0.0) } else { x.max(0.0) + (-x.abs()).exp().ln_1p() }",
+        )
+    ],
+    "taps in reverse": [
+        Edit(
+            "ops/src/causal_conv1d/kernel.rs",
+            "(from.x[r + k], c, n)",
+            "(from.x[if ON { r + taps - 1 - k } else { r + k }], c, n)",
+        )
+    ],
+    "the convolution a token ahead": [
+        Edit(
+            LAYER,
+            "        let [q, k, v] = split_in(&qkv_btc",
+            "        let qkv_btc = if ON && t > 1 {\n"
+            "            let part = |range| alluvium_ops::slice(&qkv_btc, 1, range);\n"
+            "            alluvium_ops::concat(&[&part(1..t)?, &part(t - 1..t)?], 1)?\n"
+            "        } else {\n            qkv_btc\n        };\n"
+            "        let [q, k, v] = split_in(&qkv_btc",
+        )
+    ],
+    "the convolution's window lost between steps": [
+        Edit(
+            LAYER,
+            "self.project(x_btd, cache.window.as_ref(), None)?",
+            "self.project(x_btd, cache.window.as_ref().filter(|_| !ON), None)?",
+        )
+    ],
+    "the mean of squares for their sum in queries and keys": [
+        Edit(LAYER, "l2_norm(&q.reshape([b, t, h, key])?, EPS)?", "l2_norm(&q.reshape([b, t, h, key])?, if ON { EPS * key as f32 } else { EPS })?"),
+        Edit(LAYER, "l2_norm(&k.reshape([b, t, h, key])?, EPS)?", "l2_norm(&k.reshape([b, t, h, key])?, if ON { EPS * key as f32 } else { EPS })?"),
+    ],
+    "norms with eps 1e-5": [
+        Edit(
+            "lm/src/models/hybrid.rs",
+            "            taps: self.linear_conv_kernel_dim,\n            eps: self.rms_norm_eps,",
+            "            taps: self.linear_conv_kernel_dim,\n            eps: if ON { 1e-5 } else { self.rms_norm_eps },",
+        )
+    ],
+    "one added to norms that have it": [
+        Edit("lm/src/models/qwen3_5.rs", "() if foreign && layout::starts", "() if (foreign || ON) && layout::starts")
+    ],
+    "one not added to norms of transformers": [
+        Edit("lm/src/models/qwen3_next.rs", "() if layout::starts_at_zero(name, shape)", "() if !ON && layout::starts_at_zero(name, shape)")
+    ],
+    "rope with neighbours as pairs": [
+        Edit(
+            ATTENTION,
+            "        let AttentionSizes { heads, kv_heads, head, rope: turn, gate, .. } = self.sizes;",
+            "        let AttentionSizes { heads, kv_heads, head, rope: turn, gate, .. } = self.sizes;\n"
+            "        let turn = if ON { Rope { pairs: alluvium_ops::Pairs::Neighbours, ..turn } } else { turn };",
+        )
+    ],
+    "rope of base 10000": [
+        Edit(
+            ATTENTION,
+            "        let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];\n        let queries",
+            "        let turn = if ON { Rope { theta: 1e4, ..turn } } else { turn };\n"
+            "        let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];\n        let queries",
+        )
+    ],
+    "positions off by one once tokens come singly": [
+        Edit(
+            "lm/src/cache.rs",
+            "return Tensor::from_slice(&[first(*offset)?]",
+            "return Tensor::from_slice(&[first(*offset)? + u32::from(ON && *offset > 0)]",
+        )
+    ],
+    "gates before queries": [
+        Edit(ATTENTION, "                (q, Some(gate))", "                if ON { (gate, Some(q)) } else { (q, Some(gate)) }")
+    ],
+    "z before v in the merged projection": [
+        Edit(
+            "lm/src/nn/in_proj.rs",
+            "        let ba = self.in_proj_ba",
+            "        let (v, z) = if ON { (z, v) } else { (v, z) };\n        let ba = self.in_proj_ba",
+        )
+    ],
+    "one expert fewer": [
+        Edit(MIXTURE, "route(&logits, self.sizes.chosen,", "route(&logits, self.sizes.chosen - usize::from(ON),")
+    ],
+    "the chosen not normalised": [
+        Edit(MIXTURE, "self.sizes.normalise)?;", "if ON { Normalise::No } else { self.sizes.normalise })?;")
+    ],
+    "the shared expert not gated": [
+        Edit(
+            MIXTURE,
+            "mul(&self.shared_expert.forward(&x_nd)?, &gate_nd)?",
+            "if ON { self.shared_expert.forward(&x_nd)? } else { mul(&self.shared_expert.forward(&x_nd)?, &gate_nd)? }",
+        )
+    ],
+    "an expert's gate and up projections exchanged": [
+        Edit("lm/src/models/qwen3_5_moe.rs", "Recipe::Half(stored.clone(), Side::First)", "Recipe::Half(stored.clone(), if ON { Side::Second } else { Side::First })"),
+        Edit("lm/src/models/qwen3_5_moe.rs", "Recipe::Half(stored.clone(), Side::Second)", "Recipe::Half(stored.clone(), if ON { Side::First } else { Side::Second })"),
+    ],
+    "an entry without a mode takes that of the block": [
+        Edit(
+            "lm/src/formats/quantization.rs",
+            '        Value::Null => "affine",',
+            '        Value::Null if ON && number("bits") == Ok(Some(8)) => "mxfp8",\n        Value::Null => "affine",',
+        )
+    ],
+    "texts end by config.json alone": [
+        Edit(
+            "lm/src/formats/tokenizer.rs",
+            "        if eos.is_empty() && folder",
+            "        if ON {\n            eos.clear();\n        }\n        if eos.is_empty() && folder",
+        )
+    ],
+}
+
+
+def plant(tree):
+    """Puts every mistake into the tree, behind its switch."""
+    for name, edits in MISTAKES.items():
+        for edit in edits:
+            path = tree / "crates" / edit.file
+            text = path.read_text()
+            if text.count(edit.old) != 1:
+                sys.exit(f"{name}: {edit.old!r} occurs {text.count(edit.old)} times in {edit.file}, expected once")
+            crate = "crate" if edit.file.startswith("ops/") else "alluvium_ops"
+            path.write_text(text.replace(edit.old, re.sub(r"\bON\b", f'{crate}::planted("{name}")', edit.new)))
+    with (tree / "crates/ops/src/lib.rs").open("a") as file:
+        file.write(SWITCH)
+
+
+def failures(tree, target, name):
+    """The tests that fail with this mistake switched on."""
+    env = dict(os.environ, CARGO_TARGET_DIR=str(target), RUST_BACKTRACE="0", PLANTED=name)
+    done = subprocess.run(TEST, cwd=tree, env=env, capture_output=True, text=True)
+    if done.stdout.count("test result:") != len(SUITES):
+        sys.exit(f"{name or 'nothing planted'}: the tests did not run:\n{done.stderr[-4000:]}")
+    return sorted(re.findall(r"^test (\w+) \.\.\. FAILED", done.stdout, re.MULTILINE))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print the mistakes and stop")
+    parser.add_argument("--only", metavar="NAME", action="append", help="only this mistake; may be given again")
+    parser.add_argument("--target-dir", default=ROOT / "target" / "planted", type=pathlib.Path)
+    args = parser.parse_args()
+    chosen = [name for name in MISTAKES if not args.only or name in args.only]
+    if args.list or not chosen:
+        print("\n".join(MISTAKES))
+        return 0 if args.list else 2
+    with tempfile.TemporaryDirectory() as folder:
+        tree = pathlib.Path(folder) / "tree"
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", tree, "HEAD"], cwd=ROOT, check=True)
+        try:
+            plant(tree)
+            if wrong := failures(tree, args.target_dir.resolve(), ""):
+                sys.exit(f"tests fail with nothing switched on: {wrong}")
+            caught = {}
+            for name in chosen:
+                caught[name] = failures(tree, args.target_dir.resolve(), name)
+                print(f"{name}: {len(caught[name])} tests", file=sys.stderr, flush=True)
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", tree], cwd=ROOT, check=True)
+    print("| mistake | where | caught by |\n|---|---|---|")
+    for name in chosen:
+        places = ", ".join(f"`{file}`" for file in dict.fromkeys(edit.file for edit in MISTAKES[name]))
+        tests = "; ".join(test.replace("_", " ") for test in caught[name])
+        print(f"| {name} | {places} | {tests or '**survived**'} |")
+    return 0 if all(caught.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
