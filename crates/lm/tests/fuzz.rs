@@ -5,6 +5,7 @@
 mod fuzzing;
 
 use alluvium_core::{Device, Tensor};
+use alluvium_lm::formats::chat::render;
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::{Config, Tokenizer, describe, initialise, load, save};
 use fuzzing::{Fuzz, Seed};
@@ -19,6 +20,11 @@ const CONFIG: &str = include_str!("corpus/config.json");
 const FAMILIES: [&str; 2] = [
     include_str!("../../../fixtures/models/llama-f32/config.json"),
     include_str!("../../../fixtures/models/qwen3-f32/config.json"),
+];
+const TEMPLATES: [&str; 3] = [
+    include_str!("../../../fixtures/models/qwen3_5-f32/chat_template.jinja"),
+    include_str!("corpus/template-tools.jinja"),
+    include_str!("corpus/template-macros.jinja"),
 ];
 const TOKENIZERS: [&str; 4] = [
     include_str!("corpus/tokenizer.json"),
@@ -45,6 +51,17 @@ fn no_folder_makes_the_loader_panic_hang_or_take_memory() {
 #[test]
 fn no_tokenizer_makes_its_reader_panic_hang_or_take_memory() {
     tokenizers(FEW);
+}
+
+#[test]
+fn no_chat_template_makes_its_reader_panic_hang_or_take_memory() {
+    templates(FEW);
+}
+
+#[test]
+#[ignore = "takes many minutes"]
+fn a_million_chat_templates() {
+    templates(MILLION);
 }
 
 #[test]
@@ -186,4 +203,24 @@ fn tokenizers(inputs: usize) {
         });
         write(name, text.as_bytes());
     }
+}
+
+/// A template, with messages of three roles and a tool.
+fn templates(inputs: usize) {
+    let messages = json!([
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is 2 + 2?\n"},
+        {"role": "assistant", "content": "<think>easy</think>4", "tool_calls": [{"name": "sum", "arguments": {"a": [2, 2.5]}}]},
+        {"role": "user", "content": "caf\u{e9} \u{1f642}"},
+    ]);
+    let tools = json!([{"name": "sum", "parameters": {"type": "object", "required": ["a"]}}]);
+    let context = json!({"messages": messages, "tools": tools, "add_generation_prompt": true, "eos_token": "<|end|>"});
+    let seeds = TEMPLATES.map(Seed::template);
+    // a text may be as long as 64 MiB when it is written, and one that is repeated 100 MB
+    let fuzz = Fuzz { name: "template", seeds: &seeds, inputs, constant: 512 << 20 };
+    let taken = fuzz.run(|bytes| match std::str::from_utf8(bytes) {
+        Ok(template) => render(template, &context).is_ok(),
+        Err(_) => false,
+    });
+    assert!(taken > inputs / 20, "{taken}");
 }

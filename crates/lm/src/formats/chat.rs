@@ -10,12 +10,16 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write as _;
+use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Steps that a template may take: long chats take a few hundred thousand, a template that loops takes all.
 const FUEL: u64 = 20_000_000;
 /// Bytes that a template may write.
 const LONGEST: usize = 64 << 20;
+
+/// Columns that `tojson` may indent by.
+const WIDEST: usize = 64;
 
 /// One message of a chat.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,19 +96,33 @@ pub fn render(template: &str, context: &Json) -> Result<String> {
     environment.add_function("strftime_now", |format: String| strftime(&format, SystemTime::now()));
     environment.add_filter("tojson", to_json);
     let template = without_generation_tags(template);
-    let text = environment.render_str(&template, value(context)).map_err(failed)?;
-    if text.len() > LONGEST {
-        return Err(Error::value(
-            "chat template",
-            format!("it wrote {} bytes, at most {LONGEST} are taken", text.len()),
-        ));
+    let template = environment.template_from_str(&template).map_err(failed)?;
+    let mut written = Written(Vec::new());
+    template.render_captured_to(value(context), &mut written).map_err(failed)?;
+    String::from_utf8(written.0).map_err(|_| Error::value("chat template", "it wrote bytes that are no text"))
+}
+
+/// What a template has written, up to [`LONGEST`] bytes.
+struct Written(Vec<u8>);
+
+impl io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > LONGEST {
+            return Err(io::Error::other(format!("it wrote more than {LONGEST} bytes")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
     }
-    Ok(text)
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn failed(error: minijinja::Error) -> Error {
     let why = match error.kind() {
         ErrorKind::OutOfFuel => "it does not come to an end".to_owned(),
+        ErrorKind::WriteFailure => format!("it wrote more than {LONGEST} bytes"),
         _ => error.to_string(),
     };
     Error::value("chat template", why)
@@ -141,6 +159,10 @@ fn to_json(x: &Value, options: Kwargs) -> std::result::Result<String, minijinja:
     let indent: Option<usize> = options.get("indent")?;
     let _: (Option<bool>, Option<bool>) = (options.get("ensure_ascii")?, options.get("sort_keys")?);
     options.assert_all_used()?;
+    if indent.is_some_and(|indent| indent > WIDEST) {
+        let why = format!("tojson: an indent of {} is too wide, at most {WIDEST} are taken", indent.unwrap_or(0));
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, why));
+    }
     let mut text = String::new();
     write_json(x, indent, 0, &mut text)?;
     Ok(text)
@@ -310,6 +332,10 @@ mod tests {
         assert!(error("{% if %}").starts_with("chat template: "), "{}", error("{% if %}"));
         let loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
         assert_eq!(error(loops), "chat template: it does not come to an end");
+        let writes = "{% for a in range(9999) %}{{ 'a' * 9999 }}{% endfor %}";
+        assert_eq!(error(writes), "chat template: it wrote more than 67108864 bytes");
+        assert!(error("{{ 'a' * 10 ** 9 }}").contains("too large"), "{}", error("{{ 'a' * 10 ** 9 }}"));
+        assert!(error("{{ [1] | tojson(indent=999999999) }}").contains("too wide"));
         assert!(error("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}").contains("recursion"));
     }
 

@@ -8,6 +8,8 @@ use std::ops::Range;
 pub(crate) enum Kind {
     /// JSON, lines of JSON, TOML.
     Text,
+    /// Jinja.
+    Template,
     /// Eight bytes of length, a header of JSON, data.
     Safetensors,
 }
@@ -22,6 +24,10 @@ pub(crate) struct Seed {
 impl Seed {
     pub(crate) fn text(text: impl Into<Vec<u8>>) -> Self {
         Seed { kind: Kind::Text, bytes: text.into() }
+    }
+
+    pub(crate) fn template(text: impl Into<Vec<u8>>) -> Self {
+        Seed { kind: Kind::Template, bytes: text.into() }
     }
 
     pub(crate) fn safetensors(bytes: impl Into<Vec<u8>>) -> Self {
@@ -120,12 +126,106 @@ const VALUES: &[&str] = &[
     "\"small\"",
 ];
 
+/// Parts of templates: loops, recursion, what makes much of little.
+const PARTS: &[&str] = &[
+    "0",
+    "-1",
+    "1",
+    "7",
+    "65536",
+    "99999",
+    "100000",
+    "100000000",
+    "9223372036854775807",
+    "-9223372036854775808",
+    "170141183460469231731687303715884105727",
+    "1e400",
+    "0.1",
+    "none",
+    "true",
+    "[]",
+    "{}",
+    "''",
+    "'a' * 1000000000",
+    "'a' * 100000",
+    "['a'] * 100000",
+    "[messages] * 1000",
+    "range(100000)",
+    "range(10 ** 30)",
+    "range(0, 10, 0)",
+    "range(99999) | list",
+    "10 ** 10 ** 10",
+    "-7 // 0",
+    "7 % 0",
+    "messages | tojson(indent=10)",
+    "messages | tojson | length",
+    "messages[::-1]",
+    "messages[::0]",
+    "messages[-1:99999999999]",
+    "'abc'[5:-9:-1]",
+    "'%d' | format(1)",
+    "'%099999d' | format(1)",
+    "'{:>99999}'.format(1)",
+    "'a,b'.split(',', -1)",
+    "'aaaa'.replace('', 'bb')",
+    "'aaaa' | replace('a', 'bbbb')",
+    "'x' | indent(100000)",
+    "messages | batch(100000, 1) | list",
+    "messages | slice(100000) | list",
+    "messages | groupby('role')",
+    "messages | map(attribute='content') | join('-')",
+    "messages | sort(attribute='role')",
+    "messages | sum",
+    "messages | selectattr('role', 'equalto', 'user') | list",
+    "loop.index0",
+    "loop(messages)",
+    "loop.cycle()",
+    "caller()",
+    "self",
+    "super()",
+    "namespace(x=namespace())",
+    "dict(a=1)",
+    "strftime_now('%Y')",
+    "strftime_now('%')",
+    "raise_exception('no')",
+    "raise_exception()",
+    "{{",
+    "}}",
+    "{%",
+    "%}",
+    "{#",
+    "#}",
+    "{%-",
+    "-%}",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{% for a in messages recursive %}{{ loop(messages) }}{% endfor %}",
+    "{% macro again(n) %}{{ again(n + 1) }}{% endmacro %}{{ again(0) }}",
+    "{% call(x) again(1) %}{{ x }}{% endcall %}",
+    "{% set x = messages %}",
+    "{% set x %}{{ messages }}{% endset %}",
+    "{% if true %}",
+    "{% endif %}",
+    "{% endfor %}",
+    "{% else %}",
+    "{% break %}",
+    "{% continue %}",
+    "{% raw %}",
+    "{% include 'x' %}",
+    "{% import 'x' as y %}",
+    "{% extends 'x' %}",
+    "{% block b %}{{ self.b() }}{% endblock %}",
+    "{% filter upper %}",
+    "{% autoescape true %}",
+    "{% generation %}",
+    "{% do messages.append(1) %}",
+];
+
 /// One of the seeds with some damage.
 pub(super) fn damaged(seeds: &[Seed], rng: &mut Rng) -> Vec<u8> {
     let seed = &seeds[rng.below(seeds.len())];
     let donor = &seeds[rng.below(seeds.len())];
     let header = |seed: &Seed| match seed.kind {
-        Kind::Text => 0..seed.bytes.len(),
+        Kind::Text | Kind::Template => 0..seed.bytes.len(),
         Kind::Safetensors => 8..8 + length(&seed.bytes),
     };
     let (own, other) = (header(seed), &donor.bytes[header(donor)]);
@@ -133,11 +233,11 @@ pub(super) fn damaged(seeds: &[Seed], rng: &mut Rng) -> Vec<u8> {
     for _ in 0..[1, 1, 1, 1, 2, 2, 3, 5][rng.below(8)] {
         match rng.below(6) {
             0 => bytes(&mut text, rng),
-            _ => tokens(&mut text, other, rng),
+            _ => tokens(&mut text, other, if seed.kind == Kind::Template { PARTS } else { VALUES }, rng),
         }
     }
     match seed.kind {
-        Kind::Text => text,
+        Kind::Text | Kind::Template => text,
         Kind::Safetensors => reassembled(text, seed.bytes[own.end..].to_vec(), rng),
     }
 }
@@ -166,6 +266,16 @@ fn reassembled(header: Vec<u8>, mut data: Vec<u8>, rng: &mut Rng) -> Vec<u8> {
     file
 }
 
+/// What holds itself, as deep as one likes: in JSON, then in templates.
+const NESTED: [(&str, &str); 6] = [
+    ("[", "]"),
+    ("{\"a\":", "}"),
+    ("{\"type\":\"Sequence\",\"pretokenizers\":[", "]}"),
+    ("(", ")"),
+    ("[", "]"),
+    ("{% if true %}", "{% endif %}"),
+];
+
 /// Damage that knows nothing of what the bytes mean.
 fn bytes(file: &mut Vec<u8>, rng: &mut Rng) {
     let at = rng.below(file.len());
@@ -189,7 +299,7 @@ fn bytes(file: &mut Vec<u8>, rng: &mut Rng) {
 }
 
 /// Damage to words, numbers, strings and what brackets hold; `donor` is where parts come from.
-fn tokens(text: &mut Vec<u8>, donor: &[u8], rng: &mut Rng) {
+fn tokens(text: &mut Vec<u8>, donor: &[u8], values: &[&str], rng: &mut Rng) {
     let all = lex(text);
     if all.is_empty() {
         return bytes(text, rng);
@@ -199,7 +309,7 @@ fn tokens(text: &mut Vec<u8>, donor: &[u8], rng: &mut Rng) {
     let value = value_at(text, &all, pick);
     let others = lex(donor);
     match rng.below(32) {
-        0..8 => drop(text.splice(token, VALUES[rng.below(VALUES.len())].bytes())),
+        0..8 => drop(text.splice(token, values[rng.below(values.len())].bytes())),
         8..14 if !others.is_empty() => {
             let from = value_at(donor, &others, rng.below(others.len()));
             text.splice(value, donor[from].iter().copied());
@@ -213,7 +323,7 @@ fn tokens(text: &mut Vec<u8>, donor: &[u8], rng: &mut Rng) {
         19..24 => {
             let number = std::str::from_utf8(&text[token.clone()]).ok().and_then(|t| t.parse::<i128>().ok());
             let near = number.map(|n| [n + 1, n - 1, -n, 2 * n, 10 * n, n << 32, n / 2][rng.below(7)].to_string());
-            text.splice(token, near.unwrap_or_else(|| VALUES[rng.below(26)].to_owned()).into_bytes());
+            text.splice(token, near.unwrap_or_else(|| values[rng.below(26)].to_owned()).into_bytes());
         }
         24..28 => {
             // keys with the values of others, merges of other words
@@ -222,8 +332,7 @@ fn tokens(text: &mut Vec<u8>, donor: &[u8], rng: &mut Rng) {
             text.splice(token, copy);
         }
         28 => {
-            let (open, close) =
-                [("[", "]"), ("{\"a\":", "}"), ("{\"type\":\"Sequence\",\"pretokenizers\":[", "]}")][rng.below(3)];
+            let (open, close) = NESTED[rng.below(3) + if std::ptr::eq(values, PARTS) { 3 } else { 0 }];
             let depth = 1 << rng.below(13);
             text.splice(value.end..value.end, close.repeat(depth * rng.below(2)).into_bytes());
             text.splice(value.start..value.start, open.repeat(depth).into_bytes());
