@@ -281,13 +281,11 @@ fn the_same_seed_gives_the_same_model_and_another_seed_another() {
     assert!(bytes(1) != bytes(2));
 }
 
+/// What becomes of a tensor, and what it is called then.
+type Change<'a> = &'a dyn Fn(&str, Tensor) -> Option<(String, Tensor)>;
+
 /// A model of the fixtures with its tensors changed, or left out, and another block of quantisation.
-fn changed(
-    folder: &Path,
-    from: &str,
-    quantization: Option<Value>,
-    change: &dyn Fn(&str, Tensor) -> Option<(String, Tensor)>,
-) {
+fn changed(folder: &Path, from: &str, quantization: Option<Value>, change: Change<'_>) {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(from);
     let mut config: Value = serde_json::from_slice(&std::fs::read(fixture.join("config.json")).unwrap()).unwrap();
     if let Some(block) = quantization {
@@ -330,7 +328,6 @@ fn every_damage_to_a_quantised_model_is_named() {
         Some((name.to_owned(), tensor))
     };
     let entry = |packing: Value| Some(json!({"group_size": 64, "bits": 4, GATE: packing}));
-    type Change<'a> = &'a dyn Fn(&str, Tensor) -> Option<(String, Tensor)>;
     type Case<'a> = (Option<Value>, Change<'a>, &'a str);
     let cases: &[Case] = &[
         (
