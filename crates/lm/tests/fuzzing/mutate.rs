@@ -26,6 +26,8 @@ impl Seed {
         Seed { kind: Kind::Text, bytes: text.into() }
     }
 
+    /// Not every crate that shares this reads templates.
+    #[allow(dead_code)]
     pub(crate) fn template(text: impl Into<Vec<u8>>) -> Self {
         Seed { kind: Kind::Template, bytes: text.into() }
     }
