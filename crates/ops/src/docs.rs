@@ -10,13 +10,14 @@ pub fn page() -> String {
         "# Operations\n\n\
          Made by `alluvium ops --markdown` from the list in `crates/ops/src/lib.rs`; a test fails when it is stale.\n\n\
          Letters are axes: `B T H K`. `R..` is any number of leading axes. An argument in brackets may be left out.\n\n\
-         All run on the CPU and on GPUs.\n\n\
-         | operation | what it does | takes | gives | gradient |\n\
-         |---|---|---|---|---|\n",
+         A kernel for a device is its forward pass and, where there is one, its gradient: `cpu` is the processor, `wgpu` GPUs\n\
+         through Metal, Vulkan or DX12. `match` on the device is exhaustive: no operation lacks one of them.\n\n\
+         | operation | what it does | takes | gives | gradient | cpu | wgpu |\n\
+         |---|---|---|---|---|---|---|\n",
     );
     for op in OPS {
         let row = row(op);
-        page += &format!("| {} |\n", row.join(" | "));
+        page += &format!("| {} | yes | yes |\n", row.join(" | "));
     }
     page
 }

@@ -33,10 +33,8 @@ pub(crate) fn outside(op: &'static str, arg: &str, ids: &Tensor, id: (usize, u32
 
 /// For each id that occurs its number and where its places begin and end; then the places, in order.
 pub(crate) fn places(ids: &[u32], vocabulary: usize) -> (Vec<u32>, usize) {
-    let mut places: Vec<u32> = (0..ids.len() as u32).collect();
-    places.retain(|&place| (ids[place as usize] as usize) < vocabulary);
-    // the sort is stable: places of the same id stay in order, and with them the bits of the sums
-    places.sort_by_key(|&place| ids[place as usize]);
+    // counting walks through the vocabulary, sorting does not
+    let places = if ids.len() < vocabulary / 16 { sorted(ids, vocabulary) } else { counted(ids, vocabulary) };
     let mut table = Vec::new();
     let mut first = 0;
     for same in places.chunk_by(|&a, &b| ids[a as usize] == ids[b as usize]) {
@@ -46,4 +44,45 @@ pub(crate) fn places(ids: &[u32], vocabulary: usize) -> (Vec<u32>, usize) {
     let count = table.len() / 3;
     table.extend(places);
     (table, count)
+}
+
+/// The places by their ids, those of the same id in order, and with them the bits of sums over them.
+fn sorted(ids: &[u32], vocabulary: usize) -> Vec<u32> {
+    let mut places: Vec<u32> = (0..ids.len() as u32).collect();
+    places.retain(|&place| (ids[place as usize] as usize) < vocabulary);
+    places.sort_by_key(|&place| ids[place as usize]);
+    places
+}
+
+/// As [`sorted`], in two passes.
+fn counted(ids: &[u32], vocabulary: usize) -> Vec<u32> {
+    // how many places the ids before each have, and then where its next place goes
+    let mut next = vec![0u32; vocabulary + 1];
+    let known = || ids.iter().map(|&id| id as usize).enumerate().filter(|&(_, id)| id < vocabulary);
+    known().for_each(|(_, id)| next[id + 1] += 1);
+    for id in 0..vocabulary {
+        next[id + 1] += next[id];
+    }
+    let mut places = vec![0; next[vocabulary] as usize];
+    for (place, id) in known() {
+        places[next[id] as usize] = place as u32;
+        next[id] += 1;
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_counted_are_places_sorted() {
+        let ids: Vec<u32> = (0..1_000u32).map(|i| i.wrapping_mul(2_654_435_761) >> 22).collect();
+        for vocabulary in [1, 7, 700, 1_024] {
+            let places = counted(&ids, vocabulary);
+            assert_eq!(places, sorted(&ids, vocabulary), "{vocabulary}");
+            assert_eq!(places.len(), ids.iter().filter(|&&id| (id as usize) < vocabulary).count());
+        }
+        assert!(counted(&[], 5).is_empty() && counted(&[5], 5).is_empty());
+    }
 }
