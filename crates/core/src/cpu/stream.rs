@@ -2,10 +2,10 @@
 
 use crate::Element;
 
-/// Asks for the line of the number `at` places after the start of `x` to be brought near. It may lie past the end: nothing
+/// Asks for the line of the element `at` places after the start of `x` to be brought near. It may lie past the end: nothing
 /// is read.
 #[inline(always)]
-pub fn prefetch(x: &[f32], at: usize) {
+pub fn prefetch<T>(x: &[T], at: usize) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch changes nothing that a program can see and faults nowhere; SSE is part of the baseline.
     unsafe {

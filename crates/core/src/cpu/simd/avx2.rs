@@ -1,6 +1,6 @@
 //! AVX2 and FMA: 8 lanes.
 
-use super::{F32s, U32s};
+use super::{F32s, U32s, quad};
 use std::arch::x86_64::*;
 use std::ops::{Add, AddAssign, BitAnd, BitOr, Div, Mul, Neg, Sub};
 
@@ -154,7 +154,7 @@ impl F32s for Avx2 {
         }
     }
     #[inline(always)]
-    fn from_u32(x: Bits256) -> Self {
+    fn from_i32(x: Bits256) -> Self {
         Avx2(unsafe { _mm256_cvtepi32_ps(x.0) })
     }
 
@@ -275,6 +275,29 @@ impl U32s for Bits256 {
             let starts = _mm256_mullo_epi32(lane, _mm256_set1_epi32(bits as i32));
             let shifted = _mm256_srlv_epi32(pairs, _mm256_and_si256(starts, _mm256_set1_epi32(7)));
             Bits256(_mm256_and_si256(shifted, _mm256_set1_epi32((1 << bits) - 1)))
+        }
+    }
+
+    #[inline(always)]
+    fn quads(stream: &[u32], first: usize, bits: u32) -> Self {
+        let lanes: [u32; 8] = std::array::from_fn(|i| quad(stream, first + 4 * i, bits));
+        Bits256(unsafe { _mm256_loadu_si256(lanes.as_ptr().cast()) })
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[u8; 16]) -> Self {
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            Bits256(_mm256_shuffle_epi8(table, self.0))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, codes: Self, digits: Self) -> Self {
+        unsafe {
+            // two products of codes below 64 never leave 16 bits
+            let pairs = _mm256_maddubs_epi16(codes.0, digits.0);
+            Bits256(_mm256_add_epi32(self.0, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))))
         }
     }
 }

@@ -146,7 +146,7 @@ impl F32s for Avx512 {
         unsafe { _mm512_reduce_max_ps(self.0) }
     }
     #[inline(always)]
-    fn from_u32(x: Bits512) -> Self {
+    fn from_i32(x: Bits512) -> Self {
         Avx512(unsafe { _mm512_cvtepi32_ps(x.0) })
     }
 
@@ -214,6 +214,36 @@ static BYTES: [[u8; 64]; 9] = {
     table
 };
 
+/// Which 16 bits of a stream go where, so that each quarter of a register begins with its sixteen numbers.
+static QUARTERS: [[u16; 32]; 7] = {
+    let mut table = [[0; 32]; 7];
+    let mut bits = 1;
+    while bits <= 6 {
+        let mut i = 0;
+        while i < 32 {
+            table[bits][i] = (i / 8 * bits + i % 8) as u16;
+            i += 1;
+        }
+        bits += 1;
+    }
+    table
+};
+
+/// Which bytes of a quarter go to each lane: those that hold its four numbers, which begin in the first.
+static LANES: [[u8; 64]; 7] = {
+    let mut table = [[0; 64]; 7];
+    let mut bits = 1;
+    while bits <= 6 {
+        let mut i = 0;
+        while i < 64 {
+            table[bits][i] = (i % 16 / 4 * bits / 2 + i % 4) as u8;
+            i += 1;
+        }
+        bits += 1;
+    }
+    table
+};
+
 // SAFETY, for every block below: as for the numbers above.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl U32s for Bits512 {
@@ -256,5 +286,34 @@ impl U32s for Bits512 {
             let shifted = _mm512_srlv_epi32(pairs, _mm512_and_si512(starts, _mm512_set1_epi32(7)));
             Bits512(_mm512_and_si512(shifted, _mm512_set1_epi32((1 << bits) - 1)))
         }
+    }
+
+    #[inline(always)]
+    fn quads(stream: &[u32], first: usize, bits: u32) -> Self {
+        let words = &stream[stream.len().min(first / 32 * bits as usize)..];
+        // 64 numbers fill `2 · bits` words
+        let mask = head(words.len().min(2 * bits as usize));
+        unsafe {
+            let packed = _mm512_maskz_loadu_epi32(mask, words.as_ptr().cast());
+            let quarters = _mm512_loadu_si512(QUARTERS[bits as usize].as_ptr().cast());
+            let lanes = _mm512_loadu_si512(LANES[bits as usize].as_ptr().cast());
+            let lanes = _mm512_shuffle_epi8(_mm512_permutexvar_epi16(quarters, packed), lanes);
+            // where `bits` is odd, every second lane begins in the middle of a byte
+            let odd = _mm512_set1_epi64(i64::from(bits & 1) << 34);
+            Bits512(_mm512_srlv_epi32(lanes, odd))
+        }
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[u8; 16]) -> Self {
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            Bits512(_mm512_shuffle_epi8(table, self.0))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, codes: Self, digits: Self) -> Self {
+        Bits512(unsafe { _mm512_dpbusd_epi32(self.0, codes.0, digits.0) })
     }
 }

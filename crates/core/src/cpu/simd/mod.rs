@@ -61,7 +61,7 @@ pub enum Set {
     /// AVX2 and FMA: 8 lanes.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512 F, BW, DQ, VL: 16 lanes.
+    /// AVX-512 F, BW, DQ, VL, VNNI: 16 lanes.
     #[cfg(target_arch = "x86_64")]
     Avx512,
     /// NEON: 4 lanes; every 64-bit Arm has it.
@@ -85,7 +85,7 @@ impl Level {
             }
             let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
             let rest = is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl");
-            if wide && rest && levels.len() == 2 {
+            if wide && rest && is_x86_feature_detected!("avx512vnni") && levels.len() == 2 {
                 levels.push(Level(Set::Avx512));
             }
         }
@@ -211,8 +211,8 @@ pub trait F32s:
     fn sum(self) -> f32;
     /// The largest lane.
     fn max_lane(self) -> f32;
-    /// Whole numbers below 2³¹, rounded to the nearest f32.
-    fn from_u32(x: Self::Bits) -> Self;
+    /// Whole numbers with a sign, rounded to the nearest f32.
+    fn from_i32(x: Self::Bits) -> Self;
     /// The numbers that have these bits.
     fn from_bits(x: Self::Bits) -> Self;
     /// From a table, by the lowest four bits of each lane.
@@ -241,6 +241,21 @@ pub trait U32s: Copy + BitAnd<Output = Self> + BitOr<Output = Self> {
     /// Numbers of `bits` ≤ 8 bits from a little-endian stream, the lowest bits first: number `first` and those after it,
     /// one a lane. `first` is a multiple of the number of lanes; all of them are in the stream.
     fn codes(stream: &[u32], first: usize, bits: u32) -> Self;
+    /// Numbers of `bits` ≤ 6 bits from a little-endian stream, four in the lowest bits of each lane. `first` is a multiple
+    /// of four times the number of lanes. What is above the four of a lane, and past the end, may be anything.
+    fn quads(stream: &[u32], first: usize, bits: u32) -> Self;
+    /// The four numbers of `bits` < 8 bits in the lowest bits of each lane, a byte for each.
+    #[inline(always)]
+    fn bytes(self, bits: u32) -> Self {
+        let (one, two) = ((1 << bits) - 1, (1 << (2 * bits)) - 1);
+        let pairs = (self & Self::splat(two)) | (self.shl(16 - 2 * bits) & Self::splat(two << 16));
+        (pairs & Self::splat(one * 0x1_0001)) | (pairs.shl(8 - bits) & Self::splat(one * 0x100_0100))
+    }
+    /// Each byte, below 16, as a table has it.
+    fn look_up(self, table: &[u8; 16]) -> Self;
+    /// Adds to each lane, a whole number with a sign, the products of its four bytes: `codes`, below 64, with `digits`,
+    /// which have a sign.
+    fn dot_bytes(self, codes: Self, digits: Self) -> Self;
 }
 
 /// Number `at` of a stream of `bits` ≤ 8 bits.
@@ -250,6 +265,14 @@ fn code(stream: &[u32], at: usize, bits: u32) -> u32 {
     let low = stream[word] >> shift;
     let high = if shift + bits > 32 { stream[word + 1] << (32 - shift) } else { 0 };
     (low | high) & ((1 << bits) - 1)
+}
+
+/// Four numbers of a stream, `at` and those after it, in the lowest bits.
+#[inline(always)]
+fn quad(stream: &[u32], at: usize, bits: u32) -> u32 {
+    let (word, shift) = (at * bits as usize / 32, at * bits as usize % 32);
+    let of = |word: usize| u64::from(stream.get(word).copied().unwrap_or(0));
+    ((of(word) | of(word + 1) << 32) >> shift) as u32
 }
 
 /// Defines a kernel that is compiled for each instruction set and takes a [`Level`] before its arguments.
@@ -267,7 +290,7 @@ macro_rules! simd {
             fn lanes<$lanes: $crate::cpu::simd::F32s $(, $param: $bound)?>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
             fn avx512$(<$param: $bound>)?($($arg: $ty),*) $(-> $ret)? {
                 lanes::<$crate::cpu::simd::Avx512 $(, $param)?>($($arg),*)
             }
@@ -316,8 +339,25 @@ mod tests {
         }
         fn unpacked<S>(stream: &[u32], bits: u32, out: &mut [f32]) {
             for (i, out) in out.chunks_exact_mut(S::LANES).enumerate() {
-                S::from_u32(S::Bits::codes(stream, i * S::LANES, bits)).store(out);
+                S::from_i32(S::Bits::codes(stream, i * S::LANES, bits)).store(out);
             }
+        }
+        fn in_bytes<S>(stream: &[u32], bits: u32, out: &mut [u32]) {
+            for (i, out) in out.chunks_exact_mut(S::LANES).enumerate() {
+                let bytes = S::Bits::quads(stream, i * 4 * S::LANES, bits).bytes(bits);
+                // a byte is exact as a float
+                for at in 0..4 {
+                    let mut lanes = [0.0; 16];
+                    S::from_i32(bytes.shr(8 * at) & S::Bits::splat(255)).store(&mut lanes);
+                    out.iter_mut().zip(lanes).for_each(|(out, lane)| *out |= (lane as u32) << (8 * at));
+                }
+            }
+        }
+        fn dot_of_bytes<S>(start: i32, codes: &[u32], digits: &[u32], out: &mut [f32]) {
+            let table = &std::array::from_fn(|i| 2 * i as u8 + 1);
+            let codes = S::Bits::load_head(codes).look_up(table);
+            let sum = S::Bits::splat(start as u32).dot_bytes(codes, S::Bits::load_head(digits));
+            S::from_i32(sum).store_head(out);
         }
         fn picked<S>(table: &[f32; 16], at: &[u32], out: &mut [f32]) {
             for (at, out) in at.chunks(S::LANES).zip(out.chunks_mut(S::LANES)) {
@@ -347,6 +387,39 @@ mod tests {
                 unpacked(level, &stream[..count * bits as usize / 32], bits, &mut out);
                 assert_eq!(out, want, "{level} {bits}");
             }
+        }
+    }
+
+    #[test]
+    fn four_numbers_of_a_stream_become_the_bytes_of_a_lane_even_at_its_end() {
+        let stream: Vec<u32> = (0..48u32).map(|i| i.wrapping_mul(0x9e37_79b9) ^ 0x5bd1_e995).collect();
+        for bits in 1..=6u32 {
+            let count = 48 * 32 / bits as usize / 64 * 64;
+            let bit = |at: usize| stream.get(at / 32).map_or(0, |word| word >> (at % 32) & 1);
+            let number = |at: usize| (0..bits as usize).map(|i| bit(at * bits as usize + i) << i).sum::<u32>();
+            for (level, words) in Level::available().into_iter().flat_map(|l| [(l, 48), (l, 47)]) {
+                let mut out = vec![0; count / 4];
+                in_bytes(level, &stream[..words], bits, &mut out);
+                for (at, &got) in out.iter().enumerate().filter(|(at, _)| (4 * at + 4) * bits as usize <= 32 * words) {
+                    let want = (0..4).map(|i| number(4 * at + i) << (8 * i)).sum::<u32>();
+                    assert_eq!(got, want, "{level}, {bits} bits, lane {at}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_multiplied_with_their_signs_and_added_up() {
+        let codes: [u32; 4] = [0x0f0f_0f0f, 0x0001_0203, 0x0f00_0000, 0x0f0f_0f0f];
+        let digits: [u32; 4] = [0x8080_8080, 0x01ff_0280, 0x7f80_8080, 0x7f7f_7f7f];
+        let of = |word: u32, i: usize| word.to_le_bytes()[i];
+        let product =
+            |lane: usize, i: usize| (2 * i32::from(of(codes[lane], i)) + 1) * i32::from(of(digits[lane], i) as i8);
+        for level in Level::available() {
+            let mut out = [0.0; 4];
+            dot_of_bytes(level, -7, &codes, &digits, &mut out);
+            let want: [f32; 4] = std::array::from_fn(|lane| (0..4).map(|i| product(lane, i)).sum::<i32>() as f32 - 7.0);
+            assert_eq!(out, want, "{level}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! NEON: 4 lanes. Every 64-bit Arm processor has it.
 
-use super::{F32s, U32s, code};
+use super::{F32s, U32s, code, quad};
 use std::arch::aarch64::*;
 use std::array::from_fn;
 use std::ops::{Add, AddAssign, BitAnd, BitOr, Div, Mul, Neg, Sub};
@@ -132,8 +132,8 @@ impl F32s for Neon {
         unsafe { vmaxvq_f32(self.0) }
     }
     #[inline(always)]
-    fn from_u32(x: NeonBits) -> Self {
-        Neon(unsafe { vcvtq_f32_u32(x.0) })
+    fn from_i32(x: NeonBits) -> Self {
+        Neon(unsafe { vcvtq_f32_s32(vreinterpretq_s32_u32(x.0)) })
     }
 
     #[inline(always)]
@@ -210,5 +210,28 @@ impl U32s for NeonBits {
     fn codes(stream: &[u32], first: usize, bits: u32) -> Self {
         let lanes: [u32; 4] = from_fn(|i| code(stream, first + i, bits));
         NeonBits(unsafe { vld1q_u32(lanes.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn quads(stream: &[u32], first: usize, bits: u32) -> Self {
+        let lanes: [u32; 4] = from_fn(|i| quad(stream, first + 4 * i, bits));
+        NeonBits(unsafe { vld1q_u32(lanes.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[u8; 16]) -> Self {
+        unsafe { NeonBits(vreinterpretq_u32_u8(vqtbl1q_u8(vld1q_u8(table.as_ptr()), vreinterpretq_u8_u32(self.0)))) }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, codes: Self, digits: Self) -> Self {
+        unsafe {
+            let (codes, digits) = (vreinterpretq_s8_u32(codes.0), vreinterpretq_s8_u32(digits.0));
+            let low = vmull_s8(vget_low_s8(codes), vget_low_s8(digits));
+            let high = vmull_high_s8(codes, digits);
+            // neighbours are added twice: 16 products of 8 bits become 4 sums
+            let sums = vpadalq_s16(vreinterpretq_s32_u32(self.0), vpaddq_s16(low, high));
+            NeonBits(vreinterpretq_u32_s32(sums))
+        }
     }
 }

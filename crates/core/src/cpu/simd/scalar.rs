@@ -1,6 +1,6 @@
 //! Eight numbers in plain loops: what the compiler can turn into any baseline SIMD, and the last resort.
 
-use super::{F32s, U32s, code};
+use super::{F32s, U32s, code, quad};
 use std::array::from_fn;
 use std::ops::{Add, AddAssign, BitAnd, BitOr, Div, Mul, Neg, Sub};
 
@@ -125,7 +125,7 @@ impl F32s for Scalar {
         self.0.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
     #[inline(always)]
-    fn from_u32(x: ScalarBits) -> Self {
+    fn from_i32(x: ScalarBits) -> Self {
         Scalar(x.0.map(|x| x as i32 as f32))
     }
 
@@ -195,5 +195,24 @@ impl U32s for ScalarBits {
     #[inline(always)]
     fn codes(stream: &[u32], first: usize, bits: u32) -> Self {
         ScalarBits(from_fn(|i| code(stream, first + i, bits)))
+    }
+
+    #[inline(always)]
+    fn quads(stream: &[u32], first: usize, bits: u32) -> Self {
+        ScalarBits(from_fn(|i| quad(stream, first + 4 * i, bits)))
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[u8; 16]) -> Self {
+        ScalarBits(self.0.map(|x| u32::from_le_bytes(x.to_le_bytes().map(|byte| table[usize::from(byte & 15)]))))
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, codes: Self, digits: Self) -> Self {
+        ScalarBits(from_fn(|i| {
+            let pairs = codes.0[i].to_le_bytes().into_iter().zip(digits.0[i].to_le_bytes());
+            let sum: i32 = pairs.map(|(code, digit)| i32::from(code) * i32::from(digit as i8)).sum();
+            self.0[i].wrapping_add(sum as u32)
+        }))
     }
 }

@@ -31,7 +31,7 @@ pub(super) struct Whole;
 impl Decode for Whole {
     #[inline(always)]
     fn value<S: F32s>(code: S::Bits) -> S {
-        S::from_u32(code)
+        S::from_i32(code)
     }
 }
 
@@ -44,16 +44,16 @@ impl<const B: u32> Decode for Aligned<B> {
 
     #[inline(always)]
     fn value<S: F32s>(code: S::Bits) -> S {
-        S::from_u32(code)
+        S::from_i32(code)
     }
 
     /// A mask is all it takes, because a power of two is exact: the other factor carries its inverse.
     #[inline(always)]
     fn at<S: F32s>(word: S::Bits, j: u32) -> S {
         if (j + 1) * B == 32 {
-            return S::from_u32(word.shr(32 - B));
+            return S::from_i32(word.shr(32 - B));
         }
-        S::from_u32(word & S::Bits::splat(((1 << B) - 1) << (j * B)))
+        S::from_i32(word & S::Bits::splat(((1 << B) - 1) << (j * B)))
     }
 }
 
