@@ -27,6 +27,7 @@ pub(crate) trait Stored: Element {
 }
 
 impl Stored for f32 {
+    #[inline(always)]
     fn widen<'a>(from: &'a [f32], _wide: &'a mut [f32]) -> &'a [f32] {
         from
     }
@@ -50,11 +51,12 @@ impl Stored for f32 {
 }
 
 macro_rules! half {
-    ($($half:ty),*) => {$(
+    ($($half:ty, $widen:expr;)*) => {$(
         impl Stored for $half {
+            #[inline(always)]
             fn widen<'a>(from: &'a [$half], wide: &'a mut [f32]) -> &'a [f32] {
                 let wide = &mut wide[..from.len()];
-                from.convert_to_f32_slice(wide);
+                $widen(from, wide);
                 wide
             }
             fn room(numbers: usize) -> Vec<f32> {
@@ -87,7 +89,13 @@ macro_rules! half {
         }
     )*};
 }
-half!(f16, bf16);
+half! {
+    f16, <[f16]>::convert_to_f32_slice;
+    // a loop that becomes lanes where it is part of a kernel
+    bf16, |from: &[bf16], wide: &mut [f32]| {
+        wide.iter_mut().zip(from).for_each(|(to, x)| *to = f32::from_bits(u32::from(x.to_bits()) << 16));
+    };
+}
 
 /// Runs an expression with `T` the element type of a floating dtype; an error for the others.
 macro_rules! by_storage {

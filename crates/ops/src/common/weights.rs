@@ -6,7 +6,7 @@
 use super::stored::Stored;
 use alluvium_core::Result;
 use alluvium_core::cpu::simd::F32s;
-use alluvium_core::cpu::{Buffer, Cpu, Mat, gemm};
+use alluvium_core::cpu::{Buffer, Cpu, Mat, gemm, prefetch};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -171,10 +171,7 @@ impl<T: Stored> Weights for Dense<'_, T> {
     }
 
     fn dots(&self, cpu: &Cpu, first: usize, x: (&&[f32], &[usize]), scratch: &mut [f32], out: &mut [f32]) {
-        let rows = self.data[first * self.inner..].chunks_exact(self.inner);
-        for (w, out) in rows.zip(out.chunks_exact_mut(x.1.len())) {
-            row_dots(cpu.level(), T::widen(w, scratch), x.0, x.1, out);
-        }
+        products::<T>(cpu.level(), (&self.data[first * self.inner..], self.inner), (x.0, x.1), scratch, out);
     }
 
     fn scratch(&self, _rows: usize) -> usize {
@@ -183,19 +180,30 @@ impl<T: Stored> Weights for Dense<'_, T> {
 }
 
 alluvium_core::simd! {
-    /// `out[r] = x[picks[r]] · w`.
-    fn row_dots<S>(w: &[f32], x: &[f32], picks: &[usize], out: &mut [f32]) {
-        for (picks, out) in picks.chunks(4).zip(out.chunks_mut(4)) {
-            let mut rows = [w; 4];
-            for (row, pick) in rows.iter_mut().zip(picks) {
-                *row = &x[pick * w.len()..][..w.len()];
-            }
-            match picks.len() {
-                1 => out[0] = one_dot::<S>(w, rows[0]),
-                2 => out.copy_from_slice(&both_dots::<S, 2>(w, [rows[0], rows[1]])),
-                3 => out.copy_from_slice(&both_dots::<S, 3>(w, [rows[0], rows[1], rows[2]])),
-                _ => out.copy_from_slice(&both_dots::<S, 4>(w, rows)),
-            }
+    /// `out[o][r] = x.1[picks[r]] · w[o]`, with as many numbers to a row of `w` as it says.
+    fn products<S, T: Stored>(w: (&[T], usize), x: (&[f32], &[usize]), wide: &mut [f32], out: &mut [f32]) {
+        let (w, inner) = w;
+        let rows = w.chunks_exact(inner).zip(out.chunks_exact_mut(x.1.len()));
+        for (o, (row, out)) in rows.enumerate() {
+            (0..inner).step_by(64 / size_of::<T>()).for_each(|at| prefetch(w, (o + 2) * inner + at));
+            row_dots::<S>(T::widen(row, wide), x.0, x.1, out);
+        }
+    }
+}
+
+/// `out[r] = x[picks[r]] · w`.
+#[inline(always)]
+fn row_dots<S: F32s>(w: &[f32], x: &[f32], picks: &[usize], out: &mut [f32]) {
+    for (picks, out) in picks.chunks(4).zip(out.chunks_mut(4)) {
+        let mut rows = [w; 4];
+        for (row, pick) in rows.iter_mut().zip(picks) {
+            *row = &x[pick * w.len()..][..w.len()];
+        }
+        match picks.len() {
+            1 => out[0] = one_dot::<S>(w, rows[0]),
+            2 => out.copy_from_slice(&both_dots::<S, 2>(w, [rows[0], rows[1]])),
+            3 => out.copy_from_slice(&both_dots::<S, 3>(w, [rows[0], rows[1], rows[2]])),
+            _ => out.copy_from_slice(&both_dots::<S, 4>(w, rows)),
         }
     }
 }

@@ -2,9 +2,8 @@
 
 use super::decode::Decode;
 use super::{Layout, Packing, Quantized};
-use crate::common::weights::Weights;
 use alluvium_core::cpu::simd::U32s;
-use alluvium_core::cpu::{Buffer, Cpu, Level};
+use alluvium_core::cpu::{Buffer, Cpu, Level, prefetch};
 use alluvium_core::{DType, Error, Result, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -31,7 +30,6 @@ macro_rules! by_meaning {
         }
     }};
 }
-pub(super) use by_meaning;
 
 /// One number for each group, in whatever storage.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +55,22 @@ impl<'a> PerGroup<'a> {
         }
     }
 
+    /// Asks for the numbers of some groups to be brought near.
+    #[inline(always)]
+    fn prefetch(&self, groups: Range<usize>) {
+        fn lines<T>(x: &[T], groups: Range<usize>) {
+            groups.step_by(64 / size_of::<T>()).for_each(|at| prefetch(x, at));
+        }
+        match self {
+            PerGroup::F32(x) => lines(x, groups),
+            PerGroup::F16(x) => lines(x, groups),
+            PerGroup::BF16(x) => lines(x, groups),
+            PerGroup::Powers(x) | PerGroup::Small(x) => lines(x, groups),
+        }
+    }
+
     /// The numbers of some groups: themselves, or widened into the start of `wide`.
+    #[inline(always)]
     fn read<'b>(&'b self, groups: Range<usize>, wide: &'b mut [f32]) -> &'b [f32] {
         if let PerGroup::F32(x) = self {
             return &x[groups];
@@ -66,7 +79,9 @@ impl<'a> PerGroup<'a> {
         match self {
             PerGroup::F32(_) => {}
             PerGroup::F16(x) => x[groups].convert_to_f32_slice(wide),
-            PerGroup::BF16(x) => x[groups].convert_to_f32_slice(wide),
+            PerGroup::BF16(x) => wide.iter_mut().zip(&x[groups]).for_each(|(to, from)| {
+                *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+            }),
             PerGroup::Powers(x) => wide.iter_mut().zip(&x[groups]).for_each(|(to, &from)| *to = power(from)),
             PerGroup::Small(x) => wide.iter_mut().zip(&x[groups]).for_each(|(to, &from)| *to = small(from)),
         }
@@ -75,23 +90,20 @@ impl<'a> PerGroup<'a> {
 }
 
 /// `2^(code − 127)`; 255 is NaN.
+#[inline(always)]
 pub(crate) fn power(code: u8) -> f32 {
-    match code {
-        0 => f32::from_bits(1 << 22),
-        255 => f32::NAN,
-        code => f32::from_bits(u32::from(code) << 23),
-    }
+    // without a branch, so that many are made at once
+    let bits = u32::from(code) << 23;
+    f32::from_bits(bits | if code == 0 || code == 255 { 1 << 22 } else { 0 })
 }
 
 /// The number of an e4m3 code.
+#[inline(always)]
 pub(crate) fn small(code: u8) -> f32 {
-    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-    let size = match (exponent, code & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => mantissa / 512.0,
-        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
-    };
-    if code & 0x80 == 0 { size } else { -size }
+    // as the bits of an f32 its exponent is 120 too small, whether it is 0 or not
+    let size = f32::from_bits(u32::from(code & 0x7f) << 20) * f32::from_bits(247 << 23);
+    let size = if code & 0x7f == 0x7f { f32::NAN } else { size };
+    f32::from_bits(size.to_bits() | u32::from(code & 0x80) << 24)
 }
 
 /// A quantised matrix as kernels see it: its rows one after the other, whatever axes it has.
@@ -117,11 +129,29 @@ impl<'a> Codes<'a> {
     }
 
     /// The words of some rows.
+    #[inline(always)]
     pub(super) fn rows(&self, rows: &Range<usize>) -> &'a [u32] {
         &self.words[rows.start * self.layout.words..rows.end * self.layout.words]
     }
 
+    /// The words of a row and all after it.
+    #[inline(always)]
+    pub(super) fn rows_from(&self, row: usize) -> &'a [u32] {
+        &self.words[row * self.layout.words..]
+    }
+
+    /// Asks for the scales and biases of some rows, of which there may be fewer, to be brought near.
+    #[inline(always)]
+    pub(super) fn prefetch_groups(&self, rows: Range<usize>) {
+        let groups = rows.start * self.layout.groups..rows.end * self.layout.groups;
+        self.scales.prefetch(groups.clone());
+        if let Some(biases) = &self.biases {
+            biases.prefetch(groups);
+        }
+    }
+
     /// The scales and biases of some rows.
+    #[inline(always)]
     pub(super) fn groups<'b>(&'b self, rows: &Range<usize>, wide: &'b mut [f32]) -> Groups<'b> {
         let groups = rows.start * self.layout.groups..rows.end * self.layout.groups;
         let (first, second) = wide.split_at_mut(groups.len());
@@ -142,7 +172,7 @@ impl<'a> Codes<'a> {
         let grain = cpu.grain(rows.len(), inner);
         cpu.run(|| {
             out.par_chunks_mut(grain * inner).enumerate().for_each_init(
-                || vec![0.0; self.scratch(1)],
+                || vec![0.0; 2 * self.layout.groups],
                 |wide, (i, out)| {
                     for (j, out) in out.chunks_exact_mut(inner).enumerate() {
                         self.expand(level, rows.start + i * grain + j, wide, out);

@@ -8,24 +8,56 @@ pub(super) const E2M1: [f32; 16] =
 
 /// The meaning of codes.
 pub(super) trait Decode {
-    /// Bits of a code, where a word holds whole codes and a kernel takes it apart in registers; 0 where codes are taken
-    /// from the stream.
-    const BITS: u32 = 0;
-    /// Whether [`Decode::at`] leaves code `j` where it lies in the word, so that it is `2^(BITS·j)` times too large.
-    /// The last one never is.
-    const IN_PLACE: bool = false;
-
     /// The numbers of these codes, the bits above them zero.
     fn value<S: F32s>(code: S::Bits) -> S;
+}
+
+/// Codes of eight bits, of which a word holds four.
+pub(super) trait Octets: Decode {
+    /// Whether [`Octets::at`] leaves code `j` where it lies in the word, so that it is `2^(8·j)` times too large. The last
+    /// one never is.
+    const IN_PLACE: bool = false;
 
     /// The numbers of the codes `j` of these words.
     #[inline(always)]
     fn at<S: F32s>(word: S::Bits, j: u32) -> S {
-        Self::value(word.shr(j * Self::BITS) & S::Bits::splat((1 << Self::BITS) - 1))
+        Self::value(word.shr(j * 8) & S::Bits::splat(255))
     }
 }
 
-/// Whole numbers of any bits, from the stream.
+/// Codes of fewer bits, as bytes that are whole numbers below 64.
+pub(super) trait Bytes {
+    /// Registers of bytes that a register of words makes: code `i` of a lane is byte `i / REGISTERS` of register
+    /// `i % REGISTERS`. Codes that cross words are taken from the stream, four a lane.
+    const REGISTERS: usize;
+    /// What a code means is `UNIT · (byte - OFFSET)`, then scaled.
+    const UNIT: f32 = 1.0;
+    /// See [`Bytes::UNIT`].
+    const OFFSET: f32 = 0.0;
+
+    /// The bytes of the codes in `S::LANES` lanes of a row from lane `first` on; what is past its end may be anything.
+    fn bytes<S: F32s>(row: &[u32], first: usize) -> [S::Bits; 4];
+}
+
+/// The words of a row from `first` on, zeros past its end.
+#[inline(always)]
+pub(super) fn words_at<S: F32s>(row: &[u32], first: usize) -> S::Bits {
+    if row.len() - first >= S::LANES {
+        // SAFETY: the row has a register's words from there on.
+        unsafe { S::Bits::load_ptr(row.as_ptr().add(first)) }
+    } else {
+        S::Bits::load_head(&row[first..])
+    }
+}
+
+/// The bytes of a register of words shifted down again and again, each masked.
+#[inline(always)]
+fn shifted<S: F32s>(words: S::Bits, bits: u32) -> [S::Bits; 4] {
+    let mask = S::Bits::splat(((1 << bits) - 1) * 0x0101_0101);
+    [words & mask, words.shr(bits) & mask, words.shr(2 * bits) & mask, words.shr(3 * bits) & mask]
+}
+
+/// Whole numbers.
 pub(super) struct Whole;
 
 impl Decode for Whole {
@@ -35,25 +67,38 @@ impl Decode for Whole {
     }
 }
 
-/// Whole numbers of `B` bits, of which a word holds some.
-pub(super) struct Aligned<const B: u32>;
-
-impl<const B: u32> Decode for Aligned<B> {
-    const BITS: u32 = B;
+impl Octets for Whole {
     const IN_PLACE: bool = true;
-
-    #[inline(always)]
-    fn value<S: F32s>(code: S::Bits) -> S {
-        S::from_i32(code)
-    }
 
     /// A mask is all it takes, because a power of two is exact: the other factor carries its inverse.
     #[inline(always)]
     fn at<S: F32s>(word: S::Bits, j: u32) -> S {
-        if (j + 1) * B == 32 {
-            return S::from_i32(word.shr(32 - B));
-        }
-        S::from_i32(word & S::Bits::splat(((1 << B) - 1) << (j * B)))
+        if j == 3 { S::from_i32(word.shr(24)) } else { S::from_i32(word & S::Bits::splat(255 << (8 * j))) }
+    }
+}
+
+/// Whole numbers of `B` = 2 or 4 bits, which never cross words.
+pub(super) struct Aligned<const B: u32>;
+
+impl<const B: u32> Bytes for Aligned<B> {
+    const REGISTERS: usize = 8 / B as usize;
+
+    #[inline(always)]
+    fn bytes<S: F32s>(row: &[u32], first: usize) -> [S::Bits; 4] {
+        shifted::<S>(words_at::<S>(row, first), B)
+    }
+}
+
+/// Whole numbers of `B` bits from the stream.
+pub(super) struct Crossing<const B: u32>;
+
+impl<const B: u32> Bytes for Crossing<B> {
+    const REGISTERS: usize = 1;
+
+    #[inline(always)]
+    fn bytes<S: F32s>(row: &[u32], first: usize) -> [S::Bits; 4] {
+        let none = S::Bits::splat(0);
+        [S::Bits::quads(row, 4 * first, B).bytes(B), none, none, none]
     }
 }
 
@@ -61,25 +106,42 @@ impl<const B: u32> Decode for Aligned<B> {
 pub(super) struct E2m1;
 
 impl Decode for E2m1 {
-    const BITS: u32 = 4;
-
     #[inline(always)]
     fn value<S: F32s>(code: S::Bits) -> S {
         S::pick(&E2M1, code)
     }
+}
+
+/// Twice the numbers, and 12 more, are whole and not negative.
+const RAISED: [u8; 16] = {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        table[i] = (2.0 * E2M1[i] + 12.0) as u8;
+        i += 1;
+    }
+    table
+};
+
+impl Bytes for E2m1 {
+    const REGISTERS: usize = 2;
+    const UNIT: f32 = 0.5;
+    const OFFSET: f32 = 12.0;
 
     #[inline(always)]
-    fn at<S: F32s>(word: S::Bits, j: u32) -> S {
-        S::pick(&E2M1, word.shr(4 * j))
+    fn bytes<S: F32s>(row: &[u32], first: usize) -> [S::Bits; 4] {
+        let [low, high, ..] = shifted::<S>(words_at::<S>(row, first), 4);
+        let (low, high) = (low.look_up(&RAISED), high.look_up(&RAISED));
+        [low, high, low, high]
     }
 }
 
 /// The 8-bit floats of MX formats: a sign, four bits of exponent, three of mantissa.
 pub(super) struct E4m3;
 
-impl Decode for E4m3 {
-    const BITS: u32 = 8;
+impl Octets for E4m3 {}
 
+impl Decode for E4m3 {
     /// The seven bits below the sign, put where an f32 has them, under an exponent that leaves the denormals: where `e`
     /// is not 0 the number is 2⁸ times that; where it is 0, 2⁹ times what is above the least. The smaller is right for
     /// every code. The one code of NaN is the one that overflows, and infinity times 0 is NaN.

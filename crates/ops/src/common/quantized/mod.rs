@@ -1,9 +1,11 @@
 //! Matrices that are stored in a few bits a number, as MLX packs them.
 
 mod backward;
+mod bytes;
 mod codes;
 mod decode;
 mod forward;
+mod octets;
 pub(crate) mod reference;
 mod stream;
 
