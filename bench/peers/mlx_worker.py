@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""MLX's side of compare_speed.py: `mlx_worker.py MODEL_DIR`; see timing.serve for what it reads and answers.
+"""MLX's side of compare_speed.py: `mlx_worker.py MODEL_DIR [PROMPT TEXT]`; see timing.serve for what it reads and answers.
 
 The driver preloads OpenBLAS: the wheel's own BLAS is the reference one, fifty times slower.
 """
@@ -207,7 +207,8 @@ def training():
 
 def generate():
     model, tokenizer = mlx_lm.load(sys.argv[1])
-    ids = tokenizer.encode("the gated delta rule ") * 60
+    prompt, text = (int(tokens) for tokens in sys.argv[2:4] or (512, 64))
+    ids = tokenizer.encode("the gated delta rule ") * (prompt // 5 + 2)
 
     def timed(length, max_tokens, seconds):
         def call():
@@ -219,8 +220,8 @@ def generate():
         return call
 
     return {
-        "prefill 512": timed(512, 1, lambda last: 512 / last.prompt_tps),
-        "decode, a token": timed(8, 64, lambda last: 1 / last.generation_tps),
+        f"prefill {prompt}": timed(prompt, 1, lambda last: prompt / last.prompt_tps),
+        "decode, a token": timed(8, text, lambda last: 1 / last.generation_tps),
     }
 
 

@@ -1,5 +1,5 @@
-//! Alluvium's side of `bench/peers/compare_speed.py`: `bench_worker MODEL_DIR` reads the name of a case from each line
-//! of standard input and answers with a line of JSON, seconds by pass.
+//! Alluvium's side of `bench/peers/compare_speed.py`: `bench_worker MODEL_DIR [PROMPT TEXT]` reads the name of a case from
+//! each line of standard input and answers with a line of JSON, seconds by pass. PROMPT and TEXT are the tokens of `generate`.
 
 use alluvium::core::{Error, rng::Rng};
 use alluvium::lm::models::qwen3_5::{RopeParameters, Sizes};
@@ -33,7 +33,9 @@ const OPS: &[(&str, &str)] = &[
 type Times = BTreeMap<String, f64>;
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let model = std::env::args().nth(1).map(PathBuf::from).ok_or("bench_worker MODEL_DIR")?;
+    let model = std::env::args().nth(1).map(PathBuf::from).ok_or("bench_worker MODEL_DIR [PROMPT TEXT]")?;
+    let tokens = |at, default| std::env::args().nth(at).map_or(Ok(default), |n| n.parse());
+    let (prompt, text) = (tokens(2, 512)?, tokens(3, 64)?);
     let device = Device::cpu();
     let mut checked = BTreeSet::new();
     let mut training = None;
@@ -47,7 +49,8 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
                 let run = training.get_or_insert(Training::new(&device)?);
                 Times::from([("step".to_owned(), median(|| run.step(&device))?)])
             }
-            "generate" => generation(&model, &device)?,
+            "generate" => generation(&model, [prompt, text], &device)?,
+            "read" => Times::from([("a byte".to_owned(), reading()?)]),
             name => operation(name, &mut checked, &device)?,
         };
         println!("{}", json!(times));
@@ -198,13 +201,13 @@ impl Training {
     }
 }
 
-/// A prompt of 512 tokens, and 64 tokens after a prompt of 8: the median of 5 each.
-fn generation(folder: &Path, device: &Device) -> Result<Times> {
+/// A prompt, and text after a prompt of 8: the median of 5 each.
+fn generation(folder: &Path, [prompt_tokens, text_tokens]: [usize; 2], device: &Device) -> Result<Times> {
     let loaded = load(folder, device)?;
     let tokenizer = loaded.tokenizer.ok_or_else(|| Error::value("bench", "the folder has no tokenizer.json"))?;
-    let prompt = tokenizer.encode("the gated delta rule ")?.repeat(60);
+    let prompt = tokenizer.encode("the gated delta rule ")?.repeat(prompt_tokens / 5 + 2);
     let mut times = Times::new();
-    for (what, length, max_tokens) in [("prefill 512", 512, 1), ("decode, a token", 8, 64)] {
+    for (what, length, max_tokens) in [("prefill", prompt_tokens, 1), ("decode, a token", 8, text_tokens)] {
         let sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
         let options = Options { max_tokens, sampling, ..Options::default() };
         let mut seconds = Vec::new();
@@ -218,9 +221,31 @@ fn generation(folder: &Path, device: &Device) -> Result<Times> {
         }
         seconds.remove(0);
         seconds.sort_by(f64::total_cmp);
-        times.insert(what.to_owned(), seconds[seconds.len() / 2]);
+        let what = if max_tokens == 1 { format!("{what} {length}") } else { what.to_owned() };
+        times.insert(what, seconds[seconds.len() / 2]);
     }
     Ok(times)
+}
+
+/// Seconds to read a byte of memory that no cache holds, on all cores.
+fn reading() -> Result<f64> {
+    let words = vec![1u64; 1 << 26];
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let time = median(|| {
+        std::thread::scope(|scope| {
+            for part in words.chunks(words.len().div_ceil(cores)) {
+                scope.spawn(move || {
+                    let mut sums = [0u64; 32];
+                    for part in part.chunks_exact(32) {
+                        sums.iter_mut().zip(part).for_each(|(sum, word)| *sum = sum.wrapping_add(*word));
+                    }
+                    std::hint::black_box(sums)
+                });
+            }
+        });
+        Ok(())
+    })?;
+    Ok(time / (8 * words.len()) as f64)
 }
 
 /// The median time of repeats, after one that warms up.
