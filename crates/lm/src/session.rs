@@ -7,8 +7,10 @@ use crate::sampler::{Likely, Sampler};
 use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::concat;
 
-/// Tokens of a prompt that are read at once: enough for full speed, few enough for their memory.
+/// Tokens of a prompt between two snapshots.
 const PREFILL: usize = 512;
+/// Tokens of a prompt that are read at once: enough for nearly full speed, few enough for their memory.
+const AT_ONCE: usize = 128;
 /// Snapshots that a session keeps: each holds the states of all linear layers.
 const SNAPSHOTS: usize = 8;
 
@@ -74,7 +76,9 @@ impl<'a> Session<'a> {
         let mut at = known;
         while at < prompt.len() {
             let end = (at + PREFILL - at % PREFILL).min(prompt.len());
-            self.take(&prompt[at..end])?;
+            for tokens in prompt[at..end].chunks(AT_ONCE) {
+                self.take(tokens)?;
+            }
             at = end;
             self.keep_snapshot();
         }
