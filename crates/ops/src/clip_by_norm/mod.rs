@@ -61,7 +61,9 @@ mod tests {
         let clipped = |norm, most| clip_by_norm(x.clone(), &Tensor::full([], norm, &device).unwrap(), most);
         assert_eq!(clipped(5.0, 5.0).unwrap().to_vec::<f32>().unwrap(), [3.0, 4.0]);
         assert_eq!(clipped(5.0, 2.5).unwrap().to_vec::<f32>().unwrap(), [1.5, 2.0]);
-        let error = clipped(5.0, 0.0).unwrap_err().to_string();
-        assert_eq!(error, "clip_by_norm: most is 0, expected a finite number above 0");
+        for most in [0.0, -1.0, f32::INFINITY, f32::NAN] {
+            let error = clipped(5.0, most).unwrap_err().to_string();
+            assert_eq!(error, format!("clip_by_norm: most is {most}, expected a finite number above 0"));
+        }
     }
 }

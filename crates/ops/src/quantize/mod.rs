@@ -73,6 +73,16 @@ mod tests {
     }
 
     #[test]
+    fn a_group_of_zeros_has_the_scale_one_and_codes_of_zero() {
+        let zeros = Tensor::from_slice(&[0.0f32; 64], [1, 64], &Device::cpu()).unwrap();
+        for (packing, scale) in [(Packing::Mxfp4, 127), (Packing::Mxfp8, 127), (Packing::Nvfp4, 0)] {
+            let packed = quantize(&zeros, packing).unwrap();
+            assert!(packed.scales.to_bytes().unwrap().iter().all(|&code| code == scale), "{packing:?}");
+            assert!(packed.w.to_bytes().unwrap().iter().all(|&code| code == 0), "{packing:?}");
+        }
+    }
+
+    #[test]
     fn affine_packing_is_that_of_its_own_operation() {
         let data: Vec<f32> = (0..64).map(|i| (i as f32).sin()).collect();
         let w = Tensor::from_slice(&data, [1, 64], &Device::cpu()).unwrap();
