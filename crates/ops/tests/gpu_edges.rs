@@ -102,6 +102,52 @@ fn an_id_that_a_gpu_made_is_not_waited_for_and_none_outside_the_table_reads_it()
 }
 
 #[test]
+fn rows_are_summed_whatever_ids_repeat_and_those_that_a_gpu_made_are_not_waited_for() {
+    let Some(gpu) = open() else { return };
+    // whole numbers, so that sums are the same in every order; rows of single numbers and of quads
+    let dy = |count: usize, width: usize| (0..count * width).map(|i| (i % 13) as f32 - 6.0).collect::<Vec<_>>();
+    let run = |device: &Device, ids: &Tensor, [rows, width]: [usize; 2], dtype: DType| {
+        let tape = Tape::new();
+        let table = tape.watch(&cast(&Tensor::full([rows, width], 1.0, device).unwrap(), dtype).unwrap());
+        let y = embedding(&table, ids).unwrap();
+        let dy = Tensor::from_slice(&dy(ids.elements(), width), y.shape(), device).unwrap();
+        let grads = tape.backward(&[(&y, &cast(&dy, dtype).unwrap())]).unwrap();
+        grads.of(&table).unwrap().to_floats().unwrap()
+    };
+    for (count, rows) in [(1, 1), (1_000, 1), (1, 257), (257, 257), (1_029, 257), (3_000, 5_000)] {
+        let mixed = |i: u32| i.wrapping_mul(2_654_435_761) >> 7;
+        let all = [
+            vec![rows as u32 - 1; count],
+            (0..count as u32).rev().map(|i| i % rows as u32).collect(),
+            (0..count as u32).map(|i| mixed(i) % rows as u32).collect(),
+            // long runs that begin and end within blocks
+            (0..count as u32).map(|i| (mixed(i) % 3).min(rows as u32 - 1)).collect(),
+        ];
+        for (i, ids) in all.iter().enumerate() {
+            for (width, dtype) in [(3, DType::F32), (260, DType::F32), (5, DType::BF16), (12, DType::BF16)] {
+                let on = |device: &Device| {
+                    let ids = Tensor::from_slice(ids, [count], device).unwrap();
+                    run(device, &ids, [rows, width], dtype)
+                };
+                assert_eq!(on(&gpu), on(&Device::cpu()), "{count} of {rows}, {i}, {width} of {dtype}");
+            }
+        }
+    }
+
+    // of seven ids that a GPU made two name no row, and nobody gets their gradients
+    let mut logits = vec![0.0f32; 7 * 6];
+    let made = [4, 3, 5, 4, 0, 5, 4];
+    made.iter().enumerate().for_each(|(i, id)| logits[i * 6 + id] = 1.0);
+    let ids = argmax(&Tensor::from_slice(&logits, [7, 6], &gpu).unwrap()).unwrap();
+    assert!(ids.known().is_none());
+    let mut want = vec![0.0; 5 * 3];
+    for (id, dy) in made.iter().zip(dy(7, 3).chunks(3)).filter(|(id, _)| **id < 5) {
+        want[id * 3..][..3].iter_mut().zip(dy).for_each(|(sum, dy)| *sum += dy);
+    }
+    assert_eq!(run(&gpu, &ids, [5, 3], DType::F32), want);
+}
+
+#[test]
 fn a_position_of_a_million_is_as_sharp_as_the_first() {
     let Some(device) = open() else { return };
     let positions = [0u32, 1, 999_999, 1_000_000, 1_048_575, u32::MAX];

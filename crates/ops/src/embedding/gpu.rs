@@ -1,8 +1,9 @@
-//! Rows are copied by their ids. Backward the places of each id are gathered by the processor, and a workgroup sums them.
+//! Rows are copied by their ids. Backward the ids are sorted with their places, and workgroups sum the rows of each.
 
 use super::{CONTRACT, Grad};
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
-use crate::common::ids::{known_below, places};
+use crate::common::gpu::sort::{Sorted, sort};
+use crate::common::ids::known_below;
 use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
@@ -19,6 +20,8 @@ static GRADIENTS: [Kernel; 2] = [
 /// Invocations of a workgroup, forward and backward.
 const GROUP: usize = 256;
 const COLUMNS: usize = 64;
+/// Sorted places whose rows are summed first where they all have the same id.
+const BLOCK: usize = 128;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -63,27 +66,34 @@ pub(super) fn forward(gpu: &Gpu, table: &Tensor, ids: &Tensor, dims: &Dims) -> R
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<Tensor> {
     let (vocabulary, width) = (saved.shape[0], saved.shape[1]);
-    // ids that a GPU made are waited for: sorting them takes the processor
-    let (table, ids) = places(&saved.ids.ids()?, vocabulary);
-    let places = 3 * ids;
-    let table = Tensor::from_slice(&table, [table.len()], &gpu.clone().into())?;
+    let Sorted { pairs, starts } = sort(gpu, &saved.ids, vocabulary)?;
     let form = Form::of(width, saved.dtype);
     let from = gpu.convert(dy, form.dtype())?;
-    let y = gpu.zeros(saved.shape, form.dtype())?;
-    let row = width * form.dtype().size();
-    for stretch in gpu.segments(vocabulary, row) {
-        let units = width / form.unit();
-        let numbers = [ids, units, stretch.start, stretch.len(), places];
-        let [count, width, first, rows, last] = numbers.map(|n| n as u32);
+    let y = gpu.empty(saved.shape, form.dtype())?;
+    let units = width / form.unit();
+    let launch = |entry, binds: &[Bind<'_>], rows: usize, first: usize| {
+        let params = [rows, units, first, vocabulary].map(|n| n as u32);
         gpu.launch(&Launch {
             kernel: form.choose(&GRADIENTS),
-            entry: "backward",
-            constants: &[],
+            entry,
+            constants: &[("BLOCK", BLOCK as u32)],
             stored: &form.stored(),
-            binds: &[Bind::All(&table), Bind::All(&from), Bind::Part(&y, stretch.start * row..stretch.end * row)],
-            params: bytemuck::bytes_of(&Params { count, width, first, rows, last }),
-            groups: Groups::Line(ids * units.div_ceil(COLUMNS)),
-        })?;
+            binds,
+            params: bytemuck::bytes_of(&params),
+            groups: Groups::Line(rows * units.div_ceil(COLUMNS)),
+        })
+    };
+    let blocks = saved.ids.elements() / BLOCK;
+    // a single unused row where there is no whole block
+    let parts = gpu.empty([blocks.max(1), width], DType::F32)?;
+    if blocks > 0 {
+        launch("blocks", &[&pairs, &from, &parts].map(Bind::All), blocks, 0)?;
+    }
+    let row = width * form.dtype().size();
+    for stretch in gpu.segments(vocabulary, row) {
+        let [pairs, from, parts, starts] = [&pairs, &from, &parts, &starts].map(Bind::All);
+        let to = Bind::Part(&y, stretch.start * row..stretch.end * row);
+        launch("rows", &[pairs, from, parts, starts, to], stretch.len(), stretch.start)?;
     }
     gpu.convert(&y, saved.dtype)
 }

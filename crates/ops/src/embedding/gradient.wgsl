@@ -1,26 +1,17 @@
-// A workgroup sums 64 units of the rows of `dy` at the places of one id, in order.
-struct Params { ids: u32, width: u32, first: u32, rows: u32, places: u32 }
+// A workgroup sums 64 units of the rows of `dy` whose ids are the same, in the order of their places. A row of the result
+// has `width` units; this stretch of the table begins with row `first` and has `rows`.
+struct Params { rows: u32, width: u32, first: u32, below: u32 }
 var<immediate> p: Params;
-// the id, and where its places begin and end; the places come after all ids
-@group(0) @binding(0) var<storage, read> table: array<u32>;
+// ids and places, sorted
+@group(0) @binding(0) var<storage, read> pairs: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> dy: array<Stored>;
-@group(0) @binding(2) var<storage, read_write> y: array<Stored>;
 
-fn unit(i: u32, column: u32) -> Num { return widen(dy[table[p.places + i] * p.width + column]); }
+fn unit(i: u32, column: u32) -> Num { return widen(dy[pairs[i].y * p.width + column]); }
 
-@compute @workgroup_size(64)
-fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let columns = (p.width + 63u) / 64u;
-    let number = group_index(group, groups);
-    let column = number % columns * 64u + lane;
-    let entry = number / columns;
-    if entry >= p.ids || column >= p.width { return; }
-    let id = table[3u * entry];
-    if id < p.first || id - p.first >= p.rows { return; }
-    var i = table[3u * entry + 1u];
-    let end = table[3u * entry + 2u];
-    var sum = Num(0.0);
-    // four reads under way; they are added in order
+// four reads under way; they are added in order
+fn add(before: Num, from_place: u32, end: u32, column: u32) -> Num {
+    var sum = before;
+    var i = from_place;
     for (; i + 4u <= end; i += 4u) {
         let a = unit(i, column);
         let b = unit(i + 1u, column);
@@ -29,5 +20,46 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
         sum = (((sum + a) + b) + c) + d;
     }
     for (; i < end; i++) { sum += unit(i, column); }
-    y[(id - p.first) * p.width + column] = narrow(sum);
+    return sum;
+}
+
+@group(0) @binding(2) var<storage, read_write> part: array<Num>;
+
+// The sums of blocks that have a single id: an id with very many places is not left to one workgroup.
+@compute @workgroup_size(64)
+fn blocks(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let columns = (p.width + 63u) / 64u;
+    let number = group_index(group, groups);
+    let column = number % columns * 64u + lane;
+    let block = number / columns;
+    if block >= p.rows || column >= p.width { return; }
+    let id = pairs[block * BLOCK].x;
+    if id >= p.below || id != pairs[block * BLOCK + BLOCK - 1u].x { return; }
+    part[block * p.width + column] = add(Num(0.0), block * BLOCK, (block + 1u) * BLOCK, column);
+}
+
+@group(0) @binding(2) var<storage, read> parts: array<Num>;
+// where the pairs of each id begin
+@group(0) @binding(3) var<storage, read> starts: array<u32>;
+@group(0) @binding(4) var<storage, read_write> y: array<Stored>;
+
+// Every row of the stretch: zero where no id names it.
+@compute @workgroup_size(64)
+fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let columns = (p.width + 63u) / 64u;
+    let number = group_index(group, groups);
+    let column = number % columns * 64u + lane;
+    let row = number / columns;
+    if row >= p.rows || column >= p.width { return; }
+    let first = starts[p.first + row];
+    let end = starts[p.first + row + 1u];
+    // up to the first whole block, whole blocks, what is left
+    var block = (first + BLOCK - 1u) / BLOCK;
+    var place = min(block * BLOCK, end);
+    var sum = add(Num(0.0), first, place, column);
+    for (; place + BLOCK <= end; place += BLOCK) {
+        sum += parts[block * p.width + column];
+        block++;
+    }
+    y[row * p.width + column] = narrow(add(sum, place, end, column));
 }

@@ -25,12 +25,13 @@ static CONTRACT: Contract = Contract {
 /// | `ids`   | `R..`   | u32             |          |
 /// | result  | `R.. D` | that of `table` |          |
 ///
-/// The gradient is a whole table: the rows of `dy` are summed in f32 in the order of `ids`, the other rows are zero.
-/// The backward pass keeps `ids`.
+/// The gradient is a whole table: the rows of `dy` are summed in f32, in an order that `ids` alone decide; the other rows
+/// are zero. The backward pass keeps `ids`.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when an id
-/// is `V` or more. An id that a GPU made is not waited for: where it is `V` or more the row is NaN.
+/// is `V` or more. An id that a GPU made is not waited for: where it is `V` or more the row is NaN and
+/// nobody gets its gradient.
 ///
 /// # Source
 /// The layer that checkpoints store as `embed_tokens.weight`; same numbers as `mlx.nn.Embedding`.

@@ -1,9 +1,10 @@
-//! An invocation takes eight numbers of a row that an id names. Backward the places of each id are gathered by the
-//! processor, and invocations add them up in order.
+//! An invocation takes eight numbers of a row that an id names. Backward the ids are sorted with their places, and
+//! invocations add those of each up in order.
 
 use super::{CONTRACT, Grad};
 use crate::common::gpu::quantized::{fold_named, gather};
-use crate::common::ids::{known_below, places};
+use crate::common::gpu::sort::sort;
+use crate::common::ids::known_below;
 use crate::common::quantized::{Layout, Quantized};
 use alluvium_core::wgpu::Gpu;
 use alluvium_core::{DType, Result, Shape, Tensor};
@@ -23,11 +24,9 @@ pub(super) fn forward(
 }
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-    // ids that a GPU made are waited for: sorting them takes the processor
-    let (table, ids) = places(&saved.ids.ids()?, saved.q.w.shape()[0]);
-    let table = Tensor::from_slice(&table, [table.len()], &gpu.clone().into())?;
-    let zeros = || gpu.zeros(saved.q.scales.shape(), DType::F32);
-    let grads = [zeros()?, zeros()?];
-    fold_named(gpu, (&saved.q.quantized(), saved.layout), (&table, ids), dy, [&grads[0], &grads[1]])?;
+    let ids = sort(gpu, &saved.ids, saved.q.w.shape()[0])?;
+    let grad = || gpu.empty(saved.q.scales.shape(), DType::F32);
+    let grads = [grad()?, grad()?];
+    fold_named(gpu, (&saved.q.quantized(), saved.layout), &ids, dy, [&grads[0], &grads[1]])?;
     saved.q.stored_as(gpu, grads, need)
 }

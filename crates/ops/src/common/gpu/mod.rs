@@ -10,6 +10,7 @@ pub(crate) mod norm;
 pub(crate) mod quantized;
 pub(crate) mod reduce;
 pub(crate) mod rows;
+pub(crate) mod sort;
 pub(crate) mod totals;
 
 /// Functions that kernels call: exponentials, gates, an error function.

@@ -1,12 +1,13 @@
 // The gradients of scales and biases from those of numbers: an invocation takes eight of a group, LANES neighbours share
 // one and add up in order.
-struct Params { count: u32, width: u32, first: u32, rows: u32, places: u32 }
+struct Params { count: u32, width: u32, first: u32, rows: u32, last: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> dw: array<X4>;
 @group(0) @binding(2) var<storage, read_write> dscales: array<f32>;
 @group(0) @binding(5) var<storage, read_write> dbiases: array<f32>;
-// the number of each row that is named, and where its places begin and end; the places come after all rows
-@group(0) @binding(6) var<storage, read> table: array<u32>;
+// ids and places, sorted, and where those of each id begin
+@group(0) @binding(6) var<storage, read> pairs: array<vec2<u32>>;
+@group(0) @binding(7) var<storage, read> starts: array<u32>;
 const LANES: u32 = GROUP / 8u;
 var<workgroup> shares: array<vec2<f32>, 256>;
 
@@ -39,23 +40,22 @@ fn all(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups:
     fold(i, own, inside, lane);
 }
 
-// rows of `dw` that belong to the same row of codes are added up first
+// rows of `dw` that belong to the same row of codes are added up first; a stretch of the codes begins with row `first` and
+// has `rows`
 @compute @workgroup_size(256)
 fn named(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let columns = (p.width + 255u) / 256u;
     let number = group_index(group, groups);
     let column = number % columns * 256u + lane;
-    let entry = number / columns;
-    if entry >= p.count { return; }
-    let id = table[3u * entry];
-    if id < p.first || id - p.first >= p.rows { return; }
+    let row = number / columns;
+    if row >= p.rows { return; }
     let inside = column < p.width;
     var own: Eight;
     if inside {
-        for (var i = table[3u * entry + 1u]; i < table[3u * entry + 2u]; i++) {
-            let next = gradient(table[p.places + i] * p.width + column);
+        for (var i = starts[p.first + row]; i < starts[p.first + row + 1u]; i++) {
+            let next = gradient(pairs[i].y * p.width + column);
             own = Eight(own.x + next.x, own.y + next.y);
         }
     }
-    fold((id - p.first) * p.width + column, own, inside, lane);
+    fold(row * p.width + column, own, inside, lane);
 }

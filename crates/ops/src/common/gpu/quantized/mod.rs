@@ -2,6 +2,7 @@
 
 mod plan;
 
+use super::sort::Sorted;
 use crate::common::quantized::{Layout, Packed, Packing, Quantized};
 use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
@@ -149,12 +150,11 @@ pub(crate) fn fold(gpu: &Gpu, q: &Quantized<'_>, dw: &Tensor, to: [&Tensor; 2]) 
     Ok(())
 }
 
-/// As [`fold`] for the rows that a table of ids and places names ([`places`](crate::common::ids::places)): rows of `dw`
-/// at the places of one id are summed. What is not named is not written.
+/// As [`fold`] for the rows that sorted ids name: rows of `dw` at the places of one id are summed; zero for the others.
 pub(crate) fn fold_named(
     gpu: &Gpu,
     (q, layout): (&Quantized<'_>, Layout),
-    (table, ids): (&Tensor, usize),
+    ids: &Sorted,
     dw: &Tensor,
     to: [&Tensor; 2],
 ) -> Result<()> {
@@ -163,16 +163,16 @@ pub(crate) fn fold_named(
         let groups = stretch.start * layout.groups..stretch.end * layout.groups;
         let [w, ..] = codes(q, &groups);
         let [dscales, dbiases] = to.map(|to| Bind::Part(to, groups.start * 4..groups.end * 4));
-        let numbers = [ids, width, stretch.start, stretch.len(), 3 * ids];
-        let [count, columns, first, rows, last] = numbers.map(|n| n as u32);
+        let [from, pairs, starts] = [dw, &ids.pairs, &ids.starts].map(Bind::All);
+        let [columns, first, rows] = [width, stretch.start, stretch.len()].map(|n| n as u32);
         gpu.launch(&Launch {
             kernel: &FOLD,
             entry: "named",
             constants: &constants(q),
             stored: &[("X", dw.dtype())],
-            binds: &[Bind::All(dw), w, dscales, Bind::Unused, Bind::Unused, dbiases, Bind::All(table)],
-            params: bytemuck::bytes_of(&Params { count, width: columns, first, rows, last }),
-            groups: Groups::Line(ids * width.div_ceil(GROUP)),
+            binds: &[from, w, dscales, Bind::Unused, Bind::Unused, dbiases, pairs, starts],
+            params: bytemuck::bytes_of(&Params { count: 0, width: columns, first, rows, last: 0 }),
+            groups: Groups::Line(stretch.len() * width.div_ceil(GROUP)),
         })?;
     }
     Ok(())
