@@ -13,17 +13,17 @@ fn e2m1(bits: u32) -> u32 {
     let low = select(vec4<u32>(0u), vec4<u32>(1u), size > vec4<f32>(0.25, 0.75, 1.25, 1.75));
     let high = select(vec4<u32>(0u), vec4<u32>(1u), size > vec4<f32>(2.5, 3.5, 5.0, 5.0));
     let code = low.x + low.y + low.z + low.w + high.x + high.y + high.z;
-    return select(0u, code | (bits >> 31u << 3u), code > 0u);
+    return select(0u, code | ((bits >> 31u) << 3u), code > 0u);
 }
 
 // the e4m3 float nearest to a number, ties to even; at most 448
 fn e4m3(bits: u32) -> u32 {
     let size = bits & 0x7fffffffu;
     // half of the last bit that stays, less one where that bit is even, carries into it
-    var code = ((size + 0x7ffffu + (size >> 20u & 1u)) >> 20u) - (120u << 3u);
+    var code = ((size + 0x7ffffu + ((size >> 20u) & 1u)) >> 20u) - (120u << 3u);
     // below 1/64
     if size < 0x3c800000u { code = u32(round(bitcast<f32>(size) * 512.0)); }
-    return min(code, 0x7eu) | (bits >> 31u << 7u);
+    return min(code, 0x7eu) | ((bits >> 31u) << 7u);
 }
 
 // the bits of the number of an e4m3 code without a sign

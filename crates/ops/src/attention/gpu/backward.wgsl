@@ -59,7 +59,7 @@ fn weights(scores: vec4<f32>, values: vec4<f32>, own: u32, streamed: u32) -> vec
         at = rows_of(queries, own_head);
     }
     let firsts = vec4<u32>(first_key(queries.x), first_key(queries.y), first_key(queries.z), first_key(queries.w));
-    let seen = keys >= firsts & keys <= queries + vec4<u32>(past()) & queries < vec4<u32>(p.tokens);
+    let seen = (keys >= firsts) & (keys <= queries + vec4<u32>(past())) & (queries < vec4<u32>(p.tokens));
     let logs = vec4<f32>(lse[at.x], lse[at.y], lse[at.z], lse[at.w]);
     let weight = select(vec4<f32>(0.0), exp4(p.scale * scores - logs), seen);
     if OF_VALUES == 1u { return weight; }
@@ -68,18 +68,19 @@ fn weights(scores: vec4<f32>, values: vec4<f32>, own: u32, streamed: u32) -> vec
 
 @compute @workgroup_size(256)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    own_head = group.y;
+    let head = group.y;
+    own_head = head;
     batch = group.z;
     let each = p.heads / p.shared_heads;
     var first = group.x * SIDE;
-    var heads = vec2<u32>(own_head * each, own_head * each + each);
+    var heads = vec2<u32>(head * each, head * each + each);
     var own_end = p.positions;
     var begin = max(first, past()) - past();
     var end = end_query(first + SIDE - 1u);
     if OWN_QUERIES == 1u {
         // the last queries see most keys: they begin first
         first = (groups.x - 1u - group.x) * SIDE;
-        heads = vec2<u32>(own_head / each, own_head / each + 1u);
+        heads = vec2<u32>(head / each, head / each + 1u);
         own_end = p.tokens;
         begin = first_key(first);
         end = min(past() + first + SIDE, p.positions);

@@ -36,7 +36,7 @@ const HIDDEN: f32 = -3.0e38;
 
 fn scaled(scores: vec4<f32>, query: u32, key: u32) -> vec4<f32> {
     let keys = vec4<u32>(key) + vec4<u32>(0u, 1u, 2u, 3u);
-    let seen = keys >= vec4<u32>(first_key(query)) & keys <= vec4<u32>(past() + query);
+    let seen = (keys >= vec4<u32>(first_key(query))) & (keys <= vec4<u32>(past() + query));
     return select(vec4<f32>(HIDDEN), p.scale * scores, seen);
 }
 
