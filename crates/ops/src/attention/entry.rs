@@ -36,12 +36,14 @@ pub(crate) static OP: Op = Op {
         Case::new("goes on from a past", &[('B', 1), ('T', 6), ('A', 2), ('D', 8), ('S', 9), ('G', 1)]).without(PACKED),
         Case::new("a long past", &[('B', 2), ('T', 70), ('A', 2), ('D', 33), ('S', 263), ('G', 2)]).without(PACKED),
         Case::new("decode", &[('B', 3), ('T', 1), ('A', 4), ('D', 9), ('S', 7), ('G', 2)]).without(PACKED),
+        Case::new("decode by quads", &[('B', 2), ('T', 1), ('A', 4), ('D', 12), ('S', 65), ('G', 2)]).without(PACKED),
         Case::new("decode with a long past", &[('B', 1), ('T', 1), ('A', 10), ('D', 65), ('S', 777), ('G', 2)])
             .without(PACKED),
         Case::new("sharp weights", &[('B', 1), ('T', 63), ('A', 2), ('D', 12), ('S', 63), ('G', 1)])
             .without(PACKED)
             .options(&[("scale", 2.0)]),
         Case::new("packed", &[('B', 1), ('T', 13), ('A', 2), ('D', 4), ('S', 13), ('G', 1), ('N', 4)]),
+        Case::new("packed, of odd width", &[('B', 1), ('T', 13), ('A', 2), ('D', 5), ('S', 13), ('G', 1), ('N', 4)]),
         Case::new("packed over blocks", &[('B', 1), ('T', 300), ('A', 3), ('D', 20), ('S', 300), ('G', 3), ('N', 5)]),
         Case::new("wide heads", &[('B', 1), ('T', 66), ('A', 2), ('D', 256), ('S', 66), ('G', 1)]).without(PACKED),
     ],

@@ -14,6 +14,7 @@ pub(crate) static OP: Op = Op {
     cases: &[
         Case::new("one element", &[('N', 1), ('K', 1), ('D', 1)]),
         Case::new("odd width", &[('N', 3), ('K', 2), ('D', 63)]),
+        Case::new("a width of quads", &[('N', 3), ('K', 3), ('D', 68)]),
         Case::new("many choices", &[('N', 5), ('K', 10), ('D', 129)]),
         Case::new("more tokens than a thread takes", &[('N', 1_001), ('K', 3), ('D', 65)]),
     ],

@@ -54,6 +54,8 @@ pub(crate) const AXIS_CASES: &[Case] = &[
     Case::new("first axis", &[('R', 7), ('D', 5)]).options(&[("axis", 0.0)]),
     Case::new("last axis", &[('R', 3), ('D', 17)]).options(&[("axis", 1.0)]),
     Case::new("between two others", &[('R', 10), ('D', 3)]).options(&[("axis", 2.0)]),
+    Case::new("between two others, both even", &[('R', 8), ('D', 7)]).options(&[("axis", 2.0)]),
+    Case::new("between two others, both even, by quads", &[('R', 8), ('D', 12)]).options(&[("axis", 2.0)]),
     Case::new("one place", &[('R', 1), ('D', 63)]).options(&[("axis", 0.0)]),
     Case::new("more than a thread's share", &[('R', 70), ('D', 1_001)]).options(&[("axis", 2.0)]),
 ];

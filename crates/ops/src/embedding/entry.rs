@@ -14,6 +14,7 @@ pub(crate) static OP: Op = Op {
     cases: &[
         Case::new("one row, one id", &[('V', 1), ('D', 1), ('R', 1)]),
         Case::new("odd width", &[('V', 7), ('D', 63), ('R', 17)]),
+        Case::new("a width of quads", &[('V', 7), ('D', 68), ('R', 17)]),
         Case::new("few rows, each used often", &[('V', 3), ('D', 17), ('R', 500)]),
         Case::new("many rows, few used", &[('V', 3_001), ('D', 65), ('R', 64)]),
         Case::new("more than one thread's share", &[('V', 1_000), ('D', 129), ('R', 1_025)]),

@@ -18,6 +18,7 @@ pub(crate) static OP: Op = Op {
     cases: &[
         Case::new("two words", &[('R', 1), ('V', 2)]),
         Case::new("odd", &[('R', 3), ('V', 65)]),
+        Case::new("a width of quads", &[('R', 3), ('V', 68)]),
         Case::new("many short rows", &[('R', 301), ('V', 17)]),
         Case::new("more words than are summed at once", &[('R', 1), ('V', 4_501)]).filled(SHARP),
         Case::new("above one thread's work", &[('R', 65), ('V', 1_023)]),
