@@ -7,6 +7,8 @@ use alluvium_core::{DType, Device, Element, Shape, Tape, Tensor};
 use alluvium_ops::*;
 use half::f16;
 
+mod written;
+
 fn open() -> Option<Device> {
     open_as(Gpu::builder())
 }
@@ -53,6 +55,8 @@ fn bytes_halves_and_words_are_moved_to_any_place_as_the_processor_moves_them() {
         assert_eq!(moved(&gpu, &halves, shape), moved(&cpu, &halves, shape), "halves {shape:?}");
         assert_eq!(moved(&gpu, &words, shape), moved(&cpu, &words, shape), "words {shape:?}");
     }
+    let Device::Wgpu(gpu) = &gpu else { return };
+    written::write(&gpu.shaders()).unwrap();
 }
 
 #[test]

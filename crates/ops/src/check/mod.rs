@@ -9,6 +9,7 @@ mod differences;
 mod errors;
 mod inputs;
 
+pub use crate::common::gpu::gemm::unreached as unreached_shaders;
 pub use compare::{Gap, compare};
 pub use differences::gradient_of_reference;
 pub use errors::refusals;
