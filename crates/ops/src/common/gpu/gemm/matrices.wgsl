@@ -18,38 +18,34 @@ fn place(lane: u32, nth: u32, across: u32) -> vec2<u32> {
     return vec2<u32>(i / (across / UNIT), i % (across / UNIT) * UNIT);
 }
 
+// where a unit of a side lies: its first number, that number's place in its line, and where the line ends; outside of the
+// matrix the line has ended
+struct Spot { at: u32, inner: u32, end: u32 }
+
+// `across` is the tile's first row of the left side or column of the right one, of which there are `size`
+fn spot(own: vec2<u32>, k_inner: bool, across: u32, size: u32, k: u32, k_end: u32, stride: u32) -> Spot {
+    let line = own.x + select(k, across, k_inner);
+    let inner = own.y + select(across, k, k_inner);
+    let at = line * stride + inner;
+    if EDGE == 0u { return Spot(at, 0u, 0u); }
+    let end = select(size, k_end, k_inner);
+    let inside = line < select(k_end, size, k_inner) && inner < end;
+    return Spot(select(0u, at, inside), inner, select(0u, end, inside));
+}
+
 fn fetch_a(lane: u32, nth: u32, batch: u32, row: u32, k: u32, k_end: u32) -> Unit {
-    let own = place(lane, nth, ACROSS_A);
-    let line = own.x + select(k, row, A_K_INNER == 1u);
-    let inner = own.y + select(row, k, A_K_INNER == 1u);
-    let at = p.a_at + batch * p.a_batch + line * p.a_stride + inner;
-    if EDGE == 0u { return unit_a(at, 0u, 0u); }
-    let lines = select(k_end, p.m, A_K_INNER == 1u);
-    let end = select(p.m, k_end, A_K_INNER == 1u);
-    let inside = line < lines && inner < end;
-    return unit_a(select(0u, at, inside), inner, select(0u, end, inside));
+    let s = spot(place(lane, nth, ACROSS_A), A_K_INNER == 1u, row, p.m, k, k_end, p.a_stride);
+    return unit_a(p.a_at + batch * p.a_batch + s.at, s.inner, s.end);
 }
 
 fn fetch_b(lane: u32, nth: u32, batch: u32, col: u32, k: u32, k_end: u32) -> Unit {
-    let own = place(lane, nth, ACROSS_B);
-    let line = own.x + select(k, col, B_K_INNER == 1u);
-    let inner = own.y + select(col, k, B_K_INNER == 1u);
-    let at = p.b_at + batch * p.b_batch + line * p.b_stride + inner;
-    if EDGE == 0u { return unit_b(at, 0u, 0u); }
-    let lines = select(k_end, p.n, B_K_INNER == 1u);
-    let end = select(p.n, k_end, B_K_INNER == 1u);
-    let inside = line < lines && inner < end;
-    return unit_b(select(0u, at, inside), inner, select(0u, end, inside));
+    let s = spot(place(lane, nth, ACROSS_B), B_K_INNER == 1u, col, p.n, k, k_end, p.b_stride);
+    return unit_b(p.b_at + batch * p.b_batch + s.at, s.inner, s.end);
 }
 
-fn slot_a(lane: u32, nth: u32) -> u32 {
-    let own = place(lane, nth, ACROSS_A);
-    return own.x * LINE_A + own.y / ELEMENT;
-}
-
-fn slot_b(lane: u32, nth: u32) -> u32 {
-    let own = place(lane, nth, ACROSS_B);
-    return own.x * LINE_B + own.y / ELEMENT;
+fn slot(lane: u32, nth: u32, across: u32, line: u32) -> u32 {
+    let own = place(lane, nth, across);
+    return own.x * line + own.y / ELEMENT;
 }
 
 fn left(row: u32, k: u32) -> Left {
@@ -111,14 +107,14 @@ fn tile(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let a3 = fetch_a(lane, 3u, batch, first.x, k, k_end);
         let b3 = fetch_b(lane, 3u, batch, first.y, k, k_end);
         workgroupBarrier();
-        put_a(slot_a(lane, 0u), a0);
-        put_b(slot_b(lane, 0u), b0);
-        put_a(slot_a(lane, 1u), a1);
-        put_b(slot_b(lane, 1u), b1);
-        put_a(slot_a(lane, 2u), a2);
-        put_b(slot_b(lane, 2u), b2);
-        put_a(slot_a(lane, 3u), a3);
-        put_b(slot_b(lane, 3u), b3);
+        put_a(slot(lane, 0u, ACROSS_A, LINE_A), a0);
+        put_b(slot(lane, 0u, ACROSS_B, LINE_B), b0);
+        put_a(slot(lane, 1u, ACROSS_A, LINE_A), a1);
+        put_b(slot(lane, 1u, ACROSS_B, LINE_B), b1);
+        put_a(slot(lane, 2u, ACROSS_A, LINE_A), a2);
+        put_b(slot(lane, 2u, ACROSS_B, LINE_B), b2);
+        put_a(slot(lane, 3u, ACROSS_A, LINE_A), a3);
+        put_b(slot(lane, 3u, ACROSS_B, LINE_B), b3);
         workgroupBarrier();
         for (var i = 0u; i < DEPTH; i += FRAGMENT) {
             let y0 = right(col + 0u * FRAGMENT, i);
