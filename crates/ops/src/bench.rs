@@ -4,6 +4,7 @@ use crate::Transpose;
 use crate::check::Inputs;
 use crate::op::{Case, Given, Op};
 use alluvium_core::rng::Rng;
+use alluvium_core::wgpu::BATCH;
 use alluvium_core::{DType, Device, Dims, Result, Shape, Tape, Tensor, tape};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ pub struct Ceiling {
     pub rate: f64,
     /// Rows of those matrices.
     pub side: usize,
+    /// Seconds of the host that a launch takes, with its share of a submission; none where nothing is launched.
+    pub launch: Option<f64>,
 }
 
 /// The time of a case.
@@ -53,7 +56,7 @@ impl Timing {
 const PATIENCE: Duration = Duration::from_millis(600);
 
 /// Time given to what a GPU gets at once.
-const BATCH: Duration = Duration::from_millis(40);
+const BURST: Duration = Duration::from_millis(40);
 
 /// The option of cases that are timed in f16.
 const HALF: (&str, f64) = ("f16", 1.0);
@@ -77,7 +80,26 @@ pub fn ceiling(device: &Device) -> Result<Ceiling> {
     let data: Vec<f32> = (0..side * side).map(|_| rng.normal() as f32).collect();
     let a = Tensor::from_slice(&data, [side, side], device)?;
     let product = median(device, || crate::matmul(&a, &a, Transpose::Neither).map(drop))?;
-    Ok(Ceiling { bandwidth: (12 * n) as f64 / add, rate: 2.0 * (side as f64).powi(3) / product, side })
+    let launch = launch(device)?;
+    Ok(Ceiling { bandwidth: (12 * n) as f64 / add, rate: 2.0 * (side as f64).powi(3) / product, side, launch })
+}
+
+/// What a launch costs the host, from operations on one token. As many are timed as are submitted together; the GPU is
+/// done with them when the next are timed, which then put away what those before held: it never holds the host back.
+fn launch(device: &Device) -> Result<Option<f64>> {
+    let Device::Wgpu(_) = device else { return Ok(None) };
+    let x = Tensor::full([1, 64], 1.0, device)?;
+    crate::silu(&x)?;
+    device.wait()?;
+    let mut times = Vec::new();
+    for _ in 0..32 {
+        let from = Instant::now();
+        (0..BATCH).try_for_each(|_| crate::silu(&x).map(drop))?;
+        times.push(from.elapsed().as_secs_f64() / BATCH as f64);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(Some(times[times.len() / 2]))
 }
 
 /// Whether this is a GPU of its own, not the processor.
@@ -161,7 +183,7 @@ fn median(device: &Device, mut work: impl FnMut() -> Result<()>) -> Result<f64> 
     once(1)?;
     let repeats = match device {
         Device::Cpu(_) => 1,
-        Device::Wgpu(_) => (BATCH.as_secs_f64() / once(1)?).clamp(1.0, 200.0) as usize,
+        Device::Wgpu(_) => (BURST.as_secs_f64() / once(1)?).clamp(1.0, 200.0) as usize,
     };
     let started = Instant::now();
     let mut times = Vec::new();

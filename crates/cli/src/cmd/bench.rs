@@ -6,7 +6,7 @@ use alluvium::ops::check::{Zeros, check};
 use serde_json::json;
 use std::io::Write;
 
-/// Time operations against the device's own ceiling: copy bandwidth and the rate of a large matrix product
+/// Time operations against the device's own ceiling: copy bandwidth, the rate of a large matrix product, the cost of a launch
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only these operations
@@ -27,14 +27,23 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         writeln!(
             out,
             "{}",
-            json!({"device": device.to_string(), "copy_gb_per_s": bandwidth, "gemm_gflop_per_s": rate})
+            json!({
+                "device": device.to_string(),
+                "copy_gb_per_s": bandwidth,
+                "gemm_gflop_per_s": rate,
+                "launch_seconds": ceiling.launch,
+            })
         )?;
     } else {
         writeln!(
             out,
-            "{device}: {bandwidth:.1} GB/s read and written, {rate:.0} GFLOP/s in a {}³ product\n",
+            "{device}: {bandwidth:.1} GB/s read and written, {rate:.0} GFLOP/s in a {}³ product",
             ceiling.side
         )?;
+        if let Some(launch) = ceiling.launch {
+            writeln!(out, "{device}: {:.2} µs of the host for a launch", launch * 1e6)?;
+        }
+        writeln!(out)?;
     }
     let mut rows = Vec::new();
     for op in ops {

@@ -45,12 +45,12 @@ impl Kernel {
         constants: &[(&'static str, u32)],
         stored: &[(&'static str, DType)],
     ) -> Shader {
-        let variant = Variant { entry, constants: constants.to_vec(), stored: stored.to_vec() };
+        let variant = Variant { entry, constants, stored };
         Shader { name: self.name.to_owned(), entry, text: self.text(&variant, true) }
     }
 
     /// The whole text of one variant.
-    fn text(&self, variant: &Variant, subgroups: bool) -> String {
+    fn text(&self, variant: &Variant<'_>, subgroups: bool) -> String {
         let mut text = String::new();
         if self.parts.iter().any(|part| part.contains("// needs f16")) {
             text.push_str("enable f16;\n");
@@ -58,10 +58,10 @@ impl Kernel {
         if self.parts.iter().any(|part| part.contains("// needs cooperative matrices")) {
             text.push_str("enable wgpu_cooperative_matrix;\n");
         }
-        for (name, value) in &variant.constants {
+        for (name, value) in variant.constants {
             let _ = writeln!(text, "const {name}: u32 = {value}u;");
         }
-        for (name, dtype) in &variant.stored {
+        for (name, dtype) in variant.stored {
             text.push_str(&storage(*dtype).replace("NAME", name));
         }
         text.push_str(include_str!("text/prelude.wgsl"));
@@ -84,12 +84,12 @@ fn storage(dtype: DType) -> &'static str {
     }
 }
 
-/// What fills a kernel's holes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Variant {
+/// The function of a kernel that is called, and what fills the holes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Variant<'a> {
     pub(super) entry: &'static str,
-    pub(super) constants: Vec<(&'static str, u32)>,
-    pub(super) stored: Vec<(&'static str, DType)>,
+    pub(super) constants: &'a [(&'static str, u32)],
+    pub(super) stored: &'a [(&'static str, DType)],
 }
 
 /// A shader as the adapter got it.
@@ -107,14 +107,23 @@ pub struct Shader {
 pub(super) struct Compiled {
     pub(super) pipeline: wgpu::ComputePipeline,
     pub(super) layout: wgpu::BindGroupLayout,
+    constants: Vec<(&'static str, u32)>,
+    stored: Vec<(&'static str, DType)>,
     shader: Shader,
+}
+
+impl Compiled {
+    fn variant(&self) -> Variant<'_> {
+        Variant { entry: self.shader.entry, constants: &self.constants, stored: &self.stored }
+    }
 }
 
 /// What was compiled so far.
 pub(super) struct Kernels {
     device: wgpu::Device,
     subgroups: bool,
-    compiled: Mutex<HashMap<(&'static str, Variant), Arc<Compiled>>>,
+    /// By the kernel's name: it has few variants, which are quicker compared than hashed.
+    compiled: Mutex<HashMap<&'static str, Vec<Arc<Compiled>>>>,
     cache: Option<(wgpu::PipelineCache, PathBuf)>,
 }
 
@@ -133,26 +142,26 @@ impl Kernels {
 
     pub(super) fn shaders(&self) -> Vec<Shader> {
         let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut shaders: Vec<Shader> = compiled.values().map(|c| c.shader.clone()).collect();
+        let mut shaders: Vec<Shader> = compiled.values().flatten().map(|c| c.shader.clone()).collect();
         shaders.sort_by(|a, b| (&a.name, a.entry).cmp(&(&b.name, b.entry)));
         shaders
     }
 
     /// # Errors
     /// When the adapter refuses the shader.
-    pub(super) fn get(&self, device: &str, kernel: &'static Kernel, variant: Variant) -> Result<Arc<Compiled>> {
+    pub(super) fn get(&self, device: &str, kernel: &'static Kernel, variant: Variant<'_>) -> Result<Arc<Compiled>> {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (kernel.name, variant);
-        if let Some(found) = compiled.get(&key) {
+        let variants = compiled.entry(kernel.name).or_default();
+        if let Some(found) = variants.iter().find(|found| found.variant() == variant) {
             return Ok(found.clone());
         }
-        let new = Arc::new(self.compile(device, kernel, &key.1)?);
-        compiled.insert(key, new.clone());
+        let new = Arc::new(self.compile(device, kernel, variant)?);
+        variants.push(new.clone());
         Ok(new)
     }
 
-    fn compile(&self, device: &str, kernel: &'static Kernel, variant: &Variant) -> Result<Compiled> {
-        let text = kernel.text(variant, self.subgroups);
+    fn compile(&self, device: &str, kernel: &'static Kernel, variant: Variant<'_>) -> Result<Compiled> {
+        let text = kernel.text(&variant, self.subgroups);
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let source = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.name),
@@ -179,7 +188,8 @@ impl Kernels {
         let holes = variant.constants.iter().map(|(name, value)| format!(" {name}={value}"));
         let stored = variant.stored.iter().map(|(name, dtype)| format!(" {name}={dtype}"));
         let name = kernel.name.to_owned() + &holes.chain(stored).collect::<String>();
-        Ok(Compiled { pipeline, layout, shader: Shader { name, entry: variant.entry, text } })
+        let (constants, stored) = (variant.constants.to_vec(), variant.stored.to_vec());
+        Ok(Compiled { pipeline, layout, constants, stored, shader: Shader { name, entry: variant.entry, text } })
     }
 }
 

@@ -35,12 +35,29 @@ struct Books {
     kept: usize,
     used: usize,
     peak: usize,
+    /// Buffers that were made so far.
+    made: u64,
+    /// What binds buffers, by what it binds: a step of training binds the same ones as the step before.
+    groups: HashMap<Box<[u64]>, wgpu::BindGroup>,
 }
 
-/// A buffer, and the batch of launches that used it last.
+impl Books {
+    /// Gives what nobody uses back to the driver, with all that might hold it.
+    fn give_back(&mut self) {
+        self.free.clear();
+        self.kept = 0;
+        self.groups.clear();
+    }
+}
+
+/// Groups that are remembered at most.
+const GROUPS: usize = 1 << 13;
+
+/// A buffer, its number among all that were ever made, and the batch of launches that used it last.
 #[derive(Debug)]
 struct Block {
     buffer: wgpu::Buffer,
+    number: u64,
     class: usize,
     batch: AtomicU64,
 }
@@ -123,8 +140,7 @@ impl Memory {
                 return Err(refused(class, books.used));
             }
             if books.used + class + books.kept > limit {
-                books.free.clear();
-                books.kept = 0;
+                books.give_back();
             }
         }
         Ok(class)
@@ -135,11 +151,7 @@ impl Memory {
             return Ok(block);
         }
         // what nobody uses goes back to the driver before a request is refused
-        {
-            let mut books = self.books();
-            books.free.clear();
-            books.kept = 0;
-        }
+        self.books().give_back();
         let _ = self.0.device.poll(wgpu::PollType::wait_indefinitely());
         let block = self.try_create(class, mapped);
         block.ok_or_else(|| Kind::Memory { asked: class, used: self.in_use(), limit: None }.into())
@@ -153,10 +165,32 @@ impl Memory {
             usage: self.0.usage,
             mapped_at_creation: mapped == Mapped::Yes,
         });
-        match pollster::block_on(scope.pop()) {
-            None => Some(Block { buffer, class, batch: AtomicU64::new(0) }),
-            Some(_) => None,
+        if pollster::block_on(scope.pop()).is_some() {
+            return None;
         }
+        let mut books = self.books();
+        books.made += 1;
+        Some(Block { buffer, number: books.made, class, batch: AtomicU64::new(0) })
+    }
+
+    /// The group of this key, which says by numbers of buffers what it binds; it is made where it is not remembered.
+    pub(super) fn group(&self, key: &[u64], make: impl FnOnce() -> Result<wgpu::BindGroup>) -> Result<wgpu::BindGroup> {
+        if let Some(group) = self.books().groups.get(key) {
+            return Ok(group.clone());
+        }
+        let group = make()?;
+        let mut books = self.books();
+        if books.groups.len() >= GROUPS {
+            books.groups.clear();
+        }
+        books.groups.insert(key.into(), group.clone());
+        Ok(group)
+    }
+
+    /// How many groups are remembered.
+    #[cfg(test)]
+    pub(super) fn groups(&self) -> usize {
+        self.books().groups.len()
     }
 
     fn hand_out(&self, block: Block) -> Bytes {
@@ -198,6 +232,11 @@ impl Bytes {
 
     pub(super) fn buffer(&self) -> Option<&wgpu::Buffer> {
         self.block.as_ref().map(|block| &block.buffer)
+    }
+
+    /// The buffer's number among all that were ever made.
+    pub(super) fn number(&self) -> u64 {
+        self.block.as_ref().map_or(0, |block| block.number)
     }
 
     /// The bytes of the whole buffer.

@@ -15,7 +15,7 @@ pub use adapter::{Adapter, adapters};
 pub use kernel::{Kernel, Shader};
 pub(crate) use memory::Bytes;
 pub use memory::Memory;
-pub use queue::{Bind, Groups, Launch};
+pub use queue::{BATCH, Bind, Groups, Launch};
 pub(crate) use tensors::accumulate;
 
 use crate::{Error, Kind, Result};

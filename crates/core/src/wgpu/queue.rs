@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Launches that are submitted together: enough to make a submission cheap, few enough that the GPU starts early.
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 
 /// One run of a kernel.
 #[derive(Debug)]
@@ -116,8 +116,7 @@ impl Gpu {
     pub fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         self.sound()?;
         let inner = &*self.0;
-        let variant =
-            Variant { entry: launch.entry, constants: launch.constants.to_vec(), stored: launch.stored.to_vec() };
+        let variant = Variant { entry: launch.entry, constants: launch.constants, stored: launch.stored };
         let compiled = inner.kernels.get(&inner.name, launch.kernel, variant)?;
         let groups = self.grid(launch)?;
         let views = launch.binds.iter().map(|bind| self.view(launch, bind)).collect::<Result<Vec<_>>>()?;
@@ -180,7 +179,21 @@ impl Gpu {
         Ok(Some(View { tensor: Cow::Owned(copy), first: range.start, size }))
     }
 
+    /// What binds these views to the numbers of a kernel's bindings: remembered, or made.
     fn bind_group(&self, compiled: &Compiled, views: &[Option<View<'_>>]) -> Result<wgpu::BindGroup> {
+        let mut key = Vec::with_capacity(1 + 3 * views.len());
+        // what was compiled stays where it is
+        key.push(std::ptr::from_ref(compiled).addr() as u64);
+        for view in views {
+            match view {
+                Some(view) => key.extend([view.tensor.gpu_bytes()?.number(), view.first as u64, view.size as u64]),
+                None => key.push(0),
+            }
+        }
+        self.memory().group(&key, || self.new_bind_group(compiled, views))
+    }
+
+    fn new_bind_group(&self, compiled: &Compiled, views: &[Option<View<'_>>]) -> Result<wgpu::BindGroup> {
         let mut entries = Vec::with_capacity(views.len());
         for (i, view) in views.iter().enumerate() {
             let Some(view) = view else { continue };

@@ -48,6 +48,30 @@ fn a_limit_is_an_error_with_the_sizes_in_it_and_memory_that_is_kept_does_not_cou
 }
 
 #[test]
+fn what_a_launch_binds_is_remembered_for_the_same_buffers_and_forgotten_with_them() {
+    let Some(gpu) = open(Gpu::builder().memory_limit(1 << 20)) else { return };
+    let widened = |x: &Tensor| gpu.convert(x, DType::F32).unwrap().to_vec::<f32>().unwrap();
+    let x = gpu.convert(&numbers(&gpu, &[1.0, 2.0, 3.0, 4.0]), DType::F16).unwrap();
+    let other = gpu.convert(&numbers(&gpu, &[5.0, 6.0, 7.0, 8.0]), DType::BF16).unwrap();
+    let before = gpu.memory().groups();
+    for _ in 0..3 {
+        assert_eq!(widened(&x), [1.0, 2.0, 3.0, 4.0]);
+    }
+    assert_eq!(gpu.memory().groups(), before + 1);
+    // another buffer in its place, another kernel and part of a buffer
+    let again = gpu.convert(&numbers(&gpu, &[9.0, 6.0, 7.0, 8.0]), DType::F16).unwrap();
+    assert_eq!(widened(&again), [9.0, 6.0, 7.0, 8.0]);
+    assert_eq!(widened(&other), [5.0, 6.0, 7.0, 8.0]);
+    assert_eq!(widened(&x), [1.0, 2.0, 3.0, 4.0]);
+    assert!(gpu.memory().groups() > before + 2);
+    // buffers that go back to the driver are held by nothing
+    drop(gpu.zeros([200_000], DType::F32).unwrap());
+    drop(gpu.zeros([150_000], DType::F32).unwrap());
+    assert_eq!(gpu.memory().groups(), 0);
+    assert_eq!(widened(&x), [1.0, 2.0, 3.0, 4.0]);
+}
+
+#[test]
 fn a_tensor_larger_than_a_buffer_or_a_binding_is_refused_in_words() {
     let Some(gpu) = open(Gpu::builder().binding_limit(1 << 12)) else { return };
     let error = gpu.empty([gpu.limits().buffer / 4, 8], DType::F32).unwrap_err().to_string();
