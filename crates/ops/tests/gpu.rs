@@ -32,7 +32,7 @@ const CUT: &[(usize, &str)] = &[
     (
         1 << 17,
         "add sub mul scale silu sigmoid softplus gelu gelu_approx relu swiglu exp log cast adamw global_norm dequantize quantize \
-         quantize_affine",
+         quantize_affine matmul linear",
     ),
     (1 << 19, "concat split slice repeat_heads rms_norm l2_norm gated_rms_norm rope"),
 ];

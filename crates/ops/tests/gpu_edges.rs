@@ -249,6 +249,70 @@ fn a_table_a_cache_and_a_long_row_larger_than_a_binding_are_cut() {
     assert_eq!(f64::from(total), data.iter().map(|&x| f64::from(x)).sum::<f64>());
 }
 
+/// A product of `a` and `b` with its gradients, and the same as a linear layer where `b` lies as one does.
+fn products(device: &Device, dtype: DType, transpose: Transpose, sizes: [usize; 4]) -> Vec<Vec<f32>> {
+    let wave = |shape: &[usize], seed: f32| {
+        let shape = Shape::new(shape).unwrap();
+        let data: Vec<f32> = (0..shape.elements()).map(|i| (i as f32 * 0.37 + seed).sin()).collect();
+        cast(&Tensor::from_slice(&data, shape, device).unwrap(), dtype).unwrap()
+    };
+    let [count, m, k, n] = sizes;
+    let left = matches!(transpose, Transpose::Left | Transpose::Both);
+    let right = matches!(transpose, Transpose::Right | Transpose::Both);
+    let (a, b) = (if left { [count, k, m] } else { [count, m, k] }, if right { [count, n, k] } else { [count, k, n] });
+    let mut all = Vec::new();
+    let mut run = |[a, b]: [Tensor; 2], op: &dyn Fn(&Tensor, &Tensor) -> Tensor| {
+        let tape = Tape::new();
+        let (a, b) = (tape.watch(&a), tape.watch(&b));
+        let y = op(&a, &b);
+        let grads = tape.backward(&[(&y, &wave(&y.shape(), 2.0))]).unwrap();
+        all.extend([&y.detach(), grads.of(&a).unwrap(), grads.of(&b).unwrap()].map(|x| x.to_floats().unwrap()));
+    };
+    run([wave(&a, 0.0), wave(&b, 1.0)], &|a, b| matmul(a, b, transpose).unwrap());
+    if transpose == Transpose::Right {
+        run([wave(&a, 0.0), wave(&b[1..], 1.0)], &|x, w| linear(x, w).unwrap());
+    }
+    all
+}
+
+#[test]
+fn products_of_tensors_larger_than_a_binding_are_cut() {
+    use Transpose::{Both, Left, Neither, Right};
+    // long rows, many matrices, results that are larger than both sides, a few rows of one side
+    let short = [[1, 70, 50, 90], [40, 5, 6, 7], [3, 230, 7, 13], [1, 3, 60, 130], [1, 200, 2, 201]];
+    let mut all: Vec<_> =
+        [Neither, Left, Right, Both].iter().flat_map(|&t| short.map(|s| (12, DType::F32, t, s))).collect();
+    all.extend(short.map(|sizes| (12, DType::BF16, Right, sizes)));
+    // a long sum; sums that several workgroups share, of pieces and where their parts are larger than a binding
+    all.push((12, DType::F32, Neither, [1, 9, 1_000, 12]));
+    all.push((15, DType::F32, Right, [60, 12, 600, 12]));
+    all.push((20, DType::F32, Neither, [1, 512, 512, 512]));
+    let mut device = None;
+    for (limit, dtype, transpose, sizes) in all {
+        if device.as_ref().is_none_or(|(of, _)| *of != limit) {
+            let Some(opened) = open_as(Gpu::builder().binding_limit(1 << limit)) else { return };
+            device = Some((limit, opened));
+        }
+        let on = |device: &Device| products(device, dtype, transpose, sizes);
+        let (got, want) = (on(&device.as_ref().unwrap().1), on(&Device::cpu()));
+        assert_eq!(got.len(), want.len());
+        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+            let size = want.iter().map(|x| x.abs()).fold(1.0, f32::max);
+            let far = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let near = far <= if dtype == DType::F32 { 1e-5 } else { 5e-3 } * size;
+            assert!(got.len() == want.len() && near, "{dtype}, {transpose:?}, {sizes:?}, {i}: {far} of {size}");
+        }
+    }
+    // four lines of the right side do not fit
+    let (_, device) = device.unwrap();
+    let error = matmul(&full(&device, [2, 70_000]), &full(&device, [9, 70_000]), Right).unwrap_err().to_string();
+    assert!(error.contains("but a binding holds at most 1.0 MiB"), "{error}");
+}
+
+fn full(device: &Device, shape: [usize; 2]) -> Tensor {
+    Tensor::full(shape, 1.0, device).unwrap()
+}
+
 #[test]
 fn equal_experts_are_chosen_by_number_and_far_ones_overflow_nothing_as_on_the_processor() {
     let Some(gpu) = open() else { return };
@@ -331,7 +395,7 @@ fn through_quantised(packed: &Packed, device: &Device) -> Vec<Vec<f32>> {
         all.extend([y.to_floats().unwrap()].into_iter().chain(grads));
     };
     run(3, &|x, packed| quantized_matmul(x, &packed.quantized()).unwrap());
-    run(20, &|x, packed| quantized_matmul(x, &packed.quantized()).unwrap());
+    run(70, &|x, packed| quantized_matmul(x, &packed.quantized()).unwrap());
     run(0, &|_, packed| quantized_embedding(&packed.quantized(), &ids, DType::F32).unwrap());
     run(0, &|_, packed| slice(&dequantize(&packed.quantized(), DType::F32).unwrap(), 0, 500..outer).unwrap());
     all

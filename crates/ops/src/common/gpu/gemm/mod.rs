@@ -1,5 +1,6 @@
 //! Products of matrices on a GPU, for `matmul`, `linear` and whatever has products in its own launches.
 
+mod cut;
 mod plan;
 
 use super::ODD;
@@ -81,6 +82,8 @@ pub(crate) struct Mat<'a> {
     pub(crate) lines: Lines,
     /// What its words mean, if it is quantised.
     pub(crate) packed: Option<Quantized<'a>>,
+    /// Where the bytes that are bound begin and end: all of the tensor where it says nothing.
+    pub(crate) seen: Option<[usize; 2]>,
 }
 
 /// How a matrix lies in memory.
@@ -95,7 +98,7 @@ pub(crate) enum Lines {
 impl<'a> Mat<'a> {
     /// All of a tensor as matrices whose rows, or columns if they lie so, have `width` elements.
     pub(crate) fn new(tensor: &'a Tensor, width: usize, apart: usize) -> Self {
-        Mat { tensor, at: 0, stride: width, apart, lines: Lines::Rows, packed: None }
+        Mat { tensor, at: 0, stride: width, apart, lines: Lines::Rows, packed: None, seen: None }
     }
 
     /// A quantised matrix whose rows have `width` numbers: a right side.
@@ -112,6 +115,13 @@ impl<'a> Mat<'a> {
     /// What is left after some lines.
     pub(crate) fn after(self, lines: usize) -> Self {
         Mat { at: self.at + lines * self.stride, ..self }
+    }
+
+    fn bind(&self) -> Bind<'a> {
+        match self.seen {
+            Some([first, end]) => Bind::Part(self.tensor, first..end),
+            None => Bind::All(self.tensor),
+        }
     }
 
     /// Whether each line begins at a whole quad.
@@ -153,17 +163,19 @@ fn place(mat: &Mat<'_>) -> [u32; 3] {
 /// The product as a new tensor of this dtype.
 pub(crate) fn product(gpu: &Gpu, [a, b]: [Mat<'_>; 2], sizes: Sizes, shape: Shape, dtype: DType) -> Result<Tensor> {
     let few = matches!(plan(sizes, stored(gpu, &a, &b)), Plan::Few(_));
-    // half-precision results that do not fill whole quads are rounded afterwards
-    let direct = dtype == DType::F32 || (sizes.n.is_multiple_of(4) && !few);
+    let largest = a.bytes().max(b.bytes()).max(shape.elements() * dtype.size());
+    // half-precision results that do not fill whole quads, or that are computed in pieces, are rounded afterwards
+    let direct = dtype == DType::F32 || (sizes.n.is_multiple_of(4) && !few && largest <= gpu.limits().binding);
     let c = gpu.empty(shape, if direct { dtype } else { DType::F32 })?;
     let to = Mat::new(&c, sizes.n, sizes.m * sizes.n);
     gemm(gpu, &Gemm { a, b, c: to, sizes, alpha: 1.0, beta: 0.0 })?;
     gpu.convert(&c, dtype)
 }
 
-/// Writes a product into memory that is there.
+/// Writes a product into memory that is there, in pieces where a binding does not hold its tensors; then results are f32.
 pub(crate) fn gemm(gpu: &Gpu, args: &Gemm<'_>) -> Result<()> {
-    by(gpu, args, plan(args.sizes, stored(gpu, &args.a, &args.b)))
+    let run = |piece: &Gemm<'_>| by(gpu, piece, plan(piece.sizes, stored(gpu, &piece.a, &piece.b)));
+    cut::pieces(gpu.limits().binding, args, &run)
 }
 
 fn by(gpu: &Gpu, args: &Gemm<'_>, plan: Plan) -> Result<()> {
@@ -181,12 +193,14 @@ fn by(gpu: &Gpu, args: &Gemm<'_>, plan: Plan) -> Result<()> {
     match plan {
         Plan::Few(few) => lines(gpu, args, few, params),
         Plan::Tiles { side, part, splits } | Plan::Matrices { side, part, splits } => {
+            let width = sizes.n.next_multiple_of(4);
+            let fits = sizes.count * splits * sizes.m * width * 4 <= gpu.limits().binding;
+            let (part, splits) = if fits { (part, splits) } else { (part * splits, 1) };
             let params = Params { part: part as u32, splits: splits as u32, ..params };
             let tiles = if matches!(plan, Plan::Tiles { .. }) { tiles } else { matrices };
             if splits == 1 {
                 return tiles(gpu, args, side, params);
             }
-            let width = sizes.n.next_multiple_of(4);
             let parts = gpu.empty([sizes.count * splits, sizes.m, width], DType::F32)?;
             let to = Mat::new(&parts, width, sizes.m * width);
             let whole = Gemm { c: to, alpha: 1.0, beta: 0.0, ..*args };
@@ -219,7 +233,7 @@ fn choose(family: &'static [Kernel; 4], args: &Gemm<'_>) -> &'static Kernel {
 
 /// What a kernel binds.
 fn sides<'a>(a: &Mat<'a>, b: &Mat<'a>, c: &Mat<'a>) -> Vec<Bind<'a>> {
-    let mut binds = vec![Bind::All(a.tensor), Bind::All(b.tensor), Bind::All(c.tensor)];
+    let mut binds = vec![a.bind(), b.bind(), c.bind()];
     binds.extend(b.packed.iter().flat_map(per_group));
     binds
 }
@@ -320,7 +334,7 @@ fn sum(gpu: &Gpu, parts: &Tensor, args: &Gemm<'_>, params: Params) -> Result<()>
         entry: "sum",
         constants: &[("C_AT", 1)],
         stored: &[("C", c.tensor.dtype())],
-        binds: &[Bind::All(parts), Bind::All(c.tensor)],
+        binds: &[Bind::All(parts), c.bind()],
         params: bytemuck::bytes_of(&params),
         groups: Groups::Line((sizes.count * sizes.m * sizes.n.div_ceil(4)).div_ceil(256)),
     })
