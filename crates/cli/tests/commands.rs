@@ -124,6 +124,40 @@ fn operations_and_devices_are_listed() {
     assert!(said(&mut place.alluvium(&["devices"])).starts_with("cpu "));
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn compiled_kernels_are_kept_for_the_next_run_and_a_damaged_file_or_a_missing_folder_does_no_harm() {
+    let place = Place::new();
+    let check = |cache: &str| {
+        let mut command = place.alluvium(&["check", "scale", "--device", "wgpu"]);
+        command.env("XDG_CACHE_HOME", place.path(cache)).output().unwrap()
+    };
+    if !said(&mut place.alluvium(&["devices"])).contains("vulkan") {
+        eprintln!("skipped: no GPU through Vulkan was found");
+        return;
+    }
+    let files = || std::fs::read_dir(place.path("kept/alluvium")).unwrap().map(|file| file.unwrap().path());
+    let first = check("kept");
+    assert!(first.status.success(), "{first:?}");
+    let file = files().next().unwrap();
+    let sound = std::fs::read(&file).unwrap();
+    for found in [sound.clone(), vec![0; sound.len()], sound[..sound.len() / 2].to_vec()] {
+        std::fs::write(&file, found).unwrap();
+        let again = check("kept");
+        assert_eq!((again.status, &again.stdout), (first.status, &first.stdout));
+        assert_eq!((files().count(), std::fs::read(&file).unwrap()), (1, sound.clone()));
+    }
+    let devices = said(place.alluvium(&["devices"]).env("XDG_CACHE_HOME", place.path("kept")));
+    assert!(devices.contains(&format!("are kept in {}", place.path("kept/alluvium").display())), "{devices}");
+
+    // the folder is a file; Mesa, which has a cache of its own, says so, the program does not
+    let other = check("tiny.toml");
+    assert_eq!((other.status, &other.stdout), (first.status, &first.stdout));
+    assert!(!String::from_utf8_lossy(&other.stderr).contains("alluvium"), "{other:?}");
+    let devices = said(place.alluvium(&["devices"]).env("XDG_CACHE_HOME", place.path("tiny.toml")));
+    assert!(!devices.contains("kept"), "{devices}");
+}
+
 #[test]
 fn one_operation_is_checked_and_timed() {
     let place = Place::new();

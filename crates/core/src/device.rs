@@ -1,7 +1,7 @@
 //! Where a tensor lives.
 
 use crate::cpu::Cpu;
-use crate::wgpu::Gpu;
+use crate::wgpu::{Builder, Gpu};
 use crate::{Error, Result};
 
 /// Where tensors live and operations run. Cheap to clone: a handle.
@@ -27,20 +27,36 @@ impl Device {
     /// When the name is none of these, or there is no such device.
     pub fn named(name: &str) -> Result<Self> {
         match name {
-            "cpu" => Ok(Device::cpu()),
             "auto" => Ok(Device::auto()),
             "wgpu" => Ok(Gpu::shared()?.into()),
+            _ => Device::open(name, Gpu::builder()),
+        }
+    }
+
+    /// As [`Device::named`], with a handle of its own on a GPU that is opened so.
+    ///
+    /// # Errors
+    /// As [`Device::named`].
+    pub fn open(name: &str, gpu: Builder) -> Result<Self> {
+        match name {
+            "cpu" => Ok(Device::cpu()),
+            "auto" => Ok(Device::real(gpu.open())),
+            "wgpu" => Ok(gpu.open()?.into()),
             _ => {
                 let index = name.strip_prefix("wgpu:").and_then(|index| index.parse().ok());
                 let wrong = || Error::value("device", format!("{name:?} came, expected auto, cpu, wgpu or wgpu:n"));
-                Ok(Gpu::builder().index(index.ok_or_else(wrong)?).open()?.into())
+                Ok(gpu.index(index.ok_or_else(wrong)?).open()?.into())
             }
         }
     }
 
     /// A GPU if there is a real one that opens, or the processor.
     pub fn auto() -> Self {
-        match Gpu::shared() {
+        Device::real(Gpu::shared())
+    }
+
+    fn real(gpu: Result<Gpu>) -> Self {
+        match gpu {
             Ok(gpu) if !gpu.adapter().is_software() => gpu.into(),
             _ => Device::cpu(),
         }

@@ -12,5 +12,8 @@ pub(crate) fn run(_: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     for (index, adapter) in adapters().iter().enumerate() {
         writeln!(out, "{:<7} {adapter}", format!("wgpu:{index}"))?;
     }
+    if let Some(folder) = super::kernels().filter(|folder| folder.is_dir()) {
+        writeln!(out, "kernels that were compiled are kept in {}", folder.display())?;
+    }
     Ok(())
 }

@@ -16,9 +16,11 @@ pub(crate) mod train;
 
 use alluvium::Device;
 use alluvium::core::cpu::Cpu;
-use alluvium::core::wgpu::Gpu;
+use alluvium::core::wgpu::{Builder, Gpu};
 use alluvium::ops::Op;
 use anyhow::{Result, bail};
+use etcetera::base_strategy::{BaseStrategy, choose_native_strategy};
+use std::path::PathBuf;
 
 /// The device that work runs on.
 #[derive(clap::Args)]
@@ -30,19 +32,29 @@ pub(crate) struct DeviceArg {
 
 impl DeviceArg {
     pub(crate) fn open(&self) -> Result<Device> {
-        Ok(Device::named(&self.device)?)
+        Ok(Device::open(&self.device, gpu())?)
     }
 
     /// The same device with memory of its own that is filled with NaN before it is handed out.
     pub(crate) fn poisoned(&self) -> Result<Device> {
-        Ok(match self.open()? {
+        Ok(match Device::open(&self.device, gpu().poison())? {
             Device::Cpu(_) => Cpu::builder().poison().open()?.into(),
-            Device::Wgpu(gpu) => {
-                let index = gpu.name().strip_prefix("wgpu:").and_then(|index| index.parse().ok());
-                index.map_or(Gpu::builder(), |index| Gpu::builder().index(index)).poison().open()?.into()
-            }
+            gpu => gpu,
         })
     }
+}
+
+/// How a GPU is opened: with the kernels that runs before have compiled.
+fn gpu() -> Builder {
+    match kernels() {
+        Some(folder) => Gpu::builder().cache(folder),
+        None => Gpu::builder(),
+    }
+}
+
+/// The folder in which compiled kernels are kept, where the user has one for such things.
+fn kernels() -> Option<PathBuf> {
+    choose_native_strategy().ok().map(|folders| folders.cache_dir().join("alluvium"))
 }
 
 /// The operations of these names; all of them when none is given.

@@ -52,6 +52,8 @@ impl Place {
     pub(crate) fn alluvium(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_alluvium"));
         command.current_dir(self.folder.path()).args(args).stdin(Stdio::null());
+        // kernels of tests are not kept among the user's
+        command.env("XDG_CACHE_HOME", self.path("cache"));
         command
     }
 

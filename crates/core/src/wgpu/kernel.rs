@@ -1,10 +1,11 @@
 //! Shaders: put together from parts, compiled once, remembered.
 
+use super::cache::Cache;
 use super::failed;
 use crate::{DType, Result};
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A compute shader as WGSL text with holes: constants, storage types and reductions are filled in by the launch.
@@ -124,19 +125,12 @@ pub(super) struct Kernels {
     subgroups: bool,
     /// By the kernel's name: it has few variants, which are quicker compared than hashed.
     compiled: Mutex<HashMap<&'static str, Vec<Arc<Compiled>>>>,
-    cache: Option<(wgpu::PipelineCache, PathBuf)>,
+    pub(super) cache: Option<Cache>,
 }
 
 impl Kernels {
     pub(super) fn new(adapter: &wgpu::Adapter, device: &wgpu::Device, subgroups: bool, folder: Option<&Path>) -> Self {
-        let file = folder.zip(wgpu::util::pipeline_cache_key(&adapter.get_info())).map(|(f, key)| f.join(key));
-        let file = file.filter(|_| device.features().contains(wgpu::Features::PIPELINE_CACHE));
-        let cache = file.map(|file| {
-            let data = std::fs::read(&file).ok();
-            let descriptor = wgpu::PipelineCacheDescriptor { label: None, data: data.as_deref(), fallback: true };
-            // SAFETY: the file's name is the adapter's key and only `save` writes it; wgpu checks its header, too.
-            (unsafe { device.create_pipeline_cache(&descriptor) }, file)
-        });
+        let cache = folder.and_then(|folder| Cache::open(adapter, device, folder));
         Kernels { device: device.clone(), subgroups, compiled: Mutex::default(), cache }
     }
 
@@ -179,7 +173,7 @@ impl Kernels {
                 constants: &[],
                 zero_initialize_workgroup_memory: false,
             },
-            cache: self.cache.as_ref().map(|(cache, _)| cache),
+            cache: self.cache.as_ref().map(|cache| &cache.handle),
         });
         let layout = pipeline.get_bind_group_layout(0);
         if let Some(error) = pollster::block_on(scope.pop()) {
@@ -190,18 +184,5 @@ impl Kernels {
         let name = kernel.name.to_owned() + &holes.chain(stored).collect::<String>();
         let (constants, stored) = (variant.constants.to_vec(), variant.stored.to_vec());
         Ok(Compiled { pipeline, layout, constants, stored, shader: Shader { name, entry: variant.entry, text } })
-    }
-}
-
-impl Drop for Kernels {
-    /// Keeps what the driver compiled; that it cannot be kept is no reason to fail.
-    fn drop(&mut self) {
-        let Some((cache, file)) = &self.cache else { return };
-        let Some(data) = cache.get_data() else { return };
-        let beside = file.with_extension("new");
-        let _ = file.parent().map(std::fs::create_dir_all);
-        if std::fs::write(&beside, data).is_ok() {
-            let _ = std::fs::rename(&beside, file);
-        }
     }
 }

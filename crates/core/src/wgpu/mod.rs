@@ -4,6 +4,7 @@
 //! batches, run in the order they were asked for, and wgpu places the barriers between them. Reading a tensor waits.
 
 mod adapter;
+mod cache;
 mod kernel;
 mod memory;
 mod queue;
@@ -136,7 +137,8 @@ impl Builder {
         self
     }
 
-    /// Keeps compiled kernels in this folder, where the driver can.
+    /// Keeps compiled kernels in this folder when the handle is dropped, where the driver can and the folder may be written
+    /// to. A file that is damaged, or of another driver, is not used.
     pub fn cache(mut self, folder: impl Into<PathBuf>) -> Self {
         self.cache = Some(folder.into());
         self

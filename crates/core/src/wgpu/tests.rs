@@ -72,6 +72,40 @@ fn what_a_launch_binds_is_remembered_for_the_same_buffers_and_forgotten_with_the
 }
 
 #[test]
+fn compiled_kernels_are_found_by_the_next_handle_and_damaged_ones_are_not_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("kernels");
+    let run = |kept: &std::path::Path| {
+        let gpu = open(Gpu::builder().cache(kept))?;
+        assert_eq!(gpu.full([3], 2.5).unwrap().to_vec::<f32>().unwrap(), [2.5; 3]);
+        gpu.0.kernels.cache.as_ref().map(|cache| cache.was_found())
+    };
+    let Some(found) = run(&kept) else {
+        eprintln!("skipped: no GPU whose driver keeps kernels was found");
+        return;
+    };
+    assert!(!found);
+    let files: Vec<_> = std::fs::read_dir(&kept).unwrap().map(|file| file.unwrap().path()).collect();
+    let [file] = &files[..] else { panic!("{files:?}") };
+    assert_eq!(run(&kept), Some(true));
+    let sound = std::fs::read(file).unwrap();
+    let mut flipped = sound.clone();
+    flipped[sound.len() - 9] ^= 1;
+    for damaged in [flipped, sound[..sound.len() - 1].to_vec(), Vec::new(), vec![7; 5], vec![7; 50_000]] {
+        std::fs::write(file, damaged).unwrap();
+        assert_eq!(run(&kept), Some(false));
+        assert_eq!(run(&kept), Some(true));
+    }
+    // no folder can be made below a file
+    assert_eq!(run(&file.join("below")), Some(false));
+    // what cannot be put in its place is not left beside it
+    std::fs::remove_file(file).unwrap();
+    std::fs::create_dir(file).unwrap();
+    assert_eq!(run(&kept), Some(false));
+    assert_eq!(std::fs::read_dir(&kept).unwrap().count(), 1);
+}
+
+#[test]
 fn a_tensor_larger_than_a_buffer_or_a_binding_is_refused_in_words() {
     let Some(gpu) = open(Gpu::builder().binding_limit(1 << 12)) else { return };
     let error = gpu.empty([gpu.limits().buffer / 4, 8], DType::F32).unwrap_err().to_string();
