@@ -2,7 +2,7 @@
 
 use crate::{Element, Error, Kind, Result};
 use std::alloc::Layout;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,10 +32,27 @@ struct Pool {
 
 #[derive(Debug, Default)]
 struct Books {
-    free: HashMap<usize, Vec<Arc<Block>>>,
-    kept: usize,
+    /// What nobody uses, by its length.
+    free: BTreeMap<usize, Vec<Arc<Block>>>,
+    /// Bytes that the system gave.
+    held: usize,
+    /// Bytes that were asked for and are in use.
     used: usize,
     peak: usize,
+}
+
+impl Books {
+    /// Gives what nobody uses back to the system.
+    fn trim(&mut self) {
+        for (len, blocks) in std::mem::take(&mut self.free) {
+            self.held -= len * blocks.len();
+        }
+    }
+
+    /// What nobody uses and is at least so long, but not longer than `most`: the shortest.
+    fn find(&mut self, least: usize, most: usize) -> Option<Arc<Block>> {
+        self.free.range_mut(least..=most).find_map(|(_, blocks)| blocks.pop())
+    }
 }
 
 impl Memory {
@@ -62,9 +79,7 @@ impl Memory {
 
     /// Gives memory that nobody uses back to the system.
     pub fn trim(&self) {
-        let mut books = self.books();
-        books.free.clear();
-        books.kept = 0;
+        self.books().trim();
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
@@ -74,22 +89,23 @@ impl Memory {
 
     /// Memory for `len` elements. It is initialised, but with what is not said.
     pub(super) fn take<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        self.take_class(len, size_class)
+        self.take_class(len, size_class, Fit::Double)
     }
 
     /// As [`Memory::take`], but no larger than asked for: what lives long is not worth room for others to reuse it.
     pub(super) fn take_exact<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        self.take_class(len, |bytes| bytes.max(ALIGN).checked_next_multiple_of(ALIGN))
+        self.take_class(len, |bytes| bytes.max(ALIGN).checked_next_multiple_of(ALIGN), Fit::Exact)
     }
 
-    fn take_class<T: Element>(&self, len: usize, class: fn(usize) -> Option<usize>) -> Result<Buffer<T>> {
+    fn take_class<T: Element>(&self, len: usize, class: fn(usize) -> Option<usize>, fit: Fit) -> Result<Buffer<T>> {
         let asked = len.checked_mul(size_of::<T>());
         let class = asked.and_then(class).filter(|&class| isize::try_from(class).is_ok());
         let class =
             class.ok_or(Kind::Memory { asked: asked.unwrap_or(usize::MAX), used: self.in_use(), limit: None })?;
-        let mut block = self.block(class)?;
+        let mut block = self.block(class, fit)?;
         if let Some(block) = Arc::get_mut(&mut block) {
             block.home = Some(self.clone());
+            block.used = class;
             if self.0.poison {
                 block.bytes_mut().fill(POISON);
             }
@@ -98,24 +114,26 @@ impl Memory {
     }
 
     /// A block that nobody else holds, for now without a home.
-    fn block(&self, class: usize) -> Result<Arc<Block>> {
+    fn block(&self, class: usize, fit: Fit) -> Result<Arc<Block>> {
         let mut books = self.books();
         let refused = |used, limit| Error::from(Kind::Memory { asked: class, used, limit });
         let after = books.used + class;
         if self.0.limit.is_some_and(|limit| after > limit) {
             return Err(refused(books.used, self.0.limit));
         }
-        let block = match books.free.get_mut(&class).and_then(Vec::pop) {
-            Some(block) => {
-                books.kept -= class;
-                block
-            }
+        let most = match fit {
+            Fit::Exact => class,
+            Fit::Double => class.saturating_mul(2),
+        };
+        let block = match books.find(class, most) {
+            Some(block) => block,
             None => {
-                if self.0.limit.is_some_and(|limit| after + books.kept > limit) {
-                    books.free.clear();
-                    books.kept = 0;
+                if self.0.limit.is_some_and(|limit| books.held + class > limit) {
+                    books.trim();
                 }
-                Arc::new(Block::new(class).ok_or_else(|| refused(books.used, None))?)
+                let block = Block::new(class).ok_or_else(|| refused(books.used, None))?;
+                books.held += class;
+                Arc::new(block)
             }
         };
         books.used = after;
@@ -127,10 +145,18 @@ impl Memory {
     /// asks the system for nothing.
     fn keep(&self, block: Arc<Block>) {
         let mut books = self.books();
-        books.used -= block.len;
-        books.kept += block.len;
+        books.used -= block.used;
         books.free.entry(block.len).or_default().push(block);
     }
+}
+
+/// Which free block serves a request.
+#[derive(Clone, Copy)]
+enum Fit {
+    /// One of its length.
+    Exact,
+    /// One up to twice as long, so that what was used for one length of a text serves another.
+    Double,
 }
 
 /// The size that a request is rounded up to, so that blocks are reused: at most an eighth more than was asked for.
@@ -146,6 +172,8 @@ pub(crate) fn size_class(bytes: usize) -> Option<usize> {
 struct Block {
     start: NonNull<u8>,
     len: usize,
+    /// How much of it was asked for.
+    used: usize,
     /// Whose books it is in; none while the pool keeps it.
     home: Option<Memory>,
 }
@@ -183,7 +211,7 @@ impl Block {
         ask_for_huge_pages(start, layout);
         // SAFETY: it was allocated with this very length.
         unsafe { start.as_ptr().write_bytes(0, len) };
-        Some(Block { start, len, home: None })
+        Some(Block { start, len, used: 0, home: None })
     }
 
     fn bytes(&self) -> &[u8] {
@@ -200,7 +228,9 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         if let Some(home) = self.home.take() {
-            home.books().used -= self.len;
+            let mut books = home.books();
+            books.used -= self.used;
+            books.held -= self.len;
         }
         if let Some(layout) = layout(self.len) {
             // SAFETY: allocated in `new` with this very layout.
@@ -343,6 +373,44 @@ mod tests {
         let held = memory.take_exact::<u8>((1 << 20) + 1).unwrap();
         assert_eq!((held.len(), memory.in_use()), ((1 << 20) + 1, (1 << 20) + ALIGN));
         assert!(memory.take_exact::<f32>(usize::MAX / 4).is_err());
+    }
+
+    #[test]
+    fn what_nobody_uses_serves_a_request_of_half_its_length_but_none_that_stays() {
+        let memory = Memory::new(None, false);
+        let large = memory.take::<u8>(1 << 20).unwrap();
+        let place = large.as_ptr();
+        drop(large);
+        let half = memory.take::<u8>(1 << 19).unwrap();
+        assert_eq!((half.as_ptr(), memory.in_use()), (place, 1 << 19));
+        drop(half);
+        assert_eq!(memory.in_use(), 0);
+        let (small, exact) = (memory.take::<u8>((1 << 19) - 64).unwrap(), memory.take_exact::<u8>(1 << 19).unwrap());
+        assert!(small.as_ptr() == place && exact.as_ptr() != place);
+        drop(small);
+        let exact = memory.take_exact::<u8>(1 << 19).unwrap();
+        assert_ne!(exact.as_ptr(), place);
+    }
+
+    #[test]
+    fn the_shortest_that_is_long_enough_is_used() {
+        let memory = Memory::new(None, false);
+        let [long, short] = [900_000, 600_000].map(|len| memory.take::<u8>(len).unwrap());
+        let places = [long.as_ptr(), short.as_ptr()];
+        drop((long, short));
+        let [first, second] = [500_000; 2].map(|len| memory.take::<u8>(len).unwrap());
+        assert_eq!([second.as_ptr(), first.as_ptr()], places);
+    }
+
+    #[test]
+    fn what_nobody_uses_goes_back_before_the_limit_is_passed() {
+        let memory = Memory::new(Some(1 << 20), false);
+        drop(memory.take::<u8>(1 << 19).unwrap());
+        let all = memory.take::<u8>(1 << 20).unwrap();
+        assert_eq!(memory.books().held, 1 << 20);
+        drop(all);
+        memory.trim();
+        assert_eq!(memory.books().held, 0);
     }
 
     #[test]
