@@ -11,6 +11,7 @@ use minijinja::{Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write as _;
 use std::io;
+use std::panic::catch_unwind;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Steps that a template may take: long chats take a few hundred thousand, a template that loops takes all.
@@ -49,7 +50,6 @@ pub enum Ending {
     Continue,
 }
 
-/// Whether a template can be used.
 impl Tokenizer {
     /// The text of a prompt for messages; `variables` are given to the template, such as `enable_thinking`.
     ///
@@ -85,6 +85,12 @@ impl Tokenizer {
 /// # Errors
 /// When the template cannot be read, fails, calls `raise_exception` or does not come to an end.
 pub fn render(template: &str, context: &Json) -> Result<String> {
+    // a template is a stranger's program, and some make the engine panic: `loop.cycle()` of nothing divides by zero
+    catch_unwind(|| run(template, context))
+        .unwrap_or_else(|_| Err(Error::value("chat template", "the template engine broke down at it")))
+}
+
+fn run(template: &str, context: &Json) -> Result<String> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?;
     let mut environment = Environment::new();
     environment.set_syntax(syntax);
@@ -332,6 +338,8 @@ mod tests {
         assert!(error("{% if %}").starts_with("chat template: "), "{}", error("{% if %}"));
         let loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
         assert_eq!(error(loops), "chat template: it does not come to an end");
+        let divides = "{% for i in range(2) %}{{ loop.cycle() }}{% endfor %}";
+        assert_eq!(error(divides), "chat template: the template engine broke down at it");
         let writes = "{% for a in range(9999) %}{{ 'a' * 9999 }}{% endfor %}";
         assert_eq!(error(writes), "chat template: it wrote more than 67108864 bytes");
         assert!(error("{{ 'a' * 10 ** 9 }}").contains("too large"), "{}", error("{{ 'a' * 10 ** 9 }}"));
