@@ -214,6 +214,7 @@ impl Block {
         Some(Block { start, len, used: 0, home: None })
     }
 
+    #[inline]
     fn bytes(&self) -> &[u8] {
         // SAFETY: `start` is valid for `len` initialised bytes until drop.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
@@ -246,6 +247,7 @@ pub(crate) struct Bytes {
 }
 
 impl Bytes {
+    #[inline]
     pub(crate) fn as_slice(&self) -> &[u8] {
         self.block.as_ref().map_or(&[], |block| block.bytes())
     }
@@ -285,6 +287,7 @@ impl<T: Element> Buffer<T> {
 
 impl<T: Element> std::ops::Deref for Buffer<T> {
     type Target = [T];
+    #[inline]
     fn deref(&self) -> &[T] {
         bytemuck::cast_slice(&self.bytes.as_slice()[..self.len * size_of::<T>()])
     }

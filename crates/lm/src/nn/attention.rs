@@ -116,7 +116,7 @@ impl Attention {
     fn project(&self, x_btd: &Tensor, positions: &Tensor) -> Result<Heads> {
         let AttentionSizes { heads, kv_heads, head, rope: turn, gate, .. } = self.sizes;
         let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
-        let queries = self.q_proj.forward(x_btd)?;
+        let [queries, keys, values] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x_btd)?;
         let (q_btak, gate_btak) = match gate {
             Gate::None => (queries.reshape([b, t, heads, head])?, None),
             Gate::Sigmoid => {
@@ -124,7 +124,7 @@ impl Attention {
                 (q, Some(gate))
             }
         };
-        let k_btgk = self.k_proj.forward(x_btd)?.reshape([b, t, kv_heads, head])?;
+        let k_btgk = keys.reshape([b, t, kv_heads, head])?;
         let turned = |x: &Tensor, norm: &Option<RmsNorm>| match norm {
             Some(norm) => rope(&norm.forward(x)?, positions, turn),
             None => rope(x, positions, turn),
@@ -132,7 +132,7 @@ impl Attention {
         Ok(Heads {
             q_btak: turned(&q_btak, &self.q_norm)?,
             k_btgk: turned(&k_btgk, &self.k_norm)?,
-            v_btgk: self.v_proj.forward(x_btd)?.reshape([b, t, kv_heads, head])?,
+            v_btgk: values.reshape([b, t, kv_heads, head])?,
             gate_btak,
         })
     }

@@ -89,12 +89,11 @@ impl InProj {
 
     pub(super) fn forward(&self, x_btd: &Tensor, sizes: &DeltaSizes) -> Result<Inputs> {
         match self {
-            InProj::Separate(part) => Ok(Inputs {
-                qkv_btc: part.in_proj_qkv.forward(x_btd)?,
-                z_btv: part.in_proj_z.forward(x_btd)?,
-                b_btg: part.in_proj_b.forward(x_btd)?,
-                a_btg: part.in_proj_a.forward(x_btd)?,
-            }),
+            InProj::Separate(Separate { in_proj_qkv, in_proj_z, in_proj_b, in_proj_a }) => {
+                let parts = [in_proj_qkv, in_proj_z, in_proj_b, in_proj_a];
+                let [qkv_btc, z_btv, b_btg, a_btg] = Linear::forward_all(parts, x_btd)?;
+                Ok(Inputs { qkv_btc, z_btv, b_btg, a_btg })
+            }
             InProj::Merged(part) => part.forward(x_btd, sizes),
         }
     }
@@ -105,9 +104,10 @@ impl Merged {
         let DeltaSizes { key_heads: h, value_heads: g, key, value, .. } = *sizes;
         let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
         let shared = g / h;
-        let qkvz = self.in_proj_qkvz.forward(x_btd)?.reshape([b, t, h, 2 * key + 2 * shared * value])?;
+        let [qkvz, ba] = Linear::forward_all([&self.in_proj_qkvz, &self.in_proj_ba], x_btd)?;
+        let qkvz = qkvz.reshape([b, t, h, 2 * key + 2 * shared * value])?;
         let [q, k, v, z] = parts(&qkvz, [key, key, shared * value, shared * value])?;
-        let ba = self.in_proj_ba.forward(x_btd)?.reshape([b, t, h, 2 * shared])?;
+        let ba = ba.reshape([b, t, h, 2 * shared])?;
         let [b_bthr, a_bthr] = parts(&ba, [shared, shared])?;
         let flat = |x: &Tensor| x.reshape([b, t, x.elements() / (b * t)]);
         Ok(Inputs {

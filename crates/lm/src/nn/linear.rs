@@ -3,8 +3,13 @@
 use super::Weight;
 use super::build::{Builder, Init};
 use crate::params;
-use alluvium_core::{Result, Tensor};
+use alluvium_core::{Device, Result, Tensor};
 use alluvium_ops::{add, linear};
+use rayon::prelude::*;
+use std::array::from_fn;
+
+/// Rows up to which projections of one input are done side by side.
+const FEW_ROWS: usize = 8;
 
 /// Whether a projection adds a vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +61,33 @@ impl Linear {
         // a column of ones times a row: the bias for every row of `y`, with its gradient
         let ones = Tensor::full(x.shape().with(x.shape().rank() - 1, 1), 1.0, x.device())?;
         add(&y, &linear(&ones, &bias.reshape([bias.elements(), 1])?)?)
+    }
+
+    /// Several projections of one input, in order. Where a token is read the threads meet once for all of them, not for each:
+    /// none is long enough to be worth it.
+    ///
+    /// # Errors
+    /// As [`linear`].
+    pub fn forward_all<const N: usize>(projections: [&Linear; N], x: &Tensor) -> Result<[Tensor; N]> {
+        let mut all = from_fn(|_| x.clone());
+        // a tape has an order, and many rows keep all threads busy by themselves
+        let traced = x.is_traced() || projections.iter().any(|p| p.is_traced());
+        if traced || matches!(x.device(), Device::Wgpu(_)) || x.elements() > FEW_ROWS * x.shape().last() {
+            for (y, projection) in all.iter_mut().zip(projections) {
+                *y = projection.forward(x)?;
+            }
+            return Ok(all);
+        }
+        let mut results = from_fn::<_, N, _>(|_| Ok(x.clone()));
+        x.device().run(|| results.par_iter_mut().zip(projections).for_each(|(y, part)| *y = part.forward(x)));
+        for (y, result) in all.iter_mut().zip(results) {
+            *y = result?;
+        }
+        Ok(all)
+    }
+
+    fn is_traced(&self) -> bool {
+        self.weight.is_traced() || self.bias.as_ref().is_some_and(Tensor::is_traced)
     }
 
     /// The matrix, `[O, I]`.

@@ -53,8 +53,11 @@ impl Mlp {
     /// # Errors
     /// As the operations.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        // in a statement of its own, so that the two go before the third comes
-        let hidden = swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
+        let hidden = {
+            let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x)?;
+            // the two go before the third comes
+            swiglu(&gate, &up)?
+        };
         self.down_proj.forward(&hidden)
     }
 }

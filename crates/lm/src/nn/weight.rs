@@ -91,6 +91,16 @@ impl Weight {
         }
     }
 
+    /// Whether a tape records what is done with it.
+    pub(super) fn is_traced(&self) -> bool {
+        match self {
+            Weight::Dense(w) => w.is_traced(),
+            Weight::Quantized { scales, biases, .. } => {
+                scales.is_traced() || biases.as_ref().is_some_and(Tensor::is_traced)
+            }
+        }
+    }
+
     /// The plain numbers, which training needs.
     ///
     /// # Errors
