@@ -19,6 +19,10 @@ const FUEL: u64 = 20_000_000;
 /// Bytes that a template may write.
 const LONGEST: usize = 64 << 20;
 
+/// Brackets that may be open in a template at once. The engine counts them itself in expressions, but not where a loop names
+/// its variables: thousands of them are the end of its stack.
+const DEEPEST: usize = 400;
+
 /// Columns that `tojson` may indent by.
 const WIDEST: usize = 64;
 
@@ -91,6 +95,9 @@ pub fn render(template: &str, context: &Json) -> Result<String> {
 }
 
 fn run(template: &str, context: &Json) -> Result<String> {
+    if nesting(template) > DEEPEST {
+        return Err(Error::value("chat template", format!("more than {DEEPEST} brackets are open at once")));
+    }
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?;
     let mut environment = Environment::new();
     environment.set_syntax(syntax);
@@ -106,6 +113,20 @@ fn run(template: &str, context: &Json) -> Result<String> {
     let mut written = Written(Vec::new());
     template.render_captured_to(value(context), &mut written).map_err(failed)?;
     String::from_utf8(written.0).map_err(|_| Error::value("chat template", "it wrote bytes that are no text"))
+}
+
+/// The most brackets that are open at once.
+fn nesting(template: &str) -> usize {
+    let (mut open, mut most) = (0_usize, 0);
+    for byte in template.bytes() {
+        match byte {
+            b'(' | b'[' | b'{' => open += 1,
+            b')' | b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        most = most.max(open);
+    }
+    most
 }
 
 /// What a template has written, up to [`LONGEST`] bytes.
@@ -338,6 +359,8 @@ mod tests {
         assert!(error("{% if %}").starts_with("chat template: "), "{}", error("{% if %}"));
         let loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
         assert_eq!(error(loops), "chat template: it does not come to an end");
+        let nested = format!("{{% for {}a{} in [] %}}{{% endfor %}}", "(".repeat(9_999), ",)".repeat(9_999));
+        assert_eq!(error(&nested), "chat template: more than 400 brackets are open at once");
         let divides = "{% for i in range(2) %}{{ loop.cycle() }}{% endfor %}";
         assert_eq!(error(divides), "chat template: the template engine broke down at it");
         let writes = "{% for a in range(9999) %}{{ 'a' * 9999 }}{% endfor %}";

@@ -324,7 +324,9 @@ fn tokens(text: &mut Vec<u8>, donor: &[u8], values: &[&str], rng: &mut Rng) {
         }
         19..24 => {
             let number = std::str::from_utf8(&text[token.clone()]).ok().and_then(|t| t.parse::<i128>().ok());
-            let near = number.map(|n| [n + 1, n - 1, -n, 2 * n, 10 * n, n << 32, n / 2][rng.below(7)].to_string());
+            let near = number
+                .filter(|n| n.unsigned_abs() < 1 << 90)
+                .map(|n| [n + 1, n - 1, -n, 2 * n, 10 * n, n << 32, n / 2][rng.below(7)].to_string());
             text.splice(token, near.unwrap_or_else(|| values[rng.below(26)].to_owned()).into_bytes());
         }
         24..28 => {
