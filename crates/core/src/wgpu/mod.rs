@@ -22,6 +22,7 @@ pub(crate) use tensors::accumulate;
 use crate::{Error, Kind, Result};
 use kernel::Kernels;
 use queue::Queue;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -43,6 +44,8 @@ struct Inner {
     failure: Failure,
     poison: bool,
     unified: bool,
+    /// Small tables that were sent, by what they hold.
+    tables: Mutex<HashMap<Vec<u32>, Arc<Bytes>>>,
 }
 
 /// Two handles are equal when they share a queue and memory.
@@ -165,8 +168,20 @@ impl Builder {
         let memory = Memory::new(&name, &device, self.memory_limit, limits.buffer, unified);
         let kernels = Kernels::new(&handle, &device, limits.subgroups, self.cache.as_deref());
         let queue = Queue::new(queue);
-        let poison = self.poison;
-        Ok(Gpu(Arc::new(Inner { name, adapter, device, limits, memory, queue, kernels, failure, poison, unified })))
+        let (poison, tables) = (self.poison, Mutex::default());
+        Ok(Gpu(Arc::new(Inner {
+            name,
+            adapter,
+            device,
+            limits,
+            memory,
+            queue,
+            kernels,
+            failure,
+            poison,
+            unified,
+            tables,
+        })))
     }
 }
 

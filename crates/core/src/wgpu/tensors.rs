@@ -3,7 +3,7 @@
 use super::{ALIGNMENT, Bind, Gpu, Groups, Kernel, Launch};
 use crate::tensor::Storage;
 use crate::{DType, Error, Result, Shape, Tensor};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 /// Quads that one invocation of a plain loop takes at most, and invocations of its workgroups.
 const WG: usize = 256;
@@ -12,6 +12,10 @@ static FILL: Kernel = Kernel::new("fill", &[include_str!("text/fill.wgsl")]);
 static ADD: Kernel = Kernel::new("accumulate", &[include_str!("text/add.wgsl")]);
 static CONVERT: Kernel = Kernel::new("convert", &[include_str!("text/convert.wgsl")]);
 static SHIFT: Kernel = Kernel::new("realign", &[include_str!("text/shift.wgsl")]);
+
+/// Words of a table that is remembered, at most, and how many tables are: a megabyte.
+const LONGEST_TABLE: usize = 4096;
+const TABLES: usize = 64;
 
 /// What NaN-filled memory holds in every floating type.
 const POISON: u32 = u32::MAX;
@@ -57,11 +61,40 @@ impl Gpu {
     /// A tensor of these bytes.
     pub(crate) fn upload(&self, data: &[u8], shape: Shape, dtype: DType) -> Result<Tensor> {
         self.sound()?;
+        Ok(self.tensor(self.uploaded(data, dtype)?, shape, dtype))
+    }
+
+    fn uploaded(&self, data: &[u8], dtype: DType) -> Result<super::Bytes> {
         let mut bytes = self.memory().fill(data, |bytes| self.write(bytes, data))?;
         if dtype == DType::U32 {
             bytes.remember(bytemuck::pod_collect_to_vec(data));
         }
-        Ok(self.tensor(bytes, shape, dtype))
+        Ok(bytes)
+    }
+
+    /// A small u32 table that launches after this one are likely to want again, such as a rotation's frequencies: it is
+    /// sent once and remembered by what it holds. Its memory stays in use.
+    ///
+    /// # Errors
+    /// When the memory, or its limit, is used up.
+    pub fn table(&self, words: &[u32]) -> Result<Tensor> {
+        self.sound()?;
+        if words.len() > LONGEST_TABLE {
+            return self.upload(bytemuck::cast_slice(words), [words.len()].into(), DType::U32);
+        }
+        let mut tables = self.0.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = match tables.get(words) {
+            Some(bytes) => bytes.clone(),
+            None => {
+                if tables.len() >= TABLES {
+                    tables.clear();
+                }
+                let bytes = Arc::new(self.uploaded(bytemuck::cast_slice(words), DType::U32)?);
+                tables.insert(words.to_vec(), bytes.clone());
+                bytes
+            }
+        };
+        Ok(Tensor::new(Storage::Wgpu(bytes), [words.len()].into(), DType::U32, self.clone().into()))
     }
 
     fn tensor(&self, bytes: super::Bytes, shape: Shape, dtype: DType) -> Tensor {

@@ -251,3 +251,21 @@ fn a_lost_device_is_an_error_of_everything_after_and_nothing_hangs() {
         assert!(error.contains("the device was lost") && error.contains("start again"), "{error}");
     }
 }
+
+#[test]
+fn a_table_is_sent_once_and_few_are_remembered() {
+    let Some(gpu) = open(Gpu::builder()) else { return };
+    let words: Vec<u32> = (0..1_000).collect();
+    let (first, mut again) = (gpu.table(&words).unwrap(), gpu.table(&words).unwrap());
+    assert!(first.to_vec::<u32>().unwrap() == words && again.to_vec::<u32>().unwrap() == words);
+    drop(first);
+    // one that is shared with the memory of tables must never be written to
+    assert!(!again.is_unique());
+    let one = gpu.memory().in_use();
+    for n in 0..1_000 {
+        assert_eq!(gpu.table(&[n, n + 1]).unwrap().to_vec::<u32>().unwrap(), [n, n + 1]);
+    }
+    assert!(gpu.memory().in_use() <= one + 64 * 256, "{}", gpu.memory().in_use());
+    let long = vec![7; 5_000];
+    assert!(gpu.table(&long).unwrap().is_unique());
+}

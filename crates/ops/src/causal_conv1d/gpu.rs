@@ -155,7 +155,7 @@ fn table(gpu: &Gpu, saved: &Saved, block: usize) -> Result<Tensor> {
     };
     runs(block);
     runs(usize::MAX);
-    Tensor::from_slice(&table, [table.len()], &gpu.clone().into())
+    gpu.table(&table)
 }
 
 pub(super) fn forward(gpu: &Gpu, saved: &Saved) -> Result<(Tensor, Option<Tensor>)> {

@@ -34,9 +34,9 @@ struct Params {
 fn frequencies(turn: Rope) -> Vec<u32> {
     let pairs = turn.dims / 2;
     let turns = |i: usize| turn.frequency(i) / std::f64::consts::TAU;
-    let units = |i: usize| turns(i).fract() * f64::from(2.0f32.powi(32));
-    let upper = (0..pairs).map(|i| units(i) as u32);
-    let lower = (0..pairs).map(|i| (units(i).fract() * f64::from(2.0f32.powi(32))) as u32);
+    let units: Vec<f64> = (0..pairs).map(|i| turns(i).fract() * f64::from(2.0f32.powi(32))).collect();
+    let upper = units.iter().map(|&units| units as u32);
+    let lower = units.iter().map(|units| (units.fract() * f64::from(2.0f32.powi(32))) as u32);
     upper.chain(lower).collect()
 }
 
@@ -47,8 +47,7 @@ pub(super) fn rotate(gpu: &Gpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
         Form::Quads(dtype) if pairs.is_multiple_of(4) && turn.pairs == Pairs::Halves => Form::Quads(dtype),
         _ => Form::Singles,
     };
-    let table = frequencies(turn);
-    let table = Tensor::from_slice(&table, [table.len()], &gpu.clone().into())?;
+    let table = gpu.table(&frequencies(turn))?;
     let (from, y) = (gpu.convert(x, form.dtype())?, gpu.empty(x.shape(), form.dtype())?);
     let row = heads * width * form.dtype().size();
     for part in gpu.segments(tokens, row) {

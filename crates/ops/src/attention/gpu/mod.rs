@@ -127,7 +127,7 @@ fn bounds(gpu: &Gpu, first: &[usize]) -> Result<Tensor> {
         let next = first.len() + token + 1;
         table[next - 1] = if first[token + 1] == first[token] { table[next] } else { first[token + 1] as u32 };
     }
-    Tensor::from_slice(&table, [table.len()], &gpu.clone().into())
+    gpu.table(&table)
 }
 
 /// The result, and `log Σ exp` of the scores of each head and query, `[B, A, T]`.

@@ -126,11 +126,10 @@ impl Chunks {
             let count = chunks.len() / 4 - before;
             rows.extend([tokens.start as u32, tokens.len() as u32, before as u32, count as u32]);
         }
-        let device = gpu.clone().into();
         Ok(Chunks {
             gpu: gpu.clone(),
-            chunks: Tensor::from_slice(&chunks, [chunks.len() / 4, 4], &device)?,
-            sequences: Tensor::from_slice(&rows, [rows.len() / 4, 4], &device)?,
+            chunks: gpu.table(&chunks)?.reshape([chunks.len() / 4, 4])?,
+            sequences: gpu.table(&rows)?.reshape([rows.len() / 4, 4])?,
             tokens: sequences.last().map_or(0, |tokens| tokens.end),
             heads,
             groups,
