@@ -93,6 +93,9 @@ pub(crate) enum Way {
     Back,
 }
 
+/// Numbers of a piece of the left side as `state.wgsl` lays it out.
+const PIECE: usize = 16 * 65;
+
 /// What passes through the chunks, see `state.wgsl`.
 pub(crate) struct Passage<'a> {
     pub(crate) way: Way,
@@ -259,13 +262,13 @@ impl Chunks {
         let Passage { way, left, right, x, states, last } = *passage;
         let (values, keys) = (states.shape()[2], states.shape()[3]);
         let y = self.empty(values)?;
-        // a tile and what its tokens write fit in 16 KiB for the widths of models
+        // a tile and what its tokens write, or a piece of what they meet, fit in 16 KiB for the widths of models
         let tile = match keys {
             0..=128 => 16,
             129..=256 => 8,
             _ => 4,
         };
-        if 4 * tile * (keys + CHUNK) > self.gpu.limits().shared {
+        if 4 * (tile * keys + (CHUNK * tile).max(PIECE)) > self.gpu.limits().shared {
             let why = format!(
                 "a state with K = {keys} does not fit in the memory that a workgroup of {} shares",
                 self.gpu.name()

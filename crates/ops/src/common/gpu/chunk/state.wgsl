@@ -20,11 +20,22 @@ var<immediate> p: Params;
 
 const EACH: u32 = TILE / 4u;
 const AHEAD: u32 = 16u;
+// the left side comes in pieces of so many numbers of each token, column by column in memory that is shared
+const PIECE: u32 = 16u;
+const PITCH: u32 = 65u;
 // where there are few columns, several invocations share one: each has a run of its rows
 const RUNS: u32 = max(256u / K, 1u);
 const RUN_ROWS: u32 = (TILE + RUNS - 1u) / RUNS;
 var<workgroup> state: array<f32, TILE * K>;
-var<workgroup> written: array<f32, 64u * TILE>;
+// what the tokens write; before that, a piece of the left side
+var<workgroup> written: array<f32, max(64u * TILE, PIECE * PITCH)>;
+
+// number `i` of the piece of 64 tokens that begins with column `k`
+fn piece(source: u32, stride: u32, tokens: u32, k: u32, i: u32) -> f32 {
+    let column = k + i % PIECE;
+    if i / PIECE >= tokens || column >= K { return 0.0; }
+    return left[source + i / PIECE * stride + column];
+}
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -54,20 +65,28 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let v_first = lane / 64u * EACH;
         var sums: array<f32, EACH>;
         for (var r = 0u; r < EACH; r++) { sums[r] = 0.0; }
-        if i < tokens {
-            let source = ((first + i) * left_heads + head / p.left_share) * K;
-            // many reads under way at once: nothing else hides how long one takes
-            for (var k = 0u; k < K; k += AHEAD) {
-                var each: array<f32, AHEAD>;
-                for (var a = 0u; a < AHEAD; a++) {
-                    each[a] = 0.0;
-                    if k + a < K { each[a] = left[source + k + a]; }
-                }
-                for (var a = 0u; a < AHEAD; a++) {
-                    for (var r = 0u; r < EACH; r++) { sums[r] += each[a] * state[(v_first + r) * K + min(k + a, K - 1u)]; }
-                }
+        let stride = left_heads * K;
+        let source = first * stride + head / p.left_share * K;
+        // neighbours read neighbouring numbers, and the next piece is under way while this one is used
+        var ahead: array<f32, 4>;
+        for (var j = 0u; j < 4u; j++) { ahead[j] = piece(source, stride, tokens, 0u, lane + 256u * j); }
+        for (var k = 0u; k < K; k += PIECE) {
+            workgroupBarrier();
+            for (var j = 0u; j < 4u; j++) {
+                let number = lane + 256u * j;
+                written[number % PIECE * PITCH + number / PIECE] = ahead[j];
+            }
+            workgroupBarrier();
+            if k + PIECE < K {
+                for (var j = 0u; j < 4u; j++) { ahead[j] = piece(source, stride, tokens, k + PIECE, lane + 256u * j); }
+            }
+            for (var a = 0u; a < PIECE; a++) {
+                let number = written[a * PITCH + i];
+                let column = select(min(k + a, K - 1u), k + a, K % PIECE == 0u);
+                for (var r = 0u; r < EACH; r++) { sums[r] += number * state[(v_first + r) * K + column]; }
             }
         }
+        workgroupBarrier();
         for (var r = 0u; r < EACH; r++) {
             let v = v_first + r;
             var sum = 0.0;
@@ -103,7 +122,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                 }
                 for (var a = 0u; a < AHEAD; a++) {
                     for (var r = 0u; r < RUN_ROWS; r++) {
-                        fresh[r] += written[(i + a) * TILE + min(run_first + r, TILE - 1u)] * each[a];
+                        let row = select(min(run_first + r, TILE - 1u), run_first + r, RUNS * RUN_ROWS == TILE);
+                        fresh[r] += written[(i + a) * TILE + row] * each[a];
                     }
                 }
             }
