@@ -63,8 +63,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         // y: an invocation has one token and EACH rows
         let i = lane % 64u;
         let v_first = lane / 64u * EACH;
+        let place = ((first + i) * p.groups + head) * V + tile + v_first;
+        // what is needed after the sums is asked for before them
+        var end = 0.0;
+        if i < tokens { end = factors[(first + i) * p.groups + head].y; }
+        let decay = factors[(first + tokens - 1u) * p.groups + head].x;
         var sums: array<f32, EACH>;
-        for (var r = 0u; r < EACH; r++) { sums[r] = 0.0; }
+        var old: array<f32, EACH>;
+        for (var r = 0u; r < EACH; r++) {
+            sums[r] = 0.0;
+            old[r] = 0.0;
+            if i < tokens && v_first + r < rows { old[r] = x[place + r]; }
+        }
         let stride = left_heads * K;
         let source = first * stride + head / p.left_share * K;
         // neighbours read neighbouring numbers, and the next piece is under way while this one is used
@@ -89,36 +99,34 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         workgroupBarrier();
         for (var r = 0u; r < EACH; r++) {
             let v = v_first + r;
+            let fresh = select(old[r] - sums[r], old[r] + end * sums[r], BACK == 1u);
             var sum = 0.0;
             if i < tokens && v < rows {
-                let place = ((first + i) * p.groups + head) * V + tile + v;
-                let end = factors[(first + i) * p.groups + head].y;
-                if BACK == 0u {
-                    let fresh = x[place] - sums[r];
-                    y[place] = fresh;
-                    sum = end * fresh;
-                } else {
-                    let fresh = x[place] + end * sums[r];
-                    y[place] = fresh;
-                    sum = -fresh;
-                }
+                y[place + r] = fresh;
+                sum = select(end * fresh, -fresh, BACK == 1u);
             }
             written[i * TILE + v] = sum;
         }
         workgroupBarrier();
 
         // the state: an invocation has a column, or a run of its rows
-        let decay = factors[(first + tokens - 1u) * p.groups + head].x;
         for (var cell = lane; cell < RUNS * K; cell += 256u) {
             let k = cell % K;
             let run_first = cell / K * RUN_ROWS;
             var fresh: array<f32, RUN_ROWS>;
             for (var r = 0u; r < RUN_ROWS; r++) { fresh[r] = 0.0; }
+            let source = (first * right_heads + head / p.right_share) * K + k;
+            var next: array<f32, AHEAD>;
+            for (var a = 0u; a < AHEAD; a++) {
+                next[a] = 0.0;
+                if a < tokens { next[a] = right[source + a * right_heads * K]; }
+            }
             for (var i = 0u; i < tokens; i += AHEAD) {
-                var each: array<f32, AHEAD>;
+                // the next tokens are under way while these are used
+                let each = next;
                 for (var a = 0u; a < AHEAD; a++) {
-                    each[a] = 0.0;
-                    if i + a < tokens { each[a] = right[((first + i + a) * right_heads + head / p.right_share) * K + k]; }
+                    next[a] = 0.0;
+                    if i + AHEAD + a < tokens { next[a] = right[source + (i + AHEAD + a) * right_heads * K]; }
                 }
                 for (var a = 0u; a < AHEAD; a++) {
                     for (var r = 0u; r < RUN_ROWS; r++) {
