@@ -120,7 +120,8 @@ def main() -> int:
             worker.process.wait()
         results[model.name] = seen | {"bytes": bytes_of(model), "peak": peak(args.built / "alluvium", model)}
         args.results.write_text(json.dumps(results))
-    print(table(results))
+    if results:
+        print(table(results))
     return 0
 
 
