@@ -6,7 +6,8 @@
 
 use alluvium_core::{DType, Device};
 use alluvium_lm::models::qwen3_5::{RopeParameters, Sizes};
-use alluvium_lm::{Change, Options, convert, describe, generate_batch, initialise, load, save};
+use alluvium_lm::{Options, describe, generate_batch, initialise, load, save};
+use alluvium_ops::cast;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -65,15 +66,16 @@ fn generating_holds_the_weights_once_the_caches_and_a_tenth_more() {
         return;
     }
     let temporary = tempfile::tempdir().unwrap();
-    let (plain, half) = (temporary.path().join("f32"), temporary.path().join("bf16"));
-    save(initialise(&sizes().config(0).unwrap(), 0, &Device::cpu()).unwrap().as_ref(), None, &plain).unwrap();
-    convert(&plain, &half, Some(DType::BF16), &Change::None, &mut |_, _| ()).unwrap();
-    std::fs::remove_dir_all(&plain).unwrap();
-    let weights = describe(&half).unwrap().bytes();
+    let folder = temporary.path().join("model");
+    let mut model = initialise(&sizes().config(0).unwrap(), 0, &Device::cpu()).unwrap();
+    model.visit_mut("", &mut |_, parameter| *parameter = cast(parameter, DType::BF16).unwrap());
+    save(model.as_ref(), None, &folder).unwrap();
+    drop(model);
+    let weights = describe(&folder).unwrap().bytes();
     assert!(weights > 290_000_000, "{weights}");
     let name = "generating_holds_the_weights_once_the_caches_and_a_tenth_more";
     let mut child = Command::new(std::env::current_exe().unwrap());
-    let output = child.args(["--exact", name, "--nocapture"]).env(FOLDER, &half).output().unwrap();
+    let output = child.args(["--exact", name, "--nocapture"]).env(FOLDER, &folder).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let peak = text.lines().find_map(|line| line.split_once("peak ")?.1.parse::<usize>().ok());
     let peak = peak.unwrap_or_else(|| panic!("{text}{}", String::from_utf8_lossy(&output.stderr)));
