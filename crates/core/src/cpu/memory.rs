@@ -89,17 +89,17 @@ impl Memory {
 
     /// Memory for `len` elements. It is initialised, but with what is not said.
     pub(super) fn take<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        self.take_class(len, size_class, Fit::Double)
+        self.take_fit(len, Fit::Double)
     }
 
     /// As [`Memory::take`], but no larger than asked for: what lives long is not worth room for others to reuse it.
     pub(super) fn take_exact<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        self.take_class(len, |bytes| bytes.max(ALIGN).checked_next_multiple_of(ALIGN), Fit::Exact)
+        self.take_fit(len, Fit::Exact)
     }
 
-    fn take_class<T: Element>(&self, len: usize, class: fn(usize) -> Option<usize>, fit: Fit) -> Result<Buffer<T>> {
+    fn take_fit<T: Element>(&self, len: usize, fit: Fit) -> Result<Buffer<T>> {
         let asked = len.checked_mul(size_of::<T>());
-        let class = asked.and_then(class).filter(|&class| isize::try_from(class).is_ok());
+        let class = asked.and_then(|bytes| fit.class(bytes)).filter(|&class| isize::try_from(class).is_ok());
         let class =
             class.ok_or(Kind::Memory { asked: asked.unwrap_or(usize::MAX), used: self.in_use(), limit: None })?;
         let mut block = self.block(class, fit)?;
@@ -121,11 +121,7 @@ impl Memory {
         if self.0.limit.is_some_and(|limit| after > limit) {
             return Err(refused(books.used, self.0.limit));
         }
-        let most = match fit {
-            Fit::Exact => class,
-            Fit::Double => class.saturating_mul(2),
-        };
-        let block = match books.find(class, most) {
+        let block = match books.find(class, fit.most(class)) {
             Some(block) => block,
             None => {
                 if self.0.limit.is_some_and(|limit| books.held + class > limit) {
@@ -150,13 +146,32 @@ impl Memory {
     }
 }
 
-/// Which free block serves a request.
+/// Which block serves a request.
 #[derive(Clone, Copy)]
 enum Fit {
     /// One of its length.
     Exact,
-    /// One up to twice as long, so that what was used for one length of a text serves another.
+    /// One of its size class or, where that is free, up to twice as long, so that what was used for one length of a text serves
+    /// another.
     Double,
+}
+
+impl Fit {
+    /// The length of a new block.
+    fn class(self, bytes: usize) -> Option<usize> {
+        match self {
+            Fit::Exact => bytes.max(ALIGN).checked_next_multiple_of(ALIGN),
+            Fit::Double => size_class(bytes),
+        }
+    }
+
+    /// The length of a free one, at most.
+    fn most(self, class: usize) -> usize {
+        match self {
+            Fit::Exact => class,
+            Fit::Double => class.saturating_mul(2),
+        }
+    }
 }
 
 /// The size that a request is rounded up to, so that blocks are reused: at most an eighth more than was asked for.
