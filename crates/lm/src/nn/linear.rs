@@ -70,18 +70,13 @@ impl Linear {
     /// As [`linear`].
     pub fn forward_all<const N: usize>(projections: [&Linear; N], x: &Tensor) -> Result<[Tensor; N]> {
         let mut all = from_fn(|_| x.clone());
+        let project = |(y, projection): (&mut Tensor, &Linear)| projection.forward(x).map(|new| *y = new);
         // a tape has an order, and many rows keep all threads busy by themselves
         let traced = x.is_traced() || projections.iter().any(|p| p.is_traced());
         if traced || matches!(x.device(), Device::Wgpu(_)) || x.elements() > FEW_ROWS * x.shape().last() {
-            for (y, projection) in all.iter_mut().zip(projections) {
-                *y = projection.forward(x)?;
-            }
-            return Ok(all);
-        }
-        let mut results = from_fn::<_, N, _>(|_| Ok(x.clone()));
-        x.device().run(|| results.par_iter_mut().zip(projections).for_each(|(y, part)| *y = part.forward(x)));
-        for (y, result) in all.iter_mut().zip(results) {
-            *y = result?;
+            all.iter_mut().zip(projections).try_for_each(project)?;
+        } else {
+            x.device().run(|| all.par_iter_mut().zip(projections).try_for_each(project))?;
         }
         Ok(all)
     }
