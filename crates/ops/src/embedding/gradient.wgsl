@@ -6,6 +6,13 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> pairs: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> dy: array<Stored>;
 
+// the row, or block, and the unit of it that an invocation sums
+fn own(group: vec3<u32>, groups: vec3<u32>, lane: u32) -> vec2<u32> {
+    let columns = (p.width + 63u) / 64u;
+    let number = group_index(group, groups);
+    return vec2<u32>(number / columns, number % columns * 64u + lane);
+}
+
 fn unit(i: u32, column: u32) -> Num { return widen(dy[pairs[i].y * p.width + column]); }
 
 // four reads under way; they are added in order
@@ -28,10 +35,9 @@ fn add(before: Num, from_place: u32, end: u32, column: u32) -> Num {
 // The sums of blocks that have a single id: an id with very many places is not left to one workgroup.
 @compute @workgroup_size(64)
 fn blocks(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let columns = (p.width + 63u) / 64u;
-    let number = group_index(group, groups);
-    let column = number % columns * 64u + lane;
-    let block = number / columns;
+    let mine = own(group, groups, lane);
+    let block = mine.x;
+    let column = mine.y;
     if block >= p.rows || column >= p.width { return; }
     let id = pairs[block * BLOCK].x;
     if id >= p.below || id != pairs[block * BLOCK + BLOCK - 1u].x { return; }
@@ -46,10 +52,9 @@ fn blocks(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
 // Every row of the stretch: zero where no id names it.
 @compute @workgroup_size(64)
 fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let columns = (p.width + 63u) / 64u;
-    let number = group_index(group, groups);
-    let column = number % columns * 64u + lane;
-    let row = number / columns;
+    let mine = own(group, groups, lane);
+    let row = mine.x;
+    let column = mine.y;
     if row >= p.rows || column >= p.width { return; }
     let first = starts[p.first + row];
     let end = starts[p.first + row + 1u];
