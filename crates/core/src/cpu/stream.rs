@@ -2,8 +2,8 @@
 
 use crate::Element;
 
-/// Asks for the line of the element `at` places after the start of `x` to be brought near. It may lie past the end: nothing
-/// is read.
+/// Asks for the line of the element `at` places after the start of `x` to be brought into the second cache. It may lie
+/// past the end: nothing is read.
 #[inline(always)]
 pub fn prefetch<T>(x: &[T], at: usize) {
     #[cfg(target_arch = "x86_64")]
@@ -11,6 +11,19 @@ pub fn prefetch<T>(x: &[T], at: usize) {
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().wrapping_add(at).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (x, at);
+}
+
+/// As [`prefetch`], into the first cache.
+#[inline(always)]
+pub fn prefetch_first<T>(x: &[T], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at).cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (x, at);

@@ -12,6 +12,8 @@ use std::ops::Range;
 
 /// Rows up to which the weights are used as they are stored.
 pub(crate) const FEW_ROWS: usize = 8;
+/// Products of a task of few rows: some microseconds of work.
+const TASK: usize = 1 << 16;
 /// Numbers of a panel: the least that costs a prompt no time. A quarter of it takes a tenth more.
 const PANEL: usize = 1 << 19;
 
@@ -70,7 +72,7 @@ pub(crate) fn few<W: Weights>(
     y: &mut [f32],
 ) -> Result<()> {
     let (rows, outer) = (x.1.len(), w.len());
-    let each = cpu.grain(outer, rows * weights.inner()).next_multiple_of(4).min(64);
+    let each = TASK.div_ceil(rows * weights.inner()).next_multiple_of(4).min(outer);
     let mut columns = cpu.buffer(if rows == 1 { 0 } else { rows * outer })?;
     let to = if rows == 1 { &mut *y } else { &mut columns[..] };
     cpu.run(|| {

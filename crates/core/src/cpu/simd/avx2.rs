@@ -2,7 +2,7 @@
 
 use super::{F32s, U32s, quad};
 use std::arch::x86_64::*;
-use std::ops::{Add, AddAssign, BitAnd, BitOr, Div, Mul, Neg, Sub};
+use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
 /// Eight numbers in a register.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +52,7 @@ fn head(n: usize) -> __m256i {
 impl F32s for Avx2 {
     const LANES: usize = 8;
     type Bits = Bits256;
+    type Spread = Spread256;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -159,6 +160,11 @@ impl F32s for Avx2 {
     }
 
     #[inline(always)]
+    fn to_i32(self) -> Bits256 {
+        Bits256(unsafe { _mm256_cvtps_epi32(self.0) })
+    }
+
+    #[inline(always)]
     fn from_bits(x: Bits256) -> Self {
         Avx2(unsafe { _mm256_castsi256_ps(x.0) })
     }
@@ -174,16 +180,25 @@ impl F32s for Avx2 {
     }
 
     #[inline(always)]
-    fn load_spread(src: &[f32], each: usize) -> Self {
-        if each >= 8 {
-            return Self::splat(src[0]);
-        }
+    fn spread(each: usize) -> Spread256 {
         unsafe {
             let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
             let at = _mm256_srl_epi32(lane, _mm_cvtsi32_si128(each.trailing_zeros() as i32));
-            Avx2(_mm256_permutevar8x32_ps(Self::load_head(src).0, at))
+            Spread256 { at, numbers: head(8usize.div_ceil(each)) }
         }
     }
+
+    #[inline(always)]
+    unsafe fn load_spread(src: *const f32, spread: Spread256) -> Self {
+        Avx2(unsafe { _mm256_permutevar8x32_ps(_mm256_maskload_ps(src, spread.numbers), spread.at) })
+    }
+}
+
+/// Which number each lane takes, and how many there are.
+#[derive(Clone, Copy, Debug)]
+pub struct Spread256 {
+    at: __m256i,
+    numbers: __m256i,
 }
 
 /// Eight whole numbers in a register.
@@ -205,6 +220,15 @@ impl BitOr for Bits256 {
     fn bitor(self, other: Self) -> Self {
         // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
         Bits256(unsafe { _mm256_or_si256(self.0, other.0) })
+    }
+}
+
+impl BitXor for Bits256 {
+    type Output = Self;
+    #[inline(always)]
+    fn bitxor(self, other: Self) -> Self {
+        // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
+        Bits256(unsafe { _mm256_xor_si256(self.0, other.0) })
     }
 }
 

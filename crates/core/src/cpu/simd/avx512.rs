@@ -2,7 +2,7 @@
 
 use super::{F32s, U32s};
 use std::arch::x86_64::*;
-use std::ops::{Add, AddAssign, BitAnd, BitOr, Div, Mul, Neg, Sub};
+use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
 /// Sixteen numbers in a register.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +49,7 @@ fn head(n: usize) -> __mmask16 {
 impl F32s for Avx512 {
     const LANES: usize = 16;
     type Bits = Bits512;
+    type Spread = Spread512;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -142,12 +143,36 @@ impl F32s for Avx512 {
     }
 
     #[inline(always)]
+    fn sums(four: [Self; 4]) -> [f32; 4] {
+        unsafe {
+            let mut quarters = [_mm_setzero_ps(); 4];
+            for (quarter, x) in quarters.iter_mut().zip(four) {
+                let half = _mm256_add_ps(_mm512_castps512_ps256(x.0), _mm512_extractf32x8_ps::<1>(x.0));
+                *quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+            }
+            let [a, b, c, d] = quarters;
+            // of each register the first two lanes plus the last two, side by side with those of another
+            let left = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+            let right = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+            let mut sums = [0.0; 4];
+            let both = _mm_add_ps(_mm_movelh_ps(left, right), _mm_movehl_ps(right, left));
+            _mm_storeu_ps(sums.as_mut_ptr(), both);
+            sums
+        }
+    }
+
+    #[inline(always)]
     fn max_lane(self) -> f32 {
         unsafe { _mm512_reduce_max_ps(self.0) }
     }
     #[inline(always)]
     fn from_i32(x: Bits512) -> Self {
         Avx512(unsafe { _mm512_cvtepi32_ps(x.0) })
+    }
+
+    #[inline(always)]
+    fn to_i32(self) -> Bits512 {
+        Bits512(unsafe { _mm512_cvtps_epi32(self.0) })
     }
 
     #[inline(always)]
@@ -161,16 +186,25 @@ impl F32s for Avx512 {
     }
 
     #[inline(always)]
-    fn load_spread(src: &[f32], each: usize) -> Self {
-        if each >= 16 {
-            return Self::splat(src[0]);
-        }
+    fn spread(each: usize) -> Spread512 {
         unsafe {
             let lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
             let at = _mm512_srl_epi32(lane, _mm_cvtsi32_si128(each.trailing_zeros() as i32));
-            Avx512(_mm512_permutexvar_ps(at, Self::load_head(src).0))
+            Spread512 { at, numbers: head(16usize.div_ceil(each)) }
         }
     }
+
+    #[inline(always)]
+    unsafe fn load_spread(src: *const f32, spread: Spread512) -> Self {
+        Avx512(unsafe { _mm512_permutexvar_ps(spread.at, _mm512_maskz_loadu_ps(spread.numbers, src)) })
+    }
+}
+
+/// Which number each lane takes, and how many there are.
+#[derive(Clone, Copy, Debug)]
+pub struct Spread512 {
+    at: __m512i,
+    numbers: __mmask16,
 }
 
 /// Sixteen whole numbers in a register.
@@ -192,6 +226,15 @@ impl BitOr for Bits512 {
     fn bitor(self, other: Self) -> Self {
         // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
         Bits512(unsafe { _mm512_or_si512(self.0, other.0) })
+    }
+}
+
+impl BitXor for Bits512 {
+    type Output = Self;
+    #[inline(always)]
+    fn bitxor(self, other: Self) -> Self {
+        // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
+        Bits512(unsafe { _mm512_xor_si512(self.0, other.0) })
     }
 }
 

@@ -44,7 +44,7 @@ pub use neon::Neon;
 pub use scalar::Scalar;
 
 use super::Stores;
-use std::ops::{Add, AddAssign, BitAnd, BitOr, Div, Mul, Neg, Sub};
+use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
 /// An instruction set that this processor has.
 ///
@@ -149,6 +149,8 @@ pub trait F32s:
     const LANES: usize;
     /// A register of as many whole numbers.
     type Bits: U32s;
+    /// How [`F32s::load_spread`] spreads numbers.
+    type Spread: Copy;
 
     /// The same number in every lane.
     fn splat(x: f32) -> Self;
@@ -209,22 +211,35 @@ pub trait F32s:
     fn scale_by_exp2(self, n: Self) -> Self;
     /// The sum of all lanes, in a fixed order.
     fn sum(self) -> f32;
+    /// The sums of four registers, each as [`F32s::sum`] has it.
+    #[inline(always)]
+    fn sums(four: [Self; 4]) -> [f32; 4] {
+        let [a, b, c, d] = four;
+        [a.sum(), b.sum(), c.sum(), d.sum()]
+    }
     /// The largest lane.
     fn max_lane(self) -> f32;
     /// Whole numbers with a sign, rounded to the nearest f32.
     fn from_i32(x: Self::Bits) -> Self;
+    /// Whole numbers, with their signs where they have one. What has no place in 31 bits, or is no number, becomes anything.
+    fn to_i32(self) -> Self::Bits;
     /// The numbers that have these bits.
     fn from_bits(x: Self::Bits) -> Self;
     /// From a table, by the lowest four bits of each lane.
     fn pick(table: &[f32; 16], at: Self::Bits) -> Self;
-    /// Lane `i` is `src[i / each]`, where `each` is a power of two; lanes past the end of `src` are 0.
-    fn load_spread(src: &[f32], each: usize) -> Self;
+    /// Each number in as many lanes as `each`, a power of two, says.
+    fn spread(each: usize) -> Self::Spread;
+    /// Lane `i` is `src[i / each]`.
+    ///
+    /// # Safety
+    /// `src` is valid for reading one number, or as many as [`F32s::LANES`] holds `each` if that is more.
+    unsafe fn load_spread(src: *const f32, spread: Self::Spread) -> Self;
 }
 
 /// A register of u32 numbers, for what is packed: as many as its [`F32s`] has.
 ///
 /// Implementations are for use inside [`simd!`](crate::simd) only.
-pub trait U32s: Copy + BitAnd<Output = Self> + BitOr<Output = Self> {
+pub trait U32s: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + BitXor<Output = Self> {
     /// The same number in every lane.
     fn splat(x: u32) -> Self;
     /// The numbers at the start of a slice of any length; lanes past its end are 0.
@@ -365,7 +380,19 @@ mod tests {
             }
         }
         fn spread<S>(src: &[f32], each: usize, out: &mut [f32]) {
-            S::load_spread(src, each).store(out);
+            assert!(src.len() >= S::LANES.div_ceil(each));
+            // SAFETY: the assert
+            unsafe { S::load_spread(src.as_ptr(), S::spread(each)) }.store(out);
+        }
+        fn whole<S>(x: &[f32], out: &mut [f32]) {
+            for (x, out) in x.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
+                S::from_i32(S::load(x).to_i32() ^ S::Bits::splat(5)).store(out);
+            }
+        }
+        fn four_sums<S>(x: &[f32], out: &mut [f32]) {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|i| S::load(&x[i * S::LANES..]));
+            out.copy_from_slice(&S::sums([a, b, c, d]));
+            out.iter().zip([a, b, c, d]).for_each(|(sum, x)| assert_eq!(*sum, x.sum()));
         }
         fn shifted<S>(x: &[u32], n: u32, out: &mut [f32]) {
             let x = S::Bits::load_head(x);
@@ -433,10 +460,35 @@ mod tests {
             picked(level, &table, &at, &mut out);
             assert_eq!(out, want, "{level}");
             for each in [1, 2, 4, 8, 16, 32] {
-                let (lanes, src) = (level.lanes(), &table[..level.lanes().div_ceil(each).min(3)]);
-                spread(level, src, each, &mut out);
-                let want: Vec<f32> = (0..lanes).map(|i| src.get(i / each).copied().unwrap_or(0.0)).collect();
+                // no more is read than is there
+                let (lanes, src) = (level.lanes(), table[..level.lanes().div_ceil(each)].to_vec());
+                spread(level, &src, each, &mut out);
+                let want: Vec<f32> = (0..lanes).map(|i| src[i / each]).collect();
                 assert_eq!(out[..lanes], want, "{level} {each}");
+            }
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_taken_with_their_signs() {
+        let x: Vec<f32> = (-8..8i8).map(|i| f32::from(i) * 1_000_003.0).collect();
+        let want: Vec<f32> = x.iter().map(|&x| (x as i32 ^ 5) as f32).collect();
+        for level in Level::available() {
+            let mut out = [0.0; 16];
+            whole(level, &x, &mut out);
+            assert_eq!(out[..], want, "{level}");
+        }
+    }
+
+    #[test]
+    fn four_registers_have_the_sums_that_each_has() {
+        for level in Level::available() {
+            let x: Vec<f32> = (0..64u16).map(|i| (f32::from(i) * 0.7).sin() * 1e3).collect();
+            let mut out = [0.0; 4];
+            four_sums(level, &x, &mut out);
+            for (x, sum) in x.chunks(level.lanes()).zip(out) {
+                let want: f64 = x.iter().map(|&x| f64::from(x)).sum();
+                assert!((f64::from(sum) - want).abs() < 1e-2, "{level}: {sum} for {want}");
             }
         }
     }

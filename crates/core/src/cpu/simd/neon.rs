@@ -3,7 +3,7 @@
 use super::{F32s, U32s, code, quad};
 use std::arch::aarch64::*;
 use std::array::from_fn;
-use std::ops::{Add, AddAssign, BitAnd, BitOr, Div, Mul, Neg, Sub};
+use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
 /// Four numbers in a register.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +45,7 @@ impl AddAssign for Neon {
 impl F32s for Neon {
     const LANES: usize = 4;
     type Bits = NeonBits;
+    type Spread = usize;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -137,6 +138,11 @@ impl F32s for Neon {
     }
 
     #[inline(always)]
+    fn to_i32(self) -> NeonBits {
+        NeonBits(unsafe { vreinterpretq_u32_s32(vcvtq_s32_f32(self.0)) })
+    }
+
+    #[inline(always)]
     fn from_bits(x: NeonBits) -> Self {
         Neon(unsafe { vreinterpretq_f32_u32(x.0) })
     }
@@ -149,8 +155,17 @@ impl F32s for Neon {
     }
 
     #[inline(always)]
-    fn load_spread(src: &[f32], each: usize) -> Self {
-        let lanes: [f32; 4] = from_fn(|i| src.get(i / each).copied().unwrap_or(0.0));
+    fn spread(each: usize) -> usize {
+        each
+    }
+
+    #[inline(always)]
+    unsafe fn load_spread(src: *const f32, each: usize) -> Self {
+        let mut lanes = [0.0; 4];
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            // SAFETY: the caller promises as many numbers.
+            *lane = unsafe { *src.add(i / each) };
+        }
         Self::load(&lanes)
     }
 }
@@ -174,6 +189,15 @@ impl BitOr for NeonBits {
     fn bitor(self, other: Self) -> Self {
         // SAFETY: NEON is part of the aarch64 baseline.
         NeonBits(unsafe { vorrq_u32(self.0, other.0) })
+    }
+}
+
+impl BitXor for NeonBits {
+    type Output = Self;
+    #[inline(always)]
+    fn bitxor(self, other: Self) -> Self {
+        // SAFETY: NEON is part of the aarch64 baseline.
+        NeonBits(unsafe { veorq_u32(self.0, other.0) })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{F32s, U32s, code, quad};
 use std::array::from_fn;
-use std::ops::{Add, AddAssign, BitAnd, BitOr, Div, Mul, Neg, Sub};
+use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
 /// Eight numbers in an array.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +39,7 @@ impl AddAssign for Scalar {
 impl F32s for Scalar {
     const LANES: usize = 8;
     type Bits = ScalarBits;
+    type Spread = usize;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -130,6 +131,11 @@ impl F32s for Scalar {
     }
 
     #[inline(always)]
+    fn to_i32(self) -> ScalarBits {
+        ScalarBits(self.0.map(|x| x as i32 as u32))
+    }
+
+    #[inline(always)]
     fn from_bits(x: ScalarBits) -> Self {
         Scalar(x.0.map(f32::from_bits))
     }
@@ -140,8 +146,18 @@ impl F32s for Scalar {
     }
 
     #[inline(always)]
-    fn load_spread(src: &[f32], each: usize) -> Self {
-        Scalar(from_fn(|i| src.get(i / each).copied().unwrap_or(0.0)))
+    fn spread(each: usize) -> usize {
+        each
+    }
+
+    #[inline(always)]
+    unsafe fn load_spread(src: *const f32, each: usize) -> Self {
+        let mut lanes = [0.0; 8];
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            // SAFETY: the caller promises as many numbers.
+            *lane = unsafe { *src.add(i / each) };
+        }
+        Scalar(lanes)
     }
 }
 
@@ -162,6 +178,14 @@ impl BitOr for ScalarBits {
     #[inline(always)]
     fn bitor(self, other: Self) -> Self {
         ScalarBits(from_fn(|i| self.0[i] | other.0[i]))
+    }
+}
+
+impl BitXor for ScalarBits {
+    type Output = Self;
+    #[inline(always)]
+    fn bitxor(self, other: Self) -> Self {
+        ScalarBits(from_fn(|i| self.0[i] ^ other.0[i]))
     }
 }
 

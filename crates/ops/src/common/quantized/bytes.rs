@@ -5,7 +5,8 @@
 //! before a group's products are scaled.
 
 use super::decode::Bytes;
-use super::forward::{Product, Row, RowMut, Strip};
+use super::forward::{Product, RowMut};
+use super::strips::Tile;
 use alluvium_core::cpu::simd::{F32s, U32s};
 use std::marker::PhantomData;
 
@@ -44,71 +45,76 @@ impl<B: Bytes> Product for ByBytes<B> {
         for (i, to) in row.words.chunks_exact_mut(S::LANES * Self::WORDS).enumerate() {
             let x = &x[x.len().min(i * block)..x.len().min((i + 1) * block)];
             let units = &row.units[i * S::LANES..];
-            let mut digits = [0; BLOCK];
+            let mut whole = [HALVES; BLOCK];
             let run = group.min(block);
-            for (j, (x, digits)) in x.chunks(run).zip(digits.chunks_mut(run)).enumerate() {
-                in_digits::<S>(x, B::UNIT / units[j * run / Self::CODES], digits);
-            }
-            let bytes: &mut [u8] = bytemuck::cast_slice_mut(to);
-            for (digit, bytes) in bytes.chunks_exact_mut(4 * S::LANES * B::REGISTERS).enumerate() {
-                for (register, bytes) in bytes.chunks_exact_mut(4 * S::LANES).enumerate() {
-                    for (digits, byte) in digits.chunks_exact(B::REGISTERS).zip(bytes) {
-                        *byte = (digits[register] >> (16 - 8 * digit)) as u8;
-                    }
+            for (j, (x, whole)) in x.chunks(run).zip(whole.chunks_mut(run)).enumerate() {
+                let factor = S::splat(B::UNIT / units[j * run / Self::CODES]);
+                for (x, whole) in x.chunks_exact(S::LANES).zip(whole.chunks_exact_mut(S::LANES)) {
+                    // below 2²⁴, so the sum is exact
+                    let raised = (S::load(x) * factor).round() + S::splat(HALVES as f32);
+                    S::from_bits(raised.to_i32()).store(bytemuck::cast_slice_mut(whole));
                 }
             }
+            in_bytes::<S, B>(&whole, to);
         }
     }
 
     #[inline(always)]
-    fn tile<S: F32s, const N: usize, const M: usize>(strip: &Strip<'_>, rows: &[Row<'_>; M]) -> [[S; M]; N] {
-        let lanes = rows[0].units.len();
-        let (blocks, each) = (lanes / S::LANES, strip.group / Self::CODES);
-        for row in rows {
-            assert!(row.units.len() == lanes && row.words.len() == lanes * Self::WORDS);
+    unsafe fn add<S: F32s, const N: usize, const M: usize, const WHOLE: bool>(
+        tile: &Tile<'_, S, N, M>,
+        first: usize,
+        totals: &mut [[S; M]; N],
+    ) {
+        // loops, not closures, which would not be compiled for the instruction set
+        let mut codes = [[S::Bits::splat(0); 4]; N];
+        for (codes, row) in codes.iter_mut().zip(&tile.codes) {
+            // SAFETY: the caller's promise.
+            *codes = unsafe { B::bytes::<S, WHOLE>(row, first) };
         }
-        let mut totals = [[S::splat(0.0); M]; N];
-        for block in 0..blocks {
-            let first = block * S::LANES;
-            // loops, not closures, which would not be compiled for the instruction set
-            let mut codes = [[S::Bits::splat(0); 4]; N];
-            for (n, codes) in codes.iter_mut().enumerate() {
-                strip.prefetch::<N>(n, block, blocks);
-                *codes = B::bytes::<S>(strip.row(n), first);
-            }
-            let mut sums = [[S::Bits::splat(0); M]; N];
-            for digit in 0..3 {
-                for register in 0..B::REGISTERS {
-                    let at = first * Self::WORDS + (digit * B::REGISTERS + register) * S::LANES;
-                    for (m, row) in rows.iter().enumerate() {
-                        // SAFETY: the assert keeps all registers of all blocks inside the row.
-                        let digits = unsafe { S::Bits::load_ptr(row.words.as_ptr().add(at)) };
-                        for (sums, codes) in sums.iter_mut().zip(&codes) {
-                            let before = if digit > 0 && register == 0 { sums[m].shl(8) } else { sums[m] };
-                            sums[m] = before.dot_bytes(codes[register], digits);
-                        }
+        let mut sums = [[S::Bits::splat(0); M]; N];
+        for digit in 0..3 {
+            for register in 0..B::REGISTERS {
+                let at = first * Self::WORDS + (digit * B::REGISTERS + register) * S::LANES;
+                for (m, row) in tile.rows.iter().enumerate() {
+                    // SAFETY: the row has `WORDS` words for each of these lanes.
+                    let digits = unsafe { S::Bits::load_ptr(row.words.as_ptr().add(at)) };
+                    for (sums, codes) in sums.iter_mut().zip(&codes) {
+                        let before = if digit > 0 && register == 0 { sums[m].shl(8) } else { sums[m] };
+                        sums[m] = before.dot_bytes(codes[register], digits);
                     }
                 }
             }
-            for (n, (totals, sums)) in totals.iter_mut().zip(&sums).enumerate() {
-                let scales = strip.scales::<S>(n, first, each);
-                for ((total, sum), row) in totals.iter_mut().zip(sums).zip(rows) {
-                    *total = (S::from_i32(*sum) * S::load(&row.units[first..])).mul_add(scales, *total);
-                }
+        }
+        for (n, (totals, sums)) in totals.iter_mut().zip(&sums).enumerate() {
+            // SAFETY: the caller's promise.
+            let scales = unsafe { tile.scales::<WHOLE>(n, first) };
+            for ((total, sum), row) in totals.iter_mut().zip(sums).zip(&tile.rows) {
+                // SAFETY: the row has a unit for each of these lanes.
+                let units = unsafe { S::load_ptr(row.units.as_ptr().add(first)) };
+                *total = (S::from_i32(*sum) * units).mul_add(scales, *total);
             }
         }
-        totals
     }
 }
 
-/// The digits of `factor · x`, each in a byte with its sign, the lowest first.
+/// The digits of whole numbers to which [`HALVES`] was added, the highest first, as bytes with a sign: those of number `i`
+/// of a lane where the bytes of code `i` are.
 #[inline(always)]
-fn in_digits<S: F32s>(x: &[f32], factor: f32, digits: &mut [u32]) {
-    let mut whole = [0.0; BLOCK];
-    for (x, whole) in x.chunks_exact(S::LANES).zip(whole.chunks_exact_mut(S::LANES)) {
-        (S::load(x) * S::splat(factor)).round().store(whole);
+fn in_bytes<S: F32s, B: Bytes>(whole: &[u32; BLOCK], to: &mut [u32]) {
+    let codes = 4 * B::REGISTERS;
+    let mut columns = [0; BLOCK];
+    for (lane, numbers) in whole.chunks_exact(codes).take(S::LANES).enumerate() {
+        for (column, number) in columns.chunks_exact_mut(S::LANES).zip(numbers) {
+            column[lane] = *number;
+        }
     }
-    for (digits, &whole) in digits.iter_mut().zip(&whole[..x.len()]) {
-        *digits = (whole as i32 as u32).wrapping_add(HALVES) ^ HALVES;
+    for (at, to) in to.chunks_exact_mut(S::LANES).enumerate() {
+        let (digit, register) = (at / B::REGISTERS, at % B::REGISTERS);
+        let mut bytes = S::Bits::splat(0);
+        for byte in 0..4 {
+            let column = S::Bits::load_head(&columns[(byte * B::REGISTERS + register) * S::LANES..][..S::LANES]);
+            bytes = bytes | (column.shr(16 - 8 * digit as u32) & S::Bits::splat(0xff)).shl(8 * byte as u32);
+        }
+        S::from_bits(bytes ^ S::Bits::splat(0x8080_8080)).store(bytemuck::cast_slice_mut(to));
     }
 }

@@ -3,7 +3,7 @@
 use super::decode::Decode;
 use super::{Layout, Packing, Quantized};
 use alluvium_core::cpu::simd::U32s;
-use alluvium_core::cpu::{Buffer, Cpu, Level, prefetch};
+use alluvium_core::cpu::{Buffer, Cpu, Level};
 use alluvium_core::{DType, Error, Result, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -52,20 +52,6 @@ impl<'a> PerGroup<'a> {
             DType::U8 if packing == Packing::Nvfp4 => Ok(PerGroup::Small(x.slice()?)),
             DType::U8 => Ok(PerGroup::Powers(x.slice()?)),
             other => Err(Error::value("read", format!("{other} does not hold scales"))),
-        }
-    }
-
-    /// Asks for the numbers of some groups to be brought near.
-    #[inline(always)]
-    fn prefetch(&self, groups: Range<usize>) {
-        fn lines<T>(x: &[T], groups: Range<usize>) {
-            groups.step_by(64 / size_of::<T>()).for_each(|at| prefetch(x, at));
-        }
-        match self {
-            PerGroup::F32(x) => lines(x, groups),
-            PerGroup::F16(x) => lines(x, groups),
-            PerGroup::BF16(x) => lines(x, groups),
-            PerGroup::Powers(x) | PerGroup::Small(x) => lines(x, groups),
         }
     }
 
@@ -140,22 +126,15 @@ impl<'a> Codes<'a> {
         &self.words[row * self.layout.words..]
     }
 
-    /// Asks for the scales and biases of some rows, of which there may be fewer, to be brought near.
-    #[inline(always)]
-    pub(super) fn prefetch_groups(&self, rows: Range<usize>) {
-        let groups = rows.start * self.layout.groups..rows.end * self.layout.groups;
-        self.scales.prefetch(groups.clone());
-        if let Some(biases) = &self.biases {
-            biases.prefetch(groups);
-        }
-    }
-
     /// The scales and biases of some rows.
     #[inline(always)]
     pub(super) fn groups<'b>(&'b self, rows: &Range<usize>, wide: &'b mut [f32]) -> Groups<'b> {
         let groups = rows.start * self.layout.groups..rows.end * self.layout.groups;
         let (first, second) = wide.split_at_mut(groups.len());
-        let biases = self.biases.as_ref().map_or(&[][..], |biases| biases.read(groups.clone(), second));
+        let biases = match &self.biases {
+            Some(biases) => biases.read(groups.clone(), second),
+            None => &[],
+        };
         Groups { scales: self.scales.read(groups, first), biases }
     }
 

@@ -36,14 +36,21 @@ pub(super) trait Bytes {
     const OFFSET: f32 = 0.0;
 
     /// The bytes of the codes in `S::LANES` lanes of a row from lane `first` on; what is past its end may be anything.
-    fn bytes<S: F32s>(row: &[u32], first: usize) -> [S::Bits; 4];
+    ///
+    /// # Safety
+    /// Where `WHOLE`, the row has all of these lanes.
+    unsafe fn bytes<S: F32s, const WHOLE: bool>(row: &[u32], first: usize) -> [S::Bits; 4];
 }
 
 /// The words of a row from `first` on, zeros past its end.
+///
+/// # Safety
+/// Where `WHOLE`, the row has a register's words from there on.
 #[inline(always)]
-pub(super) fn words_at<S: F32s>(row: &[u32], first: usize) -> S::Bits {
-    if row.len() - first >= S::LANES {
-        // SAFETY: the row has a register's words from there on.
+pub(super) unsafe fn words_at<S: F32s, const WHOLE: bool>(row: &[u32], first: usize) -> S::Bits {
+    if WHOLE {
+        debug_assert!(row.len() >= first + S::LANES);
+        // SAFETY: the caller promises these words.
         unsafe { S::Bits::load_ptr(row.as_ptr().add(first)) }
     } else {
         S::Bits::load_head(&row[first..])
@@ -84,8 +91,9 @@ impl<const B: u32> Bytes for Aligned<B> {
     const REGISTERS: usize = 8 / B as usize;
 
     #[inline(always)]
-    fn bytes<S: F32s>(row: &[u32], first: usize) -> [S::Bits; 4] {
-        shifted::<S>(words_at::<S>(row, first), B)
+    unsafe fn bytes<S: F32s, const WHOLE: bool>(row: &[u32], first: usize) -> [S::Bits; 4] {
+        // SAFETY: a lane is a word.
+        shifted::<S>(unsafe { words_at::<S, WHOLE>(row, first) }, B)
     }
 }
 
@@ -96,7 +104,7 @@ impl<const B: u32> Bytes for Crossing<B> {
     const REGISTERS: usize = 1;
 
     #[inline(always)]
-    fn bytes<S: F32s>(row: &[u32], first: usize) -> [S::Bits; 4] {
+    unsafe fn bytes<S: F32s, const WHOLE: bool>(row: &[u32], first: usize) -> [S::Bits; 4] {
         let none = S::Bits::splat(0);
         [S::Bits::quads(row, 4 * first, B).bytes(B), none, none, none]
     }
@@ -129,8 +137,9 @@ impl Bytes for E2m1 {
     const OFFSET: f32 = 12.0;
 
     #[inline(always)]
-    fn bytes<S: F32s>(row: &[u32], first: usize) -> [S::Bits; 4] {
-        let [low, high, ..] = shifted::<S>(words_at::<S>(row, first), 4);
+    unsafe fn bytes<S: F32s, const WHOLE: bool>(row: &[u32], first: usize) -> [S::Bits; 4] {
+        // SAFETY: a lane is a word.
+        let [low, high, ..] = shifted::<S>(unsafe { words_at::<S, WHOLE>(row, first) }, 4);
         let (low, high) = (low.look_up(&RAISED), high.look_up(&RAISED));
         [low, high, low, high]
     }

@@ -1,14 +1,14 @@
 //! Rows of numbers times the transpose of quantised rows, with the codes as they lie.
 
 use super::bytes::ByBytes;
-use super::codes::Groups;
 use super::decode::{Aligned, Crossing, E2m1, E4m3, Whole};
 use super::octets::ByOctets;
+use super::strips::{self, Tile};
 use super::{Codes, Packing};
 use crate::common::weights::Weights;
 use alluvium_core::Result;
 use alluvium_core::cpu::simd::F32s;
-use alluvium_core::cpu::{Buffer, Cpu, prefetch};
+use alluvium_core::cpu::{Buffer, Cpu};
 use std::ops::Range;
 
 /// How the numbers of a row are arranged for codes, and multiplied with them.
@@ -23,8 +23,16 @@ pub(super) trait Product {
     /// Writes a row of numbers; what is past its end stays zero.
     fn arrange<S: F32s>(x: &[f32], row: RowMut<'_>);
 
-    /// The sums of products of `N` rows of the matrix with `M` rows of numbers, but for what comes of groups' sums.
-    fn tile<S: F32s, const N: usize, const M: usize>(strip: &Strip<'_>, rows: &[Row<'_>; M]) -> [[S; M]; N];
+    /// Adds to the sums of a tile the products of a register's lanes from lane `first` on, but for what comes of groups'
+    /// sums.
+    ///
+    /// # Safety
+    /// The rows of the tile have these lanes, those of the matrix where `WHOLE`.
+    unsafe fn add<S: F32s, const N: usize, const M: usize, const WHOLE: bool>(
+        tile: &Tile<'_, S, N, M>,
+        first: usize,
+        totals: &mut [[S; M]; N],
+    );
 }
 
 /// Runs an expression with `P` the product of a packing.
@@ -51,9 +59,6 @@ macro_rules! by_packing {
     };
 }
 
-/// Rows of the matrix that a strip of the kernel takes.
-const STRIP: usize = 4;
-
 /// Rows of numbers as a [`Product`] wants them.
 pub(crate) struct Arranged {
     /// Each row, filled up with zeros to whole registers.
@@ -71,7 +76,7 @@ pub(crate) struct Arranged {
 pub(super) struct Row<'a> {
     pub(super) words: &'a [u32],
     pub(super) units: &'a [f32],
-    sums: &'a [f32],
+    pub(super) sums: &'a [f32],
 }
 
 /// One row of [`Arranged`] that is being made.
@@ -83,7 +88,7 @@ pub(super) struct RowMut<'a> {
 
 impl Arranged {
     #[inline(always)]
-    fn row(&self, row: usize) -> Row<'_> {
+    pub(super) fn row(&self, row: usize) -> Row<'_> {
         fn part<T>(x: &[T], row: usize, count: usize) -> &[T] {
             let each = x.len() / count;
             &x[row * each..(row + 1) * each]
@@ -123,45 +128,11 @@ impl Weights for Codes<'_> {
     }
 
     fn dots(&self, cpu: &Cpu, first: usize, x: (&Arranged, &[usize]), scratch: &mut [f32], out: &mut [f32]) {
-        by_packing!(self.layout.packing, P => products::<P>(cpu.level(), (self, first), x, scratch, out));
+        by_packing!(self.layout.packing, P => strips::products::<P>(cpu.level(), (self, first), x, scratch, out));
     }
 
     fn scratch(&self, _rows: usize) -> usize {
-        2 * STRIP * self.layout.groups
-    }
-}
-
-/// Some rows of the matrix.
-pub(super) struct Strip<'a> {
-    /// Their words, and all that come after them.
-    words: &'a [u32],
-    /// Words of a row.
-    pub(super) each: usize,
-    groups: Groups<'a>,
-    /// Groups of a row.
-    count: usize,
-    /// Numbers of a group.
-    pub(super) group: usize,
-}
-
-impl<'a> Strip<'a> {
-    /// The words of row `n`.
-    #[inline(always)]
-    pub(super) fn row(&self, n: usize) -> &'a [u32] {
-        &self.words[n * self.each..][..self.each]
-    }
-
-    /// Asks for a part of the rows after these `N`: for line `line` of `lines` in each of as many rows.
-    #[inline(always)]
-    pub(super) fn prefetch<const N: usize>(&self, n: usize, line: usize, lines: usize) {
-        prefetch(self.words, N * self.each + (line * N + n) * self.each.div_ceil(lines));
-    }
-
-    /// The scales of the lanes from `first` on in row `n`, where a group has `each` lanes.
-    #[inline(always)]
-    pub(super) fn scales<S: F32s>(&self, n: usize, first: usize, each: usize) -> S {
-        let of_row = &self.groups.scales[n * self.count..][..self.count];
-        S::load_spread(&of_row[first / each..self.count.min((first + S::LANES).div_ceil(each))], each)
+        strips::scratch(self.layout)
     }
 }
 
@@ -169,71 +140,5 @@ alluvium_core::simd! {
     /// One row of numbers.
     fn arrange<S, P: Product>(x: &[f32], row: RowMut<'_>) {
         P::arrange::<S>(x, row);
-    }
-
-    /// `out[o][r]`, the products of rows `first + o` with the rows `x.1[r]` of numbers.
-    fn products<S, P: Product>(
-        matrix: (&Codes<'_>, usize),
-        x: (&Arranged, &[usize]),
-        scratch: &mut [f32],
-        out: &mut [f32],
-    ) {
-        let ((codes, first), picks) = (matrix, x.1);
-        let count = out.len() / picks.len();
-        let mut o = 0;
-        while o < count {
-            let tall = if count - o >= STRIP { STRIP } else { 1 };
-            let rows = first + o..first + o + tall;
-            codes.prefetch_groups(rows.end..rows.end + tall);
-            let strip = Strip {
-                words: codes.rows_from(rows.start),
-                each: codes.layout.words,
-                groups: codes.groups(&rows, scratch),
-                count: codes.layout.groups,
-                group: codes.layout.packing.group(),
-            };
-            let out = &mut out[o * picks.len()..(o + tall) * picks.len()];
-            let mut r = 0;
-            while r < picks.len() {
-                let wide = if tall == STRIP && picks.len() - r >= 2 { 2 } else { 1 };
-                match (tall, wide) {
-                    (STRIP, 1) => finish::<S, P, STRIP, 1>(&strip, x, r, out),
-                    (STRIP, _) => finish::<S, P, STRIP, 2>(&strip, x, r, out),
-                    _ => finish::<S, P, 1, 1>(&strip, x, r, out),
-                }
-                r += wide;
-            }
-            o += tall;
-        }
-    }
-}
-
-/// The products of `N` rows of the matrix with `M` rows of numbers from `r` on.
-#[inline(always)]
-fn finish<S: F32s, P: Product, const N: usize, const M: usize>(
-    strip: &Strip<'_>,
-    (x, picks): (&Arranged, &[usize]),
-    r: usize,
-    out: &mut [f32],
-) {
-    let mut rows = [x.row(picks[r]); M];
-    for (row, &pick) in rows.iter_mut().zip(&picks[r..]) {
-        *row = x.row(pick);
-    }
-    let offsets = match strip.groups.biases {
-        [] if P::RAISED => strip.groups.scales,
-        biases => biases,
-    };
-    for (n, totals) in P::tile::<S, N, M>(strip, &rows).iter().enumerate() {
-        for (m, total) in totals.iter().enumerate() {
-            let mut total = *total;
-            if !offsets.is_empty() {
-                let offsets = &offsets[n * strip.count..][..strip.count];
-                for (offsets, sums) in offsets.chunks(S::LANES).zip(rows[m].sums.chunks(S::LANES)) {
-                    total = S::load_head(offsets).mul_add(S::load_head(sums), total);
-                }
-            }
-            out[n * picks.len() + r + m] = total.sum();
-        }
     }
 }

@@ -8,6 +8,7 @@ mod forward;
 mod octets;
 pub(crate) mod reference;
 mod stream;
+mod strips;
 
 pub(crate) use backward::scale_gradients;
 pub(crate) use codes::{Codes, power, small};

@@ -1,7 +1,8 @@
 //! Codes of eight bits: a register of words is four registers of numbers.
 
 use super::decode::{Octets, words_at};
-use super::forward::{Product, Row, RowMut, Strip};
+use super::forward::{Product, RowMut};
+use super::strips::Tile;
 use alluvium_core::cpu::simd::{F32s, U32s};
 use std::marker::PhantomData;
 
@@ -37,43 +38,38 @@ impl<D: Octets> Product for ByOctets<D> {
     }
 
     #[inline(always)]
-    fn tile<S: F32s, const N: usize, const M: usize>(strip: &Strip<'_>, rows: &[Row<'_>; M]) -> [[S; M]; N] {
-        let lanes = rows[0].units.len();
-        let (blocks, each) = (lanes / S::LANES, strip.group / 4);
-        for row in rows {
-            assert!(row.words.len() == 4 * lanes);
+    unsafe fn add<S: F32s, const N: usize, const M: usize, const WHOLE: bool>(
+        tile: &Tile<'_, S, N, M>,
+        first: usize,
+        totals: &mut [[S; M]; N],
+    ) {
+        // loops, not closures, which would not be compiled for the instruction set
+        let mut words = [S::Bits::splat(0); N];
+        for (words, row) in words.iter_mut().zip(&tile.codes) {
+            // SAFETY: a lane is a word, and the caller's promise.
+            *words = unsafe { words_at::<S, WHOLE>(row, first) };
         }
-        let mut totals = [[S::splat(0.0); M]; N];
-        for block in 0..blocks {
-            let first = block * S::LANES;
-            // loops, not closures, which would not be compiled for the instruction set
-            let mut words = [S::Bits::splat(0); N];
-            for (n, words) in words.iter_mut().enumerate() {
-                strip.prefetch::<N>(n, block, blocks);
-                *words = words_at::<S>(strip.row(n), first);
+        let mut sums = [[S::splat(0.0); M]; N];
+        for j in 0..4 {
+            let at = 4 * first + j * S::LANES;
+            let mut x = [S::splat(0.0); M];
+            for (x, row) in x.iter_mut().zip(&tile.rows) {
+                // SAFETY: the row has four words for each of these lanes.
+                *x = unsafe { S::load_ptr(row.words.as_ptr().add(at).cast()) };
             }
-            let mut sums = [[S::splat(0.0); M]; N];
-            for j in 0..4 {
-                let at = 4 * first + j * S::LANES;
-                let mut x = [S::splat(0.0); M];
-                for (x, row) in x.iter_mut().zip(rows) {
-                    // SAFETY: the assert keeps all registers of all blocks inside the rows.
-                    *x = unsafe { S::load_ptr(row.words.as_ptr().add(at).cast()) };
-                }
-                for (sums, words) in sums.iter_mut().zip(&words) {
-                    let w = D::at::<S>(*words, j as u32);
-                    for (sum, x) in sums.iter_mut().zip(&x) {
-                        *sum = w.mul_add(*x, *sum);
-                    }
-                }
-            }
-            for (n, (totals, sums)) in totals.iter_mut().zip(&sums).enumerate() {
-                let scales = strip.scales::<S>(n, first, each);
-                for (total, sum) in totals.iter_mut().zip(sums) {
-                    *total = sum.mul_add(scales, *total);
+            for (sums, words) in sums.iter_mut().zip(&words) {
+                let w = D::at::<S>(*words, j as u32);
+                for (sum, x) in sums.iter_mut().zip(&x) {
+                    *sum = w.mul_add(*x, *sum);
                 }
             }
         }
-        totals
+        for (n, (totals, sums)) in totals.iter_mut().zip(&sums).enumerate() {
+            // SAFETY: the caller's promise.
+            let scales = unsafe { tile.scales::<WHOLE>(n, first) };
+            for (total, sum) in totals.iter_mut().zip(sums) {
+                *total = sum.mul_add(scales, *total);
+            }
+        }
     }
 }

@@ -1,0 +1,196 @@
+//! The rows of a quantised matrix on their way through the processor, as fast as memory has them.
+
+use super::forward::{Arranged, Product, Row};
+use super::{Codes, Layout};
+use alluvium_core::cpu::simd::F32s;
+use alluvium_core::cpu::{prefetch, prefetch_first};
+
+/// Rows of the matrix that are multiplied at once.
+const TALL: usize = 4;
+/// Rows of numbers that are, if there are several.
+const WIDE: usize = 2;
+/// Rows of the matrix whose scales are made ready at once.
+const STRIP: usize = 32;
+/// Words ahead that are brought into the second cache: memory answers late, and of what is asked for of the first cache
+/// little can be under way.
+const FAR: usize = 16 << 8;
+/// Words ahead that are brought into the first.
+const NEAR: usize = 2 << 8;
+
+/// Numbers of scratch that [`products`] needs.
+pub(super) fn scratch(layout: Layout) -> usize {
+    2 * STRIP * layout.groups
+}
+
+/// What all rows of a matrix have in common.
+#[derive(Clone, Copy)]
+struct Shape<S: F32s> {
+    layout: Layout,
+    /// Lanes of a row.
+    lanes: usize,
+    /// Words that a register's lanes take, rounded up.
+    line: usize,
+    spread: S::Spread,
+    /// A lane has the scale `lane >> shift`.
+    shift: u32,
+}
+
+impl<S: F32s> Shape<S> {
+    #[inline(always)]
+    fn new<P: Product>(layout: Layout) -> Self {
+        let Layout { words, groups, inner, packing } = layout;
+        let (lanes, each) = (inner / P::CODES, packing.group() / P::CODES);
+        assert!(each.is_power_of_two() && lanes == groups * each && inner * packing.bits() <= 32 * words);
+        let line = words.div_ceil(lanes.div_ceil(S::LANES));
+        Shape { layout, lanes, line, spread: S::spread(each), shift: each.trailing_zeros() }
+    }
+}
+
+/// Some rows of the matrix.
+struct Strip<'a, S: F32s> {
+    shape: Shape<S>,
+    /// Their words, and those of all rows after them.
+    words: &'a [u32],
+    scales: &'a [f32],
+    /// What the sums of their groups are multiplied with; nothing where those do not count.
+    offsets: &'a [f32],
+}
+
+impl<'a, S: F32s> Strip<'a, S> {
+    /// `N` rows from `o` on, to be multiplied with rows of numbers.
+    #[inline(always)]
+    fn tile<const N: usize, const M: usize>(&self, o: usize, rows: [Row<'a>; M]) -> Tile<'a, S, N, M> {
+        let Layout { words, groups, .. } = self.shape.layout;
+        let (mut codes, mut scales) = ([&self.words[..0]; N], [&self.scales[..0]; N]);
+        for (n, (codes, scales)) in codes.iter_mut().zip(&mut scales).enumerate() {
+            *codes = &self.words[(o + n) * words..][..words];
+            *scales = &self.scales[(o + n) * groups..][..groups];
+        }
+        Tile { codes, scales, rows, spread: self.shape.spread, shift: self.shape.shift }
+    }
+}
+
+/// `N` rows of the matrix and `M` rows of numbers.
+pub(super) struct Tile<'a, S: F32s, const N: usize, const M: usize> {
+    pub(super) codes: [&'a [u32]; N],
+    pub(super) rows: [Row<'a>; M],
+    scales: [&'a [f32]; N],
+    spread: S::Spread,
+    shift: u32,
+}
+
+impl<S: F32s, const N: usize, const M: usize> Tile<'_, S, N, M> {
+    /// The scales of the lanes from `first` on in row `n`; those past its end may be anything.
+    ///
+    /// # Safety
+    /// Where `WHOLE`, the row has these lanes.
+    #[inline(always)]
+    pub(super) unsafe fn scales<const WHOLE: bool>(&self, n: usize, first: usize) -> S {
+        let of_row = self.scales[n];
+        if WHOLE {
+            // SAFETY: a row has the scales of all of its lanes.
+            return unsafe { S::load_spread(of_row.as_ptr().add(first >> self.shift), self.spread) };
+        }
+        let mut few = [0.0; 16];
+        few.iter_mut().zip(&of_row[first >> self.shift..]).for_each(|(to, scale)| *to = *scale);
+        // SAFETY: no register has more lanes.
+        unsafe { S::load_spread(few.as_ptr(), self.spread) }
+    }
+}
+
+alluvium_core::simd! {
+    /// `out[o][r]`, the products of rows `first + o` with the rows `x.1[r]` of numbers.
+    pub(super) fn products<S, P: Product>(
+        matrix: (&Codes<'_>, usize),
+        x: (&Arranged, &[usize]),
+        scratch: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let ((codes, first), picks) = (matrix, x.1);
+        let shape = Shape::<S>::new::<P>(codes.layout);
+        for (i, out) in out.chunks_mut(STRIP * picks.len()).enumerate() {
+            let (from, count) = (first + i * STRIP, out.len() / picks.len());
+            let groups = codes.groups(&(from..from + count), scratch);
+            let offsets = if P::RAISED && groups.biases.is_empty() { groups.scales } else { groups.biases };
+            let strip = Strip { shape, words: codes.rows_from(from), scales: groups.scales, offsets };
+            let mut o = 0;
+            while o < count {
+                let tall = if count - o >= TALL { TALL } else { 1 };
+                let out = &mut out[o * picks.len()..(o + tall) * picks.len()];
+                let mut r = 0;
+                while r < picks.len() {
+                    let wide = if tall == TALL && picks.len() - r >= WIDE { WIDE } else { 1 };
+                    match (tall, wide) {
+                        (TALL, 1) => multiply::<S, P, TALL, 1>(&strip, o, x, r, out),
+                        (TALL, _) => multiply::<S, P, TALL, WIDE>(&strip, o, x, r, out),
+                        _ => multiply::<S, P, 1, 1>(&strip, o, x, r, out),
+                    }
+                    r += wide;
+                }
+                o += tall;
+            }
+        }
+    }
+}
+
+/// The products of `N` rows of the matrix from `o` on with `M` rows of numbers from `r` on.
+#[inline(always)]
+fn multiply<S: F32s, P: Product, const N: usize, const M: usize>(
+    strip: &Strip<'_, S>,
+    o: usize,
+    (x, picks): (&Arranged, &[usize]),
+    r: usize,
+    out: &mut [f32],
+) {
+    let mut rows = [x.row(picks[r]); M];
+    for (row, &pick) in rows.iter_mut().zip(&picks[r..]) {
+        *row = x.row(pick);
+    }
+    let (tile, Shape { layout, lanes, line, .. }) = (strip.tile::<N, M>(o, rows), strip.shape);
+    let blocks = lanes.div_ceil(S::LANES);
+    for row in rows {
+        assert!(row.units.len() == blocks * S::LANES && row.words.len() == blocks * S::LANES * P::WORDS);
+    }
+    let mut totals = [[S::splat(0.0); M]; N];
+    for block in 0..blocks {
+        let first = block * S::LANES;
+        // asked for in the order in which they lie in memory
+        for n in 0..N {
+            let at = o * layout.words + (block * N + n) * line;
+            prefetch(strip.words, at + FAR);
+            prefetch_first(strip.words, at + NEAR);
+        }
+        // SAFETY: the rows of numbers have all lanes of these registers, and those of the matrix are counted.
+        unsafe {
+            if first + S::LANES <= lanes {
+                P::add::<S, N, M, true>(&tile, first, &mut totals);
+            } else {
+                P::add::<S, N, M, false>(&tile, first, &mut totals);
+            }
+        }
+    }
+    for (n, totals) in totals.iter_mut().enumerate().filter(|_| !strip.offsets.is_empty()) {
+        let offsets = &strip.offsets[(o + n) * layout.groups..][..layout.groups];
+        for (total, row) in totals.iter_mut().zip(&rows) {
+            *total = dot::<S>(offsets, row.sums, *total);
+        }
+    }
+    for m in 0..M {
+        let out = out[r + m..].iter_mut().step_by(picks.len());
+        if let Some([a, b, c, d]) = totals.first_chunk::<TALL>() {
+            out.zip(S::sums([a[m], b[m], c[m], d[m]])).for_each(|(out, sum)| *out = sum);
+        } else {
+            out.zip(&totals).for_each(|(out, totals)| *out = totals[m].sum());
+        }
+    }
+}
+
+/// `sums + a · b`, lane by lane.
+#[inline(always)]
+fn dot<S: F32s>(a: &[f32], b: &[f32], mut sums: S) -> S {
+    let whole = a.len() - a.len() % S::LANES;
+    for (a, b) in a.chunks_exact(S::LANES).zip(b.chunks_exact(S::LANES)) {
+        sums = S::load(a).mul_add(S::load(b), sums);
+    }
+    if whole < a.len() { S::load_head(&a[whole..]).mul_add(S::load_head(&b[whole..]), sums) } else { sums }
+}
