@@ -82,7 +82,7 @@ impl Device {
     /// then finds its threads awake instead of calling them.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match self {
-            Device::Cpu(cpu) => cpu.run(work),
+            Device::Cpu(cpu) => cpu.run_awake(work),
             Device::Wgpu(_) => work(),
         }
     }

@@ -1,5 +1,6 @@
 //! The processor: threads, SIMD lanes, pooled memory and the GEMM.
 
+mod awake;
 mod floats;
 mod gemm;
 mod memory;
@@ -15,6 +16,7 @@ pub use stream::{Stores, Stream, prefetch, prefetch_first};
 
 use crate::tensor::Storage;
 use crate::{DType, Element, Error, Result, Shape, Tensor};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 /// A handle on the processor: its threads, its instruction set and a memory pool.
@@ -23,6 +25,8 @@ pub struct Cpu(Arc<Inner>);
 
 struct Inner {
     threads: rayon::ThreadPool,
+    /// Whether the threads stay awake for somebody.
+    awake: AtomicBool,
     memory: Memory,
     level: Level,
 }
@@ -85,7 +89,12 @@ impl Builder {
             .thread_name(|i| format!("alluvium-{i}"))
             .build()
             .map_err(|e| Error::value("cpu", format!("cannot start threads: {e}")))?;
-        Ok(Cpu(Arc::new(Inner { threads, memory: Memory::new(self.limit, self.poison), level })))
+        Ok(Cpu(Arc::new(Inner {
+            threads,
+            awake: AtomicBool::new(false),
+            memory: Memory::new(self.limit, self.poison),
+            level,
+        })))
     }
 }
 
@@ -126,6 +135,11 @@ impl Cpu {
     /// Runs `work` on the pool, where rayon's parallel iterators use its threads. Cheap when already there.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.0.threads.install(work)
+    }
+
+    /// As [`Cpu::run`], for work of many short parts: the other threads stay awake until all of it is done.
+    pub(crate) fn run_awake<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        awake::run(&self.0.threads, &self.0.awake, work)
     }
 
     /// Runs `work` on every task: on all threads, or right here where there is but one, which is not worth their call.
