@@ -1,14 +1,10 @@
 //! A pool of aligned memory that reuses what was dropped, with a limit and a peak.
 
+use super::chunk::{ALIGN, Open, Piece};
 use crate::{Element, Error, Kind, Result};
-use std::alloc::Layout;
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Wide enough for any SIMD register and a cache line.
-const ALIGN: usize = 64;
 
 /// What freed memory and new outputs are filled with where tests ask for it: a NaN in every floating type.
 const POISON: u8 = 0xff;
@@ -34,6 +30,8 @@ struct Pool {
 struct Books {
     /// What nobody uses, by its length.
     free: BTreeMap<usize, Vec<Arc<Block>>>,
+    /// Where what lives long is taken from.
+    open: Open,
     /// Bytes that the system gave.
     held: usize,
     /// Bytes that were asked for and are in use.
@@ -44,6 +42,7 @@ struct Books {
 impl Books {
     /// Gives what nobody uses back to the system.
     fn trim(&mut self) {
+        self.open = Open::default();
         for (len, blocks) in std::mem::take(&mut self.free) {
             self.held -= len * blocks.len();
         }
@@ -107,7 +106,7 @@ impl Memory {
             block.home = Some(self.clone());
             block.used = class;
             if self.0.poison {
-                block.bytes_mut().fill(POISON);
+                block.piece.bytes_mut().fill(POISON);
             }
         }
         Ok(Buffer { bytes: Bytes { block: Some(block) }, len, element: PhantomData })
@@ -127,9 +126,13 @@ impl Memory {
                 if self.0.limit.is_some_and(|limit| books.held + class > limit) {
                     books.trim();
                 }
-                let block = Block::new(class).ok_or_else(|| refused(books.used, None))?;
+                let piece = match fit {
+                    Fit::Exact => books.open.piece(class),
+                    Fit::Double => Piece::alone(class),
+                };
+                let piece = piece.ok_or_else(|| refused(books.used, None))?;
                 books.held += class;
-                Arc::new(block)
+                Arc::new(Block { piece, used: 0, home: None })
             }
         };
         books.used = after;
@@ -142,7 +145,7 @@ impl Memory {
     fn keep(&self, block: Arc<Block>) {
         let mut books = self.books();
         books.used -= block.used;
-        books.free.entry(block.len).or_default().push(block);
+        books.free.entry(block.piece.bytes().len()).or_default().push(block);
     }
 }
 
@@ -182,63 +185,14 @@ pub(crate) fn size_class(bytes: usize) -> Option<usize> {
     isize::try_from(class).is_ok().then_some(class)
 }
 
-/// Memory from the system, aligned and initialised.
+/// Aligned and initialised memory.
 #[derive(Debug)]
 struct Block {
-    start: NonNull<u8>,
-    len: usize,
+    piece: Piece,
     /// How much of it was asked for.
     used: usize,
     /// Whose books it is in; none while the pool keeps it.
     home: Option<Memory>,
-}
-
-// SAFETY: a block owns its memory, like a Box<[u8]>.
-unsafe impl Send for Block {}
-// SAFETY: shared access only reads.
-unsafe impl Sync for Block {}
-
-/// The size of a huge page.
-const HUGE: usize = 2 << 20;
-
-/// How a block of so many bytes lies: large ones in whole huge pages, so that a kernel that walks through many rows at
-/// once finds their addresses in the processor's table of pages.
-fn layout(len: usize) -> Option<Layout> {
-    Layout::from_size_align(len, if len < 2 * HUGE { ALIGN } else { HUGE }).ok()
-}
-
-/// Asks for huge pages, before the first write; whether the system has some makes no other difference.
-fn ask_for_huge_pages(start: NonNull<u8>, layout: Layout) {
-    #[cfg(target_os = "linux")]
-    if layout.align() == HUGE {
-        // SAFETY: the range was allocated just now, and advice changes nothing in it.
-        unsafe { libc::madvise(start.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE) };
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (start, layout);
-}
-
-impl Block {
-    fn new(len: usize) -> Option<Self> {
-        let layout = layout(len)?;
-        // SAFETY: size_class makes `len` at least ALIGN, so the layout is not empty.
-        let start = NonNull::new(unsafe { std::alloc::alloc(layout) })?;
-        ask_for_huge_pages(start, layout);
-        // SAFETY: it was allocated with this very length.
-        unsafe { start.as_ptr().write_bytes(0, len) };
-        Some(Block { start, len, used: 0, home: None })
-    }
-
-    #[inline]
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: `start` is valid for `len` initialised bytes until drop.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and `&mut self` makes the access unique.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
-    }
 }
 
 impl Drop for Block {
@@ -246,11 +200,7 @@ impl Drop for Block {
         if let Some(home) = self.home.take() {
             let mut books = home.books();
             books.used -= self.used;
-            books.held -= self.len;
-        }
-        if let Some(layout) = layout(self.len) {
-            // SAFETY: allocated in `new` with this very layout.
-            unsafe { std::alloc::dealloc(self.start.as_ptr(), layout) };
+            books.held -= self.piece.bytes().len();
         }
     }
 }
@@ -264,12 +214,12 @@ pub(crate) struct Bytes {
 impl Bytes {
     #[inline]
     pub(crate) fn as_slice(&self) -> &[u8] {
-        self.block.as_ref().map_or(&[], |block| block.bytes())
+        self.block.as_ref().map_or(&[], |block| block.piece.bytes())
     }
 
     /// For writing, if nobody else holds them.
     pub(crate) fn as_mut_slice(&mut self) -> Option<&mut [u8]> {
-        self.block.as_mut().and_then(Arc::get_mut).map(Block::bytes_mut)
+        self.block.as_mut().and_then(Arc::get_mut).map(|block| block.piece.bytes_mut())
     }
 }
 
@@ -280,7 +230,7 @@ impl Drop for Bytes {
         let Some(own) = Arc::get_mut(&mut block) else { return };
         let Some(home) = own.home.take() else { return };
         if home.0.poison {
-            own.bytes_mut().fill(POISON);
+            own.piece.bytes_mut().fill(POISON);
         }
         home.keep(block);
     }

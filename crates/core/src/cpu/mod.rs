@@ -1,6 +1,7 @@
 //! The processor: threads, SIMD lanes, pooled memory and the GEMM.
 
 mod awake;
+mod chunk;
 mod floats;
 mod gemm;
 mod memory;

@@ -1,0 +1,179 @@
+//! Memory from the system, alone or in pieces of a chunk that share its huge pages.
+
+use std::alloc::Layout;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// Wide enough for any SIMD register and a cache line.
+pub(super) const ALIGN: usize = 64;
+/// The size of a huge page.
+const HUGE: usize = 2 << 20;
+/// The size of a chunk, at most.
+const CHUNK: usize = 16 * HUGE;
+
+/// Memory from the system, not initialised.
+#[derive(Debug)]
+pub(super) struct Chunk {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: a chunk owns its memory, like a Box<[u8]>; it only says where that is.
+unsafe impl Send for Chunk {}
+// SAFETY: as above.
+unsafe impl Sync for Chunk {}
+
+impl Chunk {
+    /// `len` bytes, a multiple of [`ALIGN`] and not 0; none where the system has none. Many lie in whole huge pages, so
+    /// that a kernel that walks through them finds their addresses in the processor's table of pages.
+    pub(super) fn new(len: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(len, if len < 2 * HUGE { ALIGN } else { HUGE }).ok()?;
+        // SAFETY: the layout is not empty.
+        let start = NonNull::new(unsafe { std::alloc::alloc(layout) })?;
+        ask_for_huge_pages(start, layout);
+        Some(Chunk { start, layout })
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this very layout.
+        unsafe { std::alloc::dealloc(self.start.as_ptr(), self.layout) };
+    }
+}
+
+/// Asks for huge pages, before the first write; whether the system has some makes no other difference.
+fn ask_for_huge_pages(start: NonNull<u8>, layout: Layout) {
+    #[cfg(target_os = "linux")]
+    if layout.align() == HUGE {
+        // SAFETY: the range was allocated just now, and advice changes nothing in it.
+        unsafe { libc::madvise(start.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (start, layout);
+}
+
+/// A piece of a chunk that nobody else has, initialised.
+#[derive(Debug)]
+pub(super) struct Piece {
+    start: NonNull<u8>,
+    len: usize,
+    chunk: Arc<Chunk>,
+}
+
+// SAFETY: a piece owns its bytes, like a Box<[u8]>.
+unsafe impl Send for Piece {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for Piece {}
+
+impl Piece {
+    /// A chunk of its own, of `len` bytes: a multiple of [`ALIGN`], not 0.
+    pub(super) fn alone(len: usize) -> Option<Self> {
+        let chunk = Arc::new(Chunk::new(len)?);
+        // SAFETY: nobody else has a part of it.
+        Some(unsafe { Piece::of(chunk, 0, len) })
+    }
+
+    /// # Safety
+    /// The chunk has these bytes, and no other piece has one of them.
+    unsafe fn of(chunk: Arc<Chunk>, from: usize, len: usize) -> Self {
+        // SAFETY: inside the chunk.
+        let start = unsafe { chunk.start.add(from) };
+        // SAFETY: as above, and nobody else knows of it yet.
+        unsafe { start.as_ptr().write_bytes(0, len) };
+        Piece { start, len, chunk }
+    }
+
+    #[inline]
+    pub(super) fn bytes(&self) -> &[u8] {
+        // SAFETY: `start` is valid for `len` initialised bytes as long as the chunk is there.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and no other piece has these bytes.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        // the chunk may stay for the sake of other pieces: what only this one used goes back at once
+        #[cfg(target_os = "linux")]
+        if Arc::strong_count(&self.chunk) > 1 {
+            const PAGE: usize = 4 << 10;
+            let skip = self.start.align_offset(PAGE);
+            let len = self.len.saturating_sub(skip) / PAGE * PAGE;
+            if len > 0 {
+                // SAFETY: whole pages of a piece that nobody has any more; whoever gets them writes them first.
+                unsafe { libc::madvise(self.start.as_ptr().add(skip).cast(), len, libc::MADV_DONTNEED) };
+            }
+        }
+    }
+}
+
+/// A chunk of which pieces are still to be had.
+#[derive(Debug, Default)]
+pub(super) struct Open {
+    chunk: Option<Arc<Chunk>>,
+    /// Bytes of the chunk that were handed out.
+    used: usize,
+    /// Bytes of all chunks that were.
+    all: usize,
+}
+
+impl Open {
+    /// A piece of `len` bytes, a multiple of [`ALIGN`] and not 0: of this chunk or of a new one, alone where it is large.
+    pub(super) fn piece(&mut self, len: usize) -> Option<Piece> {
+        if len > CHUNK / 4 {
+            return Piece::alone(len);
+        }
+        let chunk = match &self.chunk {
+            Some(chunk) if len <= chunk.layout.size() - self.used => chunk.clone(),
+            _ => {
+                // as much again as there was: who asks for little gets little
+                let chunk = Arc::new(Chunk::new(self.all.clamp(len, CHUNK))?);
+                (self.chunk, self.used) = (Some(chunk.clone()), 0);
+                chunk
+            }
+        };
+        let from = self.used;
+        self.used += len;
+        self.all += len;
+        // SAFETY: it fits, and what was handed out ends where it begins.
+        Some(unsafe { Piece::of(chunk, from, len) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_aligned_apart_and_outlive_who_handed_them_out() {
+        let mut open = Open::default();
+        // more than a chunk in all, one of them too large to share
+        let mut pieces: Vec<Piece> = [64, 1 << 20, 192, 5 << 20, 8 << 20, CHUNK, 64, 8 << 20, 8 << 20, 8 << 20]
+            .map(|len| open.piece(len).unwrap())
+            .into();
+        drop(open);
+        for (i, piece) in pieces.iter_mut().enumerate() {
+            assert!(piece.bytes().iter().all(|&byte| byte == 0), "{i}");
+            assert_eq!(piece.start.as_ptr() as usize % ALIGN, 0);
+            piece.bytes_mut().fill(i as u8 + 1);
+        }
+        pieces.swap_remove(1);
+        for piece in &pieces {
+            assert!(piece.bytes().iter().all(|byte| byte == &piece.bytes()[0] && *byte != 0));
+        }
+    }
+
+    #[test]
+    fn what_follows_in_a_chunk_lies_side_by_side() {
+        let mut open = Open::default();
+        let [first, a, b] = [128, 64, 64].map(|len| open.piece(len).unwrap());
+        assert_eq!(b.start.as_ptr() as usize - a.start.as_ptr() as usize, 64);
+        assert!(Arc::ptr_eq(&a.chunk, &b.chunk) && !Arc::ptr_eq(&a.chunk, &first.chunk));
+        assert_eq!([&first, &a].map(|piece| piece.chunk.layout.size()), [128; 2]);
+    }
+}
