@@ -24,7 +24,10 @@ impl Shape {
     }
 
     /// This shape and then more axes; whether its size overflows is not looked at.
-    pub(crate) fn and(mut self, dims: &[usize]) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When these are more than [`MAX_RANK`] axes.
+    pub fn and(mut self, dims: &[usize]) -> Result<Self> {
         let rank = self.rank + dims.len();
         match self.dims.get_mut(self.rank..rank) {
             Some(free) => free.copy_from_slice(dims),

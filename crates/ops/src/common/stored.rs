@@ -2,6 +2,7 @@
 
 use super::writer::BLOCK;
 use alluvium_core::Element;
+use alluvium_core::cpu::simd::F32s;
 use alluvium_core::cpu::{Stores, Stream};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -10,6 +11,11 @@ use half::{bf16, f16};
 pub(crate) trait Stored: Element {
     /// The numbers to read: themselves, or widened into the start of `wide`.
     fn widen<'a>(from: &'a [Self], wide: &'a mut [f32]) -> &'a [f32];
+    /// A register of numbers, unchecked: innermost loops.
+    ///
+    /// # Safety
+    /// `src` is valid for reading [`F32s::LANES`] numbers.
+    unsafe fn load<S: F32s>(src: *const Self) -> S;
     /// What [`Stored::widen`] needs for so many numbers.
     fn room(numbers: usize) -> Vec<f32>;
     /// The numbers to change: themselves, or widened into the start of `wide` until [`Stored::close`].
@@ -31,6 +37,11 @@ impl Stored for f32 {
     fn widen<'a>(from: &'a [f32], _wide: &'a mut [f32]) -> &'a [f32] {
         from
     }
+    #[inline(always)]
+    unsafe fn load<S: F32s>(src: *const f32) -> S {
+        // SAFETY: the caller's promise.
+        unsafe { S::load_ptr(src) }
+    }
     fn room(_numbers: usize) -> Vec<f32> {
         Vec::new()
     }
@@ -51,13 +62,18 @@ impl Stored for f32 {
 }
 
 macro_rules! half {
-    ($($half:ty, $widen:expr;)*) => {$(
+    ($($half:ty, $load:ident, $widen:expr;)*) => {$(
         impl Stored for $half {
             #[inline(always)]
             fn widen<'a>(from: &'a [$half], wide: &'a mut [f32]) -> &'a [f32] {
                 let wide = &mut wide[..from.len()];
                 $widen(from, wide);
                 wide
+            }
+            #[inline(always)]
+            unsafe fn load<S: F32s>(src: *const $half) -> S {
+                // SAFETY: the caller's promise.
+                unsafe { S::$load(src) }
             }
             fn room(numbers: usize) -> Vec<f32> {
                 vec![0.0; numbers]
@@ -90,9 +106,9 @@ macro_rules! half {
     )*};
 }
 half! {
-    f16, <[f16]>::convert_to_f32_slice;
+    f16, load_f16, <[f16]>::convert_to_f32_slice;
     // a loop that becomes lanes where it is part of a kernel
-    bf16, |from: &[bf16], wide: &mut [f32]| {
+    bf16, load_bf16, |from: &[bf16], wide: &mut [f32]| {
         wide.iter_mut().zip(from).for_each(|(to, x)| *to = f32::from_bits(u32::from(x.to_bits()) << 16));
     };
 }

@@ -3,10 +3,11 @@
 //! A few rows are multiplied with the weights as they are stored: bound by reading them. Many rows are worth a panel as
 //! numbers and a general product.
 
+use super::few::Few;
 use super::stored::Stored;
 use alluvium_core::Result;
 use alluvium_core::cpu::simd::F32s;
-use alluvium_core::cpu::{Buffer, Cpu, Mat, gemm, prefetch};
+use alluvium_core::cpu::{Buffer, Cpu, Mat, gemm, prefetch_ahead};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -14,6 +15,8 @@ use std::ops::Range;
 pub(crate) const FEW_ROWS: usize = 8;
 /// Products of a task of few rows: some microseconds of work.
 const TASK: usize = 1 << 16;
+/// Numbers of scratch that a task of few rows has without asking the system.
+const SCRATCH: usize = 1 << 10;
 /// Numbers of a panel: the least that costs a prompt no time. A quarter of it takes a tenth more.
 const PANEL: usize = 1 << 19;
 
@@ -59,8 +62,8 @@ pub(crate) fn multiply<W: Weights>(cpu: &Cpu, weights: &W, w: Range<usize>, x: &
     if rows > FEW_ROWS {
         return many(cpu, weights, w, x, y);
     }
-    let picks: Vec<usize> = (0..rows).collect();
-    few(cpu, weights, w, (&weights.ready(cpu, x)?, &picks), y)
+    let all: [usize; FEW_ROWS] = std::array::from_fn(|row| row);
+    few(cpu, weights, w, (&weights.ready(cpu, x)?, &all[..rows]), y)
 }
 
 /// As [`multiply`] for a few rows of `x`, by their places in what was made ready.
@@ -77,7 +80,7 @@ pub(crate) fn few<W: Weights>(
     let to = if rows == 1 { &mut *y } else { &mut columns[..] };
     cpu.run(|| {
         to.par_chunks_mut(each * rows).enumerate().for_each_init(
-            || vec![0.0; weights.scratch(each)],
+            || scratch(weights.scratch(each)),
             |scratch, (i, to)| weights.dots(cpu, w.start + i * each, x, scratch, to),
         );
     });
@@ -85,6 +88,11 @@ pub(crate) fn few<W: Weights>(
         y.iter_mut().zip(columns[row..].iter().step_by(rows)).for_each(|(y, &sum)| *y = sum);
     }
     Ok(())
+}
+
+/// So many numbers of scratch for a task.
+pub(crate) fn scratch(numbers: usize) -> Few<f32, SCRATCH> {
+    Few::new(numbers, 0.0)
 }
 
 /// As [`multiply`] for many rows of `x`.
@@ -118,12 +126,19 @@ pub(crate) fn multiply_back<W: Weights>(
 ) -> Result<()> {
     let (inner, outer) = (weights.inner(), w.len());
     let (rows, each) = (dy.len() / outer, weights.panel(outer));
-    let (mut panel, mut part) = (panel_for(cpu, weights, each)?, cpu.buffer(each * rows)?);
+    let mut panel = panel_for(cpu, weights, each)?;
+    let mut part = cpu.buffer(if each == outer { 0 } else { each * rows })?;
     for first in (0..outer).step_by(each) {
         let count = each.min(outer - first);
         let numbers = weights.numbers(cpu, w.start + first..w.start + first + count, &mut panel);
-        columns(dy, outer, first..first + count, &mut part[..rows * count]);
-        let (a, b) = (Mat::new(&part, rows, count)?, Mat::new(numbers, count, inner)?);
+        let dy = match &mut part[..] {
+            [] => dy,
+            part => {
+                columns(dy, outer, first..first + count, &mut part[..rows * count]);
+                part
+            }
+        };
+        let (a, b) = (Mat::new(dy, rows, count)?, Mat::new(numbers, count, inner)?);
         gemm(cpu, 1.0, a, b, if first == 0 { 0.0 } else { 1.0 }, dx)?;
     }
     Ok(())
@@ -172,81 +187,76 @@ impl<T: Stored> Weights for Dense<'_, T> {
         Ok(x)
     }
 
-    fn dots(&self, cpu: &Cpu, first: usize, x: (&&[f32], &[usize]), scratch: &mut [f32], out: &mut [f32]) {
-        products::<T>(cpu.level(), (&self.data[first * self.inner..], self.inner), (x.0, x.1), scratch, out);
+    fn dots(&self, cpu: &Cpu, first: usize, x: (&&[f32], &[usize]), _scratch: &mut [f32], out: &mut [f32]) {
+        products::<T>(cpu.level(), (&self.data[first * self.inner..], self.inner), (x.0, x.1), out);
     }
 
     fn scratch(&self, _rows: usize) -> usize {
-        if self.is_plain() { 0 } else { self.inner }
+        0
     }
 }
 
 alluvium_core::simd! {
     /// `out[o][r] = x.1[picks[r]] · w[o]`, with as many numbers to a row of `w` as it says.
-    fn products<S, T: Stored>(w: (&[T], usize), x: (&[f32], &[usize]), wide: &mut [f32], out: &mut [f32]) {
+    fn products<S, T: Stored>(w: (&[T], usize), x: (&[f32], &[usize]), out: &mut [f32]) {
         let (w, inner) = w;
-        let rows = w.chunks_exact(inner).zip(out.chunks_exact_mut(x.1.len()));
-        for (o, (row, out)) in rows.enumerate() {
-            (0..inner).step_by(64 / size_of::<T>()).for_each(|at| prefetch(w, (o + 2) * inner + at));
-            row_dots::<S>(T::widen(row, wide), x.0, x.1, out);
+        for (o, out) in out.chunks_exact_mut(x.1.len()).enumerate() {
+            let w = &w[o * inner..];
+            for (picks, out) in x.1.chunks(4).zip(out.chunks_mut(4)) {
+                let mut rows = [&x.0[..inner]; 4];
+                for (row, pick) in rows.iter_mut().zip(picks) {
+                    *row = &x.0[pick * inner..][..inner];
+                }
+                match picks.len() {
+                    1 => out.copy_from_slice(&dots::<S, T, 1, 4>(w, [rows[0]])),
+                    2 => out.copy_from_slice(&dots::<S, T, 2, 2>(w, [rows[0], rows[1]])),
+                    3 => out.copy_from_slice(&dots::<S, T, 3, 2>(w, [rows[0], rows[1], rows[2]])),
+                    _ => out.copy_from_slice(&dots::<S, T, 4, 2>(w, rows)),
+                }
+            }
         }
     }
 }
 
-/// `out[r] = x[picks[r]] · w`.
+/// The sums of `M` rows with the row at the start of `w`, which is read once; `K` registers each.
 #[inline(always)]
-fn row_dots<S: F32s>(w: &[f32], x: &[f32], picks: &[usize], out: &mut [f32]) {
-    for (picks, out) in picks.chunks(4).zip(out.chunks_mut(4)) {
-        let mut rows = [w; 4];
-        for (row, pick) in rows.iter_mut().zip(picks) {
-            *row = &x[pick * w.len()..][..w.len()];
-        }
-        match picks.len() {
-            1 => out[0] = one_dot::<S>(w, rows[0]),
-            2 => out.copy_from_slice(&both_dots::<S, 2>(w, [rows[0], rows[1]])),
-            3 => out.copy_from_slice(&both_dots::<S, 3>(w, [rows[0], rows[1], rows[2]])),
-            _ => out.copy_from_slice(&both_dots::<S, 4>(w, rows)),
-        }
+fn dots<S: F32s, T: Stored, const M: usize, const K: usize>(w: &[T], x: [&[f32]; M]) -> [f32; M] {
+    let (inner, step, line) = (x[0].len(), K * S::LANES, 64 / size_of::<T>());
+    for x in x {
+        assert!(w.len() >= inner && x.len() == inner);
     }
-}
-
-/// One sum in four registers.
-#[inline(always)]
-fn one_dot<S: F32s>(w: &[f32], x: &[f32]) -> f32 {
-    let mut sums = [S::splat(0.0); 4];
-    let (mut ws, mut xs) = (w.chunks_exact(4 * S::LANES), x.chunks_exact(4 * S::LANES));
-    for (w, x) in ws.by_ref().zip(xs.by_ref()) {
-        for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = S::load(&w[i * S::LANES..]).mul_add(S::load(&x[i * S::LANES..]), *sum);
+    let whole = inner - inner % step;
+    let mut sums = [[S::splat(0.0); K]; M];
+    for i in (0..whole).step_by(step) {
+        for at in (i..i + step).step_by(line) {
+            prefetch_ahead(w, at);
+        }
+        for k in 0..K {
+            let at = i + k * S::LANES;
+            // SAFETY: a step from `i` on lies inside all rows.
+            unsafe {
+                let w: S = T::load(w.as_ptr().add(at));
+                for (sums, x) in sums.iter_mut().zip(&x) {
+                    sums[k] = w.mul_add(S::load_ptr(x.as_ptr().add(at)), sums[k]);
+                }
+            }
         }
     }
-    for (w, x) in ws.remainder().chunks(S::LANES).zip(xs.remainder().chunks(S::LANES)) {
-        sums[0] = S::load_head(w).mul_add(S::load_head(x), sums[0]);
-    }
-    ((sums[0] + sums[1]) + (sums[2] + sums[3])).sum()
-}
-
-/// `M` sums that read the weights once, two registers each.
-#[inline(always)]
-fn both_dots<S: F32s, const M: usize>(w: &[f32], x: [&[f32]; M]) -> [f32; M] {
-    let mut sums = [[S::splat(0.0); 2]; M];
-    let whole = w.len() - w.len() % (2 * S::LANES);
-    for i in (0..whole).step_by(2 * S::LANES) {
-        let pair = [S::load(&w[i..]), S::load(&w[i + S::LANES..])];
-        for (sums, x) in sums.iter_mut().zip(x) {
-            sums[0] = pair[0].mul_add(S::load(&x[i..]), sums[0]);
-            sums[1] = pair[1].mul_add(S::load(&x[i + S::LANES..]), sums[1]);
-        }
-    }
-    for i in (whole..w.len()).step_by(S::LANES) {
-        let end = w.len().min(i + S::LANES);
-        for (sums, x) in sums.iter_mut().zip(x) {
-            sums[0] = S::load_head(&w[i..end]).mul_add(S::load_head(&x[i..end]), sums[0]);
+    let mut wide = [0.0; 16];
+    for i in (whole..inner).step_by(S::LANES) {
+        let end = inner.min(i + S::LANES);
+        let w = S::load_head(T::widen(&w[i..end], &mut wide));
+        for (sums, x) in sums.iter_mut().zip(&x) {
+            sums[0] = w.mul_add(S::load_head(&x[i..end]), sums[0]);
         }
     }
     let mut out = [0.0; M];
     for (out, sums) in out.iter_mut().zip(sums) {
-        *out = (sums[0] + sums[1]).sum();
+        let mut total = sums[0];
+        for sum in &sums[1..] {
+            total += *sum;
+        }
+        *out = total.sum();
     }
     out
 }

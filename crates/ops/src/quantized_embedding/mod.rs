@@ -9,7 +9,7 @@ pub(crate) use entry::OP;
 
 use crate::common::quantized::{Layout, Packed, Quantized, SCALES};
 use alluvium_core::contract::{FLOATS, Fill, IDS};
-use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Shape, Tensor, tape};
+use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Tensor, tape};
 
 /// What `quantized_embedding` takes.
 static CONTRACT: Contract = Contract {
@@ -49,7 +49,7 @@ pub fn quantized_embedding(q: &Quantized<'_>, ids: &Tensor, dtype: DType) -> Res
     if !dtype.is_float() {
         return Err(Error::value(CONTRACT.op, format!("{dtype} does not hold floating numbers")));
     }
-    let shape = Shape::new(&[&ids.shape()[..], &[layout.inner]].concat())?;
+    let shape = ids.shape().and(&[layout.inner])?;
     let y = match q.w.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, q, layout, ids, (shape, dtype))?,
         Device::Wgpu(gpu) => gpu::forward(gpu, q, layout, ids, (shape, dtype))?,

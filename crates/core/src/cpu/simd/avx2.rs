@@ -1,6 +1,7 @@
 //! AVX2 and FMA: 8 lanes.
 
 use super::{F32s, U32s, quad};
+use half::{bf16, f16};
 use std::arch::x86_64::*;
 use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
@@ -67,6 +68,18 @@ impl F32s for Avx2 {
     #[inline(always)]
     fn load_head(src: &[f32]) -> Self {
         Avx2(unsafe { _mm256_maskload_ps(src.as_ptr(), head(src.len())) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(src: *const bf16) -> Self {
+        Avx2(unsafe {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(src.cast()))))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(src: *const f16) -> Self {
+        Avx2(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(src.cast())) })
     }
 
     #[inline(always)]

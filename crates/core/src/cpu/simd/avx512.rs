@@ -1,6 +1,7 @@
 //! AVX-512: 16 lanes, and masks that make tails cheap.
 
 use super::{F32s, U32s};
+use half::{bf16, f16};
 use std::arch::x86_64::*;
 use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
@@ -64,6 +65,18 @@ impl F32s for Avx512 {
     #[inline(always)]
     fn load_head(src: &[f32]) -> Self {
         Avx512(unsafe { _mm512_maskz_loadu_ps(head(src.len()), src.as_ptr()) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(src: *const bf16) -> Self {
+        Avx512(unsafe {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(src.cast()))))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(src: *const f16) -> Self {
+        Avx512(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(src.cast())) })
     }
 
     #[inline(always)]

@@ -44,6 +44,7 @@ pub use neon::Neon;
 pub use scalar::Scalar;
 
 use super::Stores;
+use half::{bf16, f16};
 use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
 /// An instruction set that this processor has.
@@ -58,7 +59,7 @@ pub struct Level(pub(crate) Set);
 pub enum Set {
     /// No SIMD beyond what the compiler makes of plain loops.
     Scalar,
-    /// AVX2 and FMA: 8 lanes.
+    /// AVX2, FMA and F16C: 8 lanes.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// AVX-512 F, BW, DQ, VL, VNNI: 16 lanes.
@@ -80,7 +81,7 @@ impl Level {
         let mut levels = vec![Level(Set::Scalar)];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
                 levels.push(Level(Set::Avx2));
             }
             let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
@@ -158,6 +159,16 @@ pub trait F32s:
     fn load(src: &[f32]) -> Self;
     /// The numbers of a slice of any length, at most [`F32s::LANES`]; lanes past its end are 0.
     fn load_head(src: &[f32]) -> Self;
+    /// The numbers that have these bf16 as their upper halves, unchecked.
+    ///
+    /// # Safety
+    /// `src` is valid for reading [`F32s::LANES`] numbers.
+    unsafe fn load_bf16(src: *const bf16) -> Self;
+    /// As [`F32s::load_bf16`], from the other format of 16 bits.
+    ///
+    /// # Safety
+    /// `src` is valid for reading [`F32s::LANES`] numbers.
+    unsafe fn load_f16(src: *const f16) -> Self;
     /// Writes all lanes to the start of a slice that is long enough.
     fn store(self, dst: &mut [f32]);
     /// As [`F32s::store`], past the caches where the slice is aligned to a register and the processor has to be told.
@@ -305,12 +316,12 @@ macro_rules! simd {
             fn lanes<$lanes: $crate::cpu::simd::F32s $(, $param: $bound)?>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
             fn avx512$(<$param: $bound>)?($($arg: $ty),*) $(-> $ret)? {
                 lanes::<$crate::cpu::simd::Avx512 $(, $param)?>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2$(<$param: $bound>)?($($arg: $ty),*) $(-> $ret)? {
                 lanes::<$crate::cpu::simd::Avx2 $(, $param)?>($($arg),*)
             }
@@ -383,6 +394,13 @@ mod tests {
             assert!(src.len() >= S::LANES.div_ceil(each));
             // SAFETY: the assert
             unsafe { S::load_spread(src.as_ptr(), S::spread(each)) }.store(out);
+        }
+        fn halves<S>(x: &[f16], y: &[bf16], out: &mut [f32]) {
+            assert!(x.len() >= S::LANES && y.len() >= S::LANES);
+            // SAFETY: the assert
+            let (x, y) = unsafe { (S::load_f16(x.as_ptr()), S::load_bf16(y.as_ptr())) };
+            x.store(out);
+            y.store(&mut out[S::LANES..]);
         }
         fn whole<S>(x: &[f32], out: &mut [f32]) {
             for (x, out) in x.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
@@ -466,6 +484,19 @@ mod tests {
                 let want: Vec<f32> = (0..lanes).map(|i| src[i / each]).collect();
                 assert_eq!(out[..lanes], want, "{level} {each}");
             }
+        }
+    }
+
+    #[test]
+    fn numbers_in_half_precision_are_read_exactly() {
+        let x = [1.5, -0.0, 65_504.0, 6e-8, f32::INFINITY, -2.25, 1e-5, 0.1, 3.0, -7.0, 0.5, 1e-4, -1.0, 2.0, 4.0, 8.0];
+        let (small, large) = (x.map(f16::from_f32), x.map(bf16::from_f32));
+        for level in Level::available() {
+            let mut out = [0.0; 32];
+            halves(level, &small, &large, &mut out);
+            let lanes = level.lanes();
+            assert_eq!(out[..lanes], small.map(f16::to_f32)[..lanes], "{level}");
+            assert_eq!(out[lanes..2 * lanes], large.map(bf16::to_f32)[..lanes], "{level}");
         }
     }
 

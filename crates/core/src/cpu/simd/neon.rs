@@ -1,6 +1,7 @@
 //! NEON: 4 lanes. Every 64-bit Arm processor has it.
 
 use super::{F32s, U32s, code, quad};
+use half::{bf16, f16};
 use std::arch::aarch64::*;
 use std::array::from_fn;
 use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
@@ -61,6 +62,16 @@ impl F32s for Neon {
     fn load_head(src: &[f32]) -> Self {
         let whole: [f32; 4] = std::array::from_fn(|i| src.get(i).copied().unwrap_or(0.0));
         Self::load(&whole)
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(src: *const bf16) -> Self {
+        Neon(unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(src.cast()))) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(src: *const f16) -> Self {
+        Self::load(&unsafe { src.cast::<[f16; 4]>().read_unaligned() }.map(f16::to_f32))
     }
 
     #[inline(always)]

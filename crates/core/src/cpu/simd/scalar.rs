@@ -1,6 +1,7 @@
 //! Eight numbers in plain loops: what the compiler can turn into any baseline SIMD, and the last resort.
 
 use super::{F32s, U32s, code, quad};
+use half::{bf16, f16};
 use std::array::from_fn;
 use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
@@ -55,6 +56,18 @@ impl F32s for Scalar {
     #[inline(always)]
     fn load_head(src: &[f32]) -> Self {
         Scalar(from_fn(|i| src.get(i).copied().unwrap_or(0.0)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(src: *const bf16) -> Self {
+        // SAFETY: the caller promises 8 readable numbers.
+        Scalar(unsafe { src.cast::<[bf16; 8]>().read_unaligned() }.map(bf16::to_f32))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(src: *const f16) -> Self {
+        // SAFETY: the caller promises 8 readable numbers.
+        Scalar(unsafe { src.cast::<[f16; 8]>().read_unaligned() }.map(f16::to_f32))
     }
 
     #[inline(always)]

@@ -67,9 +67,9 @@ impl<B: Bytes> Product for ByBytes<B> {
     ) {
         // loops, not closures, which would not be compiled for the instruction set
         let mut codes = [[S::Bits::splat(0); 4]; N];
-        for (codes, row) in codes.iter_mut().zip(&tile.codes) {
+        for (n, codes) in codes.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
-            *codes = unsafe { B::bytes::<S, WHOLE>(row, first) };
+            *codes = unsafe { B::bytes::<S, WHOLE>(tile.row(n), first) };
         }
         let mut sums = [[S::Bits::splat(0); M]; N];
         for digit in 0..3 {

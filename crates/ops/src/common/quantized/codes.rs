@@ -2,6 +2,7 @@
 
 use super::decode::Decode;
 use super::{Layout, Packing, Quantized};
+use crate::common::weights::scratch;
 use alluvium_core::cpu::simd::U32s;
 use alluvium_core::cpu::{Buffer, Cpu, Level};
 use alluvium_core::{DType, Error, Result, Tensor};
@@ -151,7 +152,7 @@ impl<'a> Codes<'a> {
         let grain = cpu.grain(rows.len(), inner);
         cpu.run(|| {
             out.par_chunks_mut(grain * inner).enumerate().for_each_init(
-                || vec![0.0; 2 * self.layout.groups],
+                || scratch(2 * self.layout.groups),
                 |wide, (i, out)| {
                     for (j, out) in out.chunks_exact_mut(inner).enumerate() {
                         self.expand(level, rows.start + i * grain + j, wide, out);

@@ -71,6 +71,22 @@ pub(crate) struct Arranged {
     count: usize,
 }
 
+/// The rows of [`Arranged`].
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    all: Row<'a>,
+    /// Of words, units and sums, how many a row has.
+    each: [usize; 3],
+}
+
+impl<'a> Rows<'a> {
+    #[inline(always)]
+    pub(super) fn row(&self, row: usize) -> Row<'a> {
+        let (Row { words, units, sums }, [w, u, s]) = (self.all, self.each);
+        Row { words: &words[row * w..][..w], units: &units[row * u..][..u], sums: &sums[row * s..][..s] }
+    }
+}
+
 /// One row of [`Arranged`].
 #[derive(Clone, Copy)]
 pub(super) struct Row<'a> {
@@ -87,14 +103,9 @@ pub(super) struct RowMut<'a> {
 }
 
 impl Arranged {
-    #[inline(always)]
-    pub(super) fn row(&self, row: usize) -> Row<'_> {
-        fn part<T>(x: &[T], row: usize, count: usize) -> &[T] {
-            let each = x.len() / count;
-            &x[row * each..(row + 1) * each]
-        }
-        let part_of = |x| part(x, row, self.count);
-        Row { words: part(&self.words, row, self.count), units: part_of(&self.units), sums: part_of(&self.sums) }
+    pub(super) fn rows(&self) -> Rows<'_> {
+        let all = Row { words: &self.words, units: &self.units, sums: &self.sums };
+        Rows { all, each: [all.words.len(), all.units.len(), all.sums.len()].map(|len| len / self.count) }
     }
 }
 

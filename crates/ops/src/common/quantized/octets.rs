@@ -45,9 +45,9 @@ impl<D: Octets> Product for ByOctets<D> {
     ) {
         // loops, not closures, which would not be compiled for the instruction set
         let mut words = [S::Bits::splat(0); N];
-        for (words, row) in words.iter_mut().zip(&tile.codes) {
+        for (n, words) in words.iter_mut().enumerate() {
             // SAFETY: a lane is a word, and the caller's promise.
-            *words = unsafe { words_at::<S, WHOLE>(row, first) };
+            *words = unsafe { words_at::<S, WHOLE>(tile.row(n), first) };
         }
         let mut sums = [[S::splat(0.0); M]; N];
         for j in 0..4 {

@@ -1,21 +1,16 @@
 //! The rows of a quantised matrix on their way through the processor, as fast as memory has them.
 
-use super::forward::{Arranged, Product, Row};
+use super::forward::{Arranged, Product, Row, Rows};
 use super::{Codes, Layout};
+use alluvium_core::cpu::prefetch_ahead;
 use alluvium_core::cpu::simd::F32s;
-use alluvium_core::cpu::{prefetch, prefetch_first};
 
 /// Rows of the matrix that are multiplied at once.
 const TALL: usize = 4;
 /// Rows of numbers that are, if there are several.
 const WIDE: usize = 2;
 /// Rows of the matrix whose scales are made ready at once.
-const STRIP: usize = 32;
-/// Words ahead that are brought into the second cache: memory answers late, and of what is asked for of the first cache
-/// little can be under way.
-const FAR: usize = 16 << 8;
-/// Words ahead that are brought into the first.
-const NEAR: usize = 2 << 8;
+const STRIP: usize = 8;
 
 /// Numbers of scratch that [`products`] needs.
 pub(super) fn scratch(layout: Layout) -> usize {
@@ -56,45 +51,52 @@ struct Strip<'a, S: F32s> {
     offsets: &'a [f32],
 }
 
-impl<'a, S: F32s> Strip<'a, S> {
+impl<S: F32s> Strip<'_, S> {
     /// `N` rows from `o` on, to be multiplied with rows of numbers.
     #[inline(always)]
-    fn tile<const N: usize, const M: usize>(&self, o: usize, rows: [Row<'a>; M]) -> Tile<'a, S, N, M> {
+    fn tile<'a, const N: usize, const M: usize>(&'a self, o: usize, rows: [Row<'a>; M]) -> Tile<'a, S, N, M> {
         let Layout { words, groups, .. } = self.shape.layout;
-        let (mut codes, mut scales) = ([&self.words[..0]; N], [&self.scales[..0]; N]);
-        for (n, (codes, scales)) in codes.iter_mut().zip(&mut scales).enumerate() {
-            *codes = &self.words[(o + n) * words..][..words];
-            *scales = &self.scales[(o + n) * groups..][..groups];
-        }
-        Tile { codes, scales, rows, spread: self.shape.spread, shift: self.shape.shift }
+        let (codes, scales) = (&self.words[o * words..][..N * words], &self.scales[o * groups..][..N * groups]);
+        Tile { codes, scales, rows, shape: &self.shape }
     }
 }
 
 /// `N` rows of the matrix and `M` rows of numbers.
 pub(super) struct Tile<'a, S: F32s, const N: usize, const M: usize> {
-    pub(super) codes: [&'a [u32]; N],
+    /// The words of the `N` rows.
+    codes: &'a [u32],
+    /// Their scales.
+    scales: &'a [f32],
     pub(super) rows: [Row<'a>; M],
-    scales: [&'a [f32]; N],
-    spread: S::Spread,
-    shift: u32,
+    shape: &'a Shape<S>,
 }
 
 impl<S: F32s, const N: usize, const M: usize> Tile<'_, S, N, M> {
+    /// The words of row `n`.
+    #[inline(always)]
+    pub(super) fn row(&self, n: usize) -> &[u32] {
+        let words = self.shape.layout.words;
+        debug_assert!(n < N && self.codes.len() == N * words);
+        // SAFETY: there are `N` rows of words.
+        unsafe { self.codes.get_unchecked(n * words..(n + 1) * words) }
+    }
+
     /// The scales of the lanes from `first` on in row `n`; those past its end may be anything.
     ///
     /// # Safety
     /// Where `WHOLE`, the row has these lanes.
     #[inline(always)]
     pub(super) unsafe fn scales<const WHOLE: bool>(&self, n: usize, first: usize) -> S {
-        let of_row = self.scales[n];
+        let (groups, at) = (self.shape.layout.groups, first >> self.shape.shift);
+        debug_assert!(n < N && self.scales.len() == N * groups);
         if WHOLE {
-            // SAFETY: a row has the scales of all of its lanes.
-            return unsafe { S::load_spread(of_row.as_ptr().add(first >> self.shift), self.spread) };
+            // SAFETY: there are `N` rows of scales, and a row has those of all of its lanes.
+            return unsafe { S::load_spread(self.scales.as_ptr().add(n * groups + at), self.shape.spread) };
         }
         let mut few = [0.0; 16];
-        few.iter_mut().zip(&of_row[first >> self.shift..]).for_each(|(to, scale)| *to = *scale);
+        few.iter_mut().zip(&self.scales[n * groups + at..(n + 1) * groups]).for_each(|(to, scale)| *to = *scale);
         // SAFETY: no register has more lanes.
-        unsafe { S::load_spread(few.as_ptr(), self.spread) }
+        unsafe { S::load_spread(few.as_ptr(), self.shape.spread) }
     }
 }
 
@@ -106,7 +108,7 @@ alluvium_core::simd! {
         scratch: &mut [f32],
         out: &mut [f32],
     ) {
-        let ((codes, first), picks) = (matrix, x.1);
+        let ((codes, first), (x, picks)) = (matrix, (x.0.rows(), x.1));
         let shape = Shape::<S>::new::<P>(codes.layout);
         for (i, out) in out.chunks_mut(STRIP * picks.len()).enumerate() {
             let (from, count) = (first + i * STRIP, out.len() / picks.len());
@@ -121,9 +123,9 @@ alluvium_core::simd! {
                 while r < picks.len() {
                     let wide = if tall == TALL && picks.len() - r >= WIDE { WIDE } else { 1 };
                     match (tall, wide) {
-                        (TALL, 1) => multiply::<S, P, TALL, 1>(&strip, o, x, r, out),
-                        (TALL, _) => multiply::<S, P, TALL, WIDE>(&strip, o, x, r, out),
-                        _ => multiply::<S, P, 1, 1>(&strip, o, x, r, out),
+                        (TALL, 1) => multiply::<S, P, TALL, 1>(&strip, o, (x, picks), r, out),
+                        (TALL, _) => multiply::<S, P, TALL, WIDE>(&strip, o, (x, picks), r, out),
+                        _ => multiply::<S, P, 1, 1>(&strip, o, (x, picks), r, out),
                     }
                     r += wide;
                 }
@@ -138,7 +140,7 @@ alluvium_core::simd! {
 fn multiply<S: F32s, P: Product, const N: usize, const M: usize>(
     strip: &Strip<'_, S>,
     o: usize,
-    (x, picks): (&Arranged, &[usize]),
+    (x, picks): (Rows<'_>, &[usize]),
     r: usize,
     out: &mut [f32],
 ) {
@@ -156,9 +158,7 @@ fn multiply<S: F32s, P: Product, const N: usize, const M: usize>(
         let first = block * S::LANES;
         // asked for in the order in which they lie in memory
         for n in 0..N {
-            let at = o * layout.words + (block * N + n) * line;
-            prefetch(strip.words, at + FAR);
-            prefetch_first(strip.words, at + NEAR);
+            prefetch_ahead(strip.words, o * layout.words + (block * N + n) * line);
         }
         // SAFETY: the rows of numbers have all lanes of these registers, and those of the matrix are counted.
         unsafe {
