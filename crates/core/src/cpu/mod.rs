@@ -13,7 +13,7 @@ pub use gemm::{Mat, gemm};
 pub use memory::{Buffer, Memory};
 pub(crate) use memory::{Bytes, size_class};
 pub use simd::Level;
-pub use stream::{Stores, Stream, prefetch, prefetch_ahead};
+pub use stream::{Ahead, Stores, Stream, prefetch};
 
 use crate::tensor::Storage;
 use crate::{DType, Element, Error, Result, Shape, Tensor};

@@ -16,17 +16,32 @@ pub fn prefetch<T>(x: &[T], at: usize) {
     let _ = (x, at);
 }
 
-/// Asks for what comes after the element at `at`, for a kernel that reads memory in order, line by line: 16 KiB ahead for the
-/// second cache, because memory answers late and of what is asked for of the first cache little can be under way; 2 KiB
-/// ahead for the first.
-#[inline(always)]
-pub fn prefetch_ahead<T>(x: &[T], at: usize) {
-    prefetch(x, at + (16 << 10) / size_of::<T>());
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: as above.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at + (2 << 10) / size_of::<T>()).cast());
+/// How far ahead a kernel asks for memory that it reads in order, line by line: 16 KiB for the second cache, because memory
+/// answers late and of what is asked for of the first cache little can be under way; 2 KiB for the first.
+#[derive(Clone, Copy, Debug)]
+pub struct Ahead {
+    far: usize,
+    near: usize,
+}
+
+impl Ahead {
+    /// Where so many elements are still to come: never past them, where a page may be that nobody has, for which a processor
+    /// looks in vain each time.
+    #[inline(always)]
+    pub fn of<T>(left: usize) -> Self {
+        Ahead { far: left.min((16 << 10) / size_of::<T>()), near: left.min((2 << 10) / size_of::<T>()) }
+    }
+
+    /// Asks for what comes after the element at `at`.
+    #[inline(always)]
+    pub fn prefetch<T>(self, x: &[T], at: usize) {
+        prefetch(x, at + self.far);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at + self.near).cast());
+        }
     }
 }
 
@@ -111,6 +126,15 @@ fn store(from: &[u8], to: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_asked_for_past_the_end() {
+        for left in [0, 1, 511, 512, 513, 4095, 4096, 1 << 20] {
+            let Ahead { far, near } = Ahead::of::<u32>(left);
+            assert_eq!([far, near], [left.min(4096), left.min(512)]);
+        }
+        Ahead::of::<f32>(1).prefetch(&[1.0, 2.0], 0);
+    }
 
     #[test]
     fn pieces_of_any_length_land_one_after_the_other_wherever_the_memory_starts() {

@@ -7,7 +7,7 @@ use super::few::Few;
 use super::stored::Stored;
 use alluvium_core::Result;
 use alluvium_core::cpu::simd::F32s;
-use alluvium_core::cpu::{Buffer, Cpu, Mat, gemm, prefetch_ahead};
+use alluvium_core::cpu::{Ahead, Buffer, Cpu, Mat, gemm};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ pub(crate) const FEW_ROWS: usize = 8;
 /// Products of a task of few rows: some microseconds of work.
 const TASK: usize = 1 << 16;
 /// Numbers of scratch that a task of few rows has without asking the system.
-const SCRATCH: usize = 1 << 10;
+const SCRATCH: usize = 1 << 8;
 /// Numbers of a panel: the least that costs a prompt no time. A quarter of it takes a tenth more.
 const PANEL: usize = 1 << 19;
 
@@ -225,11 +225,11 @@ fn dots<S: F32s, T: Stored, const M: usize, const K: usize>(w: &[T], x: [&[f32];
     for x in x {
         assert!(w.len() >= inner && x.len() == inner);
     }
-    let whole = inner - inner % step;
+    let (whole, ahead) = (inner - inner % step, Ahead::of::<T>(w.len() - inner));
     let mut sums = [[S::splat(0.0); K]; M];
     for i in (0..whole).step_by(step) {
         for at in (i..i + step).step_by(line) {
-            prefetch_ahead(w, at);
+            ahead.prefetch(w, at);
         }
         for k in 0..K {
             let at = i + k * S::LANES;

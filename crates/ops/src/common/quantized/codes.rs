@@ -115,6 +115,12 @@ impl<'a> Codes<'a> {
         Ok(Codes { words: q.w.slice()?, scales: PerGroup::new(q.scales, q.packing)?, biases, layout })
     }
 
+    /// Whether scales and biases are read where they lie: [`Codes::groups`] then needs no memory.
+    pub(super) fn is_ready(&self) -> bool {
+        let ready = |groups: &PerGroup<'_>| matches!(groups, PerGroup::F32(_));
+        ready(&self.scales) && self.biases.as_ref().is_none_or(ready)
+    }
+
     /// The words of some rows.
     #[inline(always)]
     pub(super) fn rows(&self, rows: &Range<usize>) -> &'a [u32] {
@@ -131,7 +137,7 @@ impl<'a> Codes<'a> {
     #[inline(always)]
     pub(super) fn groups<'b>(&'b self, rows: &Range<usize>, wide: &'b mut [f32]) -> Groups<'b> {
         let groups = rows.start * self.layout.groups..rows.end * self.layout.groups;
-        let (first, second) = wide.split_at_mut(groups.len());
+        let (first, second) = wide.split_at_mut(groups.len().min(wide.len()));
         let biases = match &self.biases {
             Some(biases) => biases.read(groups.clone(), second),
             None => &[],

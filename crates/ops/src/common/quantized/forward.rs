@@ -143,7 +143,7 @@ impl Weights for Codes<'_> {
     }
 
     fn scratch(&self, _rows: usize) -> usize {
-        strips::scratch(self.layout)
+        if self.is_ready() { 0 } else { strips::scratch(self.layout) }
     }
 }
 

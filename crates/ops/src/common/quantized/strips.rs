@@ -2,7 +2,7 @@
 
 use super::forward::{Arranged, Product, Row, Rows};
 use super::{Codes, Layout};
-use alluvium_core::cpu::prefetch_ahead;
+use alluvium_core::cpu::Ahead;
 use alluvium_core::cpu::simd::F32s;
 
 /// Rows of the matrix that are multiplied at once.
@@ -10,9 +10,9 @@ const TALL: usize = 4;
 /// Rows of numbers that are, if there are several.
 const WIDE: usize = 2;
 /// Rows of the matrix whose scales are made ready at once.
-const STRIP: usize = 8;
+const STRIP: usize = 32;
 
-/// Numbers of scratch that [`products`] needs.
+/// Numbers of scratch that [`products`] needs where scales are not f32.
 pub(super) fn scratch(layout: Layout) -> usize {
     2 * STRIP * layout.groups
 }
@@ -149,7 +149,7 @@ fn multiply<S: F32s, P: Product, const N: usize, const M: usize>(
         *row = x.row(pick);
     }
     let (tile, Shape { layout, lanes, line, .. }) = (strip.tile::<N, M>(o, rows), strip.shape);
-    let blocks = lanes.div_ceil(S::LANES);
+    let (blocks, ahead) = (lanes.div_ceil(S::LANES), Ahead::of::<u32>(strip.words.len() - (o + N) * layout.words));
     for row in rows {
         assert!(row.units.len() == blocks * S::LANES && row.words.len() == blocks * S::LANES * P::WORDS);
     }
@@ -158,7 +158,7 @@ fn multiply<S: F32s, P: Product, const N: usize, const M: usize>(
         let first = block * S::LANES;
         // asked for in the order in which they lie in memory
         for n in 0..N {
-            prefetch_ahead(strip.words, o * layout.words + (block * N + n) * line);
+            ahead.prefetch(strip.words, o * layout.words + (block * N + n) * line);
         }
         // SAFETY: the rows of numbers have all lanes of these registers, and those of the matrix are counted.
         unsafe {
