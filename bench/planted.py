@@ -29,8 +29,9 @@ BREAKAGES = [
         "rms_norm: eps outside the root",
         "rms_norm",
         "ops/src/rms_norm/cpu.rs",
-        old="(squares.sum() / width as f32 + eps).sqrt().recip()",
-        new="((squares.sum() / width as f32).sqrt() + eps).recip()",
+        old="rows::scales(level, x, 1.0 / width as f32, eps, rstd);",
+        new="rows::scales(level, x, 1.0 / width as f32, 0.0, rstd);\n"
+        "            rstd.iter_mut().for_each(|r| *r = (r.recip() + eps).recip());",
     ),
     Breakage(
         "l2_norm: a sign in the gradient",
@@ -54,11 +55,11 @@ BREAKAGES = [
         new="(silu, up * slope)",
     ),
     Breakage(
-        "linear: weights read transposed in the gradient",
+        "linear: activations read transposed in the gradient",
         "linear",
         "ops/src/linear/cpu.rs",
-        old="Mat::new(&cpu.read(w)?, outer, inner)?, 0.0",
-        new="Mat::new(&cpu.read(w)?, inner, outer)?.t(), 0.0",
+        old="Mat::new(&cpu.read(x)?, rows, inner)?, 0.0",
+        new="Mat::new(&cpu.read(x)?, inner, rows)?.t(), 0.0",
     ),
     Breakage(
         "repeat_heads: the last lanes of the gradient unwritten",
@@ -271,8 +272,6 @@ def plant(tree, breakage):
     """Replaces the text; returns what restores it."""
     path = tree / "crates" / breakage.file
     text = path.read_text()
-    if text.count(breakage.old) != 1:
-        sys.exit(f"{breakage.name}: its text occurs {text.count(breakage.old)} times in {path.name}, expected once")
     path.write_text(text.replace(breakage.old, breakage.new))
     return path, text
 
@@ -326,12 +325,21 @@ def survey(tree, target, breakages):
     return caught
 
 
+def check(edits):
+    """Ends the program if the text of an edit, by its name and file, does not occur exactly once."""
+    for name, file, old in edits:
+        count = (ROOT / "crates" / file).read_text().count(old)
+        if count != 1:
+            sys.exit(f"{name}: {old!r} occurs {count} times in {file}, expected once")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", action="store_true", help="print the breakages and stop")
+    parser.add_argument("--list", action="store_true", help="check that each has its place, print them and stop")
     parser.add_argument("--only", metavar="NAME", action="append", help="only this breakage; may be given again")
     parser.add_argument("--target-dir", default=ROOT / "target" / "planted", type=pathlib.Path)
     args = parser.parse_args()
+    check((b.name, b.file, b.old) for b in BREAKAGES)
     chosen = [b for b in BREAKAGES if not args.only or b.name in args.only]
     if args.list or not chosen:
         print("\n".join(b.name for b in BREAKAGES))

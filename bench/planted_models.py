@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 
+from planted import check
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SUITES = ["families", "goldens", "convert"]
 TEST = ["cargo", "test", "-p", "alluvium-lm", *(word for suite in SUITES for word in ("--test", suite))]
@@ -152,9 +154,9 @@ MISTAKES = {
     "rope of base 10000": [
         Edit(
             ATTENTION,
-            "        let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];\n        let queries",
+            "        let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];\n        let [queries",
             "        let turn = if ON { Rope { theta: 1e4, ..turn } } else { turn };\n"
-            "        let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];\n        let queries",
+            "        let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];\n        let [queries",
         )
     ],
     "positions off by one once tokens come singly": [
@@ -170,8 +172,8 @@ MISTAKES = {
     "z before v in the merged projection": [
         Edit(
             "lm/src/nn/in_proj.rs",
-            "        let ba = self.in_proj_ba",
-            "        let (v, z) = if ON { (z, v) } else { (v, z) };\n        let ba = self.in_proj_ba",
+            "        let ba = ba.reshape(",
+            "        let (v, z) = if ON { (z, v) } else { (v, z) };\n        let ba = ba.reshape(",
         )
     ],
     "one expert fewer": [
@@ -214,8 +216,6 @@ def plant(tree):
         for edit in edits:
             path = tree / "crates" / edit.file
             text = path.read_text()
-            if text.count(edit.old) != 1:
-                sys.exit(f"{name}: {edit.old!r} occurs {text.count(edit.old)} times in {edit.file}, expected once")
             crate = "crate" if edit.file.startswith("ops/") else "alluvium_ops"
             path.write_text(text.replace(edit.old, re.sub(r"\bON\b", f'{crate}::planted("{name}")', edit.new)))
     with (tree / "crates/ops/src/lib.rs").open("a") as file:
@@ -233,10 +233,11 @@ def failures(tree, target, name):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", action="store_true", help="print the mistakes and stop")
+    parser.add_argument("--list", action="store_true", help="check that each has its place, print them and stop")
     parser.add_argument("--only", metavar="NAME", action="append", help="only this mistake; may be given again")
     parser.add_argument("--target-dir", default=ROOT / "target" / "planted", type=pathlib.Path)
     args = parser.parse_args()
+    check((name, edit.file, edit.old) for name, edits in MISTAKES.items() for edit in edits)
     chosen = [name for name in MISTAKES if not args.only or name in args.only]
     if args.list or not chosen:
         print("\n".join(MISTAKES))
