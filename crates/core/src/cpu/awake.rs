@@ -86,12 +86,44 @@ mod tests {
         assert_eq!(run(&pool, &awake, || sum(10)), 45);
     }
 
+    /// The states of the threads whose names begin so: `S` sleeps.
+    #[cfg(target_os = "linux")]
+    fn states(prefix: &str) -> String {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+        let state = |stat: String| stat.split_once(&format!("({prefix}"))?.1.split_once(") ")?.1.chars().next();
+        stats.filter_map(state).collect()
+    }
+
+    /// Waits for as many threads that are not asleep.
+    #[cfg(target_os = "linux")]
+    fn wait_for(prefix: &str, awake: usize) {
+        for _ in 0..1000 {
+            if states(prefix).replace('S', "").len() == awake {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        panic!("{awake} of these should be awake: {}", states(prefix));
+    }
+
+    #[cfg(target_os = "linux")]
     #[test]
     fn other_threads_are_awake_while_there_is_work_and_only_then() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let pool =
+            rayon::ThreadPoolBuilder::new().num_threads(3).thread_name(|i| format!("watch-{i}")).build().unwrap();
         let awake = AtomicBool::new(false);
-        run(&pool, &awake, || assert!(awake.load(Ordering::Acquire)));
-        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        run(&one, &awake, || assert!(!awake.load(Ordering::Acquire)));
+        // the thread that works sees itself running
+        wait_for("watch-", 0);
+        run(&pool, &awake, || wait_for("watch-", 3));
+        wait_for("watch-", 0);
+        pool.install(|| wait_for("watch-", 1));
+    }
+
+    #[test]
+    fn a_single_thread_has_nobody_to_keep_awake() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let awake = AtomicBool::new(false);
+        run(&pool, &awake, || assert!(!awake.load(Ordering::Acquire)));
     }
 }

@@ -176,4 +176,27 @@ mod tests {
         assert!(Arc::ptr_eq(&a.chunk, &b.chunk) && !Arc::ptr_eq(&a.chunk, &first.chunk));
         assert_eq!([&first, &a].map(|piece| piece.chunk.layout.size()), [128; 2]);
     }
+
+    /// Pages of memory that the system holds.
+    #[cfg(target_os = "linux")]
+    fn held(start: NonNull<u8>, len: usize) -> usize {
+        let mut pages = vec![0u8; len / 4096];
+        // SAFETY: as many whole pages, of a chunk that is there.
+        let said = unsafe { libc::mincore(start.as_ptr().cast(), len, pages.as_mut_ptr()) };
+        assert_eq!(said, 0);
+        pages.iter().filter(|&&page| page & 1 == 1).count()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_piece_gives_its_pages_back_while_its_neighbours_stay() {
+        let mut open = Open::default();
+        let _first = open.piece(8 << 20).unwrap();
+        let [a, b, c] = [1 << 20, 2 << 20, 1 << 20].map(|len| open.piece(len).unwrap());
+        let (start, len) = (b.start, 2 << 20);
+        assert!(Arc::ptr_eq(&a.chunk, &c.chunk) && start.as_ptr() as usize % 4096 == 0);
+        assert_eq!(held(start, len), len / 4096);
+        drop(b);
+        assert_eq!([held(start, len), held(a.start, 1 << 20), held(c.start, 1 << 20)], [0, 256, 256]);
+    }
 }
