@@ -42,8 +42,10 @@ pub(crate) trait Weights: Sync {
     /// `out[o][r] = x[picks[r]] · w[first + o]` for some of the rows; `scratch` is [`Weights::scratch`] numbers.
     fn dots(&self, cpu: &Cpu, first: usize, x: (&Self::Ready<'_>, &[usize]), scratch: &mut [f32], out: &mut [f32]);
 
-    /// Numbers of scratch that [`Weights::dots`] needs for so many rows.
-    fn scratch(&self, rows: usize) -> usize;
+    /// Numbers of scratch that [`Weights::dots`] needs.
+    fn scratch(&self) -> usize {
+        0
+    }
 
     /// Rows of a panel.
     fn panel(&self, outer: usize) -> usize {
@@ -80,7 +82,7 @@ pub(crate) fn few<W: Weights>(
     let to = if rows == 1 { &mut *y } else { &mut columns[..] };
     cpu.run(|| {
         to.par_chunks_mut(each * rows).enumerate().for_each_init(
-            || scratch(weights.scratch(each)),
+            || scratch(weights.scratch()),
             |scratch, (i, to)| weights.dots(cpu, w.start + i * each, x, scratch, to),
         );
     });
@@ -189,10 +191,6 @@ impl<T: Stored> Weights for Dense<'_, T> {
 
     fn dots(&self, cpu: &Cpu, first: usize, x: (&&[f32], &[usize]), _scratch: &mut [f32], out: &mut [f32]) {
         products::<T>(cpu.level(), (&self.data[first * self.inner..], self.inner), (x.0, x.1), out);
-    }
-
-    fn scratch(&self, _rows: usize) -> usize {
-        0
     }
 }
 

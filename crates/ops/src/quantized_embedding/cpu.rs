@@ -3,7 +3,7 @@
 use super::{CONTRACT, Grad};
 use crate::common::ids::below;
 use crate::common::quantized::{Codes, Layout, Quantized};
-use crate::common::weights::{Weights, scratch};
+use crate::common::weights::scratch;
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{DType, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -21,7 +21,7 @@ pub(super) fn forward(
     let grain = cpu.grain(ids.len(), width);
     cpu.run(|| {
         y.par_chunks_mut(grain * width).zip(ids.par_chunks(grain)).for_each_init(
-            || scratch(codes.scratch(1)),
+            || scratch(2 * layout.groups),
             |wide, (y, ids)| {
                 for (y, &id) in y.chunks_exact_mut(width).zip(ids) {
                     codes.expand(level, id as usize, wide, y);

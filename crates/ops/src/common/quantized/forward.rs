@@ -142,7 +142,7 @@ impl Weights for Codes<'_> {
         by_packing!(self.layout.packing, P => strips::products::<P>(cpu.level(), (self, first), x, scratch, out));
     }
 
-    fn scratch(&self, _rows: usize) -> usize {
+    fn scratch(&self) -> usize {
         if self.is_ready() { 0 } else { strips::scratch(self.layout) }
     }
 }
