@@ -194,7 +194,7 @@ mod tests {
         let _first = open.piece(8 << 20).unwrap();
         let [a, b, c] = [1 << 20, 2 << 20, 1 << 20].map(|len| open.piece(len).unwrap());
         let (start, len) = (b.start, 2 << 20);
-        assert!(Arc::ptr_eq(&a.chunk, &c.chunk) && start.as_ptr() as usize % 4096 == 0);
+        assert!(Arc::ptr_eq(&a.chunk, &c.chunk) && (start.as_ptr() as usize).is_multiple_of(4096));
         assert_eq!(held(start, len), len / 4096);
         drop(b);
         assert_eq!([held(start, len), held(a.start, 1 << 20), held(c.start, 1 << 20)], [0, 256, 256]);
