@@ -53,6 +53,15 @@ fn ask_for_huge_pages(start: NonNull<u8>, layout: Layout) {
     let _ = (start, layout);
 }
 
+/// The size of an ordinary page: 4 KiB on most machines, up to 64 KiB on others. What is given back ends where a page
+/// does, for the system rounds its length up: to a neighbour's bytes.
+#[cfg(target_os = "linux")]
+fn page() -> usize {
+    // SAFETY: it only answers.
+    let said = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(said).ok().filter(|page| page.is_power_of_two()).unwrap_or(HUGE)
+}
+
 /// A piece of a chunk that nobody else has, initialised.
 #[derive(Debug)]
 pub(super) struct Piece {
@@ -101,9 +110,9 @@ impl Drop for Piece {
         // the chunk may stay for the sake of other pieces: what only this one used goes back at once
         #[cfg(target_os = "linux")]
         if Arc::strong_count(&self.chunk) > 1 {
-            const PAGE: usize = 4 << 10;
-            let skip = self.start.align_offset(PAGE);
-            let len = self.len.saturating_sub(skip) / PAGE * PAGE;
+            let page = page();
+            let skip = self.start.align_offset(page);
+            let len = self.len.saturating_sub(skip) / page * page;
             if len > 0 {
                 // SAFETY: whole pages of a piece that nobody has any more; whoever gets them writes them first.
                 unsafe { libc::madvise(self.start.as_ptr().add(skip).cast(), len, libc::MADV_DONTNEED) };
@@ -180,7 +189,7 @@ mod tests {
     /// Pages of memory that the system holds.
     #[cfg(target_os = "linux")]
     fn held(start: NonNull<u8>, len: usize) -> usize {
-        let mut pages = vec![0u8; len / 4096];
+        let mut pages = vec![0u8; len / page()];
         // SAFETY: as many whole pages, of a chunk that is there.
         let said = unsafe { libc::mincore(start.as_ptr().cast(), len, pages.as_mut_ptr()) };
         assert_eq!(said, 0);
@@ -194,9 +203,12 @@ mod tests {
         let _first = open.piece(8 << 20).unwrap();
         let [a, b, c] = [1 << 20, 2 << 20, 1 << 20].map(|len| open.piece(len).unwrap());
         let (start, len) = (b.start, 2 << 20);
-        assert!(Arc::ptr_eq(&a.chunk, &c.chunk) && (start.as_ptr() as usize).is_multiple_of(4096));
-        assert_eq!(held(start, len), len / 4096);
+        assert!(Arc::ptr_eq(&a.chunk, &c.chunk) && (start.as_ptr() as usize).is_multiple_of(page()));
+        assert_eq!(held(start, len), len / page());
         drop(b);
-        assert_eq!([held(start, len), held(a.start, 1 << 20), held(c.start, 1 << 20)], [0, 256, 256]);
+        assert_eq!(
+            [held(start, len), held(a.start, 1 << 20), held(c.start, 1 << 20)],
+            [0, 1 << 20, 1 << 20].map(|bytes| bytes / page())
+        );
     }
 }
