@@ -98,6 +98,9 @@ impl Memory {
 
     fn take_fit<T: Element>(&self, len: usize, fit: Fit) -> Result<Buffer<T>> {
         let asked = len.checked_mul(size_of::<T>());
+        if asked == Some(0) {
+            return Ok(Buffer { bytes: Bytes { block: None }, len, element: PhantomData });
+        }
         let class = asked.and_then(|bytes| fit.class(bytes)).filter(|&class| isize::try_from(class).is_ok());
         let class =
             class.ok_or(Kind::Memory { asked: asked.unwrap_or(usize::MAX), used: self.in_use(), limit: None })?;
@@ -205,16 +208,22 @@ impl Drop for Block {
     }
 }
 
-/// Bytes of the pool, shared by its clones; they go back when the last one is dropped.
+/// Bytes of the pool, shared by its clones; they go back when the last one is dropped. No bytes have no block.
 #[derive(Clone, Debug)]
 pub(crate) struct Bytes {
     block: Option<Arc<Block>>,
 }
 
+/// No bytes, where a slice of any element may begin.
+#[repr(align(64))]
+struct Nothing([u8; 0]);
+
+static NOTHING: Nothing = Nothing([]);
+
 impl Bytes {
     #[inline]
     pub(crate) fn as_slice(&self) -> &[u8] {
-        self.block.as_ref().map_or(&[], |block| block.piece.bytes())
+        self.block.as_ref().map_or(&NOTHING.0, |block| block.piece.bytes())
     }
 
     /// For writing, if nobody else holds them.
@@ -301,6 +310,15 @@ mod tests {
             assert_eq!(memory.in_use(), 0);
         }
         assert_eq!(memory.peak(), 128);
+    }
+
+    #[test]
+    fn nothing_costs_nothing() {
+        let memory = Memory::new(Some(0), true);
+        let mut nothing = memory.take::<f32>(0).unwrap();
+        assert_eq!(nothing[..], []);
+        assert!(nothing[..].as_mut().is_empty() && nothing.into_bytes().as_slice().is_empty());
+        assert_eq!(memory.peak(), 0);
     }
 
     #[test]
