@@ -85,7 +85,7 @@ pub fn generate(
     options: &Options,
     on_text: &mut dyn FnMut(&str) -> Result<ControlFlow<()>>,
 ) -> Result<Summary> {
-    Session::new(model)?.generate(tokenizer, prompt, options, on_text)
+    Session::new(model)?.for_one_prompt().generate(tokenizer, prompt, options, on_text)
 }
 
 impl Session<'_> {

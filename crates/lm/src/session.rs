@@ -26,6 +26,8 @@ pub struct Session<'a> {
     /// Tokens at the beginning of the cache that are not in `tokens`: from a file.
     before: usize,
     snapshots: Vec<Snapshot>,
+    /// How many of those are kept, at most.
+    most: usize,
     /// After the last token, `[1, D]`.
     hidden: Option<Tensor>,
 }
@@ -48,7 +50,13 @@ impl<'a> Session<'a> {
     /// Of a model whose cache comes from elsewhere: prompts follow what it has read.
     pub fn resume(model: &'a dyn LanguageModel, cache: Cache) -> Self {
         let (before, snapshots) = (cache.offset(), vec![cache.snapshot()]);
-        Session { model, cache, tokens: Vec::new(), before, snapshots, hidden: None }
+        Session { model, cache, tokens: Vec::new(), before, snapshots, most: SNAPSHOTS, hidden: None }
+    }
+
+    /// The same for a single prompt: without the snapshots, each as large as the states of all linear layers, that only
+    /// another prompt would go on from.
+    pub fn for_one_prompt(self) -> Self {
+        Session { snapshots: Vec::new(), most: 0, ..self }
     }
 
     /// What has been read since the session began.
@@ -65,7 +73,8 @@ impl<'a> Session<'a> {
     /// tokens.
     ///
     /// # Errors
-    /// When the prompt is empty or has an id outside the vocabulary; the session is of no use after the latter.
+    /// When the prompt is empty or has an id outside the vocabulary; the session is of no use after the latter. When a
+    /// session [for one prompt](Session::for_one_prompt) of a model with a recurrent state gets another.
     pub fn read(&mut self, prompt: &[u32]) -> Result<usize> {
         if prompt.is_empty() {
             return Err(Error::value("generate", "the prompt is empty; give at least one token"));
@@ -125,7 +134,7 @@ impl<'a> Session<'a> {
         if self.cache.forgets() {
             self.cache.truncate(self.before + most);
         } else {
-            let none = || Error::value("generate", "the session has no beginning");
+            let none = || Error::value("generate", "the session was made for one prompt; start another for this one");
             self.cache.restore(self.snapshots.last().ok_or_else(none)?)?;
         }
         let left = self.cache.offset() - self.before;
@@ -135,11 +144,11 @@ impl<'a> Session<'a> {
     }
 
     fn keep_snapshot(&mut self) {
-        if self.cache.forgets() {
+        if self.most == 0 || self.cache.forgets() {
             return;
         }
         self.snapshots.push(self.cache.snapshot());
-        if self.snapshots.len() > SNAPSHOTS {
+        if self.snapshots.len() > self.most {
             // the first stays; of the others the one that leaves the smallest gap goes
             let gap = |i: &usize| self.snapshots[i + 1].offset() - self.snapshots[i - 1].offset();
             if let Some(least) = (1..self.snapshots.len() - 1).min_by_key(gap) {
@@ -172,7 +181,7 @@ impl<'a> Batched<'a> {
     pub(crate) fn read(model: &'a dyn LanguageModel, prompts: &[Vec<u32>]) -> Result<Self> {
         let (mut caches, mut rows) = (Vec::new(), Vec::new());
         for prompt in prompts {
-            let mut session = Session::new(model)?;
+            let mut session = Session::new(model)?.for_one_prompt();
             session.read(prompt)?;
             rows.extend(session.hidden);
             caches.push(session.cache);

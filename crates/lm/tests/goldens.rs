@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use alluvium_core::cpu::Cpu;
 use alluvium_core::{Device, Tensor};
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::perplexity::{logits, logsumexp, nll};
@@ -219,6 +220,30 @@ fn a_session_reads_what_two_prompts_share_once_and_answers_as_one_that_reads_all
         assert_eq!(ours.tokens, whole.tokens);
         assert_eq!((ours.reused_tokens, ours.prompt_tokens), (reused, prompt.len()));
     }
+}
+
+#[test]
+fn a_session_for_one_prompt_holds_no_states_but_its_own_and_goes_on_but_not_back() {
+    let folder = fixture("models/qwen3_5-f32");
+    let held = |one: bool| {
+        let cpu = Cpu::builder().open().unwrap();
+        let Loaded { model, .. } = load(&folder, &cpu.clone().into()).unwrap();
+        let before = cpu.memory().in_use();
+        let mut session = Session::new(model.as_ref()).unwrap();
+        if one {
+            session = session.for_one_prompt();
+        }
+        let ids: Vec<u32> = (0..1100).map(|i| i % 300).collect();
+        assert_eq!(session.read(&ids).unwrap(), 0);
+        let held = (cpu.memory().in_use() - before) as f64 / session.cache().bytes() as f64;
+        assert_eq!(session.read(&[&ids[..], &[7, 8]].concat()).unwrap(), 1100);
+        (held, session.read(&[9, 9]).map_err(|error| error.to_string()))
+    };
+    let why = "generate: the session was made for one prompt; start another for this one";
+    let (many, one) = (held(false), held(true));
+    assert_eq!([&many.1, &one.1], [&Ok(0), &Err(why.to_owned())]);
+    // size classes and the last hidden row are a little
+    assert!(one.0 < 1.15 && many.0 > 1.3 * one.0, "{many:?} {one:?}");
 }
 
 #[test]

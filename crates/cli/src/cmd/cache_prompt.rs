@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         }
         None => tokenizer.encode(&prompt)?,
     };
-    let mut session = Session::new(loaded.model.as_ref())?;
+    let mut session = Session::new(loaded.model.as_ref())?.for_one_prompt();
     session.read(&ids)?;
     let about = BTreeMap::from([
         ("model".to_owned(), args.model.display().to_string()),

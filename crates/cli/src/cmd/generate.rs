@@ -119,7 +119,8 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     let mut session = match cached {
         Some((cache, _)) => Session::resume(loaded.model.as_ref(), cache),
         None => Session::new(loaded.model.as_ref())?,
-    };
+    }
+    .for_one_prompt();
     if args.json {
         let mut text = Vec::new();
         let summary = Streamed::new(&mut text).generate(&mut session, &tokenizer, &prompt, &options)?;

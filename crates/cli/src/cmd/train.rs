@@ -258,7 +258,7 @@ fn sample(trainer: &Trainer, prompt: Option<String>, tokens: usize, out: &mut im
     let mut streamed = Streamed::new(out);
     streamed.write(&prompt)?;
     let ids = trainer.tokenizer.encode(&prompt)?;
-    let mut session = Session::new(trainer.model.as_ref())?;
+    let mut session = Session::new(trainer.model.as_ref())?.for_one_prompt();
     streamed.generate(&mut session, &trainer.tokenizer, &ids, &options)?;
     streamed.write("\n")?;
     Ok(())
