@@ -1,39 +1,83 @@
 //! Threads that stay awake while short pieces of parallel work follow each other.
 
 use rayon::{ThreadPool, Yield};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Turns while nothing was found, before a thread lets others run.
 const TURNS: usize = 10;
+/// Turns that the work waits for the other threads: some microseconds, what waking takes.
+const PATIENCE: usize = 1000;
 
-/// Runs `work` on the pool, whose other threads look for its pieces until all of it is done: one that has fallen asleep
-/// takes longer to wake than a piece of a token's work takes. `awake` is set while threads of the pool do so for somebody;
-/// who comes in between runs as ever.
-pub(super) fn run<R: Send>(pool: &ThreadPool, awake: &AtomicBool, work: impl FnOnce() -> R + Send) -> R {
-    if pool.current_num_threads() == 1 || awake.swap(true, Ordering::AcqRel) {
-        return pool.install(work);
-    }
-    let _asleep = Set { flag: awake, to: false };
-    let done = AtomicBool::new(false);
-    pool.install(|| {
-        let own = rayon::current_thread_index();
-        rayon::scope(|scope| {
-            // set even if `work` panics, or the scope would never end
-            let _done = Set { flag: &done, to: true };
-            scope.spawn_broadcast(|_, thread| {
-                // this thread, too, gets one to run when it waits for the others
-                if Some(thread.index()) != own {
-                    look(&done);
-                }
-            });
-            work()
-        })
-    })
+/// Who keeps the threads of a pool awake. A thread that looks for work until a run ends must not do so in the middle of a
+/// piece: whoever waits for the piece would wait for ever, because rayon runs what comes while a piece waits for its other
+/// half. So threads begin to look only while no piece is under way.
+#[derive(Debug, Default)]
+pub(super) struct Awake(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Counts the runs.
+    last: AtomicU64,
+    /// The run that keeps threads awake; 0 is none.
+    run: AtomicU64,
+    /// The last run of which pieces may be under way.
+    begun: AtomicU64,
+    /// Threads that have come to look for its pieces.
+    looking: AtomicUsize,
+    /// Works from outside of the pool whose pieces may be under way, too.
+    others: AtomicUsize,
 }
 
-/// Runs what there is to run until `done`.
-fn look(done: &AtomicBool) {
-    while !done.load(Ordering::Acquire) {
+impl Awake {
+    /// Runs `work` on the pool, from inside as from outside.
+    pub(super) fn plain<R: Send>(&self, pool: &ThreadPool, work: impl FnOnce() -> R + Send) -> R {
+        if pool.current_thread_index().is_some() {
+            return work();
+        }
+        self.0.others.fetch_add(1, Ordering::AcqRel);
+        let _other = Ends(|| self.0.others.fetch_sub(1, Ordering::AcqRel));
+        pool.install(work)
+    }
+
+    /// As [`Awake::plain`]; the pool's other threads look for pieces until all is done: one that has fallen asleep takes
+    /// longer to wake than a piece of a token's work takes. One work at a time has them do so.
+    pub(super) fn run<R: Send>(&self, pool: &ThreadPool, work: impl FnOnce() -> R + Send) -> R {
+        let state = &self.0;
+        let alone = pool.current_num_threads() == 1 || pool.current_thread_index().is_some();
+        let id = if alone { 0 } else { state.last.fetch_add(1, Ordering::Relaxed) + 1 };
+        if alone || state.run.compare_exchange(0, id, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return self.plain(pool, work);
+        }
+        // even if `work` panics
+        let _end = Ends(|| state.run.store(0, Ordering::Release));
+        state.looking.store(0, Ordering::Relaxed);
+        pool.install(|| {
+            let (own, shared) = (rayon::current_thread_index(), state.clone());
+            rayon::spawn_broadcast(move |thread| {
+                // this thread, too, gets one to run when it waits for the others
+                if Some(thread.index()) != own {
+                    look(&shared, id);
+                }
+            });
+            let others = pool.current_num_threads() - 1;
+            let come = |_: &usize| state.looking.load(Ordering::Relaxed) < others;
+            (0..PATIENCE).take_while(come).for_each(|_| std::hint::spin_loop());
+            // who comes later looks at nothing, and sleeps and wakes as rayon has it
+            state.begun.store(id, Ordering::Release);
+            work()
+        })
+    }
+}
+
+/// Runs what there is to run until run `id` ends, if it has not begun yet and nobody else's pieces are under way.
+fn look(state: &State, id: u64) {
+    // whose piece this thread is in had set one of these before, and a thread that takes a piece sees that
+    if state.begun.load(Ordering::Acquire) >= id || state.others.load(Ordering::Acquire) > 0 {
+        return;
+    }
+    state.looking.fetch_add(1, Ordering::Relaxed);
+    while state.run.load(Ordering::Acquire) == id {
         // it lets others run if it finds nothing
         if rayon::yield_now() != Some(Yield::Executed) {
             (0..TURNS).for_each(|_| std::hint::spin_loop());
@@ -41,15 +85,12 @@ fn look(done: &AtomicBool) {
     }
 }
 
-/// Sets a flag when it is dropped.
-struct Set<'a> {
-    flag: &'a AtomicBool,
-    to: bool,
-}
+/// Does something when it is dropped.
+struct Ends<R, F: Fn() -> R>(F);
 
-impl Drop for Set<'_> {
+impl<R, F: Fn() -> R> Drop for Ends<R, F> {
     fn drop(&mut self) {
-        self.flag.store(self.to, Ordering::Release);
+        (self.0)();
     }
 }
 
@@ -62,28 +103,55 @@ mod tests {
         (0..n).into_par_iter().with_min_len(1).sum()
     }
 
+    fn pool(threads: usize) -> ThreadPool {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
+    }
+
     #[test]
     fn work_inside_work_and_beside_work_is_done() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-        let awake = AtomicBool::new(false);
-        let twice = || run(&pool, &awake, || sum(1000) + run(&pool, &awake, || sum(10)));
+        let (pool, awake) = (pool(3), Awake::default());
+        let twice = || awake.run(&pool, || sum(1000) + awake.run(&pool, || sum(10)) + awake.plain(&pool, || sum(1)));
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| (0..200).map(|_| twice()).sum::<usize>())).collect();
             for thread in threads {
                 assert_eq!(thread.join().unwrap(), 200 * (499_500 + 45));
             }
         });
-        assert!(!awake.load(Ordering::Acquire));
+        let state = &awake.0;
+        assert_eq!((state.run.load(Ordering::Acquire), state.others.load(Ordering::Acquire)), (0, 0));
     }
 
     #[test]
     fn after_a_panic_threads_sleep_and_work_again() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-        let awake = AtomicBool::new(false);
-        let panics = std::panic::AssertUnwindSafe(|| run(&pool, &awake, || assert_eq!(sum(10), 0, "on purpose")));
+        let (pool, awake) = (pool(2), Awake::default());
+        let panics = std::panic::AssertUnwindSafe(|| awake.run(&pool, || assert_eq!(sum(10), 0, "on purpose")));
         assert!(std::panic::catch_unwind(panics).is_err());
-        assert!(!awake.load(Ordering::Acquire));
-        assert_eq!(run(&pool, &awake, || sum(10)), 45);
+        assert_eq!(awake.0.run.load(Ordering::Acquire), 0);
+        assert_eq!(awake.run(&pool, || sum(10)), 45);
+    }
+
+    #[test]
+    fn nobody_begins_to_look_in_the_middle_of_a_piece() {
+        let state = State { run: 7.into(), ..State::default() };
+        // a piece of this run, then a piece of somebody else: each would never end
+        state.begun.store(7, Ordering::Release);
+        look(&state, 7);
+        state.begun.store(6, Ordering::Release);
+        state.others.store(1, Ordering::Release);
+        look(&state, 7);
+        assert_eq!(state.looking.load(Ordering::Acquire), 0);
+        // and one that comes when its run has ended goes at once
+        state.others.store(0, Ordering::Release);
+        state.run.store(8, Ordering::Release);
+        look(&state, 7);
+        assert_eq!(state.looking.load(Ordering::Acquire), 1);
+    }
+
+    #[test]
+    fn many_threads_with_little_to_do_come_to_an_end_each_time() {
+        let (pool, awake) = (pool(16), Awake::default());
+        let sums = (0..5000).map(|_| awake.run(&pool, || sum(64) + sum(64)));
+        assert!(sums.into_iter().all(|sum| sum == 2 * 2016));
     }
 
     /// The states of the threads whose names begin so: `S` sleeps.
@@ -95,16 +163,11 @@ mod tests {
         stats.filter_map(state).collect()
     }
 
-    /// Waits for as many threads that are not asleep.
+    /// Whether, after a while, as many threads are not asleep.
     #[cfg(target_os = "linux")]
-    fn wait_for(prefix: &str, awake: usize) {
-        for _ in 0..1000 {
-            if states(prefix).replace('S', "").len() == awake {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        panic!("{awake} of these should be awake: {}", states(prefix));
+    fn come(prefix: &str, awake: usize) -> bool {
+        let pause = || std::thread::sleep(std::time::Duration::from_millis(5));
+        (0..20).any(|_| states(prefix).replace('S', "").len() == awake || (pause(), false).1)
     }
 
     #[cfg(target_os = "linux")]
@@ -112,18 +175,18 @@ mod tests {
     fn other_threads_are_awake_while_there_is_work_and_only_then() {
         let pool =
             rayon::ThreadPoolBuilder::new().num_threads(3).thread_name(|i| format!("watch-{i}")).build().unwrap();
-        let awake = AtomicBool::new(false);
-        // the thread that works sees itself running
-        wait_for("watch-", 0);
-        run(&pool, &awake, || wait_for("watch-", 3));
-        wait_for("watch-", 0);
-        pool.install(|| wait_for("watch-", 1));
+        let awake = Awake::default();
+        // the thread that works sees itself running; where others want the processors a thread may come too late or sleep late
+        let often = |work: &(dyn Fn() -> bool + Sync)| (0..50).any(|_| work());
+        assert!(often(&|| come("watch-", 0)));
+        assert!(often(&|| awake.run(&pool, || come("watch-", 3))), "{}", states("watch-"));
+        assert!(often(&|| come("watch-", 0)));
+        assert!(often(&|| pool.install(|| come("watch-", 1))));
     }
 
     #[test]
     fn a_single_thread_has_nobody_to_keep_awake() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        let awake = AtomicBool::new(false);
-        run(&pool, &awake, || assert!(!awake.load(Ordering::Acquire)));
+        let awake = Awake::default();
+        awake.run(&pool(1), || assert_eq!(awake.0.run.load(Ordering::Acquire), 0));
     }
 }

@@ -17,7 +17,7 @@ pub use stream::{Ahead, Stores, Stream, prefetch};
 
 use crate::tensor::Storage;
 use crate::{DType, Element, Error, Result, Shape, Tensor};
-use std::sync::atomic::AtomicBool;
+use awake::Awake;
 use std::sync::{Arc, OnceLock};
 
 /// A handle on the processor: its threads, its instruction set and a memory pool.
@@ -26,8 +26,7 @@ pub struct Cpu(Arc<Inner>);
 
 struct Inner {
     threads: rayon::ThreadPool,
-    /// Whether the threads stay awake for somebody.
-    awake: AtomicBool,
+    awake: Awake,
     memory: Memory,
     level: Level,
 }
@@ -92,7 +91,7 @@ impl Builder {
             .map_err(|e| Error::value("cpu", format!("cannot start threads: {e}")))?;
         Ok(Cpu(Arc::new(Inner {
             threads,
-            awake: AtomicBool::new(false),
+            awake: Awake::default(),
             memory: Memory::new(self.limit, self.poison),
             level,
         })))
@@ -135,12 +134,12 @@ impl Cpu {
 
     /// Runs `work` on the pool, where rayon's parallel iterators use its threads. Cheap when already there.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.0.threads.install(work)
+        self.0.awake.plain(&self.0.threads, work)
     }
 
     /// As [`Cpu::run`], for work of many short parts: the other threads stay awake until all of it is done.
     pub(crate) fn run_awake<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        awake::run(&self.0.threads, &self.0.awake, work)
+        self.0.awake.run(&self.0.threads, work)
     }
 
     /// Runs `work` on every task: on all threads, or right here where there is but one, which is not worth their call.
