@@ -4,12 +4,12 @@ use crate::cache::{Cache, Snapshot};
 use crate::generate::device;
 use crate::models::LanguageModel;
 use crate::sampler::{Likely, Sampler};
-use alluvium_core::{Error, Result, Tensor};
+use alluvium_core::{Device, Error, Result, Tensor};
 use alluvium_ops::concat;
 
 /// Tokens of a prompt between two snapshots.
 const PREFILL: usize = 512;
-/// Tokens of a prompt that are read at once: enough for nearly full speed, few enough for their memory.
+/// Tokens of a prompt that a few threads read at once: enough for nearly full speed, few enough for their memory.
 const AT_ONCE: usize = 128;
 /// Snapshots that a session keeps: each holds the states of all linear layers.
 const SNAPSHOTS: usize = 8;
@@ -85,7 +85,7 @@ impl<'a> Session<'a> {
         let mut at = known;
         while at < prompt.len() {
             let end = (at + PREFILL - at % PREFILL).min(prompt.len());
-            for tokens in prompt[at..end].chunks(AT_ONCE) {
+            for tokens in prompt[at..end].chunks(at_once(device(self.model))) {
                 self.take(tokens)?;
             }
             at = end;
@@ -155,6 +155,14 @@ impl<'a> Session<'a> {
                 self.snapshots.remove(least);
             }
         }
+    }
+}
+
+/// Tokens of a prompt that a device reads at once: more where there are more threads to share them.
+fn at_once(device: &Device) -> usize {
+    match device {
+        Device::Cpu(cpu) => (32 * cpu.threads()).clamp(AT_ONCE, PREFILL),
+        Device::Wgpu(_) => PREFILL,
     }
 }
 

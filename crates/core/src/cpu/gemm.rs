@@ -1,67 +1,40 @@
-//! Products of matrices: threads take rows or columns, and a single row has a path of its own.
+//! Products of matrices: threads take blocks of the result, and a single row has a path of its own.
 
 mod block;
+mod factor;
 
 use super::Cpu;
 use crate::{Error, Result};
 use block::{Factors, multiply};
+pub use factor::{Made, Mat, Right, Source};
 use rayon::prelude::*;
 
-/// A matrix in borrowed memory, possibly transposed.
-#[derive(Clone, Copy, Debug)]
-pub struct Mat<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
-}
-
-impl<'a> Mat<'a> {
-    /// The first `rows · cols` numbers, row-major.
-    ///
-    /// # Errors
-    /// When the slice is shorter.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Result<Self> {
-        match rows.checked_mul(cols) {
-            Some(n) if n <= data.len() => Ok(Mat { data, rows, cols, row_stride: cols, col_stride: 1 }),
-            _ => Err(Error::value("matrix", format!("{} numbers are too few for {rows} × {cols}", data.len()))),
-        }
-    }
-
-    /// The transpose: the same memory.
-    pub fn t(self) -> Self {
-        Mat { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
-    }
-
-    /// `rows` rows from `row`, of these `cols` columns from `col`.
-    fn part(self, row: usize, rows: usize, col: usize, cols: usize) -> Self {
-        let data = &self.data[row * self.row_stride + col * self.col_stride..];
-        Mat { data, rows, cols, ..self }
-    }
-}
-
-/// Threads take rows or columns in multiples of this.
+/// Threads take rows in multiples of this, and columns in multiples of twice as many.
 const TILES: usize = 16;
+/// Products of two numbers that take as long as to copy one.
+const COPY: usize = 48;
 /// Numbers of a product below which one thread does it.
 const SMALL: usize = 64 * 64 * 64;
 
 /// `c ← alpha · a · b + beta · c`, with `c` row-major, `a.rows × b.cols`. With `beta` = 0, `c` is not read.
 ///
-/// Threads take blocks of rows or of columns and never share a sum: the bits depend on the shapes alone.
+/// Threads take blocks of the result and never share a sum: the bits depend on the shapes alone.
 ///
 /// # Errors
 /// When the inner sizes differ or `c` has another size.
-pub fn gemm(cpu: &Cpu, alpha: f32, a: Mat<'_>, b: Mat<'_>, beta: f32, c: &mut [f32]) -> Result<()> {
-    let (m, n, k) = (a.rows, b.cols, a.cols);
-    if b.rows != k || c.len() != m * n {
-        let why = format!("{m} × {k} by {} × {n} into {} numbers", b.rows, c.len());
+pub fn gemm<'a>(cpu: &Cpu, alpha: f32, a: Mat<'_>, b: impl Into<Right<'a>>, beta: f32, c: &mut [f32]) -> Result<()> {
+    let b = b.into();
+    let (m, k, [steps, n]) = (a.rows, a.cols, b.sizes());
+    if steps != k || c.len() != m * n {
+        let why = format!("{m} × {k} by {steps} × {n} into {} numbers", c.len());
         return Err(Error::value("gemm", why));
     }
     if m == 0 || n == 0 {
         return Ok(());
     }
-    if m == 1 && a.col_stride == 1 && alpha == 1.0 && beta == 0.0 {
+    if let Right::Here(b) = b
+        && (m == 1 && a.col_stride == 1 && alpha == 1.0 && beta == 0.0)
+    {
         return one_row(cpu, &a.data[..k], b, c);
     }
     if k == 0 {
@@ -74,20 +47,29 @@ pub fn gemm(cpu: &Cpu, alpha: f32, a: Mat<'_>, b: Mat<'_>, beta: f32, c: &mut [f
         multiply(level, a, b, whole, factors);
         return Ok(());
     }
-    // each thread packs what it does not split, so the longer side is split
-    let side = m.max(n);
-    let each = side.div_ceil(threads).next_multiple_of(TILES);
+    let [rows, cols] = share([m, n], threads, matches!(b, Right::Made(_)));
+    let across = n.div_ceil(cols);
     cpu.run(|| {
-        (0..side.div_ceil(each)).into_par_iter().for_each(|i| {
-            let (first, len) = (i * each, each.min(side - i * each));
-            if m >= n {
-                multiply(level, a.part(first, len, 0, k), b, whole.at(first * n), factors);
-            } else {
-                multiply(level, a, b.part(0, k, first, len), whole.at(first), factors);
-            }
+        (0..m.div_ceil(rows) * across).into_par_iter().for_each(|i| {
+            let (i, j) = (i / across * rows, i % across * cols);
+            let (rows, cols) = (rows.min(m - i), cols.min(n - j));
+            multiply(level, a.part(i, rows, 0, k), b.part(0, k, j, cols), whole.at(i * n + j), factors);
         });
     });
     Ok(())
+}
+
+/// Rows and columns of a thread's block. Each copies its rows of the left factor and its columns of the right one, which
+/// takes twice as long where they are made first: blocks are as square as that and the number of threads let them be.
+fn share([m, n]: [usize; 2], threads: usize, made: bool) -> [usize; 2] {
+    let (multiple, copy) = if made { (Made::COLS, 2 * COPY) } else { (2 * TILES, COPY) };
+    let block = |down: usize| {
+        let rows = m.div_ceil(down).next_multiple_of(TILES).min(m);
+        let cols = n.div_ceil(threads / down).next_multiple_of(multiple).min(n);
+        [rows, cols]
+    };
+    let time = |&[rows, cols]: &[usize; 2]| rows * cols + COPY * rows + copy * cols;
+    (1..=threads).rev().map(block).min_by_key(time).unwrap_or([m, n])
 }
 
 /// Where a block's result goes: rows of `c` that are `stride` apart. Blocks of one product never overlap.
@@ -170,11 +152,28 @@ crate::simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::Level;
     use crate::rng::Rng;
 
     fn random(n: usize, name: &str) -> Vec<f32> {
         let mut rng = Rng::new(1, name);
         (0..n).map(|_| rng.normal() as f32).collect()
+    }
+
+    /// Numbers in memory that are asked for as if they were not.
+    struct Stored<'a> {
+        data: &'a [f32],
+        cols: usize,
+    }
+
+    impl Source for Stored<'_> {
+        fn write(&self, _: Level, rows: std::ops::Range<usize>, cols: std::ops::Range<usize>, to: &mut [f32]) {
+            assert!(cols.start.is_multiple_of(128) && (cols.end.is_multiple_of(128) || cols.end == self.cols));
+            assert_eq!(to.len(), rows.len() * cols.len());
+            for (row, to) in rows.zip(to.chunks_exact_mut(cols.len())) {
+                to.copy_from_slice(&self.data[row * self.cols..][cols.clone()]);
+            }
+        }
     }
 
     fn check(m: usize, n: usize, k: usize, transposed: [bool; 2], threads: usize) {
@@ -185,9 +184,15 @@ mod tests {
         let bt = |l: usize, j: usize| f64::from(if transposed[1] { b[j * k + l] } else { b[l * n + j] });
         let ma = if transposed[0] { Mat::new(&a, k, m).unwrap().t() } else { Mat::new(&a, m, k).unwrap() };
         let mb = if transposed[1] { Mat::new(&b, n, k).unwrap().t() } else { Mat::new(&b, k, n).unwrap() };
+        let stored = if transposed[1] { Stored { data: &b, cols: k } } else { Stored { data: &b, cols: n } };
+        let made = Made::new(&cpu, &stored, 0..b.len() / stored.cols, stored.cols);
         for (alpha, beta) in [(1.0, 0.0), (0.5, 2.0)] {
-            let mut c = if beta == 0.0 { vec![f32::NAN; m * n] } else { start.clone() };
+            let fresh = || if beta == 0.0 { vec![f32::NAN; m * n] } else { start.clone() };
+            let [mut c, mut again] = [fresh(), fresh()];
             gemm(&cpu, alpha, ma, mb, beta, &mut c).unwrap();
+            gemm(&cpu, alpha, ma, if transposed[1] { made.t() } else { made }, beta, &mut again).unwrap();
+            // a single row has a path of its own, in another order
+            assert!(m == 1 || c == again, "{m}×{n}×{k} {transposed:?}: made");
             for (i, row) in c.chunks(n).enumerate() {
                 for (j, &got) in row.iter().enumerate() {
                     let sum: f64 = (0..k).map(|l| at(i, l) * bt(l, j)).sum();
@@ -208,6 +213,22 @@ mod tests {
             {
                 check(m, n, k, transposed, 3);
             }
+            check(70, 700, 300, transposed, 8);
+        }
+    }
+
+    #[test]
+    fn blocks_are_as_square_as_copying_wants_them_and_there_is_one_for_every_thread() {
+        assert_eq!(share([1024, 256], 2, false), [512, 256]);
+        assert_eq!(share([256, 1024], 2, false), [256, 512]);
+        assert_eq!(share([512, 512], 2, false), [256, 512]);
+        assert_eq!(share([1024, 1024], 16, false), [256, 256]);
+        assert_eq!(share([128, 4096], 16, true), [128, 256]);
+        assert_eq!(share([5, 7], 3, true), [5, 7]);
+        for threads in [1, 3, 5, 6, 7, 12] {
+            let [rows, cols] = share([1000, 3000], threads, false);
+            let blocks = 1000_usize.div_ceil(rows) * 3000_usize.div_ceil(cols);
+            assert!(blocks <= threads && 5 * blocks >= 4 * threads, "{threads}: {rows} × {cols}");
         }
     }
 

@@ -9,7 +9,7 @@ pub mod simd;
 mod stream;
 
 pub use floats::Floats;
-pub use gemm::{Mat, gemm};
+pub use gemm::{Made, Mat, Right, Source, gemm};
 pub use memory::{Buffer, Memory};
 pub(crate) use memory::{Bytes, size_class};
 pub use simd::Level;

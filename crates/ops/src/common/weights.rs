@@ -1,13 +1,13 @@
-//! Weight matrices that are stored in few bits or in half precision: never more than a panel of one is numbers at once.
+//! Weight matrices that are stored in few bits or in half precision, of which no copy as numbers exists.
 //!
-//! A few rows are multiplied with the weights as they are stored: bound by reading them. Many rows are worth a panel as
-//! numbers and a general product.
+//! A few rows are multiplied with the weights as they are stored: bound by reading them. Many rows are worth a general
+//! product, whose threads make the numbers that they are about to multiply.
 
 use super::few::Few;
 use super::stored::Stored;
-use alluvium_core::Result;
 use alluvium_core::cpu::simd::F32s;
-use alluvium_core::cpu::{Ahead, Buffer, Cpu, Mat, gemm};
+use alluvium_core::cpu::{Ahead, Cpu, Level, Made, Mat, Right, Source, gemm, prefetch};
+use alluvium_core::{DType, Result};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -17,24 +17,17 @@ pub(crate) const FEW_ROWS: usize = 8;
 const TASK: usize = 1 << 16;
 /// Numbers of scratch that a task of few rows has without asking the system.
 const SCRATCH: usize = 1 << 8;
-/// Numbers of a panel: the least that costs a prompt no time. A quarter of it takes a tenth more.
-const PANEL: usize = 1 << 19;
 
 /// Rows of weights, one after the other whatever axes they have.
-pub(crate) trait Weights: Sync {
+pub(crate) trait Weights: Source {
     /// Rows of another matrix, made ready to be multiplied with these as they are stored.
     type Ready<'x>: Sync;
 
     /// Numbers of a row.
     fn inner(&self) -> usize;
 
-    /// Whether the rows are numbers in memory already.
-    fn is_plain(&self) -> bool {
-        false
-    }
-
-    /// Some rows as numbers: themselves, or written into the start of `panel`.
-    fn numbers<'b>(&'b self, cpu: &Cpu, rows: Range<usize>, panel: &'b mut [f32]) -> &'b [f32];
+    /// Some rows as the right factor of a product.
+    fn factor(&self, cpu: &Cpu, rows: Range<usize>) -> Result<Right<'_>>;
 
     /// Makes rows ready for [`Weights::few`].
     fn ready<'x>(&self, cpu: &Cpu, x: &'x [f32]) -> Result<Self::Ready<'x>>;
@@ -46,16 +39,6 @@ pub(crate) trait Weights: Sync {
     fn scratch(&self) -> usize {
         0
     }
-
-    /// Rows of a panel.
-    fn panel(&self, outer: usize) -> usize {
-        if self.is_plain() { outer } else { (PANEL / self.inner()).next_multiple_of(64).min(outer) }
-    }
-}
-
-/// Memory for a panel of so many rows; none for weights that are numbers already.
-pub(crate) fn panel_for<W: Weights>(cpu: &Cpu, weights: &W, rows: usize) -> Result<Buffer<f32>> {
-    cpu.buffer(if weights.is_plain() { 0 } else { rows * weights.inner() })
 }
 
 /// `y[r][o] = x[r] · w[o]` for the rows `w` of the weights; `y` has as many rows as `x`.
@@ -99,23 +82,8 @@ pub(crate) fn scratch(numbers: usize) -> Few<f32, SCRATCH> {
 
 /// As [`multiply`] for many rows of `x`.
 pub(crate) fn many<W: Weights>(cpu: &Cpu, weights: &W, w: Range<usize>, x: &[f32], y: &mut [f32]) -> Result<()> {
-    let (inner, outer) = (weights.inner(), w.len());
-    let (rows, each) = (x.len() / inner, weights.panel(outer));
-    let mut panel = panel_for(cpu, weights, each)?;
-    let mut part = cpu.buffer(if each == outer { 0 } else { each * rows })?;
-    for first in (0..outer).step_by(each) {
-        let count = each.min(outer - first);
-        let numbers = weights.numbers(cpu, w.start + first..w.start + first + count, &mut panel);
-        let (a, b) = (Mat::new(x, rows, inner)?, Mat::new(numbers, count, inner)?.t());
-        if count == outer {
-            return gemm(cpu, 1.0, a, b, 0.0, y);
-        }
-        gemm(cpu, 1.0, a, b, 0.0, &mut part[..rows * count])?;
-        for (y, part) in y.chunks_exact_mut(outer).zip(part.chunks_exact(count)) {
-            y[first..first + count].copy_from_slice(part);
-        }
-    }
-    Ok(())
+    let (inner, factor) = (weights.inner(), weights.factor(cpu, w)?);
+    gemm(cpu, 1.0, Mat::new(x, x.len() / inner, inner)?, factor.t(), 0.0, y)
 }
 
 /// `dx = dy · w` for the rows `w` of the weights; `dy` has `w.len()` columns.
@@ -126,31 +94,8 @@ pub(crate) fn multiply_back<W: Weights>(
     dy: &[f32],
     dx: &mut [f32],
 ) -> Result<()> {
-    let (inner, outer) = (weights.inner(), w.len());
-    let (rows, each) = (dy.len() / outer, weights.panel(outer));
-    let mut panel = panel_for(cpu, weights, each)?;
-    let mut part = cpu.buffer(if each == outer { 0 } else { each * rows })?;
-    for first in (0..outer).step_by(each) {
-        let count = each.min(outer - first);
-        let numbers = weights.numbers(cpu, w.start + first..w.start + first + count, &mut panel);
-        let dy = match &mut part[..] {
-            [] => dy,
-            part => {
-                columns(dy, outer, first..first + count, &mut part[..rows * count]);
-                part
-            }
-        };
-        let (a, b) = (Mat::new(dy, rows, count)?, Mat::new(numbers, count, inner)?);
-        gemm(cpu, 1.0, a, b, if first == 0 { 0.0 } else { 1.0 }, dx)?;
-    }
-    Ok(())
-}
-
-/// Columns `from` of rows that are `width` numbers wide.
-pub(crate) fn columns(x: &[f32], width: usize, from: Range<usize>, out: &mut [f32]) {
-    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(from.len())) {
-        out.copy_from_slice(&x[from.clone()]);
-    }
+    let (outer, factor) = (w.len(), weights.factor(cpu, w)?);
+    gemm(cpu, 1.0, Mat::new(dy, dy.len() / outer, outer)?, factor, 0.0, dx)
 }
 
 /// Weights in a floating dtype.
@@ -160,6 +105,36 @@ pub(crate) struct Dense<'a, T> {
     pub(crate) inner: usize,
 }
 
+impl<T: Stored> Source for Dense<'_, T> {
+    fn write(&self, level: Level, rows: Range<usize>, cols: Range<usize>, to: &mut [f32]) {
+        widen::<T>(level, (&self.data[rows.start * self.inner..], self.inner), cols, to);
+    }
+}
+
+alluvium_core::simd! {
+    /// Columns of the first rows of a matrix, and of how many numbers a row has, as f32.
+    fn widen<S, T: Stored>(from: (&[T], usize), cols: Range<usize>, to: &mut [f32]) {
+        let (data, inner) = from;
+        let (len, line) = (cols.len(), 64 / size_of::<T>());
+        let whole = len - len % S::LANES;
+        for (row, to) in to.chunks_exact_mut(len).enumerate() {
+            let start = row * inner + cols.start;
+            let from = &data[start..start + len];
+            // pieces of rows that lie apart are nothing that a processor foresees; the next ones are these rows' next columns
+            for at in (0..len).step_by(line) {
+                prefetch(data, start + len + at);
+            }
+            for i in (0..whole).step_by(S::LANES) {
+                // SAFETY: the register's numbers lie inside the piece.
+                unsafe { T::load::<S>(from.as_ptr().add(i)) }.store(&mut to[i..i + S::LANES]);
+            }
+            if let Some(numbers) = T::source(&from[whole..], &mut to[whole..]) {
+                to[whole..].copy_from_slice(numbers);
+            }
+        }
+    }
+}
+
 impl<T: Stored> Weights for Dense<'_, T> {
     type Ready<'x> = &'x [f32];
 
@@ -167,22 +142,12 @@ impl<T: Stored> Weights for Dense<'_, T> {
         self.inner
     }
 
-    fn is_plain(&self) -> bool {
-        T::DTYPE == alluvium_core::DType::F32
-    }
-
-    fn numbers<'b>(&'b self, cpu: &Cpu, rows: Range<usize>, panel: &'b mut [f32]) -> &'b [f32] {
+    fn factor(&self, cpu: &Cpu, rows: Range<usize>) -> Result<Right<'_>> {
         let from = &self.data[rows.start * self.inner..rows.end * self.inner];
-        if self.is_plain() {
-            return T::widen(from, panel);
+        match T::DTYPE {
+            DType::F32 => Ok(Mat::new(T::widen(from, &mut []), rows.len(), self.inner)?.into()),
+            _ => Ok(Made::new(cpu, self, rows, self.inner).into()),
         }
-        let (panel, grain) = (&mut panel[..from.len()], cpu.grain(rows.len(), self.inner) * self.inner);
-        cpu.run(|| {
-            panel.par_chunks_mut(grain).zip(from.par_chunks(grain)).for_each(|(to, from)| {
-                T::widen(from, to);
-            });
-        });
-        panel
     }
 
     fn ready<'x>(&self, _cpu: &Cpu, x: &'x [f32]) -> Result<&'x [f32]> {

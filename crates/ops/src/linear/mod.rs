@@ -94,7 +94,7 @@ mod tests {
             let data: Vec<f32> = (0..shape[0] * shape[1]).map(|_| rng.normal() as f32).collect();
             cast(&Tensor::from_slice(&data, shape, &device).unwrap(), dtype).unwrap()
         };
-        // more than one panel, and a last one that is not whole
+        // more than one block, and a last one that is not whole
         for (rows, inner, outer, dtype) in [
             (1, 1_031, 67, DType::BF16),
             (1, 300, 67, DType::F16),

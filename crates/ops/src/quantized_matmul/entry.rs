@@ -45,7 +45,7 @@ pub(crate) static OP: Op = Op {
         affine!("8 bits, one output", 1, 1, 384, 8, 128),
         affine!("many rows, odd outputs", 33, 65, 128, 4, 32),
         affine!("many rows, 3 bits", 17, 33, 96, 3, 32),
-        affine!("several panels", 19, 1_100, 1_024, 4, 64),
+        affine!("several blocks", 19, 1_100, 1_024, 4, 64),
         affine!("long rows", 1, 131, 4_096, 4, 64),
         floats!("mxfp4, one row", 1, 9, 96, 4, 32, "mxfp4", Fill::Whole(120, 130)),
         floats!("mxfp8, two rows", 2, 5, 160, 8, 32, "mxfp8", Fill::Whole(120, 130)),

@@ -36,7 +36,7 @@ static CONTRACT: Contract = Contract {
 /// | result   | `R.. O` | that of `x`                               |                  |
 ///
 /// `I` is `32·W / bits` and `G` is `I / group`; the dtype of scales and biases need not be that of `x`. Products are
-/// summed in f32. The backward pass keeps `x` and the codes; no more than a panel of the matrix ever exists as numbers.
+/// summed in f32. The backward pass keeps `x` and the codes; of the matrix as numbers no more exists than the threads are about to multiply.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` for bits or

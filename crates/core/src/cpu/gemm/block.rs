@@ -3,7 +3,7 @@
 //! A number of `c` is the sum of its products in their order, cut every [`DEEP`] steps: where its tile lies, and how
 //! threads share the work, does not change its bits.
 
-use super::{Mat, Target};
+use super::{Made, Mat, Right, Target};
 use crate::cpu::simd::F32s;
 use std::cell::RefCell;
 
@@ -29,34 +29,33 @@ pub(super) struct Factors {
 }
 
 thread_local! {
-    /// Packed panels of `b` and copied strips of `a`, kept between calls.
-    static PACKED: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    /// Packed panels of `b`, copied strips of `a` and numbers of `b` that were made, kept between calls.
+    static PACKED: RefCell<[Vec<f32>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
 }
 
 crate::simd! {
     /// `c ← alpha · a · b + beta · c`. The caller gives it an `a.rows × b.cols` target and a sum of at least one step.
-    pub(super) fn multiply<S>(a: Mat<'_>, b: Mat<'_>, c: Target, factors: Factors) {
+    pub(super) fn multiply<S>(a: Mat<'_>, b: Right<'_>, c: Target, factors: Factors) {
         // taken out rather than borrowed in a closure, which would not be compiled for the instruction set
-        let [mut panels, mut strips] = PACKED.take();
+        let mut packed = PACKED.take();
         // tiles of 14 rows where there are 32 registers, of 6 where there are 16
         if S::LANES == 8 {
-            blocks::<S, 6>(a, b, (c, factors), &mut panels, &mut strips);
+            blocks::<S, 6>(a, b, (c, factors), &mut packed);
         } else {
-            blocks::<S, 14>(a, b, (c, factors), &mut panels, &mut strips);
+            blocks::<S, 14>(a, b, (c, factors), &mut packed);
         }
-        PACKED.set([panels, strips]);
+        PACKED.set(packed);
     }
 }
 
 #[inline(always)]
 fn blocks<S: F32s, const ROWS: usize>(
     a: Mat<'_>,
-    b: Mat<'_>,
+    b: Right<'_>,
     (c, factors): (Target, Factors),
-    panels: &mut Vec<f32>,
-    strips: &mut Vec<f32>,
+    [panels, strips, made]: &mut [Vec<f32>; 3],
 ) {
-    let (m, n, k) = (a.rows, b.cols, a.cols);
+    let (m, n, k) = (a.rows, b.sizes()[1], a.cols);
     let strips = aligned(strips, GROUP * STRIP);
     for p in (0..k).step_by(DEEP) {
         let depth = DEEP.min(k - p);
@@ -65,7 +64,10 @@ fn blocks<S: F32s, const ROWS: usize>(
             let cols = WIDE.min(n - j);
             let width = VECTORS * S::LANES;
             let packed = aligned(panels, cols.next_multiple_of(width) * depth);
-            pack(b.part(p, depth, j, cols), width, packed);
+            match b.part(p, depth, j, cols) {
+                Right::Here(b) => pack(b, width, packed),
+                Right::Made(b) => make(b, width, packed, made),
+            }
             for i in (0..m).step_by(GROUP * ROWS) {
                 let rows = (GROUP * ROWS).min(m - i);
                 let lies = copy::<ROWS>(a.part(i, rows, p, depth), strips);
@@ -240,6 +242,16 @@ fn pack(b: Mat<'_>, width: usize, panels: &mut [f32]) {
                 step[..cols].copy_from_slice(from);
             }
         }
+    }
+}
+
+/// As [`pack`] for numbers that are made for it, a few columns at a time.
+#[inline(always)]
+fn make(b: Made<'_>, width: usize, panels: &mut [f32], made: &mut Vec<f32>) {
+    let (depth, n) = (b.rows, b.cols);
+    let made = aligned(made, Made::COLS * DEEP);
+    for (panels, j) in panels.chunks_mut(Made::COLS * depth).zip((0..n).step_by(Made::COLS)) {
+        pack(b.part(0, depth, j, Made::COLS.min(n - j)).numbers(made), width, panels);
     }
 }
 

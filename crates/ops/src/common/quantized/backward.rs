@@ -1,11 +1,13 @@
 //! Gradients through quantised rows, a panel of them as numbers at a time.
 
 use super::Codes;
-use crate::common::weights::{Weights, columns};
 use alluvium_core::Result;
 use alluvium_core::cpu::{Cpu, Mat, gemm};
 use rayon::prelude::*;
 use std::ops::Range;
+
+/// Numbers of the gradient of the matrix that are in memory at once.
+const PANEL: usize = 1 << 19;
 
 /// Adds to the gradients of the scales and biases of the rows `w` what `dw = dyᵀ · x` means for them.
 pub(crate) fn scale_gradients(
@@ -17,7 +19,7 @@ pub(crate) fn scale_gradients(
 ) -> Result<()> {
     let (inner, outer, groups, level) = (codes.layout.inner, w.len(), codes.layout.groups, cpu.level());
     let rows = x.len() / inner;
-    let each = codes.panel(outer);
+    let each = (PANEL / inner).next_multiple_of(64).min(outer);
     let (mut panel, mut part) = (cpu.buffer(each * inner)?, cpu.buffer(each * rows)?);
     for first in (0..outer).step_by(each) {
         let count = each.min(outer - first);
@@ -36,4 +38,11 @@ pub(crate) fn scale_gradients(
         });
     }
     Ok(())
+}
+
+/// Columns `from` of rows that are `width` numbers wide.
+fn columns(x: &[f32], width: usize, from: Range<usize>, out: &mut [f32]) {
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(from.len())) {
+        out.copy_from_slice(&x[from.clone()]);
+    }
 }

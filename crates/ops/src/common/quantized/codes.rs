@@ -4,7 +4,7 @@ use super::decode::Decode;
 use super::{Layout, Packing, Quantized};
 use crate::common::weights::scratch;
 use alluvium_core::cpu::simd::U32s;
-use alluvium_core::cpu::{Buffer, Cpu, Level};
+use alluvium_core::cpu::{Buffer, Cpu, Level, Source};
 use alluvium_core::{DType, Error, Result, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -136,7 +136,12 @@ impl<'a> Codes<'a> {
     /// The scales and biases of some rows.
     #[inline(always)]
     pub(super) fn groups<'b>(&'b self, rows: &Range<usize>, wide: &'b mut [f32]) -> Groups<'b> {
-        let groups = rows.start * self.layout.groups..rows.end * self.layout.groups;
+        self.per_group(rows.start * self.layout.groups..rows.end * self.layout.groups, wide)
+    }
+
+    /// The scales and biases of some groups, counted over all rows.
+    #[inline(always)]
+    fn per_group<'b>(&'b self, groups: Range<usize>, wide: &'b mut [f32]) -> Groups<'b> {
         let (first, second) = wide.split_at_mut(groups.len().min(wide.len()));
         let biases = match &self.biases {
             Some(biases) => biases.read(groups.clone(), second),
@@ -147,8 +152,15 @@ impl<'a> Codes<'a> {
 
     /// Row `row` as numbers.
     pub(crate) fn expand(&self, level: Level, row: usize, wide: &mut [f32], out: &mut [f32]) {
-        let (words, groups) = (self.rows(&(row..row + 1)), self.groups(&(row..row + 1), wide));
-        let packing = self.layout.packing;
+        self.expand_part(level, (row, 0..self.layout.groups), wide, out);
+    }
+
+    /// Some groups of a row as numbers; `wide` is twice as many.
+    fn expand_part(&self, level: Level, (row, part): (usize, Range<usize>), wide: &mut [f32], out: &mut [f32]) {
+        let Layout { packing, words, groups, .. } = self.layout;
+        let each = packing.group() * packing.bits() / 32;
+        let words = &self.words[row * words..][part.start * each..part.end * each];
+        let groups = self.per_group(row * groups + part.start..row * groups + part.end, wide);
         by_meaning!(packing, D => expand::<D>(level, words, &groups, packing, out));
     }
 
@@ -207,6 +219,17 @@ impl<'a> Codes<'a> {
             });
         });
         Ok([dscales, dbiases])
+    }
+}
+
+impl Source for Codes<'_> {
+    fn write(&self, level: Level, rows: Range<usize>, cols: Range<usize>, to: &mut [f32]) {
+        let group = self.layout.packing.group();
+        let part = cols.start / group..cols.end / group;
+        let mut wide = scratch(2 * part.len());
+        for (row, to) in rows.zip(to.chunks_exact_mut(cols.len())) {
+            self.expand_part(level, (row, part.clone()), &mut wide, to);
+        }
     }
 }
 

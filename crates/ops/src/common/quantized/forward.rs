@@ -8,7 +8,7 @@ use super::{Codes, Packing};
 use crate::common::weights::Weights;
 use alluvium_core::Result;
 use alluvium_core::cpu::simd::F32s;
-use alluvium_core::cpu::{Buffer, Cpu};
+use alluvium_core::cpu::{Buffer, Cpu, Made, Right};
 use std::ops::Range;
 
 /// How the numbers of a row are arranged for codes, and multiplied with them.
@@ -116,10 +116,8 @@ impl Weights for Codes<'_> {
         self.layout.inner
     }
 
-    fn numbers<'b>(&'b self, cpu: &Cpu, rows: Range<usize>, panel: &'b mut [f32]) -> &'b [f32] {
-        let panel = &mut panel[..rows.len() * self.layout.inner];
-        self.expand_rows(cpu, rows, panel);
-        panel
+    fn factor(&self, cpu: &Cpu, rows: Range<usize>) -> Result<Right<'_>> {
+        Ok(Made::new(cpu, self, rows, self.layout.inner).into())
     }
 
     fn ready(&self, cpu: &Cpu, x: &[f32]) -> Result<Arranged> {
