@@ -14,7 +14,7 @@ use crate::models::{self, ModelType};
 use crate::nn::Weight;
 use crate::nn::build::{Init, Source};
 use crate::nn::params::join;
-use crate::scheme::Scheme;
+use crate::scheme::{Module, Scheme};
 use crate::weights::{Matrix, Weights};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::{Packing, cast, dequantize};
@@ -31,7 +31,7 @@ pub enum Change {
     /// Nothing but the layout and the dtype.
     #[default]
     None,
-    /// Packs the matrices that are plain.
+    /// Packs the matrices that are plain. Packed ones stay as they are, and must be what the scheme makes of them.
     Quantize(Scheme),
     /// Unpacks the matrices that are packed.
     Dequantize,
@@ -46,6 +46,8 @@ pub struct Converted {
     pub bytes: usize,
     /// The modules that are packed.
     pub packed: usize,
+    /// Those among them that were packed before.
+    pub packed_before: usize,
 }
 
 impl Converted {
@@ -62,7 +64,7 @@ impl Converted {
 /// The folder is written beside and renamed: it is there whole or not at all.
 ///
 /// # Errors
-/// When `to` exists, or as [`load`](crate::load).
+/// When `to` exists, when a module that is packed is to be packed in another way, or as [`load`](crate::load).
 pub fn convert(
     from: &Path,
     to: &Path,
@@ -151,10 +153,10 @@ impl Plan {
         survey.weights.finish()?;
         let Survey { weights, found, .. } = survey;
         let keeps = ModelType::of(&config)?.keeps_dtype;
-        let modules: Vec<(&str, Shape)> = found
+        let modules: Vec<Module<'_>> = found
             .iter()
-            .filter_map(|(module, found)| match found {
-                Found::Matrix(_, shape) => Some((module.as_str(), *shape)),
+            .filter_map(|(name, found)| match found {
+                Found::Matrix(matrix, shape) => Some(Module { name, shape: *shape, packing: matrix.packing() }),
                 Found::Tensor(..) => None,
             })
             .collect();
@@ -195,10 +197,9 @@ impl Plan {
         }
         let shards = shards(&all);
         let bytes: usize = all.iter().flatten().map(Piece::bytes).sum();
-        let (parameters, packed) = self.steps.iter().fold((0, 0), |(n, packed), step| {
-            let (shape, is_packed) = step.counted();
-            (n + shape.elements(), packed + usize::from(is_packed))
-        });
+        let parameters = self.steps.iter().map(|step| step.shape().elements()).sum();
+        let packed = self.steps.iter().filter(|step| step.is_packed()).count();
+        let packed_before = self.steps.iter().filter(|step| step.is_packed() && step.was_packed()).count();
         let (mut map, mut done) = (Map::new(), 0);
         for (index, range) in shards.iter().enumerate() {
             let name = match shards.len() {
@@ -225,7 +226,7 @@ impl Plan {
             let path = folder.join(name);
             fs::write(&path, pretty(&json)).map_err(Error::io(&path, "write"))?;
         }
-        Ok(Converted { parameters, bytes, packed })
+        Ok(Converted { parameters, bytes, packed, packed_before })
     }
 }
 
@@ -322,14 +323,23 @@ impl Step {
         }
     }
 
-    /// The numbers that a step stands for, and whether they are packed afterwards.
-    fn counted(&self) -> (Shape, bool) {
+    /// Of the numbers that it stands for.
+    fn shape(&self) -> Shape {
         match &self.found {
-            Found::Tensor(_, shape) => (*shape, false),
-            Found::Matrix(matrix, shape) => {
-                let was = matches!(matrix, Matrix::Packed { .. });
-                (*shape, matches!(self.then, Then::Pack(_)) || was && !matches!(self.then, Then::Unpack))
-            }
+            Found::Tensor(_, shape) | Found::Matrix(_, shape) => *shape,
+        }
+    }
+
+    fn was_packed(&self) -> bool {
+        matches!(&self.found, Found::Matrix(Matrix::Packed { .. }, _))
+    }
+
+    /// Whether it is packed afterwards.
+    fn is_packed(&self) -> bool {
+        match self.then {
+            Then::Pack(_) => true,
+            Then::Keep => self.was_packed(),
+            Then::Unpack => false,
         }
     }
 }

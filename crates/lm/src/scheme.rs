@@ -1,7 +1,7 @@
 //! Which matrices of a model are quantised, and how.
 
 use crate::formats::config::Config;
-use crate::formats::quantization::Quantization;
+use crate::formats::quantization::{Quantization, in_words};
 use crate::models::ModelType;
 use alluvium_core::{Error, Result, Shape, Tensor};
 use alluvium_ops::{Packed, Packing, quantize};
@@ -63,24 +63,47 @@ impl Mixed {
     }
 }
 
+/// A module whose matrix can be packed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Module<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) shape: Shape,
+    /// How it is packed already.
+    pub(crate) packing: Option<Packing>,
+}
+
+impl Module<'_> {
+    /// A packed matrix stays as it is: to pack it anew would add the errors of the second packing to those of the first.
+    fn stays(&self, asked: Option<Packing>) -> Result<()> {
+        let Some(packing) = self.packing.filter(|_| self.packing != asked) else { return Ok(()) };
+        let asked = asked.map_or("plain numbers".to_owned(), in_words);
+        let is =
+            format!("module `{}` is quantised already, {}, and {asked} are asked for", self.name, in_words(packing));
+        Err(Error::value("quantize", format!("{is}; make the model plain first (convert -d), then quantise it")))
+    }
+}
+
 impl Scheme {
     /// One packing for all.
     pub fn of(packing: Packing) -> Self {
         Scheme { packing, mixed: None, modules: Vec::new() }
     }
 
-    /// The packing of each module that is to be packed; what has to be said of it goes to `quantization`.
+    /// The packing of each plain module that is to be packed; what has to be said of it goes to `quantization`.
+    ///
+    /// # Errors
+    /// When a module that is packed is to be something else, or the scheme names a module that is not there.
     pub(crate) fn choose(
         &self,
         config: &Config,
-        modules: &[(&str, Shape)],
+        modules: &[Module<'_>],
         quantization: &mut Quantization,
     ) -> Result<BTreeMap<String, Packing>> {
         if self.mixed.is_some() && !matches!(self.packing, Packing::Affine { .. }) {
             return Err(Error::value("quantize", "mixed recipes are affine; leave the mode out"));
         }
         for (pattern, _) in &self.modules {
-            if !modules.iter().any(|(module, _)| module.contains(pattern.as_str())) {
+            if !modules.iter().any(|module| module.name.contains(pattern.as_str())) {
                 return Err(Error::value("quantize", format!("no module has `{pattern}` in its name")));
             }
         }
@@ -89,38 +112,39 @@ impl Scheme {
             let is_router = sensitive.iter().any(|end| module.ends_with(end));
             is_router.then_some(Packing::Affine { bits: 8, group: 64 })
         };
-        let numbered = |module: &&(&str, Shape)| module.0.contains("down_proj");
-        let at = modules
-            .iter()
-            .find(numbered)
-            .and_then(|(module, _)| module.split('.').position(|p| p.parse::<usize>().is_ok()));
+        let numbered = modules.iter().find(|module| module.name.contains("down_proj"));
+        let at = numbered.and_then(|module| module.name.split('.').position(|p| p.parse::<usize>().is_ok()));
         let layers = config.text().get("num_hidden_layers").and_then(serde_json::Value::as_u64).unwrap_or(0) as usize;
-        // a model that is packed in part says how each module is packed, or the block would mean others
-        let each = quantization.default.is_some();
-        quantization.default = quantization.default.or(Some(self.packing));
+        let default = *quantization.default.get_or_insert(self.packing);
         let mut chosen = BTreeMap::new();
-        for &(module, shape) in modules {
+        for module in modules {
+            let name = module.name;
             let own =
-                self.modules.iter().find(|(pattern, _)| module.contains(pattern.as_str())).map(|(_, packing)| *packing);
-            let (packing, said) = match (own, self.mixed, router(module)) {
+                self.modules.iter().find(|(pattern, _)| name.contains(pattern.as_str())).map(|(_, packing)| *packing);
+            let (asked, said) = match (own, self.mixed, router(name)) {
                 (Some(packing), ..) => (packing, true),
                 (None, Some(mixed), _) => {
-                    (Some(mixed.packing(module, at.unwrap_or(0), layers, self.packing.group())), true)
+                    (Some(mixed.packing(name, at.unwrap_or(0), layers, self.packing.group())), true)
                 }
                 (None, None, Some(packing)) => (Some(packing), true),
-                (None, None, None) => (Some(self.packing), each),
+                (None, None, None) => (Some(self.packing), false),
             };
-            let fits = |packing: &Packing| shape.last().is_multiple_of(packing.group());
-            let all_fit = shape.last().is_multiple_of(self.packing.group());
-            match packing.filter(|packing| all_fit && fits(packing)) {
+            module.stays(asked)?;
+            let fits = |group: usize| module.shape.last().is_multiple_of(group);
+            let all_fit = fits(self.packing.group()) || module.packing.is_some();
+            match asked.filter(|packing| all_fit && fits(packing.group())) {
                 Some(packing) => {
-                    chosen.insert(module.to_owned(), packing);
-                    if said {
-                        quantization.modules.insert(module.to_owned(), Some(packing));
+                    if module.packing.is_none() {
+                        chosen.insert(name.to_owned(), packing);
+                    }
+                    // what the block says of it, or of all, may be that of other modules
+                    let means = quantization.modules.get(name).copied().unwrap_or(Some(default));
+                    if said || means != Some(packing) {
+                        quantization.modules.insert(name.to_owned(), Some(packing));
                     }
                 }
                 None if own.is_some() => {
-                    quantization.modules.insert(module.to_owned(), None);
+                    quantization.modules.insert(name.to_owned(), None);
                 }
                 None => {}
             }

@@ -27,6 +27,16 @@ pub(crate) enum Matrix {
     Packed { w: Recipe, scales: Recipe, biases: Option<Recipe>, packing: Packing },
 }
 
+impl Matrix {
+    /// How it is packed; none where it is plain.
+    pub(crate) fn packing(&self) -> Option<Packing> {
+        match self {
+            Matrix::Plain(_) => None,
+            Matrix::Packed { packing, .. } => Some(*packing),
+        }
+    }
+}
+
 impl Weights {
     pub(crate) fn open(folder: &Path, config: &Config, device: &Device) -> Result<Self> {
         let folder = Folder::open(folder)?;

@@ -167,6 +167,97 @@ fn modules_can_have_bits_of_their_own_and_stay_plain() {
     assert!(!to.exists() && std::fs::read_dir(place.path()).unwrap().next().is_none());
 }
 
+fn refused(from: &Path, change: &Change) -> String {
+    let place = tempfile::tempdir().unwrap();
+    let error = convert(from, &place.path().join("new"), None, change, &mut |_, _| ()).unwrap_err().to_string();
+    assert!(std::fs::read_dir(place.path()).unwrap().next().is_none());
+    error
+}
+
+#[test]
+fn what_is_quantised_is_never_called_something_else() {
+    let mut mixed = Scheme::of(packing_of("affine", Some(4), None).unwrap());
+    mixed.mixed = Some(Mixed::ThreeSix);
+    let own = |module: &str, packing| {
+        let scheme = Scheme::of(packing_of("affine", Some(4), None).unwrap());
+        Change::Quantize(Scheme { modules: vec![(module.to_owned(), packing)], ..scheme })
+    };
+    let eight = packing_of("affine", Some(8), None).unwrap();
+    for (from, change, want) in [
+        (
+            "qwen3_5-q4g64",
+            quantise("affine", Some(8), None),
+            "is quantised already, 4 bits in groups of 64, and 8 bits in groups of 64 are asked for; make the model plain first \
+             (convert -d)",
+        ),
+        ("qwen3_5-q4g64", quantise("affine", Some(4), Some(32)), "4 bits in groups of 32 are asked for"),
+        ("qwen3_5-q4g64", quantise("mxfp4", None, None), "and mxfp4, 4 bits in groups of 32 are asked for"),
+        ("qwen3_5-q4g64", Change::Quantize(mixed), "and 6 bits in groups of 64 are asked for"),
+        ("qwen3_5-q4g64", own("lm_head", Some(eight)), "module `language_model.lm_head` is quantised already"),
+        ("qwen3_5-q4g64", own("lm_head", None), "and plain numbers are asked for"),
+        ("qwen3_5-mxfp4", quantise("affine", None, None), "mxfp4, 4 bits in groups of 32, and 4 bits in groups of 64"),
+        ("qwen3_5-bf16-q3g32", quantise("affine", Some(3), Some(128)), "and 3 bits in groups of 128 are asked for"),
+    ] {
+        let error = refused(&fixture(from), &change);
+        assert!(error.contains(want), "{from}, {want}: {error}");
+    }
+}
+
+#[test]
+fn what_is_quantised_as_asked_stays_and_the_rest_is_quantised() {
+    let place = tempfile::tempdir().unwrap();
+    for (from, dtype, mode) in [
+        ("qwen3_5-q4g64", DType::F32, "affine"),
+        ("qwen3_next-q4g64", DType::F32, "affine"),
+        ("qwen3_next-mxfp4", DType::BF16, "mxfp4"),
+    ] {
+        let to = place.path().join(from);
+        let done = convert(&fixture(from), &to, Some(dtype), &quantise(mode, None, None), &mut |_, _| ()).unwrap();
+        assert_same(&to, from);
+        assert!(done.packed > 0 && done.packed_before == done.packed, "{done:?}");
+        assert_eq!(
+            json(&to.join("config.json"))["quantization"],
+            json(&fixture(from).join("config.json"))["quantization"]
+        );
+    }
+    let part = Scheme {
+        modules: vec![("v_proj".to_owned(), Some(packing_of("affine", Some(8), None).unwrap()))],
+        ..Scheme::of(packing_of("affine", Some(4), None).unwrap())
+    };
+    let whole = part.clone();
+    let part = Scheme { modules: [part.modules, vec![("lm_head".to_owned(), None)]].concat(), ..part };
+    let (first, second) = (place.path().join("first"), place.path().join("second"));
+    let done = convert(&fixture("qwen3-f32"), &first, None, &Change::Quantize(part), &mut |_, _| ()).unwrap();
+    assert_eq!(done.packed_before, 0);
+    let again = convert(&first, &second, None, &Change::Quantize(whole), &mut |_, _| ()).unwrap();
+    assert_eq!((again.packed, again.packed_before), (done.packed + 1, done.packed));
+    let block = &json(&second.join("config.json"))["quantization"];
+    assert_eq!((&block["lm_head"]["bits"], &block["model.layers.0.self_attn.v_proj"]["bits"]), (&4.into(), &8.into()));
+    assert_eq!(tensors(&second)["lm_head.weight"].0, "U32");
+    load(&second, &Device::cpu()).unwrap();
+}
+
+#[test]
+fn a_block_that_means_other_packings_than_the_tensors_have_is_put_right() {
+    let place = tempfile::tempdir().unwrap();
+    let from = place.path().join("from");
+    std::fs::create_dir(&from).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture("llama-q4g64").join(name), from.join(name)).unwrap();
+    }
+    let mut config = json(&from.join("config.json"));
+    for key in ["quantization", "quantization_config"] {
+        config[key] = serde_json::json!({"bits": 8, "group_size": 64});
+    }
+    std::fs::write(from.join("config.json"), config.to_string()).unwrap();
+    let to = place.path().join("to");
+    convert(&from, &to, None, &quantise("affine", Some(4), None), &mut |_, _| ()).unwrap();
+    assert_eq!(
+        json(&to.join("config.json"))["quantization"]["model.embed_tokens"],
+        serde_json::json!({"bits": 4, "group_size": 64})
+    );
+}
+
 #[test]
 fn a_folder_that_exists_is_left_alone() {
     let place = tempfile::tempdir().unwrap();

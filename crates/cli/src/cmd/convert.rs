@@ -120,9 +120,13 @@ pub(crate) fn write(
         progress.set_position(done as u64);
     })?;
     progress.finish_and_clear();
+    let before = match converted.packed_before {
+        0 => String::new(),
+        before => format!(", {before} of them before"),
+    };
     writeln!(
         out,
-        "{}: {} parameters in {}, {:.3} bits per weight, {} modules quantised",
+        "{}: {} parameters in {}, {:.3} bits per weight, {} modules quantised{before}",
         to.display(),
         count(converted.parameters as f64),
         bytes(converted.bytes),

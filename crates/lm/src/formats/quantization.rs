@@ -83,6 +83,15 @@ pub fn mode(packing: Packing) -> &'static str {
     }
 }
 
+/// For a person: `4 bits in groups of 64`, with the mode where it is not affine.
+pub(crate) fn in_words(packing: Packing) -> String {
+    let mode = match mode(packing) {
+        "affine" => String::new(),
+        mode => format!("{mode}, "),
+    };
+    format!("{mode}{} bits in groups of {}", packing.bits(), packing.group())
+}
+
 /// A packing by its mode, and for the affine one its bits and its group; what is not given is as in MLX.
 ///
 /// # Errors
