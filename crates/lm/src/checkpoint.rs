@@ -3,7 +3,7 @@
 use crate::formats::atomic::Staged;
 use crate::formats::config::Config;
 use crate::formats::folder::{Folder, INDEX, is_weight_file};
-use crate::formats::quantization::Quantization;
+use crate::formats::quantization::{Quantization, in_words};
 use crate::formats::safetensors;
 use crate::formats::tokenizer::Tokenizer;
 use crate::models::{self, LanguageModel};
@@ -138,7 +138,8 @@ impl Description {
     /// The numbers of the model: packed ones are counted as such, their scales and biases are not.
     pub fn parameters(&self) -> usize {
         let of = |tensor: &Described| match self.module(tensor) {
-            Some((_, _, elements)) => elements,
+            // 32 bits a word
+            Some(packing) => tensor.shape.elements() * 32 / packing.bits(),
             None if self.is_of_group(tensor) => 0,
             None => tensor.shape.elements(),
         };
@@ -157,8 +158,8 @@ impl Description {
 
     fn packings(&self) -> BTreeMap<String, usize> {
         let mut all = BTreeMap::new();
-        for (bits, group, _) in self.tensors.iter().filter_map(|tensor| self.module(tensor)) {
-            *all.entry(format!("{bits} bits in groups of {group}")).or_default() += 1;
+        for packing in self.tensors.iter().filter_map(|tensor| self.module(tensor)) {
+            *all.entry(in_words(packing)).or_default() += 1;
         }
         all
     }
@@ -168,17 +169,20 @@ impl Description {
         self.tensors.iter().find(|other| other.name == name)
     }
 
-    /// The bits, the group and the elements of a packed weight. Its words and scales give bits times group; the dtype of the
-    /// scales and the groups that exist tell the two apart.
-    fn module(&self, tensor: &Described) -> Option<(usize, usize, usize)> {
+    /// How a weight is packed. Its words and scales give bits times group. That alone tells the formats apart whose scales
+    /// are bytes; of affine ones it says what the configuration says where that fits, and else the first group that does.
+    fn module(&self, tensor: &Described) -> Option<Packing> {
         let scales = if tensor.dtype == "U32" { self.scales(tensor)? } else { return None };
         let product = 32 * tensor.shape.last() / scales.shape.last().max(1);
+        if scales.dtype == "U8" {
+            let formats = [Packing::Nvfp4, Packing::Mxfp4, Packing::Mxfp8];
+            return formats.into_iter().find(|packing| packing.bits() * packing.group() == product);
+        }
         let said = self.said.modules.get(tensor.name.strip_suffix(".weight")?).copied().flatten().or(self.said.default);
-        let said = said.map_or(64, Packing::group);
-        let groups: &[usize] = if scales.dtype == "U8" { &[16, 32] } else { &[said, 64, 32, 128] };
-        let fits = |group: &&usize| product.is_multiple_of(**group) && matches!(product / **group, 1..=6 | 8);
-        let group = *groups.iter().find(fits)?;
-        Some((product / group, group, tensor.shape.elements() * 32 * group / product))
+        let said = said.filter(|said| matches!(said, Packing::Affine { .. })).map_or(64, Packing::group);
+        let bits =
+            |group: usize| product.is_multiple_of(group).then_some(product / group).filter(|n| matches!(n, 1..=6 | 8));
+        [said, 64, 32, 128].into_iter().find_map(|group| Some(Packing::Affine { bits: bits(group)? as u32, group }))
     }
 
     fn is_of_group(&self, tensor: &Described) -> bool {

@@ -271,3 +271,26 @@ fn quantised_models_and_mixtures_give_the_numbers_of_mlx_lm_on_a_gpu() {
     }
     hold(&Gpu::builder().poison().open().unwrap().into(), |name| ON_A_GPU.contains(&name));
 }
+
+#[test]
+fn a_checkpoint_described_from_its_headers_has_the_parameters_and_the_packings_of_its_model() {
+    let count = |name: &str| {
+        let (folder, _) = folders().into_iter().find(|(folder, _)| folder.ends_with(name)).unwrap();
+        let found = alluvium_lm::describe(&folder).unwrap();
+        (found.parameters(), found.packings.into_iter().collect::<Vec<_>>())
+    };
+    let (dense, sparse) = (count("qwen3_5-f32").0, count("qwen3_next-f32").0);
+    let routers = ("8 bits in groups of 64", 6);
+    for (name, parameters, want) in [
+        ("qwen3_5-q4g64", dense, vec![("4 bits in groups of 64", 33)]),
+        ("qwen3_5-bf16-q3g32", dense, vec![("3 bits in groups of 32", 33)]),
+        ("qwen3_5-mxfp4", dense, vec![("mxfp4, 4 bits in groups of 32", 33)]),
+        ("qwen3_5-nvfp4", dense, vec![("nvfp4, 4 bits in groups of 16", 33)]),
+        ("qwen3_next-mxfp4", sparse, vec![routers, ("mxfp4, 4 bits in groups of 32", 36)]),
+        ("qwen3_next-mxfp8", sparse, vec![routers, ("mxfp8, 8 bits in groups of 32", 36)]),
+        ("qwen3_next-nvfp4", sparse, vec![routers, ("nvfp4, 4 bits in groups of 16", 36)]),
+    ] {
+        let want = want.into_iter().map(|(packing, modules)| (packing.to_owned(), modules)).collect();
+        assert_eq!(count(name), (parameters, want), "{name}");
+    }
+}
