@@ -22,6 +22,22 @@ fn one(entry: &str, data: usize) -> Vec<u8> {
     file(&format!(r#"{{"a":{entry}}}"#), data)
 }
 
+/// Holds what is said of each file against what is to be said.
+fn refuses(cases: &[(&str, Vec<u8>, &str)]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    for (name, bytes, want) in cases {
+        std::fs::write(&path, bytes).unwrap();
+        let error = safetensors::read(&path).unwrap_err().to_string();
+        assert!(error.contains(want), "{name}: {error}");
+        assert!(error.starts_with(&path.display().to_string()), "{name}: {error}");
+        assert!(describe(&path).is_err());
+    }
+}
+
+/// One number, at the beginning of the data.
+const FOUR: &str = r#"{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"#;
+
 #[test]
 fn every_broken_safetensors_file_is_refused_in_words() {
     let long = |n: u64| [&n.to_le_bytes()[..], b"{}"].concat();
@@ -75,15 +91,34 @@ fn every_broken_safetensors_file_is_refused_in_words() {
             "tensor `b` begins inside another one",
         ),
     ];
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("model.safetensors");
-    for (name, bytes, want) in cases {
-        std::fs::write(&path, bytes).unwrap();
-        let error = safetensors::read(&path).unwrap_err().to_string();
-        assert!(error.contains(want), "{name}: {error}");
-        assert!(error.starts_with(&path.display().to_string()), "{name}: {error}");
-        assert!(describe(&path).is_err());
-    }
+    refuses(cases);
+}
+
+#[test]
+fn a_name_that_a_header_has_twice_is_named() {
+    refuses(&[
+        ("twice", file(&format!(r#"{{"a":{FOUR},"a":{FOUR}}}"#), 4), "file: tensor `a` is there twice;"),
+        (
+            "twice in two places",
+            file(&format!(r#"{{"a":{FOUR},"a":{{"dtype":"U8","shape":[4],"data_offsets":[4,8]}}}}"#), 8),
+            "file: tensor `a` is there twice;",
+        ),
+        (
+            "a key twice",
+            one(r#"{"dtype":"F32","shape":[1],"dtype":"U32","data_offsets":[0,4]}"#, 4),
+            "tensor `a`: its dtype is there twice",
+        ),
+        (
+            "a note twice",
+            file(&format!(r#"{{"__metadata__":{{"format":"pt","format":"mlx"}},"a":{FOUR}}}"#), 4),
+            "`format` of its __metadata__ is there twice",
+        ),
+        (
+            "notes twice",
+            file(&format!(r#"{{"__metadata__":{{}},"a":{FOUR},"__metadata__":{{}}}}"#), 4),
+            "`__metadata__` is there twice",
+        ),
+    ]);
 }
 
 #[test]

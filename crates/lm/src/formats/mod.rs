@@ -4,6 +4,7 @@ pub mod atomic;
 pub mod chat;
 pub mod config;
 pub mod folder;
+mod keys;
 pub mod layout;
 pub mod prompt_cache;
 pub mod quantization;

@@ -1,7 +1,9 @@
 //! The safetensors format: eight bytes of header length, a JSON header, the tensors' bytes.
 
 use super::atomic::Staged;
+use super::keys::Keys;
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -38,8 +40,8 @@ pub struct Entry {
 ///
 /// # Errors
 /// [`Kind::Io`](alluvium_core::Kind::Io) when it cannot be read, `Kind::File` when it is not what it should be: a
-/// header that is too long, cut off or no JSON, a tensor outside the file, over another one or of another size than
-/// its shape, bytes that belong to no tensor.
+/// header that is too long, cut off or no JSON, a tensor that is there twice, outside the file, over another one or of
+/// another size than its shape, bytes that belong to no tensor.
 pub fn read(path: impl AsRef<Path>) -> Result<File> {
     let path = path.as_ref();
     let mut file = fs::File::open(path).map_err(Error::io(path, "read"))?;
@@ -59,25 +61,54 @@ pub fn read(path: impl AsRef<Path>) -> Result<File> {
     }
     let mut header = vec![0; usize::try_from(length).unwrap_or(0)];
     file.read_exact(&mut header).map_err(Error::io(path, "read"))?;
-    let header: Map<String, Value> =
+    let header: Keys<Field> =
         serde_json::from_slice(&header).map_err(|e| wrong(format!("its header is no JSON object: {e}")))?;
-    let (entries, metadata) = parse(&header, 8 + length, bytes).map_err(wrong)?;
+    let (entries, metadata) = parse(header, 8 + length, bytes).map_err(wrong)?;
     Ok(File { path: path.to_owned(), file: Mutex::new(file), bytes, entries, metadata })
+}
+
+/// What the header has under a name.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum Field {
+    Object(Keys<Value>),
+    Other(IgnoredAny),
+}
+
+impl Field {
+    /// Its keys, each once; none of what is no object.
+    fn keys(self) -> std::result::Result<Map<String, Value>, String> {
+        let mut keys = Map::new();
+        let Field::Object(Keys(all)) = self else { return Ok(keys) };
+        for (key, value) in all {
+            if keys.contains_key(&key) {
+                return Err(key);
+            }
+            keys.insert(key, value);
+        }
+        Ok(keys)
+    }
 }
 
 type Parsed = (BTreeMap<String, Entry>, BTreeMap<String, String>);
 
-fn parse(header: &Map<String, Value>, data: u64, end: u64) -> std::result::Result<Parsed, String> {
-    let (mut entries, mut metadata) = (BTreeMap::new(), BTreeMap::new());
-    for (name, value) in header {
+fn parse(header: Keys<Field>, data: u64, end: u64) -> std::result::Result<Parsed, String> {
+    let (mut entries, mut metadata) = (BTreeMap::new(), None);
+    for (name, field) in header.0 {
         if name == "__metadata__" {
-            for (key, value) in value.as_object().into_iter().flatten() {
-                metadata.insert(key.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+            let keys = field.keys().map_err(|key| format!("`{key}` of its __metadata__ is there twice"))?;
+            let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            if metadata.replace(keys.into_iter().map(|(key, value)| (key, text(value))).collect()).is_some() {
+                return Err("`__metadata__` is there twice".to_owned());
             }
             continue;
         }
-        let entry = entry(value, data, end).map_err(|why| format!("tensor `{name}`: {why}"))?;
-        entries.insert(name.clone(), entry);
+        if entries.contains_key(&name) {
+            return Err(format!("tensor `{name}` is there twice"));
+        }
+        let keys = field.keys().map_err(|key| format!("tensor `{name}`: its {key} is there twice"))?;
+        let entry = entry(&keys.into(), data, end).map_err(|why| format!("tensor `{name}`: {why}"))?;
+        entries.insert(name, entry);
     }
     let mut order: Vec<(&String, &Entry)> = entries.iter().collect();
     // empty tensors first where several begin at the same place
@@ -95,7 +126,7 @@ fn parse(header: &Map<String, Value>, data: u64, end: u64) -> std::result::Resul
     if free != end {
         return Err(format!("the last {} bytes belong to no tensor", end - free));
     }
-    Ok((entries, metadata))
+    Ok((entries, metadata.unwrap_or_default()))
 }
 
 fn entry(value: &Value, data: u64, end: u64) -> std::result::Result<Entry, String> {
