@@ -1,6 +1,6 @@
 //! What a model remembers of the tokens it has read.
 
-use alluvium_core::{Error, Result, Tensor};
+use alluvium_core::{Error, Result, Shape, Tensor};
 use alluvium_ops::{Attention, attention, concat, write_rows};
 
 /// Buffers of keys and values grow by this many tokens.
@@ -47,6 +47,25 @@ pub(crate) struct KeysAndValues {
     pub(crate) keys: Option<Tensor>,
     pub(crate) values: Option<Tensor>,
     pub(crate) len: usize,
+}
+
+/// What one layer remembers of one sequence, by its sizes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LayerShape {
+    /// Of a linear layer.
+    Delta {
+        /// `[1, K-1, C]`; none where the convolution has one tap.
+        window: Option<Shape>,
+        /// `[1, G, V, K]`.
+        state: Shape,
+    },
+    /// Of an attention layer: keys and values of every token.
+    Attention {
+        /// Key and value heads.
+        heads: usize,
+        /// The width of a head.
+        width: usize,
+    },
 }
 
 /// What cannot be taken back of a cache: the linear layers' parts. Attention's keys and values up to then stay in the

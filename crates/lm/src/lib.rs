@@ -16,7 +16,7 @@ pub mod scheme;
 pub mod session;
 mod weights;
 
-pub use cache::{Cache, LayerCache};
+pub use cache::{Cache, LayerCache, LayerShape};
 pub use checkpoint::{Description, Loaded, describe, load, save};
 pub use convert::{Change, Converted, convert};
 pub use formats::config::Config;

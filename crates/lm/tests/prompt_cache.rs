@@ -4,10 +4,11 @@
 use alluvium_core::Device;
 use alluvium_lm::formats::chat::{Ending, Message};
 use alluvium_lm::formats::{prompt_cache, safetensors};
-use alluvium_lm::{Loaded, Options, Session, load};
+use alluvium_lm::{Config, Loaded, Options, Session, initialise, load};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
@@ -90,4 +91,86 @@ fn a_cache_of_another_model_is_refused() {
     let error =
         prompt_cache::load(&fixture("models/llama-f32/model.safetensors"), model.as_ref()).unwrap_err().to_string();
     assert!(error.contains("a model with 0 layers"), "{error}");
+}
+
+const CACHE: &str = "cli/prompt_cache.safetensors";
+
+/// A model like that of the golden, but for one size.
+fn like_the_golden(key: &str, size: usize) -> Box<dyn alluvium_lm::LanguageModel> {
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(fixture("models/qwen3_5-f32/config.json")).unwrap()).unwrap();
+    config["text_config"][key] = size.into();
+    initialise(&Config::new(config).unwrap(), 1, &Device::cpu()).unwrap()
+}
+
+#[test]
+fn a_cache_of_a_model_with_as_many_layers_of_other_sizes_is_refused_in_words() {
+    for (key, size, want) in [
+        ("linear_num_value_heads", 4, "tensor `0.0.0` is F32 [1, 3, 512], that of this model's cache [1, 3, 768]"),
+        ("linear_conv_kernel_dim", 3, "tensor `0.0.0` is F32 [1, 3, 512], that of this model's cache [1, 2, 512]"),
+        ("head_dim", 32, "tensor `3.0` is F32 [1, 1, 256, 64], that of this model's cache [1, 1, 256, 32]"),
+        ("num_key_value_heads", 2, "tensor `3.0` is F32 [1, 1, 256, 64], that of this model's cache [1, 2, 256, 64]"),
+        ("full_attention_interval", 2, "layer 1 is a ArraysCache, which is none of this model's"),
+    ] {
+        let model = like_the_golden(key, size);
+        let error = prompt_cache::load(&fixture(CACHE), model.as_ref()).unwrap_err().to_string();
+        assert!(error.contains(want), "{key}: {error}");
+        assert!(error.ends_with("; it was made with `models/qwen3_5-f32`"), "{key}: {error}");
+        assert!(error.starts_with(&fixture(CACHE).display().to_string()), "{key}: {error}");
+    }
+}
+
+/// The golden with a tensor left out, or under another name, or with one more.
+fn changed(path: &Path, change: &dyn Fn(&str) -> Vec<String>) {
+    let bytes = std::fs::read(fixture(CACHE)).unwrap();
+    let (length, rest) = bytes.split_at(8);
+    let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+    let header: Map<String, Value> = serde_json::from_slice(header).unwrap();
+    let (mut new, mut kept) = (Map::new(), Vec::new());
+    for (name, entry) in header {
+        if name == "__metadata__" {
+            new.insert(name, entry);
+            continue;
+        }
+        let [from, to] = [0, 1].map(|i| entry["data_offsets"][i].as_u64().unwrap() as usize);
+        for name in change(&name) {
+            let start = kept.len();
+            kept.extend(&data[from..to]);
+            let offsets = json!([start, kept.len()]);
+            new.insert(name, json!({"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": offsets}));
+        }
+    }
+    let header = Value::from(new).to_string();
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &kept].concat();
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_cache_without_one_of_its_tensors_or_with_another_is_refused() {
+    let Loaded { model, .. } = load(&fixture("models/qwen3_5-f32"), &Device::cpu()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cache.safetensors");
+    changed(&path, &|name| vec![name.to_owned()]);
+    prompt_cache::load(&path, model.as_ref()).unwrap();
+    for gone in ["0.0.0", "0.0.1", "1.0.1", "3.0", "3.1"] {
+        changed(&path, &|name| if name == gone { vec![] } else { vec![name.to_owned()] });
+        let error = prompt_cache::load(&path, model.as_ref()).unwrap_err().to_string();
+        assert!(error.contains(&format!("tensor `{gone}` is missing; this model's cache has it as [1, ")), "{error}");
+    }
+    for more in ["4.0", "0.0.2", "3.3", "note"] {
+        changed(&path, &|name| {
+            let surplus = (name == "0.0.1").then(|| more.to_owned());
+            [name.to_owned()].into_iter().chain(surplus).collect()
+        });
+        let error = prompt_cache::load(&path, model.as_ref()).unwrap_err().to_string();
+        assert!(error.contains(&format!("tensor `{more}` has no place in this model's cache")), "{error}");
+    }
+    // what mlx-lm has of a batch stands for the padding of its sequences
+    changed(&path, &|name| match name {
+        "0.1" => vec![],
+        "0.0.1" => vec!["0.0.1".to_owned(), "0.1".to_owned()],
+        _ => vec![name.to_owned()],
+    });
+    let error = prompt_cache::load(&path, model.as_ref()).unwrap_err().to_string();
+    assert!(error.contains("tensor `0.1` has no place in this model's cache"), "{error}");
 }

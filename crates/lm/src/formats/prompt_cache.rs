@@ -5,11 +5,11 @@
 
 use super::atomic::write_atomic;
 use super::safetensors::{self, File, Raw};
-use crate::cache::{AttentionCache, Cache, DeltaCache, KeysAndValues, LayerCache};
+use crate::cache::{AttentionCache, Cache, DeltaCache, KeysAndValues, LayerCache, LayerShape};
 use crate::models::LanguageModel;
 use alluvium_core::{DType, Error, Result, Shape, Tensor};
 use alluvium_ops::{cast, transpose};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Writes the cache of one sequence; `about` is free text, in which mlx-lm looks for `model` and `tokenizer_config`.
@@ -78,91 +78,119 @@ fn by_head(x: &Tensor) -> Result<Tensor> {
 /// Reads a cache for a model, and the free text that was written with it.
 ///
 /// # Errors
-/// When the file cannot be read, or its cache is none of this model or of a kind that is not known.
+/// When the file cannot be read, or its cache is none of this model or of a kind that is not known: every layer must have
+/// its tensors, of the model's sizes, and there must be no others.
 pub fn load(path: &Path, model: &dyn LanguageModel) -> Result<(Cache, BTreeMap<String, String>)> {
     let file = safetensors::read(path)?;
-    let wrong = |why: String| Error::file(path, why);
     let mut about = BTreeMap::new();
     for (key, value) in file.metadata() {
         if let Some(key) = key.strip_prefix("0.") {
             about.insert(key.to_owned(), value.clone());
         }
     }
-    let mut cache = model.cache(1)?;
+    let shapes = model.cache_shapes();
+    let mut reader = Reader { file: &file, model, asked: BTreeSet::new() };
     let layers = file.metadata().keys().filter(|key| key.starts_with("1.")).count();
-    if layers != cache.layers.len() {
-        return Err(wrong(format!(
-            "it is the cache of a model with {layers} layers, this one has {}",
-            cache.layers.len()
-        )));
+    if layers != shapes.len() {
+        let why = format!("it is the cache of a model with {layers} layers, this one has {}", shapes.len());
+        return Err(reader.wrong(why));
     }
-    let reader = Reader { file: &file, model };
-    let mut offset = 0;
-    for (index, layer) in cache.layers.iter_mut().enumerate() {
+    let (mut offset, mut read) = (0, Vec::new());
+    for (index, shape) in shapes.into_iter().enumerate() {
         let class = file.metadata().get(&format!("1.{index}")).map_or("", String::as_str);
-        match (layer, class) {
-            (LayerCache::Delta(delta), "ArraysCache") => {
-                let [window, state] = [0, 1].map(|slot| reader.tensor(&format!("{index}.0.{slot}"), None));
-                *delta = DeltaCache { window: window?, state: state?.map(|s| single(&s)).transpose()? };
+        read.push(match (shape, class) {
+            (LayerShape::Delta { window, state }, "ArraysCache") => {
+                LayerCache::Delta(reader.delta(index, window, state)?)
             }
-            (LayerCache::Attention(attention), "KVCache") => {
-                let sequence = reader.attention(index)?;
+            (LayerShape::Attention { heads, width }, "KVCache") => {
+                let sequence = reader.attention(index, heads, width)?;
                 if offset != 0 && sequence.len != offset {
-                    return Err(wrong(format!("layer {index} has read {} tokens, another one {offset}", sequence.len)));
+                    let why = format!("layer {index} has read {} tokens, another one {offset}", sequence.len);
+                    return Err(reader.wrong(why));
                 }
                 offset = sequence.len;
-                *attention = AttentionCache::of(sequence);
+                LayerCache::Attention(AttentionCache::of(sequence))
             }
-            (_, class) => return Err(wrong(format!("layer {index} is a {class}, which is none of this model's"))),
-        }
+            (_, class) => {
+                return Err(reader.wrong(format!("layer {index} is a {class}, which is none of this model's")));
+            }
+        });
     }
-    Ok((Cache::at(offset, cache.layers), about))
+    reader.finish()?;
+    Ok((Cache::at(offset, read), about))
 }
 
 struct Reader<'a> {
     file: &'a File,
     model: &'a dyn LanguageModel,
+    /// The names of the tensors that the model's layers have.
+    asked: BTreeSet<String>,
 }
 
 impl Reader<'_> {
-    /// A floating tensor in f32; none where the file says so by an empty one.
-    fn tensor(&self, name: &str, rank: Option<usize>) -> Result<Option<Tensor>> {
-        let tensor = match self.file.entry(name) {
-            None => return Ok(None),
-            Some(entry) if entry.shape.elements() == 0 => return Ok(None),
-            Some(_) => self.file.tensor(name, self.model.head().device())?,
-        };
-        if !tensor.dtype().is_float() || rank.is_some_and(|rank| tensor.shape().rank() != rank) {
-            let why = format!("tensor `{name}` is {} {}", tensor.dtype(), tensor.shape());
-            return Err(Error::file(self.file.path(), why));
-        }
-        single(&tensor).map(Some)
+    /// The error that says of which model the file is, where it does.
+    fn wrong(&self, why: String) -> Error {
+        let of = self.file.metadata().get("0.model").map_or(String::new(), |of| format!("; it was made with `{of}`"));
+        Error::file(self.file.path(), format!("{why}{of}"))
     }
 
-    fn attention(&self, index: usize) -> Result<KeysAndValues> {
-        let wrong = |why: String| Error::file(self.file.path(), format!("layer {index}: {why}"));
-        let [keys, values] = [0, 1].map(|slot| self.tensor(&format!("{index}.{slot}"), Some(4)));
-        let (Some(keys), Some(values)) = (keys?, values?) else {
-            return Err(wrong("keys or values are missing".to_owned()));
+    /// A floating tensor of this shape, in f32.
+    fn tensor(&mut self, name: String, want: Shape) -> Result<Tensor> {
+        let entry = self.file.entry(&name).filter(|entry| entry.bytes > 0);
+        let Some(entry) = entry else {
+            return Err(self.wrong(format!("tensor `{name}` is missing; this model's cache has it as {want}")));
         };
-        let len = self.len(index)?;
-        let room = keys.shape()[2];
-        if keys.shape()[0] != 1 || keys.shape() != values.shape() || len > room {
-            return Err(wrong(format!("keys are {}, values {}, {len} filled", keys.shape(), values.shape())));
+        if !entry.tensor_dtype().is_some_and(DType::is_float) || entry.shape != want {
+            let why = format!("tensor `{name}` is {} {}, that of this model's cache {want}", entry.dtype, entry.shape);
+            return Err(self.wrong(why));
         }
+        let tensor = single(&self.file.tensor(&name, self.model.head().device())?)?;
+        self.asked.insert(name);
+        Ok(tensor)
+    }
+
+    /// The window and the state, and what else mlx-lm has of a batch: nothing of one sequence.
+    fn delta(&mut self, index: usize, window: Option<Shape>, state: Shape) -> Result<DeltaCache> {
+        let empty = |name: &String| self.file.entry(name).is_some_and(|entry| entry.bytes == 0);
+        let without = [format!("{index}.0.0"), format!("{index}.1"), format!("{index}.2")];
+        self.asked.extend(without.into_iter().filter(empty));
+        let window = window.map(|window| self.tensor(format!("{index}.0.0"), window)).transpose()?;
+        let state = self.tensor(format!("{index}.0.1"), state)?;
+        Ok(DeltaCache { window, state: Some(state) })
+    }
+
+    fn attention(&mut self, index: usize, heads: usize, width: usize) -> Result<KeysAndValues> {
+        let len = self.len(index)?;
+        let name = |slot: usize| format!("{index}.{slot}");
+        let room = self.file.entry(&name(0)).and_then(|keys| keys.shape.get(2).copied()).unwrap_or(len);
+        if len > room {
+            return Err(self.wrong(format!("layer {index} has read {len} tokens, its keys are of {room}")));
+        }
+        let want: Shape = [1, heads, room, width].into();
+        let [keys, values] = [self.tensor(name(0), want)?, self.tensor(name(1), want)?];
         let by_token = |x: &Tensor| transpose(&x.reshape(Shape::new(&x.shape()[1..])?)?, [0, 1]);
         Ok(KeysAndValues { keys: Some(by_token(&keys)?), values: Some(by_token(&values)?), len })
     }
 
+    /// Errs where there are tensors that no layer of the model has.
+    fn finish(&self) -> Result<()> {
+        match self.file.names().find(|name| !self.asked.contains(*name)) {
+            Some(name) => Err(self.wrong(format!("tensor `{name}` has no place in this model's cache"))),
+            None => Ok(()),
+        }
+    }
+
     /// How many tokens an attention layer has read.
-    fn len(&self, index: usize) -> Result<usize> {
+    fn len(&mut self, index: usize) -> Result<usize> {
         let name = format!("{index}.2");
-        let wrong = || Error::file(self.file.path(), format!("`{name}` is no count of tokens"));
+        let wrong = || self.wrong(format!("`{name}` is no count of tokens"));
         let entry =
             self.file.entry(&name).filter(|entry| entry.dtype == "I32" && entry.bytes == 4).ok_or_else(wrong)?;
         let mut bytes = [0; 4];
         self.file.read_into(entry, 0, &mut bytes)?;
-        usize::try_from(i32::from_le_bytes(bytes)).map_err(|_| wrong())
+        let len = usize::try_from(i32::from_le_bytes(bytes)).map_err(|_| wrong())?;
+        self.asked.insert(name);
+        Ok(len)
     }
 }
 

@@ -8,7 +8,7 @@ mod qwen3_5_moe;
 mod qwen3_next;
 mod rotary;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, LayerShape};
 use crate::formats::config::Config;
 use crate::formats::folder::Folder;
 use crate::formats::layout::{self, Recipes, Sanitize};
@@ -63,6 +63,9 @@ pub trait LanguageModel: Parameters + Send + Sync {
     /// # Errors
     /// When `batch` is 0.
     fn cache(&self, batch: usize) -> Result<Cache>;
+
+    /// The sizes of what each layer remembers of a sequence that is not empty.
+    fn cache_shapes(&self) -> Vec<LayerShape>;
 
     /// For experiments: takes a part out of the model's Gated DeltaNet layers, or puts it back.
     fn ablate(&mut self, ablation: Ablation);

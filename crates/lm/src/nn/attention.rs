@@ -3,7 +3,7 @@
 use super::build::Builder;
 use super::linear::Bias;
 use super::{Linear, RmsNorm};
-use crate::cache::AttentionCache;
+use crate::cache::{AttentionCache, LayerShape};
 use crate::params;
 use alluvium_core::{Result, Tensor};
 use alluvium_ops::{self as ops, Rope, attention, mul, rope, sigmoid, split_in};
@@ -90,6 +90,11 @@ impl Attention {
         };
         let (q_norm, k_norm) = (norm("q_norm")?, norm("k_norm")?);
         Ok(Attention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm, sizes: *sizes })
+    }
+
+    /// The sizes of what it remembers of a sequence.
+    pub fn cache_shape(&self) -> LayerShape {
+        LayerShape::Attention { heads: self.sizes.kv_heads, width: self.sizes.head }
     }
 
     /// All tokens at once, as training has them: `[B, T, D]` to `[B, T, D]`.

@@ -7,7 +7,7 @@ use super::mlp::MlpSizes;
 use super::moe::MixtureSizes;
 use super::params::{Parameters, join};
 use super::{Ablation, Attention, Embedding, GatedDeltaNet, Linear, Mixture, Mlp, RmsNorm, Weight};
-use crate::cache::{AttentionCache, Cache, DeltaCache, LayerCache};
+use crate::cache::{AttentionCache, Cache, DeltaCache, LayerCache, LayerShape};
 use crate::formats::config::Config;
 use crate::models::{Batch, Keep, LanguageModel, batch_of_at_least_one};
 use crate::params;
@@ -242,6 +242,13 @@ impl Layer {
             Mixer::Attention(_) => LayerCache::Attention(AttentionCache::default()),
         }
     }
+
+    fn cache_shape(&self) -> LayerShape {
+        match &self.mixer {
+            Mixer::Delta(mixer) => mixer.cache_shape(),
+            Mixer::Attention(mixer) => mixer.cache_shape(),
+        }
+    }
 }
 
 impl LanguageModel for Decoder {
@@ -285,6 +292,10 @@ impl LanguageModel for Decoder {
     fn cache(&self, batch: usize) -> Result<Cache> {
         batch_of_at_least_one(batch)?;
         Ok(Cache::new(batch, self.model.layers.iter().map(Layer::cache).collect()))
+    }
+
+    fn cache_shapes(&self) -> Vec<LayerShape> {
+        self.model.layers.iter().map(Layer::cache_shape).collect()
     }
 
     fn ablate(&mut self, ablation: Ablation) {

@@ -4,7 +4,7 @@ use super::ablation::{Ablation, gated_linear_attention, identity};
 use super::build::{Builder, Init};
 use super::in_proj::{InProj, Inputs, Layout};
 use super::{Linear, RmsNorm};
-use crate::cache::DeltaCache;
+use crate::cache::{DeltaCache, LayerShape};
 use crate::params;
 use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::{
@@ -141,6 +141,15 @@ impl GatedDeltaNet {
         };
         (cache.window, cache.state) = (window, Some(final_state));
         self.output(&o, &z_btgv)
+    }
+
+    /// The sizes of what it remembers of a sequence.
+    pub fn cache_shape(&self) -> LayerShape {
+        let DeltaSizes { value_heads, key, value, taps, .. } = self.sizes;
+        LayerShape::Delta {
+            window: (taps > 1).then(|| [1, taps - 1, self.sizes.channels()].into()),
+            state: [1, value_heads, value, key].into(),
+        }
     }
 
     fn project(&self, x_btd: &Tensor, window: Option<&Tensor>, cu_seqlens: Option<&Tensor>) -> Result<Projected> {
