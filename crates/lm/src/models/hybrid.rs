@@ -105,7 +105,8 @@ pub(super) struct Family {
 /// Rotary positions, by the keys of `rope_parameters`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RopeParameters {
-    /// Only `default` is known.
+    /// How frequencies are scaled: `default`. A file can say `linear` or `llama3` with the keys that belong to it, too, and
+    /// say it in the older key `type`, which goes before this one.
     #[serde(default = "default_rope")]
     pub rope_type: String,
     /// The base of the wavelengths.

@@ -10,7 +10,7 @@ use crate::formats::layout::{self, Recipe, Recipes, Stored};
 use crate::nn::in_proj::Layout;
 use crate::nn::{Builder, Decoder};
 use alluvium_core::Result;
-use alluvium_ops::{Normalise, Pairs, Rope, RopeScaling};
+use alluvium_ops::{Normalise, Pairs, Rope};
 use serde_json::json;
 
 /// What tells Qwen3.5 apart from Qwen3-Next.
@@ -38,14 +38,12 @@ impl Sizes {
     }
 
     fn rope(&self, config: &Config) -> Result<Rope> {
-        let RopeParameters { rope_type, rope_theta, partial_rotary_factor } = &self.rope_parameters;
-        if rope_type != "default" {
-            return Err(config.wrong(format!("rope_type `{rope_type}` is not known; known is default")));
-        }
-        rotary::check(config, self.rms_norm_eps, *rope_theta)?;
-        rotary::check_part(config, *partial_rotary_factor, self.head())?;
-        let dims = rotary::turning(*partial_rotary_factor, self.head());
-        Ok(Rope { theta: *rope_theta, dims, scaling: RopeScaling::None, pairs: Pairs::Halves })
+        let RopeParameters { rope_theta, partial_rotary_factor, .. } = self.rope_parameters;
+        rotary::check(config, self.rms_norm_eps, rope_theta)?;
+        rotary::check_part(config, partial_rotary_factor, self.head())?;
+        let dims = rotary::turning(partial_rotary_factor, self.head());
+        let scaling = rotary::scaling(config, "rope_parameters")?;
+        Ok(Rope { theta: rope_theta, dims, scaling, pairs: Pairs::Halves })
     }
 }
 

@@ -4,12 +4,14 @@ use crate::formats::config::Config;
 use alluvium_core::Result;
 use alluvium_ops::{Pairs, Rope, RopeScaling};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// The keys that say how frequencies are scaled: `rope_scaling`, or `rope_parameters` in newer files.
 #[derive(Clone, Debug, Default, Deserialize)]
 struct Scaling {
-    #[serde(alias = "type")]
+    /// The older key, and the one that mlx-lm writes: it goes before the newer one.
+    #[serde(rename = "type")]
+    older_type: Option<String>,
     rope_type: Option<String>,
     factor: Option<f32>,
     low_freq_factor: Option<f32>,
@@ -33,18 +35,17 @@ pub(super) fn rope(config: &Config, dims: usize, default_theta: Option<f32>) -> 
         None => default_theta,
     };
     let theta = theta.ok_or_else(|| config.wrong("`rope_theta` is missing or no number"))?;
-    let scaling = match block("rope_scaling").or(parameters) {
-        Some(block) => scaling(config, block)?,
-        None => RopeScaling::None,
-    };
+    let scaling = scaling(config, if block("rope_scaling").is_some() { "rope_scaling" } else { "rope_parameters" })?;
     Ok(Rope { theta, dims, scaling, pairs: Pairs::Halves })
 }
 
-fn scaling(config: &Config, block: &Map<String, Value>) -> Result<RopeScaling> {
-    let wrong = |why: String| config.wrong(format!("rope_scaling: {why}"));
+/// How frequencies are scaled, by the block of this name.
+pub(super) fn scaling(config: &Config, key: &str) -> Result<RopeScaling> {
+    let Some(block) = config.text().get(key).and_then(Value::as_object) else { return Ok(RopeScaling::None) };
+    let wrong = |why: String| config.wrong(format!("{key}: {why}"));
     let scaling = Scaling::deserialize(Value::Object(block.clone())).map_err(|e| wrong(e.to_string()))?;
     let factor = || scaling.factor.ok_or_else(|| wrong("`factor` is missing".to_owned()));
-    match scaling.rope_type.as_deref() {
+    match scaling.older_type.as_deref().or(scaling.rope_type.as_deref()) {
         None | Some("default") => Ok(RopeScaling::None),
         Some("linear") => Ok(RopeScaling::Linear { factor: factor()? }),
         Some("llama3") => Ok(RopeScaling::Llama3 {
