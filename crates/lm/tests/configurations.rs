@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::{Device, Tensor};
-use alluvium_lm::{Config, LanguageModel, initialise};
+use alluvium_lm::formats::safetensors;
+use alluvium_lm::{Config, LanguageModel, initialise, load, save};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -57,4 +58,39 @@ fn the_older_key_type_says_how_positions_are_scaled_and_goes_before_the_newer_on
         let error = of(&[("type", json!("yarn")), factor()]).unwrap_err();
         assert!(error.contains("type `yarn` is not known; known are default, linear and llama3"), "{name}: {error}");
     }
+}
+
+#[test]
+fn what_projects_to_words_where_a_file_does_not_say_is_the_embedding_for_llama_alone() {
+    for (name, part, tied) in [
+        ("llama-f32", "", true),
+        ("qwen3-f32", "", false),
+        ("qwen3_5-f32", "text_config", false),
+        ("qwen3_5_moe-f32", "text_config", false),
+        ("qwen3_next-f32", "", false),
+    ] {
+        let mut config = json_of(name);
+        let text = if part.is_empty() { &mut config } else { &mut config[part] };
+        text.as_object_mut().unwrap().remove("tie_word_embeddings");
+        let model = new(&config).unwrap();
+        let mut own = false;
+        model.visit("", &mut |name, _| own |= name.ends_with("lm_head.weight"));
+        assert_eq!(own, !tied, "{name}");
+
+        // the projection of a file goes unread where the embedding takes its place
+        let folder = tempfile::tempdir().unwrap();
+        save(model.as_ref(), None, folder.path()).unwrap();
+        if tied {
+            let head = Tensor::zeros(model.head().dense().unwrap().shape(), alluvium_core::DType::F32, &Device::cpu())
+                .unwrap();
+            let path = folder.path().join("model-head.safetensors");
+            safetensors::write(&path, &[("lm_head.weight".to_owned(), &head)], &[]).unwrap();
+        }
+        let again = load(folder.path(), &Device::cpu()).unwrap().model;
+        assert!(logits(again.as_ref()) == logits(model.as_ref()), "{name}");
+    }
+    let mut config = json_of("llama-f32");
+    config["tie_word_embeddings"] = json!("yes");
+    let error = new(&config).err().unwrap();
+    assert!(error.contains("`tie_word_embeddings` is \"yes\", expected true or false"), "{error}");
 }

@@ -1,5 +1,6 @@
 //! `config.json`: what kind of model, and its sizes.
 
+use crate::models::ModelType;
 use alluvium_core::{DType, Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -117,9 +118,18 @@ impl Config {
         size.ok_or_else(|| self.wrong("`vocab_size` is missing or no whole number"))
     }
 
-    /// Whether the output projection is the embedding: `tie_word_embeddings`.
-    pub fn is_tied(&self) -> bool {
-        self.text().get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false)
+    /// Whether the output projection is the embedding: `tie_word_embeddings`, and else what the type of model does.
+    ///
+    /// # Errors
+    /// When the key is neither true nor false, or the type of model is not known where the key is missing.
+    pub fn is_tied(&self) -> Result<bool> {
+        match self.text().get("tie_word_embeddings") {
+            None => Ok(ModelType::of(self)?.tied),
+            Some(Value::Bool(tied)) => Ok(*tied),
+            Some(other) => {
+                Err(self.wrong(format!("`tie_word_embeddings` is {}, expected true or false", brief(other))))
+            }
+        }
     }
 
     /// The tokens that end a text: `eos_token_id`, one or a list.

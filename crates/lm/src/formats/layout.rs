@@ -66,9 +66,9 @@ pub type Sanitize = fn(&Stored<'_>, &Config) -> Result<Recipes>;
 
 /// Every tensor as it is, but for tables of angles and for a projection to words that is the embedding anyway.
 pub(crate) fn plain(stored: &Stored<'_>, config: &Config) -> Result<Recipes> {
-    let left_out = |name: &str| {
-        name.contains("self_attn.rotary_emb.inv_freq") || (config.is_tied() && name.starts_with("lm_head."))
-    };
+    let tied = config.is_tied()?;
+    let left_out =
+        |name: &str| name.contains("self_attn.rotary_emb.inv_freq") || (tied && name.starts_with("lm_head."));
     let names = stored.keys().filter(|name| !left_out(name));
     Ok(names.map(|&name| (name.to_owned(), Recipe::Same(name.to_owned()))).collect())
 }

@@ -24,8 +24,9 @@ pub(super) struct Sizes {
     head_dim: Option<usize>,
     vocab_size: usize,
     rms_norm_eps: f32,
-    #[serde(default = "tied")]
-    tie_word_embeddings: bool,
+    /// By [`Config::is_tied`].
+    #[serde(skip)]
+    tied: bool,
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
@@ -36,14 +37,10 @@ pub(super) struct Sizes {
     layer_types: Option<Vec<String>>,
 }
 
-fn tied() -> bool {
-    true
-}
-
 impl Sizes {
     /// From a configuration, each size held against what can be meant.
     pub(super) fn read(config: &Config) -> Result<Self> {
-        let sizes: Sizes = config.sizes()?;
+        let sizes = Sizes { tied: config.is_tied()?, ..config.sizes()? };
         let within = |key, size, most| size_within(config, key, size, most);
         within("hidden_size", sizes.hidden_size, 1 << 17)?;
         within("intermediate_size", sizes.intermediate_size, 1 << 20)?;
@@ -103,7 +100,7 @@ impl Sizes {
             words: self.vocab_size,
             width: self.hidden_size,
             eps: self.rms_norm_eps,
-            head: if self.tie_word_embeddings { Head::Tied } else { Head::Own },
+            head: if self.tied { Head::Tied } else { Head::Own },
             layers: vec![layer; self.num_hidden_layers],
         }
     }

@@ -78,6 +78,9 @@ pub struct ModelType {
     pub name: &'static str,
     build: fn(&Config, Builder) -> Result<Box<dyn LanguageModel>>,
     sanitize: Sanitize,
+    /// Whether the output projection is the embedding where a configuration does not say: as in mlx-lm, and of `qwen3`, which
+    /// mlx-lm refuses then, as in transformers.
+    pub tied: bool,
     /// Ends of names whose tensors keep their dtype when a model is converted to another one.
     pub keeps_dtype: &'static [&'static str],
     /// Ends of modules' names that a quantised model has in 8 bits: routers, whose errors would choose other experts.
@@ -93,11 +96,11 @@ impl std::fmt::Debug for ModelType {
 /// The one table of models, by `model_type`.
 #[rustfmt::skip]
 pub static MODELS: &[ModelType] = &[
-    ModelType { name: "llama", build: llama::build, sanitize: layout::plain, keeps_dtype: &[], sensitive: &[] },
-    ModelType { name: "qwen3", build: qwen3::build, sanitize: layout::plain, keeps_dtype: &[], sensitive: &[] },
-    ModelType { name: "qwen3_5", build: qwen3_5::build, sanitize: qwen3_5::sanitize, keeps_dtype: &["A_log"], sensitive: ROUTERS },
-    ModelType { name: "qwen3_5_moe", build: qwen3_5_moe::build, sanitize: qwen3_5_moe::sanitize, keeps_dtype: &["A_log"], sensitive: ROUTERS },
-    ModelType { name: "qwen3_next", build: qwen3_next::build, sanitize: qwen3_next::sanitize, keeps_dtype: &[], sensitive: ROUTERS },
+    ModelType { name: "llama", build: llama::build, sanitize: layout::plain, tied: true, keeps_dtype: &[], sensitive: &[] },
+    ModelType { name: "qwen3", build: qwen3::build, sanitize: layout::plain, tied: false, keeps_dtype: &[], sensitive: &[] },
+    ModelType { name: "qwen3_5", build: qwen3_5::build, sanitize: qwen3_5::sanitize, tied: false, keeps_dtype: &["A_log"], sensitive: ROUTERS },
+    ModelType { name: "qwen3_5_moe", build: qwen3_5_moe::build, sanitize: qwen3_5_moe::sanitize, tied: false, keeps_dtype: &["A_log"], sensitive: ROUTERS },
+    ModelType { name: "qwen3_next", build: qwen3_next::build, sanitize: qwen3_next::sanitize, tied: false, keeps_dtype: &[], sensitive: ROUTERS },
 ];
 
 /// What chooses experts and weighs the one that all share.

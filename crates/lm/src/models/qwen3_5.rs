@@ -62,6 +62,7 @@ const ELSEWHERE: &[&str] = &["model.visual", "vision_tower"];
 /// norms that start at zero; and parts that are left out.
 pub(super) fn sanitize(stored: &Stored<'_>, config: &Config) -> Result<Recipes> {
     let foreign = stored.iter().any(|(name, &shape)| layout::is_foreign_filter(name, shape));
+    let tied = config.is_tied()?;
     let mut recipes = Recipes::new();
     for (&name, &shape) in stored {
         if name.contains("mtp.") || ELSEWHERE.iter().any(|part| name.starts_with(part)) {
@@ -72,7 +73,7 @@ pub(super) fn sanitize(stored: &Stored<'_>, config: &Config) -> Result<Recipes> 
             None if name.starts_with("language_model.") => name.to_owned(),
             None => format!("language_model.{name}"),
         };
-        if config.is_tied() && foreign && known == "language_model.lm_head.weight" {
+        if tied && foreign && known == "language_model.lm_head.weight" {
             continue;
         }
         let stored = name.to_owned();

@@ -33,10 +33,11 @@ pub(super) fn sanitize(stored: &Stored<'_>, config: &Config) -> Result<Recipes> 
     if !foreign {
         return layout::plain(stored, config);
     }
+    let tied = config.is_tied()?;
     let mut recipes = Recipes::new();
     let mut experts: BTreeMap<String, BTreeMap<usize, String>> = BTreeMap::new();
     for (&name, &shape) in stored {
-        if name.contains("mtp.") || (config.is_tied() && name == "lm_head.weight") {
+        if name.contains("mtp.") || (tied && name == "lm_head.weight") {
             continue;
         }
         if let Some((known, expert)) = expert(name) {
