@@ -5,7 +5,7 @@ use alluvium_core::{Device, Tensor};
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::{Config, LanguageModel, initialise, load, save};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
@@ -25,6 +25,12 @@ fn logits(model: &dyn LanguageModel) -> Vec<f32> {
     let ids = Tensor::from_slice(&[5u32, 9, 200, 31], [1, 4], &Device::cpu()).unwrap();
     let hidden = model.step(&ids, &mut model.cache(1).unwrap()).unwrap();
     model.head().linear(&hidden).unwrap().to_vec().unwrap()
+}
+
+/// A model of the fixtures in another folder, with another configuration.
+fn copied(name: &str, config: &Value, folder: &Path) {
+    std::fs::copy(fixture(name).join("model.safetensors"), folder.join("model.safetensors")).unwrap();
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
 }
 
 #[test]
@@ -93,4 +99,29 @@ fn what_projects_to_words_where_a_file_does_not_say_is_the_embedding_for_llama_a
     config["tie_word_embeddings"] = json!("yes");
     let error = new(&config).err().unwrap();
     assert!(error.contains("`tie_word_embeddings` is \"yes\", expected true or false"), "{error}");
+}
+
+#[test]
+fn keys_that_mlx_lm_does_not_read_change_nothing() {
+    for (name, part, keys) in [
+        ("qwen3_5_moe-f32", "text_config", vec![("mlp_only_layers", json!([0])), ("decoder_sparse_step", json!(2))]),
+        ("qwen3-f32", "", vec![("attention_bias", json!(true)), ("mlp_bias", json!(true))]),
+    ] {
+        let mut config = json_of(name);
+        let text = if part.is_empty() { &mut config } else { &mut config[part] };
+        for (key, value) in keys {
+            text[key] = value;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        copied(name, &config, folder.path());
+        let [ours, plain] = [folder.path(), &fixture(name)].map(|folder| load(folder, &Device::cpu()).unwrap().model);
+        assert!(logits(ours.as_ref()) == logits(plain.as_ref()), "{name}");
+    }
+    // Qwen3-Next's are read
+    let mut config = json_of("qwen3_next-f32");
+    config["mlp_only_layers"] = json!([0]);
+    let folder = tempfile::tempdir().unwrap();
+    copied("qwen3_next-f32", &config, folder.path());
+    let error = load(folder.path(), &Device::cpu()).unwrap_err().to_string();
+    assert!(error.contains("layers.0.mlp."), "{error}");
 }

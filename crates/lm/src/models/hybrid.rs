@@ -83,7 +83,7 @@ pub struct MixtureKeys {
     /// Whether the weights of the chosen experts sum to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm_topk_prob: Option<bool>,
-    /// Every so many layers one has experts.
+    /// Every so many layers one has experts. Qwen3-Next's, as is the next one: in Qwen3.5 all layers have them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decoder_sparse_step: Option<usize>,
     /// Layers that have one MLP all the same.
@@ -172,6 +172,12 @@ impl Sizes {
             return Err(config.wrong(format!("it describes {:.3e} parameters, more than 2^40", self.elements())));
         }
         Ok(())
+    }
+
+    /// The same for a type of model that has experts in every layer or in none, whatever a configuration says of single ones.
+    pub(super) fn alike(mut self) -> Self {
+        (self.mixture.decoder_sparse_step, self.mixture.mlp_only_layers) = (None, None);
+        self
     }
 
     fn check_feed_forward(&self, config: &Config) -> Result<()> {

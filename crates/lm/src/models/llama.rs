@@ -57,6 +57,11 @@ impl Sizes {
         Ok(sizes)
     }
 
+    /// The same for a type of model whose projections have no biases, whatever a configuration says of them.
+    pub(super) fn without_biases(self) -> Self {
+        Sizes { attention_bias: false, mlp_bias: false, ..self }
+    }
+
     fn kv_heads(&self) -> usize {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }

@@ -11,7 +11,7 @@ use alluvium_core::Result;
 
 /// Builds the model; see [`super::build`].
 pub(super) fn build(config: &Config, b: Builder) -> Result<Box<dyn LanguageModel>> {
-    let sizes = Sizes::read(config)?;
+    let sizes = Sizes::read(config)?.without_biases();
     let rope = rotary::rope(config, sizes.head(), None)?;
     rotary::check(config, sizes.eps(), rope.theta)?;
     Ok(Box::new(Decoder::build(b, &sizes.decoder(rope, HeadNorm::Rms(sizes.eps())), config)?))

@@ -49,7 +49,7 @@ impl Sizes {
 
 /// Builds the model; see [`super::build`].
 pub(super) fn build(config: &Config, b: Builder) -> Result<Box<dyn LanguageModel>> {
-    let sizes: Sizes = config.sizes()?;
+    let sizes = config.sizes::<Sizes>()?.alike();
     sizes.check(config)?;
     let decoder = sizes.decoder(&FAMILY, sizes.rope(config)?);
     Ok(Box::new(Decoder::build(b, &decoder, config)?))
