@@ -233,6 +233,29 @@ fn a_nan_in_a_configuration_is_named_as_bad_json() {
 }
 
 #[test]
+#[cfg(unix)]
+fn a_pipe_in_the_place_of_a_file_is_refused_where_reading_it_would_wait_for_ever() {
+    let files =
+        ["config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"];
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/llama-f32");
+    for name in files {
+        let folder = tempfile::tempdir().unwrap();
+        saved(folder.path());
+        for name in &files[3..] {
+            std::fs::copy(fixture.join(name), folder.path().join(name)).unwrap();
+        }
+        let path = folder.path().join(name);
+        std::fs::remove_file(&path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let (done, result) = std::sync::mpsc::channel();
+        let place = folder.path().to_owned();
+        std::thread::spawn(move || done.send(refused(&place)));
+        let error = result.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+        assert_eq!(error, format!("cannot read {}: it is no regular file", path.display()));
+    }
+}
+
+#[test]
 fn weights_that_do_not_fit_the_configuration_are_named() {
     let folder = tempfile::tempdir().unwrap();
     saved(folder.path());

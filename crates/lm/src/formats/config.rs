@@ -1,5 +1,6 @@
 //! `config.json`: what kind of model, and its sizes.
 
+use super::read_whole;
 use crate::models::ModelType;
 use alluvium_core::{DType, Error, Result};
 use serde::de::DeserializeOwned;
@@ -29,7 +30,7 @@ impl Config {
     /// When there is none, it cannot be read or is no JSON object; `NaN`, which Python writes, is no JSON.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
-        let text = std::fs::read(&path).map_err(|error| match error.kind() {
+        let text = read_whole(&path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => Error::file(folder.as_ref(), "there is no model here: config.json is missing"),
             _ => Error::io(&path, "read")(error),
         })?;

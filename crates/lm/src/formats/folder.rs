@@ -1,6 +1,7 @@
 //! The weight files of a folder, seen as one.
 
 use super::layout::{Recipe, Side, Stored};
+use super::read_whole;
 use super::safetensors::{self, Entry, File};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use half::{bf16, f16};
@@ -182,7 +183,7 @@ pub(crate) fn is_weight_file(path: &Path) -> bool {
 }
 
 pub(crate) fn read_json(path: &Path) -> Result<Option<Map<String, Value>>> {
-    match std::fs::read(path) {
+    match read_whole(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io(path, "read")(e)),
         Ok(text) => match serde_json::from_slice(&text) {

@@ -2,6 +2,7 @@
 
 use super::atomic::Staged;
 use super::keys::Keys;
+use super::regular;
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
@@ -44,6 +45,7 @@ pub struct Entry {
 /// another size than its shape, bytes that belong to no tensor.
 pub fn read(path: impl AsRef<Path>) -> Result<File> {
     let path = path.as_ref();
+    regular(path).map_err(Error::io(path, "read"))?;
     let mut file = fs::File::open(path).map_err(Error::io(path, "read"))?;
     let bytes = file.metadata().map_err(Error::io(path, "read"))?.len();
     let wrong = |why: String| Error::file(path, format!("not a whole safetensors file: {why}; fetch it again"));

@@ -3,6 +3,7 @@
 use super::atomic::Staged;
 use super::config::{Config, token_ids};
 use super::tokenizer_json::{self, Affixes};
+use super::{read_whole, regular};
 use crate::checkpoint::pretty;
 use alluvium_core::{Error, Result};
 use serde_json::{Value, json};
@@ -48,11 +49,12 @@ impl Tokenizer {
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
-        let json = std::fs::read_to_string(&file).map_err(Error::io(&file, "read"))?;
+        let json = regular(&file).and_then(|()| std::fs::read_to_string(&file)).map_err(Error::io(&file, "read"))?;
         let folder = file.parent().unwrap_or(Path::new("."));
         let config = optional(&folder.join("tokenizer_config.json"))?;
         let generation = optional(&folder.join("generation_config.json"))?;
-        let template = std::fs::read_to_string(folder.join("chat_template.jinja")).ok();
+        let template = folder.join("chat_template.jinja");
+        let template = regular(&template).and_then(|()| std::fs::read_to_string(&template)).ok();
         let mut eos = token_ids(generation.get("eos_token_id"));
         if eos.is_empty() && folder.join("config.json").exists() {
             eos = Config::read(folder)?.eos_token_ids();
@@ -227,7 +229,7 @@ fn failed(error: tokenizers::Error) -> Error {
 }
 
 fn optional(path: &PathBuf) -> Result<Value> {
-    match std::fs::read(path) {
+    match read_whole(path) {
         Ok(text) => serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}"))),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
         Err(e) => Err(Error::io(path, "read")(e)),
