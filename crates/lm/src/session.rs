@@ -73,11 +73,16 @@ impl<'a> Session<'a> {
     /// tokens.
     ///
     /// # Errors
-    /// When the prompt is empty or has an id outside the vocabulary; the session is of no use after the latter. When a
-    /// session [for one prompt](Session::for_one_prompt) of a model with a recurrent state gets another.
+    /// When the prompt is empty or has an id outside the vocabulary. When a session [for one prompt](Session::for_one_prompt) of a model with a recurrent state gets another.
     pub fn read(&mut self, prompt: &[u32]) -> Result<usize> {
         if prompt.is_empty() {
             return Err(Error::value("generate", "the prompt is empty; give at least one token"));
+        }
+        let words = self.model.config().vocab_size()?;
+        if let Some(token) = prompt.iter().find(|&&token| token as usize >= words) {
+            let why = format!("token {token} is outside the vocabulary: `vocab_size` of config.json is {words}");
+            let what = format!("{why}, the tokenizer has more tokens; take the tokenizer that belongs to the model");
+            return Err(self.model.config().wrong(what));
         }
         let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         // the last token is read again where all are known: what follows it is not kept
