@@ -3,7 +3,7 @@
 mod cmd;
 mod output;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Train, fine-tune, quantise and run hybrid Gated DeltaNet language models.
@@ -34,7 +34,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let out = &mut std::io::stdout().lock();
-    let result = match Cli::parse().command {
+    let cli = cmd::values::worded(Cli::command());
+    let Cli { command } = Cli::from_arg_matches(&cli.get_matches()).unwrap_or_else(|error| error.exit());
+    let result = match command {
         Command::Train(args) => cmd::train::run(*args, out),
         Command::Generate(args) => cmd::generate::run(*args, out),
         Command::Chat(args) => cmd::chat::run(*args, out),

@@ -56,6 +56,50 @@ fn a_cached_prompt_is_gone_on_from() {
 }
 
 #[test]
+fn a_value_that_begins_with_a_dash_is_a_value() {
+    let place = Place::new();
+    let model = fixture("models/qwen3_next-q4g64");
+    for prompt in ["- a list", "-1 + 2 is", "--- a rule", "-1"] {
+        let args = ["generate", "--model", &model, "-m", "1", "--stop", "- x", "--stop", "--- y", "-p", prompt];
+        said(&mut place.alluvium(&args));
+    }
+    let flags = ["--system-prompt", "- be brief", "--prefill-response", "--- so", "-m", "1", "-p", "--- hello"];
+    said(place.alluvium(&["generate", "--model", &model]).args(flags));
+    said(&mut place.alluvium(&["chat", "--model", &model, "--system-prompt", "- be brief"]));
+    let cache = ["cache_prompt", "--model", &model, "-p", "- a list", "--prompt-cache-file", "c.safetensors"];
+    said(&mut place.alluvium(&cache));
+}
+
+#[test]
+fn a_number_that_a_flag_does_not_take_is_refused_with_what_it_takes() {
+    let place = Place::new();
+    let model = fixture("models/llama-f32");
+    std::fs::write(place.path("text.txt"), "some text").unwrap();
+    let generate = ["generate", "--model", &model, "-p", "a"];
+    let perplexity = ["perplexity", "--model", &model, "--data-path", "text.txt"];
+    let quantize = ["quantize", "--model", &model, "--mlx-path", "new"];
+    let whole = "expected a whole number, 0 or more";
+    for (command, flag, value, words) in [
+        (&generate[..], "--temp", "-1", "temperature is -1, expected a finite number, 0 or more"),
+        (&generate, "--temp", "hot", "'--temp <X>': expected a number"),
+        (&generate, "--top-p", "-0.5", "top_p is -0.5, expected a number above 0"),
+        (&generate, "--repetition-penalty", "-2", "repetition penalty is -2, expected a number above 0"),
+        (&generate, "--top-k", "-1", whole),
+        (&generate, "--seed", "-1", whole),
+        (&generate, "--max-tokens", "-1", whole),
+        (&generate, "--max-tokens", "99999999999999999999", "expected at most "),
+        (&perplexity, "--sequence-length", "-5", whole),
+        (&perplexity, "--num-samples", "x", "'--num-samples <N>': expected a whole number"),
+        (&quantize, "--q-bits", "-4", whole),
+        (&quantize, "--q-group-size", "-64", whole),
+    ] {
+        refused_with(place.alluvium(command).args([flag, value]), &[value, words]);
+    }
+    refused_with(&mut place.train("run", &["--iters", "-5"]), &["'-5' for '--iters", whole]);
+    refused_with(&mut place.train("run", &["--learning-rate", "-1"]), &["learning_rate is -1, expected"]);
+}
+
+#[test]
 fn probabilities_are_told_as_json() {
     let place = Place::new();
     let args = ["generate", "--model", &fixture("models/llama-f32"), "--json", "--logprobs", "3", "-m", "5", "-p", "T"];

@@ -15,7 +15,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// The prompt; - or nothing reads it from standard input
-    #[arg(long, short, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// File to write
     #[arg(long, value_name = "FILE")]

@@ -22,7 +22,7 @@ pub(crate) struct Args {
     #[arg(long, short, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
     /// What the model is told before the first message
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system_prompt: Option<String>,
     /// More for the template, as JSON: {"enable_thinking": false}
     #[arg(long, value_name = "JSON")]

@@ -19,16 +19,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Message to answer, or text to continue; - or nothing reads it from standard input
-    #[arg(long, short, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// At most this many new tokens
     #[arg(long, short, value_name = "N", default_value_t = 256)]
     max_tokens: usize,
     /// What the model is told before the prompt
-    #[arg(long, value_name = "TEXT", conflicts_with = "ignore_chat_template")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "ignore_chat_template", allow_hyphen_values = true)]
     system_prompt: Option<String>,
     /// How the answer begins
-    #[arg(long, value_name = "TEXT", conflicts_with = "ignore_chat_template")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "ignore_chat_template", allow_hyphen_values = true)]
     prefill_response: Option<String>,
     /// Continue the prompt as it is
     #[arg(long)]
@@ -79,7 +79,7 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
     /// End before this text; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
 }
 

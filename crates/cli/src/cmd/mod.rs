@@ -13,6 +13,7 @@ pub(crate) mod perplexity;
 pub(crate) mod quantize;
 pub(crate) mod recall;
 pub(crate) mod train;
+pub(crate) mod values;
 
 use alluvium::Device;
 use alluvium::core::cpu::Cpu;

@@ -20,7 +20,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 512)]
     sequence_length: usize,
     /// At most so many windows; -1 takes all
-    #[arg(long, value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = -1)]
     num_samples: i64,
     /// Write the result as JSON
     #[arg(long)]

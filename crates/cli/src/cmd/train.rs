@@ -40,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Text that the trained model continues at the end; the start of a held-out piece when left out
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     sample_prompt: Option<String>,
     /// Tokens of that sample; 0 writes none
     #[arg(long, value_name = "N", default_value_t = 120)]
