@@ -7,11 +7,21 @@ mod common;
 use common::{Place, refused_with, said, text};
 use serde_json::Value;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 fn fixture(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name).display().to_string()
+}
+
+/// A checkpoint in the folder `model` of a place.
+fn copied(place: &Place, name: &str) -> PathBuf {
+    let model = place.path("model");
+    std::fs::create_dir(&model).unwrap();
+    for file in std::fs::read_dir(fixture(name)).unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), model.join(file.file_name())).unwrap();
+    }
+    model
 }
 
 #[test]
@@ -128,7 +138,46 @@ fn a_chat_answers_forgets_and_ends() {
     let answers: Vec<&str> = out.lines().collect();
     assert_eq!(answers.len(), 3, "{out}");
     assert_eq!(answers[0], answers[2], "after /reset the same is answered: {out}");
-    assert!(errors.contains("there is no /nothing; there are /reset, /system TEXT and /exit"), "{errors}");
+    assert!(errors.contains("there is no /nothing; /reset forgets, /system TEXT sets"), "{errors}");
+    assert!(errors.contains("what was said is forgotten"), "{errors}");
+}
+
+#[test]
+fn a_chat_survives_what_it_cannot_answer() {
+    let place = Place::new();
+    let model = copied(&place, "models/qwen3_next-q4g64");
+    let template = std::fs::read_to_string(model.join("chat_template.jinja")).unwrap();
+    let raises = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}\
+                  {% if m.content == 'boo' %}{{ raise_exception('no boo here') }}{% endif %}{% endfor %}";
+    std::fs::write(model.join("chat_template.jinja"), format!("{raises}{template}")).unwrap();
+    let mut chat = place.alluvium(&["chat", "--model", "model", "-m", "8"]);
+    let mut child = chat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let said = b"hello\nboo\ncaf\xe9\n/system be nice\n/help\n/etc/passwd is what?\n/reset\nhello\n";
+    child.stdin.take().unwrap().write_all(said).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (out, errors) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{errors}");
+    for words in [
+        "no boo here",
+        "; the message was left out",
+        "this line is not UTF-8; it was left out",
+        "no system here",
+        "; all is as it was before /system",
+        "/help says this",
+    ] {
+        assert!(errors.contains(words), "{words} in {errors}");
+    }
+    let answers: Vec<&str> = out.lines().collect();
+    assert_eq!(answers.len(), 3, "{out}");
+    assert_eq!(answers[0], answers[2], "{out}");
+}
+
+#[test]
+fn a_model_without_a_chat_template_is_talked_with_by_generate() {
+    let place = Place::new();
+    std::fs::remove_file(copied(&place, "models/llama-f32").join("chat_template.jinja")).unwrap();
+    let words = ["model has no chat template", "`alluvium generate` continues plain text"];
+    refused_with(&mut place.alluvium(&["chat", "--model", "model"]), &words);
 }
 
 #[test]

@@ -3,16 +3,17 @@ use super::generate::{SamplingArgs, report, tokenizer, variables};
 use crate::output::say;
 use alluvium::lm::formats::chat::{Ending, Message};
 use alluvium::lm::formats::thinking::{Part, Thinking};
-use alluvium::lm::{Options, Session, Tokenizer, load};
+use alluvium::lm::{LanguageModel, Options, Session, Summary, Tokenizer, load};
+use anyhow::bail;
 use serde_json::{Map, Value};
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 /// Talk with a model
 ///
-/// What was said before is not read again. /reset forgets it, /system TEXT sets what the model is told first, /exit or the
-/// end of the input ends the chat.
+/// What was said before is not read again. /reset forgets it, /system TEXT sets what the model is told first, /help lists
+/// the commands, /exit or the end of the input ends the chat. Any other line is a message, also one that begins with /.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json, a chat template and the safetensors files
@@ -37,42 +38,52 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     let device = args.device.open()?;
     let loaded = load(&args.model, &device)?;
     let tokenizer = tokenizer(loaded.tokenizer, &args.model)?;
+    if tokenizer.chat_template().is_none() {
+        let model = args.model.display();
+        bail!("{model} has no chat template, so it cannot be talked with; `alluvium generate` continues plain text");
+    }
     let mut chat = Chat {
+        model: loaded.model.as_ref(),
         session: Session::new(loaded.model.as_ref())?,
         tokenizer: &tokenizer,
         system: args.system_prompt,
         history: Vec::new(),
         variables: variables(args.chat_template_config.as_deref())?,
         options: args.sampling.options(args.max_tokens),
-        styled: std::io::stdout().is_terminal(),
+        styled: io::stdout().is_terminal(),
     };
     // a template that fails is said before anything is typed
-    chat.prompt("")?;
-    let terminal = std::io::stdin().is_terminal();
+    chat.prompt("hello")?;
+    let terminal = io::stdin().is_terminal();
     if terminal {
-        say!("/reset forgets, /system TEXT sets what the model is told first, /exit ends");
+        say!("{COMMANDS}");
     }
-    let mut lines = std::io::stdin().lock().lines();
+    let mut lines = io::stdin().lock();
     loop {
         if terminal {
             write!(out, ">> ")?;
             out.flush()?;
         }
-        let Some(line) = lines.next().transpose()? else { break };
-        match line.trim() {
-            "" => {}
-            "/exit" | "/quit" => break,
-            "/reset" => chat.history.clear(),
-            command if command.starts_with("/system") => {
-                chat.system = Some(command["/system".len()..].trim().to_owned()).filter(|text| !text.is_empty());
+        let mut line = Vec::new();
+        if lines.read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        let Ok(line) = String::from_utf8(line) else {
+            say!("error: this line is not UTF-8; it was left out");
+            continue;
+        };
+        match Line::of(&line) {
+            Line::Nothing => {}
+            Line::Exit => break,
+            Line::Help => say!("{COMMANDS}"),
+            Line::Reset => {
                 chat.history.clear();
+                say!("what was said is forgotten");
             }
-            command if command.starts_with('/') => {
-                say!("there is no {command}; there are /reset, /system TEXT and /exit");
-            }
-            message => {
-                let summary = chat.answer(message, out)?;
-                if terminal {
+            Line::System(text) => chat.tell_first(text),
+            Line::Unknown(word) => say!("there is no {word}; {COMMANDS}"),
+            Line::Message(message) => {
+                if let Some(summary) = chat.answer(message, out)?.filter(|_| terminal) {
                     report(&summary, device.peak_memory());
                 }
             }
@@ -81,7 +92,41 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     Ok(())
 }
 
+const COMMANDS: &str = "/reset forgets, /system TEXT sets what the model is told first, /help says this, /exit ends";
+
+/// What a line asks for.
+#[derive(Debug, PartialEq)]
+enum Line<'a> {
+    Nothing,
+    Exit,
+    Help,
+    Reset,
+    System(&'a str),
+    /// One word that looks like a command and is none.
+    Unknown(&'a str),
+    Message(&'a str),
+}
+
+impl<'a> Line<'a> {
+    fn of(line: &'a str) -> Self {
+        let line = line.trim();
+        let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        let lone =
+            word.len() > 1 && word.chars().skip(1).all(|letter| letter.is_alphanumeric() || "-_".contains(letter));
+        match (word, rest.trim_start()) {
+            ("", _) => Line::Nothing,
+            ("/exit" | "/quit", "") => Line::Exit,
+            ("/help", "") => Line::Help,
+            ("/reset", "") => Line::Reset,
+            ("/system", text) => Line::System(text),
+            (word, "") if word.starts_with('/') && lone => Line::Unknown(word),
+            _ => Line::Message(line),
+        }
+    }
+}
+
 struct Chat<'a> {
+    model: &'a dyn LanguageModel,
     session: Session<'a>,
     tokenizer: &'a Tokenizer,
     system: Option<String>,
@@ -100,7 +145,38 @@ impl Chat<'_> {
         Ok(self.tokenizer.chat(&messages, Ending::Answer, &self.variables)?)
     }
 
-    fn answer(&mut self, message: &str, out: &mut impl Write) -> anyhow::Result<alluvium::lm::Summary> {
+    /// Sets what the model is told first, unless the template refuses it.
+    fn tell_first(&mut self, text: &str) {
+        let before = std::mem::replace(&mut self.system, Some(text.to_owned()).filter(|text| !text.is_empty()));
+        let history = std::mem::take(&mut self.history);
+        match self.prompt("hello") {
+            Ok(_) if text.is_empty() => say!("the model is told nothing first; what was said is forgotten"),
+            Ok(_) => say!("the model is told that first; what was said is forgotten"),
+            Err(error) => {
+                (self.system, self.history) = (before, history);
+                say!("error: {error:#}; all is as it was before /system");
+            }
+        }
+    }
+
+    /// The answer, which is written as it comes, or none where a message cannot be answered: then it is as if it had not
+    /// been said.
+    ///
+    /// # Errors
+    /// When nobody reads what is written.
+    fn answer(&mut self, message: &str, out: &mut impl Write) -> anyhow::Result<Option<Summary>> {
+        match self.answered(message, out) {
+            Err(error) if !error.is::<io::Error>() => {
+                say!("error: {error:#}; the message was left out");
+                // one that failed half-way does not know what it has read
+                self.session = Session::new(self.model)?;
+                Ok(None)
+            }
+            result => result.map(Some),
+        }
+    }
+
+    fn answered(&mut self, message: &str, out: &mut impl Write) -> anyhow::Result<Summary> {
         let prompt = self.prompt(message)?;
         let ids = self.tokenizer.encode_plain(&prompt)?;
         let mut thinking = Thinking::after(&prompt, self.tokenizer.thinking());
@@ -132,5 +208,34 @@ impl Chat<'_> {
         self.history.push(Message::new("user", message));
         self.history.push(Message::new("assistant", said.trim()));
         Ok(summary)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_command_is_a_command() {
+        for (line, is) in [
+            (" \t\n", Line::Nothing),
+            ("/exit\n", Line::Exit),
+            (" /quit ", Line::Exit),
+            ("/help", Line::Help),
+            ("/reset", Line::Reset),
+            ("/system  be nice \n", Line::System("be nice")),
+            ("/system\n", Line::System("")),
+            ("/systemfoo", Line::Unknown("/systemfoo")),
+            ("/no-such", Line::Unknown("/no-such")),
+            ("/systemfoo bar", Line::Message("/systemfoo bar")),
+            ("/exit the program, how?", Line::Message("/exit the program, how?")),
+            ("/etc/passwd is what?", Line::Message("/etc/passwd is what?")),
+            ("/etc/passwd", Line::Message("/etc/passwd")),
+            ("/", Line::Message("/")),
+            ("// a comment", Line::Message("// a comment")),
+            (" hello ", Line::Message("hello")),
+        ] {
+            assert_eq!(Line::of(line), is, "{line}");
+        }
     }
 }
