@@ -173,6 +173,27 @@ fn a_chat_survives_what_it_cannot_answer() {
 }
 
 #[test]
+fn a_model_whose_weights_are_no_numbers_is_named_as_the_cause() {
+    let place = Place::new();
+    let weights = copied(&place, "models/llama-f32").join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[header..].chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&f32::NAN.to_le_bytes()));
+    std::fs::write(&weights, bytes).unwrap();
+    std::fs::write(place.path("text.txt"), "The gated delta rule writes a correction.").unwrap();
+    let why = "weights or activations are not finite; the checkpoint may be broken or badly converted";
+    for more in [&[][..], &["--json"]] {
+        let measure = ["perplexity", "--model", "model", "--data-path", "text.txt"];
+        refused_with(place.alluvium(&measure).args(more), &["error: model: ", "NaN", why]);
+        let generate = ["generate", "--model", "model", "-p", "hello"];
+        refused_with(
+            place.alluvium(&generate).args(more),
+            &["error: model: ", why, "sample: row 0 of the logits has NaN"],
+        );
+    }
+}
+
+#[test]
 fn a_model_without_a_chat_template_is_talked_with_by_generate() {
     let place = Place::new();
     std::fs::remove_file(copied(&place, "models/llama-f32").join("chat_template.jinja")).unwrap();

@@ -84,7 +84,7 @@ impl Score {
 /// done.
 ///
 /// # Errors
-/// As [`nll`], and when `length` is less than 2.
+/// As [`nll`], when `length` is less than 2, and when what a token costs is no finite number.
 pub fn score(model: &dyn LanguageModel, ids: &[u32], length: usize, progress: &mut dyn FnMut(usize)) -> Result<Score> {
     if length < 2 || ids.len() < 2 {
         let why = format!("{} tokens in windows of {length} were given, expected 2 or more of each", ids.len());
@@ -93,6 +93,11 @@ pub fn score(model: &dyn LanguageModel, ids: &[u32], length: usize, progress: &m
     let mut score = Score::default();
     for window in ids.chunks(length).filter(|window| window.len() > 1) {
         let losses = nll(model, window)?;
+        if let Some(loss) = losses.iter().find(|loss| !loss.is_finite()) {
+            let why =
+                "the model's weights or activations are not finite; the checkpoint may be broken or badly converted";
+            return Err(Error::value("perplexity", format!("a token costs {loss} nats: {why}")));
+        }
         score.nll += losses.iter().sum::<f64>();
         score.squares += losses.iter().map(|x| x * x).sum::<f64>();
         score.tokens += window.len() - 1;

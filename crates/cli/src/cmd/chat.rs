@@ -1,5 +1,5 @@
 use super::DeviceArg;
-use super::generate::{SamplingArgs, report, tokenizer, variables};
+use super::generate::{SamplingArgs, explained, report, tokenizer, variables};
 use crate::output::say;
 use alluvium::lm::formats::chat::{Ending, Message};
 use alluvium::lm::formats::thinking::{Part, Thinking};
@@ -8,7 +8,7 @@ use anyhow::bail;
 use serde_json::{Map, Value};
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Talk with a model
 ///
@@ -44,6 +44,7 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     }
     let mut chat = Chat {
         model: loaded.model.as_ref(),
+        folder: &args.model,
         session: Session::new(loaded.model.as_ref())?,
         tokenizer: &tokenizer,
         system: args.system_prompt,
@@ -127,6 +128,7 @@ impl<'a> Line<'a> {
 
 struct Chat<'a> {
     model: &'a dyn LanguageModel,
+    folder: &'a Path,
     session: Session<'a>,
     tokenizer: &'a Tokenizer,
     system: Option<String>,
@@ -167,6 +169,7 @@ impl Chat<'_> {
     fn answer(&mut self, message: &str, out: &mut impl Write) -> anyhow::Result<Option<Summary>> {
         match self.answered(message, out) {
             Err(error) if !error.is::<io::Error>() => {
+                let error = explained(error, &self.session, self.folder);
                 say!("error: {error:#}; the message was left out");
                 // one that failed half-way does not know what it has read
                 self.session = Session::new(self.model)?;

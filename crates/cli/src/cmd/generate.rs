@@ -123,13 +123,15 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     .for_one_prompt();
     if args.json {
         let mut text = Vec::new();
-        let summary = Streamed::new(&mut text).generate(&mut session, &tokenizer, &prompt, &options)?;
+        let summary = Streamed::new(&mut text).generate(&mut session, &tokenizer, &prompt, &options);
+        let summary = summary.map_err(|error| explained(error, &session, &args.model))?;
         let text = String::from_utf8_lossy(&text).into_owned();
         writeln!(out, "{}", as_json(&text, &summary, device.peak_memory()))?;
         return Ok(());
     }
     let mut streamed = Streamed::new(out);
-    let summary = streamed.generate(&mut session, &tokenizer, &prompt, &options)?;
+    let summary = streamed.generate(&mut session, &tokenizer, &prompt, &options);
+    let summary = summary.map_err(|error| explained(error, &session, &args.model))?;
     streamed.write("\n")?;
     report(&summary, device.peak_memory());
     Ok(())
@@ -185,6 +187,18 @@ pub(crate) fn text_or_stdin(text: Option<&str>) -> anyhow::Result<String> {
             std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
             Ok(text)
         }
+    }
+}
+
+/// An error of a session; where the model itself is what is wrong, that is said with it.
+pub(crate) fn explained(error: anyhow::Error, session: &Session<'_>, model: &Path) -> anyhow::Error {
+    let wrong = |x: &f32| x.is_nan() || *x == f32::INFINITY;
+    match session.logits().and_then(|logits| logits.to_floats()) {
+        Ok(logits) if logits.iter().any(wrong) => {
+            let why = "its weights or activations are not finite; the checkpoint may be broken or badly converted";
+            error.context(format!("{}: {why}", model.display()))
+        }
+        _ => error,
     }
 }
 

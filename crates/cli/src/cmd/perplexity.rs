@@ -41,7 +41,8 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let progress = bar(ids.len() as u64, 0);
     let score = perplexity::score(loaded.model.as_ref(), &ids, args.sequence_length, &mut |done| {
         progress.set_position(done as u64);
-    })?;
+    })
+    .with_context(|| args.model.display().to_string())?;
     progress.finish_and_clear();
     let time = start.elapsed().as_secs_f64();
     if args.json {
