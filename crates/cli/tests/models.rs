@@ -194,6 +194,65 @@ fn a_model_whose_weights_are_no_numbers_is_named_as_the_cause() {
 }
 
 #[test]
+fn lines_of_json_are_documents_that_end_and_only_whole_windows_count() {
+    let place = Place::new();
+    let model = fixture("models/qwen3_5-f32");
+    let measured = |file: &str, length: &str, more: &[&str]| {
+        let args = ["perplexity", "--model", &model, "--data-path", file, "--json", "--sequence-length", length];
+        let out = said(place.alluvium(&args).args(more));
+        let out: Value = serde_json::from_str(&out).unwrap();
+        [&out["perplexity"], &out["standard_error"], &out["tokens"]].map(|x| x.as_f64().unwrap())
+    };
+    let documents = [
+        "The gated delta rule writes a correction to memory.",
+        "It reads what the state already predicts for the key, and then it writes the difference.",
+        "A short one.",
+    ];
+    let lines: Vec<String> =
+        documents.iter().map(|text| serde_json::json!({"text": text, "id": 1}).to_string()).collect();
+    std::fs::write(place.path("text.jsonl"), lines.join("\n\n")).unwrap();
+    // as `mlx_lm.perplexity` computes them with the documents in this order
+    for (length, [perplexity, error, tokens]) in [
+        ("8", [17.201_997_991, 8.776_764_501, 70.0]),
+        ("16", [18.129_938_808, 9.636_320_607, 75.0]),
+        ("82", [20.981_795_002, 11.565_368_124, 81.0]),
+        ("512", [20.981_795_002, 11.565_368_124, 81.0]),
+    ] {
+        let found = measured("text.jsonl", length, &[]);
+        assert_eq!(found[2], tokens, "{length}");
+        assert!((found[0] / perplexity - 1.0).abs() < 1e-4, "{length}: {found:?}");
+        assert!((found[1] / error - 1.0).abs() < 1e-3, "{length}: {found:?}");
+    }
+    assert_eq!(measured("text.jsonl", "8", &["--num-samples", "2"])[2], 14.0);
+    std::fs::write(place.path("text.txt"), documents[1]).unwrap();
+    let [_, _, all] = measured("text.txt", "512", &[]);
+    assert_eq!(measured("text.txt", "8", &[])[2], 7.0 * ((all + 1.0) / 8.0).floor());
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused_with_its_place() {
+    let place = Place::new();
+    let model = fixture("models/llama-f32");
+    let refuse = |name: &str, text: &str, more: &[&str], words: &[&str]| {
+        std::fs::write(place.path(name), text).unwrap();
+        refused_with(place.alluvium(&["perplexity", "--model", &model, "--data-path", name]).args(more), words);
+    };
+    let good = "{\"text\": \"a\"}\n";
+    for (line, words) in [
+        ("{\"text\": hello}", "no JSON: expected value at column 10"),
+        ("{\"messages\": []}", "only the key `text` is read, the line has `messages`"),
+        ("{\"prompt\": \"a\", \"completion\": \"b\"}", "only the key `text` is read, the line has `"),
+        ("{\"text\": 5}", "`text` is 5, expected a string"),
+        ("[1]", "expected a JSON object with a `text`"),
+    ] {
+        refuse("a.jsonl", &format!("{good}{line}\n"), &[], &["a.jsonl, line 2: ", words]);
+    }
+    refuse("a.txt", "", &[], &["a.txt: it has ", " tokens, expected 2 or more"]);
+    refuse("a.txt", "some text", &["--sequence-length", "0"], &["--sequence-length is 0, expected 2 or more"]);
+    refuse("a.txt", "some text", &["--num-samples", "0"], &["--num-samples is 0, expected 1 or more, or -1 for all"]);
+}
+
+#[test]
 fn a_model_without_a_chat_template_is_talked_with_by_generate() {
     let place = Place::new();
     std::fs::remove_file(copied(&place, "models/llama-f32").join("chat_template.jinja")).unwrap();

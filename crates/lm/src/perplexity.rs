@@ -80,8 +80,12 @@ impl Score {
     }
 }
 
-/// Scores a long text in windows of `length` tokens, each read from its own beginning. `progress` is told how many tokens are
-/// done.
+/// Scores a long text in windows of `length` tokens, each read from its own beginning: the first token of a window is
+/// not counted. What is left after the last whole window is not counted either, unless it is all there is. `progress` is
+/// told how many tokens are done.
+///
+/// # Source
+/// `load_data` and `eval_ppl` of `mlx_lm.perplexity`.
 ///
 /// # Errors
 /// As [`nll`], when `length` is less than 2, and when what a token costs is no finite number.
@@ -91,7 +95,9 @@ pub fn score(model: &dyn LanguageModel, ids: &[u32], length: usize, progress: &m
         return Err(Error::value("perplexity", why));
     }
     let mut score = Score::default();
-    for window in ids.chunks(length).filter(|window| window.len() > 1) {
+    let whole = ids.len() / length * length;
+    let counted = if whole > 0 { &ids[..whole] } else { ids };
+    for window in counted.chunks(length) {
         let losses = nll(model, window)?;
         if let Some(loss) = losses.iter().find(|loss| !loss.is_finite()) {
             let why =

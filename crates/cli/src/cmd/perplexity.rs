@@ -1,22 +1,28 @@
 use super::DeviceArg;
 use super::generate::tokenizer;
 use crate::output::{bar, bytes, seconds};
-use alluvium::lm::{load, perplexity};
-use anyhow::Context;
+use alluvium::lm::{Tokenizer, load, perplexity};
+use anyhow::{Context, anyhow, bail};
+use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Measure how well a model predicts a text
+///
+/// The text is cut into windows, each read from its own beginning, and all tokens of a window but its first are counted. A last
+/// window that is shorter is left out, unless it is the only one. Of lines of JSON, each `text` is a document that ends with the
+/// tokenizer's end of text; they follow each other as they lie in the file. The same as `mlx_lm.perplexity` measures, which takes
+/// the lines in a random order.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and the safetensors files
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Text, or lines of JSON with a `text` each
+    /// Text, or lines of JSON with a `text` each in a file called *.jsonl
     #[arg(long, value_name = "FILE")]
     data_path: PathBuf,
-    /// Tokens that are read at once, each window from its own beginning
+    /// Tokens of a window
     #[arg(long, value_name = "N", default_value_t = 512)]
     sequence_length: usize,
     /// At most so many windows; -1 takes all
@@ -30,16 +36,26 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    let length = args.sequence_length;
+    if length < 2 {
+        bail!("--sequence-length is {length}, expected 2 or more: the first token of a window is not counted");
+    }
+    let samples = match (args.num_samples, usize::try_from(args.num_samples)) {
+        (-1, _) => usize::MAX,
+        (_, Ok(samples)) if samples > 0 => samples,
+        (samples, _) => bail!("--num-samples is {samples}, expected 1 or more, or -1 for all"),
+    };
     let device = args.device.open()?;
-    let text = read(&args.data_path)?;
+    let texts = read(&args.data_path)?;
     let loaded = load(&args.model, &device)?;
-    let mut ids = tokenizer(loaded.tokenizer, &args.model)?.encode(&text)?;
-    if let Ok(samples) = usize::try_from(args.num_samples) {
-        ids.truncate(samples.saturating_mul(args.sequence_length));
+    let mut ids = tokens(&tokenizer(loaded.tokenizer, &args.model)?, &texts)?;
+    ids.truncate(samples.saturating_mul(length));
+    if ids.len() < 2 {
+        bail!("{}: it has {} tokens, expected 2 or more", args.data_path.display(), ids.len());
     }
     let start = Instant::now();
     let progress = bar(ids.len() as u64, 0);
-    let score = perplexity::score(loaded.model.as_ref(), &ids, args.sequence_length, &mut |done| {
+    let score = perplexity::score(loaded.model.as_ref(), &ids, length, &mut |done| {
         progress.set_position(done as u64);
     })
     .with_context(|| args.model.display().to_string())?;
@@ -67,18 +83,57 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The text of a file; of lines of JSON, all their texts.
-fn read(path: &Path) -> anyhow::Result<String> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    if path.extension().is_none_or(|extension| extension != "jsonl") {
-        return Ok(text);
-    }
-    let mut all = String::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let place = || format!("{}: line {}", path.display(), number + 1);
-        let line: serde_json::Value = serde_json::from_str(line).with_context(place)?;
-        all += line["text"].as_str().with_context(|| format!("{} has no `text`", place()))?;
-        all.push('\n');
+/// What is measured.
+enum Texts {
+    /// A text as it is.
+    Plain(String),
+    /// Documents, each of which ends.
+    Documents(Vec<String>),
+}
+
+fn tokens(tokenizer: &Tokenizer, texts: &Texts) -> anyhow::Result<Vec<u32>> {
+    let documents = match texts {
+        Texts::Plain(text) => return Ok(tokenizer.encode(text)?),
+        Texts::Documents(documents) => documents,
+    };
+    let end = tokenizer.end_of_text();
+    let mut all = Vec::new();
+    for document in documents {
+        let ids = tokenizer.encode(document)?;
+        let ended = ids.last().copied() == end;
+        all.extend(ids);
+        all.extend(end.filter(|_| !ended));
     }
     Ok(all)
+}
+
+fn read(path: &Path) -> anyhow::Result<Texts> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if path.extension().is_none_or(|extension| extension != "jsonl") {
+        return Ok(Texts::Plain(text));
+    }
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let document = |(number, line): (usize, &str)| {
+        document(line).map_err(|why| anyhow!("{}, line {}: {why}", path.display(), number + 1))
+    };
+    lines.map(document).collect::<anyhow::Result<_>>().map(Texts::Documents)
+}
+
+/// The `text` of a line of JSON, or what is there in its place.
+fn document(line: &str) -> Result<String, String> {
+    let line: Value = serde_json::from_str(line).map_err(|error| {
+        let why = error.to_string();
+        // the place that it names is one within this line
+        let why = why.split(" at line ").next().unwrap_or_default();
+        format!("no JSON: {why} at column {}", error.column())
+    })?;
+    let Value::Object(keys) = line else { return Err("expected a JSON object with a `text`".to_owned()) };
+    match keys.get("text") {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(other) => Err(format!("`text` is {other}, expected a string")),
+        None => {
+            let keys: Vec<String> = keys.keys().map(|key| format!("`{key}`")).collect();
+            Err(format!("only the key `text` is read, the line has {}", keys.join(", ")))
+        }
+    }
 }

@@ -182,6 +182,12 @@ impl Tokenizer {
         &self.eos
     }
 
+    /// The token that `tokenizer_config.json` puts at the end of a text, where the vocabulary has it: one token, which need
+    /// not be among those that a model ends its texts with.
+    pub fn end_of_text(&self) -> Option<u32> {
+        self.token_id(self.special("eos_token")?)
+    }
+
     /// The rows that an embedding needs: one more than the largest id.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
