@@ -110,6 +110,23 @@ fn a_number_that_a_flag_does_not_take_is_refused_with_what_it_takes() {
 }
 
 #[test]
+fn a_cached_prompt_keeps_the_space_at_its_end_where_the_template_does() {
+    let place = Place::new();
+    copied(&place, "models/qwen3_5-f32");
+    let tokens = |prompt: &str| {
+        let cache = ["cache_prompt", "--model", "model", "--prompt-cache-file", "c.safetensors", "-p", prompt];
+        said(&mut place.alluvium(&cache))
+    };
+    // as transformers counts them with `continue_final_message`
+    assert!(tokens("hello there").contains(": 10 tokens"), "{}", tokens("hello there"));
+    assert!(tokens("hello there ").contains(": 11 tokens"), "{}", tokens("hello there "));
+    let template = place.path("model/chat_template.jinja");
+    let trims = std::fs::read_to_string(&template).unwrap().replace("content", "content | trim");
+    std::fs::write(&template, trims).unwrap();
+    assert!(tokens("hello there ").contains(": 10 tokens"), "{}", tokens("hello there "));
+}
+
+#[test]
 fn probabilities_are_told_as_json() {
     let place = Place::new();
     let args = ["generate", "--model", &fixture("models/llama-f32"), "--json", "--logprobs", "3", "-m", "5", "-p", "T"];

@@ -23,6 +23,9 @@ const LONGEST: usize = 64 << 20;
 /// its variables: thousands of them are the end of its stack.
 const DEEPEST: usize = 400;
 
+/// What transformers puts behind a message that is gone on with, to find its end in what the template writes.
+const MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
+
 /// Columns that `tojson` may indent by.
 const WIDEST: usize = 64;
 
@@ -63,6 +66,12 @@ impl Tokenizer {
         let template = self
             .chat_template()
             .ok_or_else(|| Error::value("chat template", "this model has none; give it the plain prompt"))?;
+        let mut messages = messages.to_vec();
+        let mut last = String::new();
+        if let Some(message) = messages.last_mut().filter(|_| ending == Ending::Continue) {
+            last = message.content.trim().to_owned();
+            message.content += MARK;
+        }
         let messages: Vec<Json> = messages.iter().map(|m| json!({"role": m.role, "content": m.content})).collect();
         let mut context = Map::new();
         context.insert("add_generation_prompt".to_owned(), (ending == Ending::Answer).into());
@@ -73,12 +82,17 @@ impl Tokenizer {
             }
         }
         context.extend(variables.clone());
-        let last = messages.last().and_then(|m| m["content"].as_str()).unwrap_or_default().trim().to_owned();
         context.insert("messages".to_owned(), messages.into());
         let mut text = render(template, &context.into())?;
         if ending == Ending::Continue {
-            let end = text.rfind(&last).map(|at| at + last.len());
-            text.truncate(end.ok_or_else(|| Error::value("chat template", "it leaves out the last message"))?);
+            let mark = text.rfind(MARK.trim_end()).filter(|_| text.contains(&last));
+            let end = mark.ok_or_else(|| Error::value("chat template", "it leaves out the last message"))?;
+            // a template that trims messages took the mark's space, and would have taken what is before the mark
+            let trims = !text[end..].starts_with(MARK);
+            text.truncate(end);
+            if trims {
+                text.truncate(text.trim_end().len());
+            }
         }
         Ok(text)
     }
