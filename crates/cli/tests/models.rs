@@ -127,6 +127,45 @@ fn a_cached_prompt_keeps_the_space_at_its_end_where_the_template_does() {
 }
 
 #[test]
+fn a_new_line_and_a_tab_may_be_written_as_mlx_lm_reads_them() {
+    let place = Place::new();
+    let model = fixture("models/llama-f32");
+    let continued = |prompt: &str| {
+        let args = ["generate", "--model", &model, "--ignore-chat-template", "-m", "4", "--json", "-p", prompt];
+        let mut out: Value = serde_json::from_str(&said(&mut place.alluvium(&args))).unwrap();
+        [out["tokens"].take(), out["prompt_tokens"].take()]
+    };
+    assert_eq!(continued("a\\n\\tb"), continued("a\n\tb"));
+    assert_ne!(continued("a\\n\\tb"), continued("a\\\\n\\\\tb"));
+}
+
+#[test]
+fn several_tokens_may_end_a_text() {
+    let place = Place::new();
+    let model = fixture("models/llama-f32");
+    let args = ["generate", "--model", &model, "-m", "9", "--json", "-p", "hello"];
+    let reason = |flags: &[&str]| {
+        let out: Value = serde_json::from_str(&said(place.alluvium(&args).args(flags))).unwrap();
+        (out["finish_reason"].clone(), out["tokens"].clone())
+    };
+    let (reason_without, tokens) = reason(&[]);
+    assert_eq!(reason_without, "length");
+    let known: Value =
+        serde_json::from_slice(&std::fs::read(Path::new(&model).join("tokenizer.json")).unwrap()).unwrap();
+    let vocabulary = known["model"]["vocab"].as_object().unwrap();
+    let (token, _) = vocabulary.iter().find(|(_, id)| **id == tokens[2]).unwrap();
+    assert_eq!(reason(&["--extra-eos-token", "<|im_start|>", token]).0, "endoftext");
+    refused_with(
+        place.alluvium(&args).args(["--extra-eos-token", "no such"]),
+        &["--extra-eos-token: there is no token `no such` in ", "llama-f32/tokenizer.json"],
+    );
+    refused_with(
+        place.alluvium(&args).args(["--stop", ""]),
+        &["'--stop <TEXT>': expected a text of one letter or more"],
+    );
+}
+
+#[test]
 fn probabilities_are_told_as_json() {
     let place = Place::new();
     let args = ["generate", "--model", &fixture("models/llama-f32"), "--json", "--logprobs", "3", "-m", "5", "-p", "T"];
@@ -314,6 +353,9 @@ fn what_cannot_be_converted_is_refused_in_words() {
     convert(&["-q", "--q-mode", "mxfp4", "--q-bits", "8"], &["mxfp4 has 4 bits in groups of 32"]);
     convert(&["-q", "--quant-predicate", "mixed_9_9"], &["there is no recipe `mixed_9_9`"]);
     convert(&["-q", "--q-layer", "nothing=8"], &["no module has `nothing` in its name"]);
+    for layer in ["=8", "lm_head=", "lm_head"] {
+        convert(&["-q", "--q-layer", layer], &[&format!("--q-layer {layer}: expected PART=BITS")]);
+    }
     convert(&["-q", "-d"], &["--quantize", "cannot be used with"]);
     refused_with(&mut place.alluvium(&["chat", "--model", "nowhere"]), &["nowhere"]);
 }

@@ -71,6 +71,9 @@ impl PackingArgs {
         for layer in &self.q_layer {
             let (part, how) =
                 layer.split_once('=').with_context(|| format!("--q-layer {layer}: expected PART=BITS"))?;
+            if part.is_empty() || how.is_empty() {
+                bail!("--q-layer {layer}: expected PART=BITS, with something on both sides of the =");
+            }
             let (bits, group) = how.split_once(':').map_or((how, None), |(bits, group)| (bits, Some(group)));
             let group = group.map(str::parse).transpose().with_context(|| format!("--q-layer {layer}"))?;
             let packing = match (bits, bits.parse::<usize>()) {

@@ -18,7 +18,8 @@ pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and the safetensors files
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Message to answer, or text to continue; - or nothing reads it from standard input
+    /// Message to answer, or text to continue, in which \\n is a new line and \\t a tab; - or nothing reads it, as it is, from
+    /// standard input
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// At most this many new tokens
@@ -36,8 +37,8 @@ pub(crate) struct Args {
     /// More for the template, as JSON: {"enable_thinking": false}
     #[arg(long, value_name = "JSON")]
     chat_template_config: Option<String>,
-    /// Another token that ends the text; may be given several times
-    #[arg(long, value_name = "TOKEN")]
+    /// Other tokens that end the text; may be given several times
+    #[arg(long, value_name = "TOKEN", num_args = 1..)]
     extra_eos_token: Vec<String>,
     /// What the model remembers of a prompt, from `alluvium cache_prompt`; the prompt follows it
     #[arg(long, value_name = "FILE")]
@@ -79,8 +80,15 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
     /// End before this text; may be given several times
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", value_parser = some_text, allow_hyphen_values = true)]
     stop: Vec<String>,
+}
+
+fn some_text(text: &str) -> Result<String, &'static str> {
+    match text {
+        "" => Err("expected a text of one letter or more"),
+        text => Ok(text.to_owned()),
+    }
 }
 
 impl SamplingArgs {
@@ -99,7 +107,9 @@ impl SamplingArgs {
 
 pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     let device = args.device.open()?;
-    let prompt = text_or_stdin(args.prompt.as_deref())?;
+    // as mlx-lm reads the flag
+    let prompt = args.prompt.map(|prompt| prompt.replace("\\n", "\n").replace("\\t", "\t"));
+    let prompt = text_or_stdin(prompt.as_deref())?;
     let loaded = load(&args.model, &device)?;
     let tokenizer = tokenizer(loaded.tokenizer, &args.model)?;
     let cached =
@@ -115,7 +125,7 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     };
     let mut options = args.sampling.options(args.max_tokens);
     options.logprobs = args.logprobs;
-    options.stop_tokens = ids(&tokenizer, &args.extra_eos_token)?;
+    options.stop_tokens = ids(&tokenizer, &args.extra_eos_token, &args.model)?;
     let mut session = match cached {
         Some((cache, _)) => Session::resume(loaded.model.as_ref(), cache),
         None => Session::new(loaded.model.as_ref())?,
@@ -202,8 +212,10 @@ pub(crate) fn explained(error: anyhow::Error, session: &Session<'_>, model: &Pat
     }
 }
 
-fn ids(tokenizer: &Tokenizer, tokens: &[String]) -> anyhow::Result<Vec<u32>> {
-    let id = |token: &String| tokenizer.token_id(token).with_context(|| format!("there is no token `{token}`"));
+fn ids(tokenizer: &Tokenizer, tokens: &[String], model: &Path) -> anyhow::Result<Vec<u32>> {
+    let file = model.join("tokenizer.json");
+    let none = |token: &String| format!("--extra-eos-token: there is no token `{token}` in {}", file.display());
+    let id = |token: &String| tokenizer.token_id(token).with_context(|| none(token));
     tokens.iter().map(id).collect()
 }
 
