@@ -214,7 +214,7 @@ fn a_chat_survives_what_it_cannot_answer() {
     let (out, errors) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{errors}");
     for words in [
-        "no boo here",
+        "no boo here (in chat_template.jinja:1)",
         "; the message was left out",
         "this line is not UTF-8; it was left out",
         "no system here",
@@ -306,6 +306,38 @@ fn what_cannot_be_measured_is_refused_with_its_place() {
     refuse("a.txt", "", &[], &["a.txt: it has ", " tokens, expected 2 or more"]);
     refuse("a.txt", "some text", &["--sequence-length", "0"], &["--sequence-length is 0, expected 2 or more"]);
     refuse("a.txt", "some text", &["--num-samples", "0"], &["--num-samples is 0, expected 1 or more, or -1 for all"]);
+}
+
+#[test]
+fn what_is_for_a_chat_template_is_refused_where_none_is_used() {
+    let place = Place::new();
+    let template = copied(&place, "models/llama-f32").join("chat_template.jinja");
+    let generate = ["generate", "--model", "model", "-p", "hello", "-m", "1"];
+    for (flag, value) in
+        [("--system-prompt", "be nice"), ("--prefill-response", "so"), ("--chat-template-config", "{}")]
+    {
+        let flags = [flag, value, "--ignore-chat-template"];
+        refused_with(place.alluvium(&generate).args(flags), &[flag, "cannot be used with"]);
+        said(place.alluvium(&generate).args(&flags[..2]));
+        std::fs::rename(&template, place.path("away")).unwrap();
+        let words = format!("{flag} is for a chat template, and model has none; leave it out");
+        refused_with(place.alluvium(&generate).args(&flags[..2]), &[&words]);
+        std::fs::rename(place.path("away"), &template).unwrap();
+    }
+}
+
+#[test]
+fn a_template_that_fails_is_named() {
+    let place = Place::new();
+    let model = copied(&place, "models/llama-f32");
+    let generate = ["generate", "--model", "model", "-p", "hello", "-m", "1"];
+    let raises = "{{ raise_exception('not today') }}";
+    std::fs::write(model.join("chat_template.jinja"), raises).unwrap();
+    refused_with(&mut place.alluvium(&generate), &["not today (in chat_template.jinja:1)"]);
+    std::fs::remove_file(model.join("chat_template.jinja")).unwrap();
+    std::fs::write(model.join("tokenizer_config.json"), serde_json::json!({"chat_template": raises}).to_string())
+        .unwrap();
+    refused_with(&mut place.alluvium(&generate), &["not today (in chat_template of tokenizer_config.json:1)"]);
 }
 
 #[test]

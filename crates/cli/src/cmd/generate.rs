@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and the safetensors files
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Message to answer, or text to continue, in which \\n is a new line and \\t a tab; - or nothing reads it, as it is, from
+    /// Message to answer, or text to continue, in which \n is a new line and \t a tab; - or nothing reads it, as it is, from
     /// standard input
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     #[arg(long)]
     ignore_chat_template: bool,
     /// More for the template, as JSON: {"enable_thinking": false}
-    #[arg(long, value_name = "JSON")]
+    #[arg(long, value_name = "JSON", conflicts_with = "ignore_chat_template")]
     chat_template_config: Option<String>,
     /// Other tokens that end the text; may be given several times
     #[arg(long, value_name = "TOKEN", num_args = 1..)]
@@ -115,6 +115,14 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     let cached =
         args.prompt_cache_file.as_deref().map(|path| prompt_cache::load(path, loaded.model.as_ref())).transpose()?;
     let use_template = !args.ignore_chat_template && tokenizer.chat_template().is_some();
+    let asked = [
+        ("--system-prompt", args.system_prompt.is_some()),
+        ("--prefill-response", args.prefill_response.is_some()),
+        ("--chat-template-config", args.chat_template_config.is_some()),
+    ];
+    if let Some((flag, _)) = asked.iter().find(|(_, given)| *given && !use_template) {
+        bail!("{flag} is for a chat template, and {} has none; leave it out", args.model.display());
+    }
     let prompt = match use_template {
         true => {
             let chat =

@@ -4,7 +4,7 @@
 //! `raise_exception`, `strftime_now` and a `tojson` that writes as Python does are there.
 
 use super::tokenizer::Tokenizer;
-use alluvium_core::{Error, Result};
+use alluvium_core::{Error, Kind, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, ErrorKind, Value};
@@ -83,7 +83,11 @@ impl Tokenizer {
         }
         context.extend(variables.clone());
         context.insert("messages".to_owned(), messages.into());
-        let mut text = render(template, &context.into())?;
+        let mut text = render(template, &context.into()).map_err(|error| match error.kind() {
+            // the engine's name for a template that has none
+            Kind::Value { what, why } => Error::value(what, why.replace("<string>", self.template_name())),
+            _ => error,
+        })?;
         if ending == Ending::Continue {
             let mark = text.rfind(MARK.trim_end()).filter(|_| text.contains(&last));
             let end = mark.ok_or_else(|| Error::value("chat template", "it leaves out the last message"))?;

@@ -203,6 +203,11 @@ impl Tokenizer {
         })
     }
 
+    /// Where the template came from.
+    pub(crate) fn template_name(&self) -> &'static str {
+        if self.template.is_some() { "chat_template.jinja" } else { "chat_template of tokenizer_config.json" }
+    }
+
     /// Writes `tokenizer.json` and the files beside it.
     ///
     /// # Errors
