@@ -380,14 +380,45 @@ fn what_cannot_be_converted_is_refused_in_words() {
         refused_with(place.alluvium(&["convert", "--model", &model, "--mlx-path", "new"]).args(flags), words);
         assert!(!place.path("new").exists());
     };
-    convert(&["--q-bits", "4"], &["bits are for a model that is quantised; add -q"]);
-    convert(&["-q", "--q-bits", "7"], &["7 bits, expected 1, 2, 3, 4, 5, 6 or 8"]);
+    for flags in [["--q-bits", "4"], ["--q-group-size", "32"], ["--q-mode", "mxfp4"], ["--q-layer", "lm_head=8"]] {
+        convert(&flags, &["bits are for a model that is quantised; add -q"]);
+    }
+    convert(&["-q", "--q-bits", "7"], &["--q-bits 7: 7 bits, expected 1, 2, 3, 4, 5, 6 or 8"]);
+    convert(&["-q", "--q-group-size", "0"], &["--q-group-size 0: groups of 0, expected 32, 64 or 128"]);
+    convert(&["-q", "--q-mode", "int4"], &["--q-mode int4: mode `int4` is not known; known are affine, mxfp4"]);
     convert(&["-q", "--q-mode", "mxfp4", "--q-bits", "8"], &["mxfp4 has 4 bits in groups of 32"]);
-    convert(&["-q", "--quant-predicate", "mixed_9_9"], &["there is no recipe `mixed_9_9`"]);
+    convert(
+        &["-q", "--quant-predicate", "mixed_9_9"],
+        &["--quant-predicate: there is no recipe `mixed_9_9`; there are mixed_2_6, mixed_3_4, mixed_3_6, mixed_4_6"],
+    );
     convert(&["-q", "--q-layer", "nothing=8"], &["no module has `nothing` in its name"]);
     for layer in ["=8", "lm_head=", "lm_head"] {
         convert(&["-q", "--q-layer", layer], &[&format!("--q-layer {layer}: expected PART=BITS")]);
     }
     convert(&["-q", "-d"], &["--quantize", "cannot be used with"]);
     refused_with(&mut place.alluvium(&["chat", "--model", "nowhere"]), &["nowhere"]);
+}
+
+#[test]
+fn a_place_that_is_not_there_is_named_with_what_to_do() {
+    let place = Place::new();
+    let repository = "mlx-community/Llama-3.2-3B";
+    let words = [repository, "nothing is downloaded", "--local-dir DIR`) and give the folder"];
+    std::fs::write(place.path("text.txt"), "some text").unwrap();
+    for args in [
+        &["convert", "--hf-path", repository][..],
+        &["quantize", "--mlx-path", "new", "--model", repository],
+        &["generate", "-p", "a", "--model", repository],
+        &["chat", "--model", repository],
+        &["perplexity", "--data-path", "text.txt", "--model", repository],
+        &["cache_prompt", "-p", "a", "--prompt-cache-file", "c.safetensors", "--model", repository],
+    ] {
+        refused_with(&mut place.alluvium(args), &words);
+    }
+    // what is there is not taken for a repository
+    refused_with(&mut place.alluvium(&["chat", "--model", "text/a.txt"]), &["text/a.txt"]);
+    let model = fixture("models/llama-f32");
+    let cache = ["cache_prompt", "--model", &model, "-p", "a", "--prompt-cache-file", "no/folder/c.safetensors"];
+    let words = ["--prompt-cache-file no/folder/c.safetensors: there is no folder no/folder; make it first"];
+    refused_with(&mut place.alluvium(&cache), &words);
 }

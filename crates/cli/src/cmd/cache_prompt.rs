@@ -1,9 +1,10 @@
-use super::DeviceArg;
 use super::generate::{text_or_stdin, tokenizer};
+use super::{DeviceArg, is_here};
 use crate::output::bytes;
 use alluvium::lm::formats::chat::{Ending, Message};
 use alluvium::lm::formats::prompt_cache;
 use alluvium::lm::{Session, load};
+use anyhow::bail;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
@@ -25,6 +26,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    is_here(&args.model)?;
+    let file = &args.prompt_cache_file;
+    if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+        bail!("--prompt-cache-file {}: there is no folder {}; make it first", file.display(), folder.display());
+    }
     let device = args.device.open()?;
     let prompt = text_or_stdin(args.prompt.as_deref())?;
     let loaded = load(&args.model, &device)?;

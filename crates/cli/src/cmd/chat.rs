@@ -1,5 +1,5 @@
-use super::DeviceArg;
 use super::generate::{SamplingArgs, explained, report, tokenizer, variables};
+use super::{DeviceArg, is_here};
 use crate::output::say;
 use alluvium::lm::formats::chat::{Ending, Message};
 use alluvium::lm::formats::thinking::{Part, Thinking};
@@ -35,6 +35,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
+    is_here(&args.model)?;
     let device = args.device.open()?;
     let loaded = load(&args.model, &device)?;
     let tokenizer = tokenizer(loaded.tokenizer, &args.model)?;

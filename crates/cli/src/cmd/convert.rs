@@ -1,3 +1,4 @@
+use super::is_here;
 use crate::output::{bar, bytes, count};
 use alluvium::DType;
 use alluvium::lm::formats::quantization::packing_of;
@@ -62,11 +63,15 @@ enum Dtype {
 
 impl PackingArgs {
     pub(crate) fn scheme(&self) -> anyhow::Result<Scheme> {
-        let packing = packing_of(&self.q_mode, self.q_bits, self.q_group_size).map_err(|why| anyhow!(why))?;
+        let packing = packing_of(&self.q_mode, self.q_bits, self.q_group_size)
+            .map_err(|why| anyhow!("{}: {why}", self.given()))?;
         let mut scheme = Scheme::of(packing);
         if let Some(name) = &self.quant_predicate {
             let known = Mixed::NAMES.iter().find(|(known, _)| known == name);
-            scheme.mixed = Some(known.with_context(|| format!("there is no recipe `{name}`"))?.1);
+            let all = Mixed::NAMES.map(|(known, _)| known).join(", ");
+            scheme.mixed = Some(
+                known.with_context(|| format!("--quant-predicate: there is no recipe `{name}`; there are {all}"))?.1,
+            );
         }
         for layer in &self.q_layer {
             let (part, how) =
@@ -75,7 +80,10 @@ impl PackingArgs {
                 bail!("--q-layer {layer}: expected PART=BITS, with something on both sides of the =");
             }
             let (bits, group) = how.split_once(':').map_or((how, None), |(bits, group)| (bits, Some(group)));
-            let group = group.map(str::parse).transpose().with_context(|| format!("--q-layer {layer}"))?;
+            let group = group
+                .map(str::parse)
+                .transpose()
+                .with_context(|| format!("--q-layer {layer}: expected a whole number behind the :"))?;
             let packing = match (bits, bits.parse::<usize>()) {
                 ("none", _) => None,
                 (_, Ok(bits)) => Some(packing_of("affine", Some(bits), group.or(self.q_group_size))),
@@ -87,6 +95,19 @@ impl PackingArgs {
         }
         Ok(scheme)
     }
+
+    /// Whether any flag of these was given.
+    fn asks(&self) -> bool {
+        !self.given().is_empty() || self.quant_predicate.is_some() || !self.q_layer.is_empty()
+    }
+
+    /// The flags that say how all matrices are packed, as they came.
+    fn given(&self) -> String {
+        let number = |flag: &str, number: Option<usize>| number.map(|number| format!("{flag} {number}"));
+        let mode = (self.q_mode != "affine").then(|| format!("--q-mode {}", self.q_mode));
+        let flags = [mode, number("--q-bits", self.q_bits), number("--q-group-size", self.q_group_size)];
+        flags.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
@@ -94,12 +115,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let change = match (args.quantize, args.dequantize) {
         (true, _) => Change::Quantize(scheme),
         (_, true) => Change::Dequantize,
-        _ if args.packing.q_bits.is_some()
-            || args.packing.quant_predicate.is_some()
-            || !args.packing.q_layer.is_empty() =>
-        {
-            bail!("bits are for a model that is quantised; add -q")
-        }
+        _ if args.packing.asks() => bail!("bits are for a model that is quantised; add -q"),
         _ => Change::None,
     };
     let dtype = args.dtype.map(|dtype| match dtype {
@@ -117,6 +133,7 @@ pub(crate) fn write(
     change: &Change,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
+    is_here(from)?;
     let progress = bar(0, 0);
     let converted = convert(from, to, dtype, change, &mut |done, all| {
         progress.set_length(all as u64);

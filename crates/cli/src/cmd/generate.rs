@@ -1,4 +1,4 @@
-use super::DeviceArg;
+use super::{DeviceArg, is_here};
 use crate::output::{bytes, say, seconds};
 use alluvium::lm::formats::chat::{Ending, Message};
 use alluvium::lm::formats::prompt_cache;
@@ -106,6 +106,7 @@ impl SamplingArgs {
 }
 
 pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
+    is_here(&args.model)?;
     let device = args.device.open()?;
     // as mlx-lm reads the flag
     let prompt = args.prompt.map(|prompt| prompt.replace("\\n", "\n").replace("\\t", "\t"));

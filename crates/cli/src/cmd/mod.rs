@@ -21,7 +21,7 @@ use alluvium::core::wgpu::{Builder, Gpu};
 use alluvium::ops::Op;
 use anyhow::{Result, bail};
 use etcetera::base_strategy::{BaseStrategy, choose_native_strategy};
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 /// The device that work runs on.
 #[derive(clap::Args)]
@@ -68,4 +68,17 @@ pub(crate) fn operations(names: &[String]) -> Result<Vec<&'static Op>> {
         None => bail!("there is no operation `{name}`; `alluvium ops` lists them"),
     };
     names.iter().map(find).collect()
+}
+
+/// A folder of a model that is not there and looks like the name of a repository is said to be one.
+pub(crate) fn is_here(model: &Path) -> Result<()> {
+    let names = || model.components().all(|part| matches!(part, Component::Normal(_)));
+    if model.exists() || model.components().count() != 2 || !names() {
+        return Ok(());
+    }
+    let name = model.display();
+    bail!(
+        "{name}: there is no such folder, and nothing is downloaded; if that is a repository of Hugging Face, fetch it \
+         (`hf download {name} --local-dir DIR`) and give the folder"
+    )
 }

@@ -1,5 +1,5 @@
-use super::DeviceArg;
 use super::generate::tokenizer;
+use super::{DeviceArg, is_here};
 use crate::output::{bar, bytes, seconds};
 use alluvium::lm::{Tokenizer, load, perplexity};
 use anyhow::{Context, anyhow, bail};
@@ -45,6 +45,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         (_, Ok(samples)) if samples > 0 => samples,
         (samples, _) => bail!("--num-samples is {samples}, expected 1 or more, or -1 for all"),
     };
+    is_here(&args.model)?;
     let device = args.device.open()?;
     let texts = read(&args.data_path)?;
     let loaded = load(&args.model, &device)?;
