@@ -4,11 +4,12 @@
 
 mod common;
 
-use common::{Place, refused_with, said, text};
+use common::{Place, interrupt, names, refused_with, said, text};
 use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 fn fixture(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name).display().to_string()
@@ -370,6 +371,58 @@ fn a_model_is_converted_quantised_described_and_measured() {
     assert!(measured("new") < 10.0);
     said(&mut place.alluvium(&["convert", "--model", "new", "--mlx-path", "plain", "-d", "--dtype", "bfloat16"]));
     assert!(said(&mut place.alluvium(&["info", "plain"])).contains("BF16"));
+}
+
+/// A small model with a quarter of a gigabyte of words, all zeros, which take no room on the disk.
+#[cfg(unix)]
+fn long_to_convert(place: &Place) {
+    const WORDS: usize = 1 << 19;
+    let model = copied(place, "models/llama-f32");
+    let config = std::fs::read_to_string(model.join("config.json")).unwrap();
+    let config = config.replace("\"vocab_size\": 384", &format!("\"vocab_size\": {WORDS}"));
+    std::fs::write(model.join("config.json"), config).unwrap();
+    let path = model.join("model.safetensors");
+    let old = std::fs::read(&path).unwrap();
+    let data = 8 + u64::from_le_bytes(old[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&old[8..data]).unwrap();
+    let mut at = 0;
+    for (name, entry) in header.as_object_mut().unwrap().iter_mut().filter(|(name, _)| *name != "__metadata__") {
+        if name.ends_with("embed_tokens.weight") {
+            entry["shape"][0] = WORDS.into();
+        }
+        let size = entry["shape"].as_array().unwrap().iter().fold(4, |n, d| n * d.as_u64().unwrap() as usize);
+        entry["data_offsets"] = serde_json::json!([at, at + size]);
+        at += size;
+    }
+    let header = header.to_string();
+    let file = std::fs::File::create(&path).unwrap();
+    (&file).write_all(&[&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).unwrap();
+    file.set_len((8 + header.len() + at) as u64).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_conversion_that_is_interrupted_leaves_nothing() {
+    let place = Place::new();
+    long_to_convert(&place);
+    let before = names(&place.path(""));
+    for command in [
+        &["convert", "--hf-path", "model", "--mlx-path", "new", "-q"][..],
+        &["quantize", "--model", "model", "--mlx-path", "new"],
+    ] {
+        let mut child = place.alluvium(command).stderr(Stdio::piped()).spawn().unwrap();
+        while names(&place.path("")) == before {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before it could be interrupted");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        interrupt(&child);
+        let output = child.wait_with_output().unwrap();
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(130), "{errors}");
+        assert!(errors.contains("stopped; what was half written is removed"), "{errors}");
+        assert!(!errors.contains("error: "), "{errors}");
+        assert_eq!(names(&place.path("")), before);
+    }
 }
 
 #[test]

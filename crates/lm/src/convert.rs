@@ -4,7 +4,7 @@
 //! matrix does.
 
 use crate::checkpoint::pretty;
-use crate::formats::atomic::sync_folder;
+use crate::formats::atomic::{Partial, sync_folder};
 use crate::formats::config::Config;
 use crate::formats::folder::INDEX;
 use crate::formats::layout::Recipe;
@@ -79,8 +79,8 @@ pub fn convert(
     let dtype = dtype.or_else(|| said_dtype(&config));
     let plan = Plan::new(from, config, dtype, change)?;
     let staging = Staging::new(to)?;
-    let converted = plan.write(&staging.path, progress)?;
-    copy_files(from, &staging.path)?;
+    let converted = plan.write(staging.partial.path(), progress)?;
+    copy_files(from, staging.partial.path())?;
     staging.commit()?;
     Ok(converted)
 }
@@ -372,7 +372,7 @@ fn copy_files(from: &Path, to: &Path) -> Result<()> {
 
 /// A folder under a temporary name beside its target. Dropped before it is committed, it is removed.
 struct Staging {
-    path: PathBuf,
+    partial: Partial,
     target: PathBuf,
 }
 
@@ -380,23 +380,17 @@ impl Staging {
     fn new(target: &Path) -> Result<Self> {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let path = target.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-        fs::create_dir_all(&path).map_err(Error::io(target, "create"))?;
-        Ok(Staging { path, target: target.to_owned() })
+        let partial = Partial::new(path);
+        fs::create_dir_all(partial.path()).map_err(Error::io(target, "create"))?;
+        Ok(Staging { partial, target: target.to_owned() })
     }
 
     fn commit(self) -> Result<()> {
-        sync_folder(&self.path);
-        fs::rename(&self.path, &self.target).map_err(Error::io(&self.target, "write"))?;
+        sync_folder(self.partial.path());
+        self.partial.rename(&self.target).map_err(Error::io(&self.target, "write"))?;
         if let Some(parent) = self.target.parent() {
             sync_folder(parent);
         }
         Ok(())
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // after a commit there is nothing of this name
-        let _ = fs::remove_dir_all(&self.path);
     }
 }

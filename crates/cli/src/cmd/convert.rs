@@ -1,6 +1,7 @@
 use super::is_here;
-use crate::output::{bar, bytes, count};
+use crate::output::{bar, bytes, count, say};
 use alluvium::DType;
+use alluvium::lm::formats::atomic::abandon;
 use alluvium::lm::formats::quantization::packing_of;
 use alluvium::lm::{Change, Mixed, Scheme, convert};
 use anyhow::{Context, anyhow, bail};
@@ -134,6 +135,7 @@ pub(crate) fn write(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     is_here(from)?;
+    tidy_on_signal()?;
     let progress = bar(0, 0);
     let converted = convert(from, to, dtype, change, &mut |done, all| {
         progress.set_length(all as u64);
@@ -154,4 +156,16 @@ pub(crate) fn write(
         converted.packed,
     )?;
     Ok(())
+}
+
+/// Ctrl-C and a polite kill end the process without a rest of what it was writing.
+fn tidy_on_signal() -> anyhow::Result<()> {
+    ctrlc::set_handler(|| {
+        match abandon() {
+            0 => say!("\nstopped"),
+            _ => say!("\nstopped; what was half written is removed"),
+        }
+        std::process::exit(130);
+    })
+    .context("cannot listen for Ctrl-C")
 }

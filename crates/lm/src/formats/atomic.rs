@@ -5,6 +5,67 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What this process has under a temporary name.
+static PARTIAL: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn partial() -> MutexGuard<'static, Vec<PathBuf>> {
+    // a list of paths is whole whoever held it
+    PARTIAL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes what is half written, for a process that is about to be ended by a signal; how many files and folders that was.
+///
+/// From then on nothing can be begun or finished: a thread that tries waits for the end of the process.
+pub fn abandon() -> usize {
+    let partial = partial();
+    for path in partial.iter() {
+        // a thread that is still writing may add a file to a folder that is being removed
+        for _ in 0..100 {
+            let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+            if !path.exists() {
+                break;
+            }
+        }
+    }
+    let count = partial.len();
+    std::mem::forget(partial);
+    count
+}
+
+/// A temporary name that [`abandon`] knows. Dropped, what is there is removed: after a rename, nothing.
+#[derive(Debug)]
+pub(crate) struct Partial(PathBuf);
+
+impl Partial {
+    /// To be called before anything of that name is made.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        partial().push(path.clone());
+        Partial(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Gives it its real name.
+    pub(crate) fn rename(&self, target: &Path) -> io::Result<()> {
+        // held meanwhile: what is being renamed cannot be removed in part
+        let mut partial = partial();
+        fs::rename(&self.0, target)?;
+        partial.retain(|path| *path != self.0);
+        Ok(())
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        let mut partial = partial();
+        let _ = if self.0.is_dir() { fs::remove_dir_all(&self.0) } else { fs::remove_file(&self.0) };
+        partial.retain(|path| *path != self.0);
+    }
+}
 
 /// Replaces the file at `path` by what `write` writes; until that is on the disk, the old file stays.
 ///
@@ -22,19 +83,19 @@ pub fn write_atomic(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -
 #[derive(Debug)]
 pub(crate) struct Staged {
     target: PathBuf,
-    temporary: PathBuf,
+    temporary: Partial,
 }
 
 impl Staged {
     pub(crate) fn write(target: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Self> {
         remove_abandoned(target);
-        let staged = Staged { temporary: temporary(target), target: target.to_owned() };
+        let staged = Staged { temporary: Partial::new(temporary(target)), target: target.to_owned() };
         staged.fill(write).map_err(Error::io(target, "write"))?;
         Ok(staged)
     }
 
     fn fill(&self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-        let file = File::create(&self.temporary)?;
+        let file = File::create(self.temporary.path())?;
         // the lock tells another process that this file is not abandoned; where there are no locks, nothing is lost
         let _ = file.try_lock();
         let mut out = BufWriter::with_capacity(1 << 20, file);
@@ -44,18 +105,11 @@ impl Staged {
     }
 
     pub(crate) fn commit(self) -> Result<()> {
-        fs::rename(&self.temporary, &self.target).map_err(Error::io(&self.target, "write"))?;
+        self.temporary.rename(&self.target).map_err(Error::io(&self.target, "write"))?;
         if let Some(folder) = self.target.parent() {
             sync_folder(folder);
         }
         Ok(())
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        // after a commit there is nothing of this name
-        let _ = fs::remove_file(&self.temporary);
     }
 }
 
