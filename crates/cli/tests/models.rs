@@ -141,6 +141,24 @@ fn a_new_line_and_a_tab_may_be_written_as_mlx_lm_reads_them() {
 }
 
 #[test]
+fn a_prompt_is_read_in_steps_of_the_size_that_is_asked_for() {
+    let place = Place::new();
+    let prompt = "The gated delta rule writes a correction to memory. ".repeat(60);
+    let generate = ["generate", "--model", &fixture("models/qwen3_5-f32"), "-m", "8", "--json", "-p", &prompt];
+    let made = |size: &str| {
+        let out = said(place.alluvium(&generate).args(["--prefill-step-size", size]));
+        let mut out: Value = serde_json::from_str(&out).unwrap();
+        (out["tokens"].take(), out["peak_memory"].as_u64().unwrap())
+    };
+    let (few, many) = (made("16"), made("2048"));
+    assert_eq!(few.0, many.0);
+    assert!(2 * few.1 < many.1, "{} B with 16 tokens at once, {} B with 2048", few.1, many.1);
+    refused_with(place.alluvium(&generate).args(["--prefill-step-size", "0"]), &["expected a whole number, 1 or more"]);
+    let chat = ["chat", "--model", &fixture("models/qwen3_5-f32"), "--prefill-step-size", "16"];
+    said(&mut place.alluvium(&chat));
+}
+
+#[test]
 fn several_tokens_may_end_a_text() {
     let place = Place::new();
     let model = fixture("models/llama-f32");

@@ -6,8 +6,9 @@ use crate::models::LanguageModel;
 use crate::sampler::{Likely, Sampler};
 use alluvium_core::{Device, Error, Result, Tensor};
 use alluvium_ops::concat;
+use std::num::NonZeroUsize;
 
-/// Tokens of a prompt between two snapshots.
+/// Tokens of a prompt between two snapshots, unless more are read at once.
 const PREFILL: usize = 512;
 /// Tokens of a prompt that a few threads read at once: enough for nearly full speed, few enough for their memory.
 const AT_ONCE: usize = 128;
@@ -26,6 +27,8 @@ pub struct Session<'a> {
     /// Tokens at the beginning of the cache that are not in `tokens`: from a file.
     before: usize,
     snapshots: Vec<Snapshot>,
+    /// Tokens of a prompt that are read at once.
+    at_once: usize,
     /// How many of those are kept, at most.
     most: usize,
     /// After the last token, `[1, D]`.
@@ -50,7 +53,14 @@ impl<'a> Session<'a> {
     /// Of a model whose cache comes from elsewhere: prompts follow what it has read.
     pub fn resume(model: &'a dyn LanguageModel, cache: Cache) -> Self {
         let (before, snapshots) = (cache.offset(), vec![cache.snapshot()]);
-        Session { model, cache, tokens: Vec::new(), before, snapshots, most: SNAPSHOTS, hidden: None }
+        let at_once = at_once(device(model));
+        Session { model, cache, tokens: Vec::new(), before, snapshots, at_once, most: SNAPSHOTS, hidden: None }
+    }
+
+    /// The same, which reads so many tokens of a prompt at once: fewer take less memory, more may be quicker. Where nothing is
+    /// said, a GPU reads 512 and a processor 128, or 32 for each of more than four threads, up to 512.
+    pub fn reading(self, at_once: Option<NonZeroUsize>) -> Self {
+        Session { at_once: at_once.map_or(self.at_once, NonZeroUsize::get), ..self }
     }
 
     /// The same for a single prompt: without the snapshots, each as large as the states of all linear layers, that only
@@ -73,7 +83,8 @@ impl<'a> Session<'a> {
     /// tokens.
     ///
     /// # Errors
-    /// When the prompt is empty or has an id outside the vocabulary. When a session [for one prompt](Session::for_one_prompt) of a model with a recurrent state gets another.
+    /// When the prompt is empty or has an id outside the vocabulary. When a session
+    /// [for one prompt](Session::for_one_prompt) of a model with a recurrent state gets another.
     pub fn read(&mut self, prompt: &[u32]) -> Result<usize> {
         if prompt.is_empty() {
             return Err(Error::value("generate", "the prompt is empty; give at least one token"));
@@ -88,9 +99,10 @@ impl<'a> Session<'a> {
         // the last token is read again where all are known: what follows it is not kept
         let known = self.rewind(same.min(prompt.len() - 1))?;
         let mut at = known;
+        let stretch = PREFILL.max(self.at_once);
         while at < prompt.len() {
-            let end = (at + PREFILL - at % PREFILL).min(prompt.len());
-            for tokens in prompt[at..end].chunks(at_once(device(self.model))) {
+            let end = (at + stretch - at % stretch).min(prompt.len());
+            for tokens in prompt[at..end].chunks(self.at_once) {
                 self.take(tokens)?;
             }
             at = end;

@@ -7,6 +7,7 @@ use alluvium::lm::{LanguageModel, Options, Session, Summary, Tokenizer, load};
 use anyhow::bail;
 use serde_json::{Map, Value};
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,9 @@ pub(crate) struct Args {
     /// More for the template, as JSON: {"enable_thinking": false}
     #[arg(long, value_name = "JSON")]
     chat_template_config: Option<String>,
+    /// Tokens of a prompt that are read at once: fewer take less memory, more may be quicker; what suits the device if left out
+    #[arg(long, value_name = "N")]
+    prefill_step_size: Option<NonZeroUsize>,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -46,7 +50,8 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     let mut chat = Chat {
         model: loaded.model.as_ref(),
         folder: &args.model,
-        session: Session::new(loaded.model.as_ref())?,
+        session: Session::new(loaded.model.as_ref())?.reading(args.prefill_step_size),
+        at_once: args.prefill_step_size,
         tokenizer: &tokenizer,
         system: args.system_prompt,
         history: Vec::new(),
@@ -131,6 +136,7 @@ struct Chat<'a> {
     model: &'a dyn LanguageModel,
     folder: &'a Path,
     session: Session<'a>,
+    at_once: Option<NonZeroUsize>,
     tokenizer: &'a Tokenizer,
     system: Option<String>,
     history: Vec<Message>,
@@ -173,7 +179,7 @@ impl Chat<'_> {
                 let error = explained(error, &self.session, self.folder);
                 say!("error: {error:#}; the message was left out");
                 // one that failed half-way does not know what it has read
-                self.session = Session::new(self.model)?;
+                self.session = Session::new(self.model)?.reading(self.at_once);
                 Ok(None)
             }
             result => result.map(Some),

@@ -7,6 +7,7 @@ use alluvium::ops::Sampling;
 use anyhow::{Context, bail};
 use serde_json::{Map, Value, json};
 use std::io::{Read, Write};
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,9 @@ pub(crate) struct Args {
     /// What the model remembers of a prompt, from `alluvium cache_prompt`; the prompt follows it
     #[arg(long, value_name = "FILE")]
     prompt_cache_file: Option<PathBuf>,
+    /// Tokens of a prompt that are read at once: fewer take less memory, more may be quicker; what suits the device if left out
+    #[arg(long, value_name = "N")]
+    prefill_step_size: Option<NonZeroUsize>,
     /// Write text, tokens and times as one JSON object
     #[arg(long)]
     json: bool,
@@ -139,7 +143,8 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
         Some((cache, _)) => Session::resume(loaded.model.as_ref(), cache),
         None => Session::new(loaded.model.as_ref())?,
     }
-    .for_one_prompt();
+    .for_one_prompt()
+    .reading(args.prefill_step_size);
     if args.json {
         let mut text = Vec::new();
         let summary = Streamed::new(&mut text).generate(&mut session, &tokenizer, &prompt, &options);

@@ -5,6 +5,7 @@ use clap::builder::ValueParser;
 use clap::{Arg, Command};
 use std::any::TypeId;
 use std::fmt::Display;
+use std::num::NonZeroUsize;
 use std::str::FromStr;
 
 /// The program's command line with that done to every flag of every command.
@@ -22,6 +23,8 @@ fn number(arg: Arg) -> Arg {
         ValueParser::new(|text: &str| whole(text, usize::MAX))
     } else if takes(TypeId::of::<u64>()) {
         ValueParser::new(|text: &str| whole(text, u64::MAX))
+    } else if takes(TypeId::of::<NonZeroUsize>()) {
+        ValueParser::new(|text: &str| text.parse::<NonZeroUsize>().map_err(|_| "expected a whole number, 1 or more"))
     } else if takes(TypeId::of::<f32>()) {
         ValueParser::new(|text: &str| text.parse::<f32>().map_err(|_| "expected a number"))
     } else if takes(TypeId::of::<f64>()) {
