@@ -11,7 +11,7 @@ use minijinja::{Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write as _;
 use std::io;
-use std::panic::catch_unwind;
+use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Steps that a template may take: long chats take a few hundred thousand, a template that loops takes all.
@@ -25,6 +25,12 @@ const DEEPEST: usize = 400;
 
 /// What transformers puts behind a message that is gone on with, to find its end in what the template writes.
 const MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
+
+/// Bytes of a template: some checkpoints have twenty thousand.
+const LARGEST: usize = 64 << 10;
+/// Bytes of stack: the engine goes down a step for each operator that follows another, and some are a byte. Memory that
+/// nothing touches costs nothing.
+const STACK: usize = 128 << 20;
 
 /// Columns that `tojson` may indent by.
 const WIDEST: usize = 64;
@@ -107,9 +113,20 @@ impl Tokenizer {
 /// # Errors
 /// When the template cannot be read, fails, calls `raise_exception` or does not come to an end.
 pub fn render(template: &str, context: &Json) -> Result<String> {
+    if template.len() > LARGEST {
+        let why = format!("it has {} bytes, at most {LARGEST} are read", template.len());
+        return Err(Error::value("chat template", why));
+    }
     // a template is a stranger's program, and some make the engine panic: `loop.cycle()` of nothing divides by zero
-    catch_unwind(|| run(template, context))
-        .unwrap_or_else(|_| Err(Error::value("chat template", "the template engine broke down at it")))
+    let done = thread::scope(|scope| {
+        let own = thread::Builder::new().name("chat template".to_owned()).stack_size(STACK);
+        own.spawn_scoped(scope, || run(template, context)).map(|thread| thread.join())
+    });
+    match done {
+        Ok(Ok(text)) => text,
+        Ok(Err(_)) => Err(Error::value("chat template", "the template engine broke down at it")),
+        Err(error) => Err(Error::value("chat template", format!("no thread for it: {error}"))),
+    }
 }
 
 fn run(template: &str, context: &Json) -> Result<String> {
@@ -379,6 +396,8 @@ mod tests {
         assert_eq!(error(loops), "chat template: it does not come to an end");
         let nested = format!("{{% for {}a{} in [] %}}{{% endfor %}}", "(".repeat(9_999), ",)".repeat(9_999));
         assert_eq!(error(&nested), "chat template: more than 400 brackets are open at once");
+        let large = " ".repeat(LARGEST + 1);
+        assert_eq!(error(&large), "chat template: it has 65537 bytes, at most 65536 are read");
         let divides = "{% for i in range(2) %}{{ loop.cycle() }}{% endfor %}";
         assert_eq!(error(divides), "chat template: the template engine broke down at it");
         let writes = "{% for a in range(9999) %}{{ 'a' * 9999 }}{% endfor %}";
@@ -386,6 +405,34 @@ mod tests {
         assert!(error("{{ 'a' * 10 ** 9 }}").contains("too large"), "{}", error("{{ 'a' * 10 ** 9 }}"));
         assert!(error("{{ [1] | tojson(indent=999999999) }}").contains("too wide"));
         assert!(error("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}").contains("recursion"));
+    }
+
+    #[test]
+    fn as_many_operators_in_a_row_as_fit_are_an_answer_or_an_error() {
+        let ends = [
+            ("1+", "1"),
+            ("-", "1"),
+            ("not ", "1"),
+            ("'a' ~ ", "1"),
+            ("1**", "1"),
+            ("1 if 1 else ", "1"),
+            ("x.a or ", "1"),
+            ("1 == ", "1"),
+        ];
+        for (again, last) in ends {
+            let all = format!("{{{{ {}{last} }}}}", again.repeat((LARGEST - 20) / again.len()));
+            let _ = render(&all, &json!({}));
+        }
+        for again in ["|string", "[0]", ".a", "()", " is defined"] {
+            let _ = render(&format!("{{{{ x{} }}}}", again.repeat((LARGEST - 20) / again.len())), &json!({}));
+        }
+        for (again, end) in
+            [("{% elif 0 %}", ""), ("{% else %}{% if 0 %}", "{% endif %}"), ("{% if 1 %}", "{% endif %}")]
+        {
+            let times = (LARGEST - 40) / (again.len() + end.len());
+            let all = format!("{{% if 0 %}}{}{}{{% endif %}}", again.repeat(times), end.repeat(times));
+            let _ = render(&all, &json!({}));
+        }
     }
 
     #[test]
