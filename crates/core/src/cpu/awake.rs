@@ -179,7 +179,8 @@ mod tests {
         // the thread that works sees itself running; where others want the processors a thread may come too late or sleep late
         let often = |work: &(dyn Fn() -> bool + Sync)| (0..50).any(|_| work());
         assert!(often(&|| come("watch-", 0)));
-        assert!(often(&|| awake.run(&pool, || come("watch-", 3))), "{}", states("watch-"));
+        let all_looked = || awake.run(&pool, || awake.0.looking.load(Ordering::Relaxed) == 2 && come("watch-", 3));
+        assert!((0..100_000).any(|_| all_looked()), "{}", states("watch-"));
         assert!(often(&|| come("watch-", 0)));
         assert!(often(&|| pool.install(|| come("watch-", 1))));
     }
