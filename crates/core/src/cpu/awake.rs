@@ -70,10 +70,19 @@ impl Awake {
     }
 }
 
-/// Runs what there is to run until run `id` ends, if it has not begun yet and nobody else's pieces are under way.
+impl State {
+    /// Whether a thread that is asked to look for pieces of run `id` is in none, and the run goes on.
+    fn may_look(&self, id: u64) -> bool {
+        // whose piece this thread is in had set one of the latter before, and a thread that takes a piece sees that
+        self.run.load(Ordering::Acquire) == id
+            && self.begun.load(Ordering::Acquire) < id
+            && self.others.load(Ordering::Acquire) == 0
+    }
+}
+
+/// Runs what there is to run until run `id` ends, where a thread may.
 fn look(state: &State, id: u64) {
-    // whose piece this thread is in had set one of these before, and a thread that takes a piece sees that
-    if state.begun.load(Ordering::Acquire) >= id || state.others.load(Ordering::Acquire) > 0 {
+    if !state.may_look(id) {
         return;
     }
     state.looking.fetch_add(1, Ordering::Relaxed);
@@ -132,19 +141,17 @@ mod tests {
 
     #[test]
     fn nobody_begins_to_look_in_the_middle_of_a_piece() {
-        let state = State { run: 7.into(), ..State::default() };
-        // a piece of this run, then a piece of somebody else: each would never end
-        state.begun.store(7, Ordering::Release);
-        look(&state, 7);
-        state.begun.store(6, Ordering::Release);
-        state.others.store(1, Ordering::Release);
-        look(&state, 7);
-        assert_eq!(state.looking.load(Ordering::Acquire), 0);
-        // and one that comes when its run has ended goes at once
-        state.others.store(0, Ordering::Release);
-        state.run.store(8, Ordering::Release);
-        look(&state, 7);
-        assert_eq!(state.looking.load(Ordering::Acquire), 1);
+        let state = |run: u64, begun: u64, others: usize| State {
+            run: run.into(),
+            begun: begun.into(),
+            others: others.into(),
+            ..State::default()
+        };
+        assert!(state(7, 6, 0).may_look(7));
+        // in a piece of this run, in one of somebody else, and asked too late
+        for state in [state(7, 7, 0), state(7, 6, 1), state(0, 6, 0), state(8, 6, 0), state(8, 8, 0)] {
+            assert!(!state.may_look(7), "{state:?}");
+        }
     }
 
     #[test]
