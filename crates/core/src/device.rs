@@ -1,7 +1,7 @@
 //! Where a tensor lives.
 
 use crate::cpu::Cpu;
-use crate::wgpu::{Builder, Gpu};
+use crate::gpu::{Builder, Gpu};
 use crate::{Error, Result};
 
 /// Where tensors live and operations run. Cheap to clone: a handle.
@@ -12,7 +12,7 @@ pub enum Device {
     /// The processor: threads and SIMD.
     Cpu(Cpu),
     /// A GPU through wgpu: Metal, Vulkan or DX12.
-    Wgpu(Gpu),
+    Gpu(Gpu),
 }
 
 impl Device {
@@ -74,7 +74,7 @@ impl Device {
     pub fn wait(&self) -> Result<()> {
         match self {
             Device::Cpu(_) => Ok(()),
-            Device::Wgpu(gpu) => gpu.wait(),
+            Device::Gpu(gpu) => gpu.wait(),
         }
     }
 
@@ -83,7 +83,7 @@ impl Device {
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match self {
             Device::Cpu(cpu) => cpu.run_awake(work),
-            Device::Wgpu(_) => work(),
+            Device::Gpu(_) => work(),
         }
     }
 
@@ -91,7 +91,7 @@ impl Device {
     pub fn peak_memory(&self) -> usize {
         match self {
             Device::Cpu(cpu) => cpu.memory().peak(),
-            Device::Wgpu(gpu) => gpu.memory().peak(),
+            Device::Gpu(gpu) => gpu.memory().peak(),
         }
     }
 
@@ -99,7 +99,7 @@ impl Device {
     pub fn memory_in_use(&self) -> usize {
         match self {
             Device::Cpu(cpu) => cpu.memory().in_use(),
-            Device::Wgpu(gpu) => gpu.memory().in_use(),
+            Device::Gpu(gpu) => gpu.memory().in_use(),
         }
     }
 
@@ -107,7 +107,7 @@ impl Device {
     pub fn reset_peak(&self) {
         match self {
             Device::Cpu(cpu) => cpu.memory().reset_peak(),
-            Device::Wgpu(gpu) => gpu.memory().reset_peak(),
+            Device::Gpu(gpu) => gpu.memory().reset_peak(),
         }
     }
 }
@@ -120,7 +120,7 @@ impl From<Cpu> for Device {
 
 impl From<Gpu> for Device {
     fn from(gpu: Gpu) -> Self {
-        Device::Wgpu(gpu)
+        Device::Gpu(gpu)
     }
 }
 
@@ -128,7 +128,7 @@ impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Device::Cpu(_) => f.pad("cpu"),
-            Device::Wgpu(gpu) => f.pad(gpu.name()),
+            Device::Gpu(gpu) => f.pad(gpu.name()),
         }
     }
 }

@@ -8,11 +8,11 @@ pub mod cpu;
 mod device;
 mod dtype;
 mod error;
+pub mod gpu;
 pub mod rng;
 mod shape;
 pub mod tape;
 mod tensor;
-pub mod wgpu;
 
 pub use contract::{Arg, Contract, Dims, Rule};
 pub use device::Device;

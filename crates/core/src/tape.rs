@@ -380,7 +380,7 @@ pub fn accumulate(mut sum: Tensor, x: &Tensor) -> Result<Tensor> {
             crate::cpu::add_assign(cpu, &mut out, &add);
             cpu.tensor(out, sum.shape(), sum.dtype())
         }
-        Device::Wgpu(gpu) => crate::wgpu::accumulate(gpu, sum, x),
+        Device::Gpu(gpu) => crate::gpu::accumulate(gpu, sum, x),
     }
 }
 

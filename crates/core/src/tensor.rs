@@ -2,7 +2,7 @@
 
 use crate::cpu::Bytes;
 use crate::tape::Node;
-use crate::{DType, Device, Element, Error, Kind, Result, Shape, wgpu};
+use crate::{DType, Device, Element, Error, Kind, Result, Shape, gpu};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub struct Tensor {
 #[derive(Clone, Debug)]
 pub(crate) enum Storage {
     Cpu(Bytes),
-    Wgpu(Arc<wgpu::Bytes>),
+    Gpu(Arc<gpu::Bytes>),
 }
 
 impl Tensor {
@@ -48,7 +48,7 @@ impl Tensor {
                 buffer.copy_from_slice(data);
                 cpu.wrap(buffer, shape)
             }
-            Device::Wgpu(gpu) => gpu.upload(bytemuck::cast_slice(data), shape, T::DTYPE),
+            Device::Gpu(gpu) => gpu.upload(bytemuck::cast_slice(data), shape, T::DTYPE),
         }
     }
 
@@ -60,7 +60,7 @@ impl Tensor {
                 let bytes = cpu.zeros::<u8>(shape.elements() * dtype.size())?.into_bytes();
                 Ok(Tensor::new(Storage::Cpu(bytes), shape, dtype, device.clone()))
             }
-            Device::Wgpu(gpu) => gpu.zeros(shape, dtype),
+            Device::Gpu(gpu) => gpu.zeros(shape, dtype),
         }
     }
 
@@ -73,7 +73,7 @@ impl Tensor {
                 buffer.fill(value);
                 cpu.wrap(buffer, shape)
             }
-            Device::Wgpu(gpu) => gpu.full(shape, value),
+            Device::Gpu(gpu) => gpu.full(shape, value),
         }
     }
 
@@ -92,7 +92,7 @@ impl Tensor {
                 buffer.copy_from_slice(bytes);
                 Ok(Tensor::new(Storage::Cpu(buffer.into_bytes()), shape, dtype, device.clone()))
             }
-            Device::Wgpu(gpu) => gpu.upload(bytes, shape, dtype),
+            Device::Gpu(gpu) => gpu.upload(bytes, shape, dtype),
         }
     }
 
@@ -114,7 +114,7 @@ impl Tensor {
                 fill(&mut buffer)?;
                 Ok(Tensor::new(Storage::Cpu(buffer.into_bytes()), shape, dtype, device.clone()))
             }
-            Device::Wgpu(gpu) => {
+            Device::Gpu(gpu) => {
                 let mut bytes = vec![0; shape.elements() * dtype.size()];
                 fill(&mut bytes)?;
                 gpu.upload(&bytes, shape, dtype)
@@ -130,7 +130,7 @@ impl Tensor {
         self.holds::<T>()?;
         match &self.device {
             Device::Cpu(_) => Ok(self.slice::<T>()?.to_vec()),
-            Device::Wgpu(gpu) => Ok(bytemuck::pod_collect_to_vec(&gpu.download(self)?)),
+            Device::Gpu(gpu) => Ok(bytemuck::pod_collect_to_vec(&gpu.download(self)?)),
         }
     }
 
@@ -138,7 +138,7 @@ impl Tensor {
     pub fn to_floats(&self) -> Result<Vec<f32>> {
         match &self.device {
             Device::Cpu(cpu) => Ok(cpu.read(self)?.to_vec()),
-            Device::Wgpu(gpu) => gpu.widen(self)?.to_vec(),
+            Device::Gpu(gpu) => gpu.widen(self)?.to_vec(),
         }
     }
 
@@ -146,7 +146,7 @@ impl Tensor {
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         match &self.device {
             Device::Cpu(_) => Ok(self.bytes()?.to_vec()),
-            Device::Wgpu(gpu) => gpu.download(self),
+            Device::Gpu(gpu) => gpu.download(self),
         }
     }
 
@@ -157,7 +157,7 @@ impl Tensor {
     pub fn ids(&self) -> Result<Cow<'_, [u32]>> {
         match &self.storage {
             Storage::Cpu(_) => Ok(Cow::Borrowed(self.slice()?)),
-            Storage::Wgpu(_) => match self.known() {
+            Storage::Gpu(_) => match self.known() {
                 Some(known) => Ok(Cow::Borrowed(known)),
                 None => Ok(Cow::Owned(self.to_vec()?)),
             },
@@ -168,7 +168,7 @@ impl Tensor {
     pub fn known(&self) -> Option<&[u32]> {
         match &self.storage {
             Storage::Cpu(_) => self.slice().ok(),
-            Storage::Wgpu(bytes) => bytes.known()?.get(self.offset / 4..)?.get(..self.elements()),
+            Storage::Gpu(bytes) => bytes.known()?.get(self.offset / 4..)?.get(..self.elements()),
         }
     }
 
@@ -207,14 +207,14 @@ impl Tensor {
     pub(crate) fn bytes(&self) -> Result<&[u8]> {
         match &self.storage {
             Storage::Cpu(bytes) => Ok(&bytes.as_slice()[self.offset..][..self.elements() * self.dtype.size()]),
-            Storage::Wgpu(_) => Err(Error::value("read", format!("{self:?} is not in the processor's memory"))),
+            Storage::Gpu(_) => Err(Error::value("read", format!("{self:?} is not in the processor's memory"))),
         }
     }
 
-    pub(crate) fn gpu_bytes(&self) -> Result<&wgpu::Bytes> {
+    pub(crate) fn gpu_bytes(&self) -> Result<&gpu::Bytes> {
         match &self.storage {
             Storage::Cpu(_) => Err(Error::value("launch", format!("{self:?} is not in a GPU's memory"))),
-            Storage::Wgpu(bytes) => Ok(bytes),
+            Storage::Gpu(bytes) => Ok(bytes),
         }
     }
 
@@ -244,10 +244,10 @@ impl Tensor {
         match &mut self.storage {
             Storage::Cpu(bytes) => bytes.as_mut_slice().is_some(),
             // a view that no binding may start at is bound as a copy, which must not be written to
-            Storage::Wgpu(bytes) if self.offset.is_multiple_of(wgpu::ALIGNMENT) => {
-                Arc::get_mut(bytes).map(wgpu::Bytes::forget).is_some()
+            Storage::Gpu(bytes) if self.offset.is_multiple_of(gpu::ALIGNMENT) => {
+                Arc::get_mut(bytes).map(gpu::Bytes::forget).is_some()
             }
-            Storage::Wgpu(_) => false,
+            Storage::Gpu(_) => false,
         }
     }
 

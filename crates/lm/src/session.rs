@@ -179,7 +179,7 @@ impl<'a> Session<'a> {
 fn at_once(device: &Device) -> usize {
     match device {
         Device::Cpu(cpu) => (32 * cpu.threads()).clamp(AT_ONCE, PREFILL),
-        Device::Wgpu(_) => PREFILL,
+        Device::Gpu(_) => PREFILL,
     }
 }
 

@@ -16,7 +16,7 @@
 //! Another folder like `fixtures` in `ALLUVIUM_FIXTURES` is compared in place of it.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use alluvium_core::wgpu::{Gpu, adapters};
+use alluvium_core::gpu::{Gpu, adapters};
 use alluvium_core::{DType, Device, Tensor};
 use alluvium_lm::formats::chat::{Ending, Message};
 use alluvium_lm::formats::quantization::Quantization;

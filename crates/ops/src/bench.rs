@@ -3,8 +3,8 @@
 use crate::Transpose;
 use crate::check::Inputs;
 use crate::op::{Case, Given, Op};
+use alluvium_core::gpu::BATCH;
 use alluvium_core::rng::Rng;
-use alluvium_core::wgpu::BATCH;
 use alluvium_core::{DType, Device, Dims, Result, Shape, Tape, Tensor, tape};
 use std::time::{Duration, Instant};
 
@@ -87,7 +87,7 @@ pub fn ceiling(device: &Device) -> Result<Ceiling> {
 /// What a launch costs the host, from operations on one token. As many are timed as are submitted together; the GPU is
 /// done with them when the next are timed, which then put away what those before held: it never holds the host back.
 fn launch(device: &Device) -> Result<Option<f64>> {
-    let Device::Wgpu(_) = device else { return Ok(None) };
+    let Device::Gpu(_) = device else { return Ok(None) };
     let x = Tensor::full([1, 64], 1.0, device)?;
     crate::silu(&x)?;
     device.wait()?;
@@ -104,7 +104,7 @@ fn launch(device: &Device) -> Result<Option<f64>> {
 
 /// Whether this is a GPU of its own, not the processor.
 fn is_gpu(device: &Device) -> bool {
-    matches!(device, Device::Wgpu(gpu) if !gpu.adapter().is_software())
+    matches!(device, Device::Gpu(gpu) if !gpu.adapter().is_software())
 }
 
 /// The cases that are timed on a device: those that only a GPU is done with in time are left to GPUs.
@@ -183,7 +183,7 @@ fn median(device: &Device, mut work: impl FnMut() -> Result<()>) -> Result<f64> 
     once(1)?;
     let repeats = match device {
         Device::Cpu(_) => 1,
-        Device::Wgpu(_) => (BURST.as_secs_f64() / once(1)?).clamp(1.0, 200.0) as usize,
+        Device::Gpu(_) => (BURST.as_secs_f64() / once(1)?).clamp(1.0, 200.0) as usize,
     };
     let started = Instant::now();
     let mut times = Vec::new();

@@ -1,7 +1,7 @@
 //! The proof on a GPU, once for every operation of the list.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use alluvium_core::wgpu::{Builder, Gpu, Shader, adapters};
+use alluvium_core::gpu::{Builder, Gpu, Shader, adapters};
 use alluvium_core::{DType, Device};
 use alluvium_ops::check::{Zeros, check, unreached_shaders};
 use alluvium_ops::{Case, OPS, Op};
@@ -46,7 +46,7 @@ fn prove(dtype: DType, device: &Device, largest: usize) {
             faults.extend(report.faults.iter().map(|fault| format!("{}, {}: {fault}", op.name(), case.name)));
         }
     }
-    let Device::Wgpu(gpu) = device else { panic!("{device} is no GPU") };
+    let Device::Gpu(gpu) = device else { panic!("{device} is no GPU") };
     let shaders = gpu.shaders();
     assert!(!shaders.is_empty());
     written::write(&shaders).unwrap();

@@ -2,7 +2,7 @@
 //! a GPU made, and numbers at the edges of f32.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use alluvium_core::wgpu::{Builder, Gpu, adapters};
+use alluvium_core::gpu::{Builder, Gpu, adapters};
 use alluvium_core::{DType, Device, Element, Shape, Tape, Tensor};
 use alluvium_ops::*;
 use half::f16;
@@ -55,14 +55,14 @@ fn bytes_halves_and_words_are_moved_to_any_place_as_the_processor_moves_them() {
         assert_eq!(moved(&gpu, &halves, shape), moved(&cpu, &halves, shape), "halves {shape:?}");
         assert_eq!(moved(&gpu, &words, shape), moved(&cpu, &words, shape), "words {shape:?}");
     }
-    let Device::Wgpu(gpu) = &gpu else { return };
+    let Device::Gpu(gpu) = &gpu else { return };
     written::write(&gpu.shaders()).unwrap();
 }
 
 #[test]
 fn memory_that_nobody_else_holds_is_written_in_place_and_shared_memory_is_copied() {
     let Some(device) = open() else { return };
-    let Device::Wgpu(gpu) = &device else { return };
+    let Device::Gpu(gpu) = &device else { return };
     let full = |shape: &[usize], value| Tensor::full(Shape::new(shape).unwrap(), value, &device).unwrap();
     let rows = full(&[1, 2], 5.0);
     let cache = full(&[3, 2], 1.0);

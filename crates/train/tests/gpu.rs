@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use alluvium_core::wgpu::{Builder, Gpu, adapters};
+use alluvium_core::gpu::{Builder, Gpu, adapters};
 use alluvium_core::{Device, Tensor};
 use alluvium_lm::LanguageModel;
 use alluvium_ops::argmax;

@@ -1,5 +1,5 @@
 use alluvium::core::cpu::Cpu;
-use alluvium::core::wgpu::adapters;
+use alluvium::core::gpu::adapters;
 use std::io::Write;
 
 /// List the devices that are here, by the names that --device takes

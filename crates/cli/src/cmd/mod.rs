@@ -17,7 +17,7 @@ pub(crate) mod values;
 
 use alluvium::Device;
 use alluvium::core::cpu::Cpu;
-use alluvium::core::wgpu::{Builder, Gpu};
+use alluvium::core::gpu::{Builder, Gpu};
 use alluvium::ops::Op;
 use anyhow::{Result, bail};
 use etcetera::base_strategy::{BaseStrategy, choose_native_strategy};

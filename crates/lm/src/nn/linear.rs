@@ -73,7 +73,7 @@ impl Linear {
         let project = |(y, projection): (&mut Tensor, &Linear)| projection.forward(x).map(|new| *y = new);
         // a tape has an order, and many rows keep all threads busy by themselves
         let traced = x.is_traced() || projections.iter().any(|p| p.is_traced());
-        if traced || matches!(x.device(), Device::Wgpu(_)) || x.elements() > FEW_ROWS * x.shape().last() {
+        if traced || matches!(x.device(), Device::Gpu(_)) || x.elements() > FEW_ROWS * x.shape().last() {
             all.iter_mut().zip(projections).try_for_each(project)?;
         } else {
             x.device().run(|| all.par_iter_mut().zip(projections).try_for_each(project))?;

@@ -3,7 +3,7 @@
 use super::cpu::Factors;
 use super::{AdamW, AdamWState};
 use crate::common::gpu::copy::duplicate;
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
 
 static KERNEL: Kernel = Kernel::new("adamw", &[include_str!("kernel.wgsl")]);

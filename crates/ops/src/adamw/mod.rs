@@ -135,7 +135,7 @@ pub fn adamw(p: Tensor, grad: &Tensor, m: Tensor, v: Tensor, numbers: &AdamW) ->
     tape::no_gradient(CONTRACT.op, WHY, [&p, grad, &m, &v])?;
     match grad.device() {
         Device::Cpu(cpu) => cpu::step(cpu, AdamWState { p, m, v }, grad, numbers),
-        Device::Wgpu(gpu) => gpu::step(gpu, AdamWState { p, m, v }, grad, numbers),
+        Device::Gpu(gpu) => gpu::step(gpu, AdamWState { p, m, v }, grad, numbers),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::cpu::Add;
 use crate::common::gpu::map::{BINARY, Shaded};
-use alluvium_core::wgpu::Kernel;
+use alluvium_core::gpu::Kernel;
 
 static KERNEL: Kernel = Kernel::new("add", &[BINARY, include_str!("kernel.wgsl")]);
 

@@ -36,7 +36,7 @@ pub fn argmax(x: &Tensor) -> Result<Tensor> {
     }
     match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, &dims),
-        Device::Wgpu(gpu) => gpu::forward(gpu, x, &dims),
+        Device::Gpu(gpu) => gpu::forward(gpu, x, &dims),
     }
 }
 

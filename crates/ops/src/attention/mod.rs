@@ -71,7 +71,7 @@ pub fn attention(args: Attention<'_>) -> Result<Tensor> {
     let mask = Mask::new(cu_seqlens, &dims)?;
     let (o, lse) = match q.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, &args, &mask, &dims)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, &args, &mask, &dims)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, &args, &mask, &dims)?,
     };
     let [q_, k_, v_, o_] = [q, k, v, &o].map(Tensor::detach);
     tape::record([q, k, v], o, || Grad { q: q_, k: k_, v: v_, o: o_, lse, mask, scale, dims })
@@ -130,7 +130,7 @@ impl Backward<3> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
         match self.q.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy),
         }
     }
 }

@@ -33,7 +33,7 @@ pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
     }
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, dtype)?,
-        Device::Wgpu(gpu) => gpu.convert(x, dtype)?,
+        Device::Gpu(gpu) => gpu.convert(x, dtype)?,
     };
     tape::record([x], y, || Grad { from: x.dtype() })
 }

@@ -4,7 +4,7 @@ use super::{Activation, Saved};
 use crate::common::gpu::MATH;
 use crate::common::gpu::form::{Form, QUADS, QUADS_MATH, SINGLES, SINGLES_MATH};
 use crate::common::gpu::totals::{PARTS, totals};
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Shape, Tensor};
 
 const RUNS: &str = include_str!("runs.wgsl");

@@ -96,7 +96,7 @@ pub fn causal_conv1d(args: CausalConv1d<'_>) -> Result<Convolved> {
     };
     let (y, final_state) = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, &saved)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, &saved)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, &saved)?,
     };
     let inputs = [Some(x), Some(w), initial_state];
     if let Some(state) = final_state {
@@ -169,7 +169,7 @@ impl<const M: usize> BackwardMany<3, M> for Saved {
         let (dy, dstate) = (dy.next().flatten(), dy.next().flatten());
         match self.x.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, dy.as_ref(), dstate.as_ref()),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, dy.as_ref(), dstate.as_ref()),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, dy.as_ref(), dstate.as_ref()),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::common::chunk::Layout;
 use crate::common::gpu::chunk::{Chunks, Way};
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{Result, Tensor};
 
 pub(super) fn sums(gpu: &Gpu, g: &Tensor, [tokens, groups]: [usize; 2], way: Way) -> Result<Tensor> {

@@ -32,7 +32,7 @@ pub fn chunk_cumsum(g: &Tensor) -> Result<Tensor> {
     let sizes = [dims['T'], dims['G']];
     let y = match g.device() {
         Device::Cpu(cpu) => cpu::sums(cpu, g, sizes, cpu::Order::Forward)?,
-        Device::Wgpu(gpu) => gpu::sums(gpu, g, sizes, Way::Forward)?,
+        Device::Gpu(gpu) => gpu::sums(gpu, g, sizes, Way::Forward)?,
     };
     tape::record([g], y, || Grad { sizes })
 }
@@ -50,7 +50,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         match dy.device() {
             Device::Cpu(cpu) => Ok([Some(cpu::sums(cpu, &dy, self.sizes, cpu::Order::Backward)?)]),
-            Device::Wgpu(gpu) => Ok([Some(gpu::sums(gpu, &dy, self.sizes, Way::Back)?)]),
+            Device::Gpu(gpu) => Ok([Some(gpu::sums(gpu, &dy, self.sizes, Way::Back)?)]),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Grad;
 use crate::common::gpu::chunk::{Chunks, Decay, Keep};
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{Result, Tensor};
 
 pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<Tensor> {

@@ -44,7 +44,7 @@ pub fn chunk_kkt(k: &Tensor, beta: &Tensor, g_cum: &Tensor) -> Result<Tensor> {
     let saved = Grad { k: k.detach(), beta: beta.detach(), g_cum: g_cum.detach(), layout };
     let l = match k.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, &saved)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, &saved)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, &saved)?,
     };
     tape::record([k, beta, g_cum], l, || saved)
 }
@@ -66,7 +66,7 @@ impl Backward<3> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
         match dy.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Grad;
 use crate::common::gpu::chunk::{Chunks, Decay, Outputs};
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{Result, Tensor};
 
 /// The states chunk by chunk, whatever row they are of.

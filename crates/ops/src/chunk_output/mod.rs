@@ -80,7 +80,7 @@ pub fn chunk_output(args: ChunkOutput<'_>) -> Result<Tensor> {
     };
     let o = match q.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, &saved)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, &saved)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, &saved)?,
     };
     tape::record([q, k, v_new, h, g_cum], o, || saved)
 }
@@ -106,7 +106,7 @@ impl Backward<5> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 5]) -> Result<[Option<Tensor>; 5]> {
         match dy.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy),
         }
     }
 }

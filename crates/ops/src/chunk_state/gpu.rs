@@ -2,7 +2,7 @@
 
 use super::{ChunkState, Grad};
 use crate::common::gpu::chunk::{Chunks, Decay, Passage, StateSeeds, States, Way};
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{DType, Error, Result, Tensor};
 
 pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<ChunkState> {

@@ -77,7 +77,7 @@ pub fn chunk_state(
     };
     let ChunkState { h, v_new, final_state } = match k.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, &saved)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, &saved)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, &saved)?,
     };
     saved.states = Some((h.clone(), v_new.clone()));
     let inputs = [Some(k), Some(w), Some(u), Some(g_cum), initial_state];
@@ -106,7 +106,7 @@ impl BackwardMany<5, 3> for Grad {
     fn backward(self, dy: [Option<Tensor>; 3], _need: [bool; 5]) -> Result<[Option<Tensor>; 5]> {
         match self.k.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, dy.each_ref().map(Option::as_ref)),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, dy),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, dy),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One pass, in place where nobody else holds the memory.
 
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
 
 static KERNEL: Kernel = Kernel::new("clip_by_norm", &[include_str!("kernel.wgsl")]);

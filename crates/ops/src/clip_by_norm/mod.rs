@@ -46,7 +46,7 @@ pub fn clip_by_norm(x: Tensor, norm: &Tensor, most: f32) -> Result<Tensor> {
             norm if norm > most => crate::scale(&x, most / norm),
             _ => Ok(x),
         },
-        Device::Wgpu(gpu) => gpu::clip(&gpu.clone(), x, norm, most),
+        Device::Gpu(gpu) => gpu::clip(&gpu.clone(), x, norm, most),
     }
 }
 

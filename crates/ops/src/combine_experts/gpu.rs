@@ -3,7 +3,7 @@
 use super::Grad;
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
 use crate::common::gpu::rows::{ROWS, Sharing};
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
 const TEXT: &str = include_str!("kernel.wgsl");

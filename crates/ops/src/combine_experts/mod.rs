@@ -33,7 +33,7 @@ pub fn combine_experts(y: &Tensor, weights: &Tensor) -> Result<Tensor> {
     let dims = CONTRACT.check(&[y, weights])?;
     let z = match y.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, y, weights, &dims)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, y, weights, &dims)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, y, weights, &dims)?,
     };
     tape::record([y, weights], z, || Grad { y: y.detach(), weights: weights.detach() })
 }
@@ -52,7 +52,7 @@ impl Backward<2> for Grad {
     fn backward(self, dz: Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         match dz.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dz, need),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dz, need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dz, need),
         }
     }
 }

@@ -59,7 +59,7 @@ pub(crate) fn binary<F: BinarySlopes + Shaded>(
 pub(crate) fn map<F: Unary + Shaded>(x: &Tensor, f: F) -> Result<Tensor> {
     match x.device() {
         Device::Cpu(cpu) => new_result(cpu, [x], |[x], y| values(cpu.level(), f, x, y)),
-        Device::Wgpu(gpu) => gpu::map::values(gpu, f, [x]),
+        Device::Gpu(gpu) => gpu::map::values(gpu, f, [x]),
     }
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn map<F: Unary + Shaded>(x: &Tensor, f: F) -> Result<Tensor> {
 pub(crate) fn map2<F: Binary + Shaded>(a: &Tensor, b: &Tensor, f: F) -> Result<Tensor> {
     match a.device() {
         Device::Cpu(cpu) => new_result(cpu, [a, b], |[a, b], y| values2(cpu.level(), f, a, b, y)),
-        Device::Wgpu(gpu) => gpu::map::values(gpu, f, [a, b]),
+        Device::Gpu(gpu) => gpu::map::values(gpu, f, [a, b]),
     }
 }
 
@@ -87,7 +87,7 @@ impl<F: UnarySlope + Shaded> Backward<1> for UnaryGrad<F> {
         let UnaryGrad { x, f, .. } = self;
         let cpu = match x.device() {
             Device::Cpu(cpu) => cpu,
-            Device::Wgpu(gpu) => return Ok([Some(gpu::map::slope(gpu, f, &x, dy)?)]),
+            Device::Gpu(gpu) => return Ok([Some(gpu::map::slope(gpu, f, &x, dy)?)]),
         };
         let dx = by_storage!(x.dtype(), T => {
             let x = slices::<T, 1>([&x])?;
@@ -114,7 +114,7 @@ impl<F: BinarySlopes + Shaded> Backward<2> for BinaryGrad<F> {
         let BinaryGrad { a, b, f, .. } = self;
         let cpu = match a.device() {
             Device::Cpu(cpu) => cpu,
-            Device::Wgpu(gpu) => return Ok(gpu::map::slopes(gpu, f, [&a, &b], dy)?.map(Some)),
+            Device::Gpu(gpu) => return Ok(gpu::map::slopes(gpu, f, [&a, &b], dy)?.map(Some)),
         };
         let (da, db) = by_storage!(a.dtype(), T => {
             let ab = slices::<T, 2>([&a, &b])?;

@@ -4,7 +4,7 @@ use super::Few;
 use super::gpu::copy::{Place, Rows};
 use super::stored::by_element;
 use alluvium_core::cpu::Cpu;
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{DType, Device, Element, Error, Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -51,7 +51,7 @@ pub(crate) fn join(op: &'static str, like: &Tensor, shape: Shape, axis: usize, p
     let inner = Axis::of(op, shape, axis)?.inner;
     match like.device() {
         Device::Cpu(cpu) => join_rows(cpu, (shape, like.dtype()), axis, inner, pieces),
-        Device::Wgpu(gpu) => join_on_gpu(gpu, (shape, like.dtype()), axis, inner, pieces),
+        Device::Gpu(gpu) => join_on_gpu(gpu, (shape, like.dtype()), axis, inner, pieces),
     }
 }
 

@@ -4,7 +4,7 @@
 use super::{CONTRACT, CrossEntropy, Reduction};
 use crate::common::gpu::MATH;
 use crate::common::gpu::gemm::{Gemm, Mat, Sizes, gemm};
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Error, Result, Tensor};
 use std::ops::Range;
 

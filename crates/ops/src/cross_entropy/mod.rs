@@ -8,7 +8,7 @@ mod reference;
 pub(crate) use entry::OP;
 
 use alluvium_core::contract::{FLOATS, Fill, IDS, SAME};
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
 /// What `cross_entropy` takes.
@@ -86,7 +86,7 @@ pub fn cross_entropy(args: CrossEntropy<'_>) -> Result<Tensor> {
             let (loss, grad) = cpu::forward(cpu, &args, &dims)?;
             (loss, Grad::Cpu(grad))
         }
-        Device::Wgpu(gpu) => {
+        Device::Gpu(gpu) => {
             let (loss, grad) = gpu::forward(gpu, &args, &dims)?;
             (loss, Grad::Wgpu(gpu.clone(), grad))
         }

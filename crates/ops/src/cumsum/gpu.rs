@@ -1,6 +1,6 @@
 //! A workgroup for each row.
 
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
 static KERNEL: Kernel = Kernel::new("cumsum", &[include_str!("kernel.wgsl")]);

@@ -29,7 +29,7 @@ pub fn cumsum(x: &Tensor) -> Result<Tensor> {
     CONTRACT.check(&[x])?;
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x)?,
-        Device::Wgpu(gpu) => gpu::sums(gpu, x, From::Start)?,
+        Device::Gpu(gpu) => gpu::sums(gpu, x, From::Start)?,
     };
     tape::record([x], y, || Grad)
 }
@@ -45,7 +45,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         let dx = match dy.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &dy)?,
-            Device::Wgpu(gpu) => gpu::sums(gpu, &dy, From::End)?,
+            Device::Gpu(gpu) => gpu::sums(gpu, &dy, From::End)?,
         };
         Ok([Some(dx)])
     }

@@ -3,7 +3,7 @@
 use super::Grad;
 use crate::common::gpu::quantized::{expand, fold};
 use crate::common::quantized::Quantized;
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{DType, Result, Shape, Tensor};
 
 pub(super) fn forward(gpu: &Gpu, q: &Quantized<'_>, like: (Shape, DType)) -> Result<Tensor> {

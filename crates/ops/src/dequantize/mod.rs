@@ -48,7 +48,7 @@ pub fn dequantize(q: &Quantized<'_>, dtype: DType) -> Result<Tensor> {
     let shape = q.w.shape().with(dims.leading().rank(), layout.inner);
     let y = match q.w.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, q, layout, (shape, dtype))?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, q, (shape, dtype))?,
+        Device::Gpu(gpu) => gpu::forward(gpu, q, (shape, dtype))?,
     };
     tape::record([Some(q.scales), q.biases], y, || Grad { q: q.detach(), layout })
 }
@@ -67,7 +67,7 @@ impl Backward<2> for Grad {
     fn backward(self, dy: Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         match dy.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy, need),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy, need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy, need),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::{CONTRACT, Grad};
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
 use crate::common::gpu::sort::{Sorted, sort};
 use crate::common::ids::known_below;
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
 const GATHER: &str = include_str!("kernel.wgsl");

@@ -39,7 +39,7 @@ pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     let dims = CONTRACT.check(&[table, ids])?;
     let y = match table.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, table, ids, &dims)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, table, ids, &dims)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, table, ids, &dims)?,
     };
     tape::record([table], y, || Grad { ids: ids.clone(), shape: table.shape(), dtype: table.dtype() })
 }
@@ -59,7 +59,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         match dy.device() {
             Device::Cpu(cpu) => Ok([Some(cpu::backward(cpu, &self, &dy)?)]),
-            Device::Wgpu(gpu) => Ok([Some(gpu::backward(gpu, &self, &dy)?)]),
+            Device::Gpu(gpu) => Ok([Some(gpu::backward(gpu, &self, &dy)?)]),
         }
     }
 }

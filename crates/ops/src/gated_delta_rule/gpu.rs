@@ -6,8 +6,8 @@ use crate::common::chunk::Write;
 use crate::common::gpu::chunk::{
     Chunks, Decay, Factor, Gates, Outputs, Passage, Product, Side, Size, StateSeeds, States, Way, Written,
 };
+use alluvium_core::gpu::Gpu;
 use alluvium_core::tape::accumulate;
-use alluvium_core::wgpu::Gpu;
 use alluvium_core::{DType, Result, Tensor};
 
 /// What the chunks are before any state is known.

@@ -115,7 +115,7 @@ pub fn gated_delta_rule(args: GatedDelta<'_>) -> Result<Delta> {
     let keep = if traced { states } else { ChunkStates::Recompute };
     let (delta, states) = match q.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, &saved, keep)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, &saved, keep)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, &saved, keep)?,
     };
     saved.states = states;
     let inputs = [Some(q), Some(k), Some(v), Some(g), Some(beta), initial_state];
@@ -166,7 +166,7 @@ impl BackwardMany<6, 2> for Grad {
     fn backward(self, [o, last]: [Option<Tensor>; 2], _need: [bool; 6]) -> Result<[Option<Tensor>; 6]> {
         match self.q.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, o.as_ref(), last.as_ref()),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, o, last),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, o, last),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Delta, GatedDeltaStep};
 use crate::common::gpu::MATH;
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result};
 
 static KERNEL: Kernel = Kernel::new("gated_delta_step", &[MATH, include_str!("kernel.wgsl")]);

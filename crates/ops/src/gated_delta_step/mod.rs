@@ -73,7 +73,7 @@ pub fn gated_delta_step(args: GatedDeltaStep<'_>) -> Result<Delta> {
     tape::no_gradient(CONTRACT.op, WHY, [*q, k, v, g, beta, state])?;
     match q.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, args, &dims),
-        Device::Wgpu(gpu) => gpu::forward(gpu, args, &dims),
+        Device::Gpu(gpu) => gpu::forward(gpu, args, &dims),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::common::gpu::MATH;
 use crate::common::gpu::form::{QUADS, QUADS_MATH, SINGLES, SINGLES_MATH};
 use crate::common::gpu::norm::{self, Gradients, NORM, NORM_GRADIENT, Norm};
 use crate::common::gpu::rows::ROWS;
-use alluvium_core::wgpu::{Gpu, Kernel};
+use alluvium_core::gpu::{Gpu, Kernel};
 use alluvium_core::{Result, Tensor};
 
 const TEXT: &str = include_str!("kernel.wgsl");

@@ -43,7 +43,7 @@ pub fn gated_rms_norm(x: &Tensor, z: &Tensor, w: &Tensor, eps: f32) -> Result<Te
     }
     let (y, rstd) = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, [x, z, w], eps, &dims)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, [x, z, w], eps)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, [x, z, w], eps)?,
     };
     tape::record([x, z, w], y, || Grad { x: x.detach(), z: z.detach(), w: w.detach(), rstd })
 }
@@ -65,7 +65,7 @@ impl Backward<3> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
         match self.x.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy),
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{Gates, Grad};
 use crate::common::gpu::MATH;
 use crate::common::gpu::totals::{PARTS, totals};
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
 static KERNEL: Kernel = Kernel::new("gdn_gate", &[MATH, include_str!("kernel.wgsl")]);

@@ -53,7 +53,7 @@ pub fn gdn_gate(a: &Tensor, b: &Tensor, a_log: &Tensor, dt_bias: &Tensor) -> Res
     let dims = CONTRACT.check(&[a, b, a_log, dt_bias])?;
     let Gates { g, beta } = match a.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, [a, b, a_log, dt_bias], dims['R'])?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, [a, b, a_log, dt_bias])?,
+        Device::Gpu(gpu) => gpu::forward(gpu, [a, b, a_log, dt_bias])?,
     };
     let grad =
         || Grad { a: a.detach(), a_log: a_log.detach(), dt_bias: dt_bias.detach(), g: g.clone(), beta: beta.clone() };
@@ -78,7 +78,7 @@ impl BackwardMany<4, 2> for Grad {
     fn backward(self, dy: [Option<Tensor>; 2], _need: [bool; 4]) -> Result<[Option<Tensor>; 4]> {
         match self.a.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, dy.each_ref().map(Option::as_ref)),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, dy.each_ref().map(Option::as_ref)),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, dy.each_ref().map(Option::as_ref)),
         }
     }
 }

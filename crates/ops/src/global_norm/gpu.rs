@@ -1,6 +1,6 @@
 //! Each workgroup leaves one sum of squares; one workgroup adds them in order.
 
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
 static KERNEL: Kernel = Kernel::new("global_norm", &[include_str!("kernel.wgsl")]).reducing();

@@ -43,7 +43,7 @@ pub fn global_norm(tensors: &[&Tensor]) -> Result<Tensor> {
     }
     match first.device() {
         Device::Cpu(cpu) => cpu::norm(cpu, tensors),
-        Device::Wgpu(gpu) => gpu::norm(gpu, tensors),
+        Device::Gpu(gpu) => gpu::norm(gpu, tensors),
     }
 }
 

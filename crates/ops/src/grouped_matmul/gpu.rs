@@ -2,7 +2,7 @@
 
 use super::{CONTRACT, Grad};
 use crate::common::gpu::experts::{Choices, Weights};
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{Dims, Result, Tensor};
 
 pub(super) fn forward(gpu: &Gpu, x: &Tensor, w: &Tensor, experts: &Tensor, dims: &Dims) -> Result<Tensor> {

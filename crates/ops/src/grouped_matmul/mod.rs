@@ -68,7 +68,7 @@ pub fn grouped_matmul(x: &Tensor, w: &Tensor, experts: &Tensor) -> Result<Tensor
     check_rows(CONTRACT.op, x.shape(), &dims)?;
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, w, experts, &dims)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, x, w, experts, &dims)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, x, w, experts, &dims)?,
     };
     tape::record([x, w], y, || Grad { x: x.detach(), w: w.detach(), experts: experts.detach(), dims })
 }
@@ -89,7 +89,7 @@ impl Backward<2> for Grad {
     fn backward(self, dy: Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         match self.x.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy, need),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy, need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy, need),
         }
     }
 }

@@ -39,7 +39,7 @@ pub fn kl_div(logits: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     let dims = CONTRACT.check(&[logits, teacher])?;
     let (loss, rows) = match logits.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, logits, teacher, &dims)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, logits, teacher, &dims)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, logits, teacher, &dims)?,
     };
     tape::record([logits, teacher], loss, || Grad { logits: logits.detach(), teacher: teacher.detach(), rows })
 }
@@ -61,7 +61,7 @@ impl Backward<2> for Grad {
     fn backward(self, dy: Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         match self.logits.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, dy.item()?, need),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy, need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy, need),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::Grad;
 use crate::common::gpu::form::{QUADS, SINGLES};
 use crate::common::gpu::norm::{self, NORM, Norm};
 use crate::common::gpu::rows::ROWS;
-use alluvium_core::wgpu::{Gpu, Kernel};
+use alluvium_core::gpu::{Gpu, Kernel};
 use alluvium_core::{Result, Tensor};
 
 const TEXT: &str = include_str!("kernel.wgsl");

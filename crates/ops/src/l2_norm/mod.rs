@@ -37,7 +37,7 @@ pub fn l2_norm(x: &Tensor, eps: f32) -> Result<Tensor> {
     }
     let (y, scale) = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, eps, &dims)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, x, eps)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, x, eps)?,
     };
     tape::record([x], y, || Grad { x: x.detach(), scale })
 }
@@ -56,7 +56,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         match self.x.device() {
             Device::Cpu(cpu) => Ok([Some(cpu::backward(cpu, &self, &dy)?)]),
-            Device::Wgpu(gpu) => Ok([Some(gpu::backward(gpu, &self, &dy)?)]),
+            Device::Gpu(gpu) => Ok([Some(gpu::backward(gpu, &self, &dy)?)]),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Grad;
 use crate::common::gpu::gemm::{Mat, Sizes, product};
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{Dims, Result, Tensor};
 
 pub(super) fn forward(gpu: &Gpu, x: &Tensor, w: &Tensor, dims: &Dims) -> Result<Tensor> {

@@ -34,7 +34,7 @@ pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     let dims = CONTRACT.check(&[x, w])?;
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, w, &dims)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, x, w, &dims)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, x, w, &dims)?,
     };
     tape::record([x, w], y, || Grad { x: x.detach(), w: w.detach() })
 }
@@ -53,7 +53,7 @@ impl Backward<2> for Grad {
     fn backward(self, dy: Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         match self.x.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy, need),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy, need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy, need),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::cpu::Log;
 use crate::common::gpu::map::{Shaded, UNARY};
-use alluvium_core::wgpu::Kernel;
+use alluvium_core::gpu::Kernel;
 
 static KERNEL: Kernel = Kernel::new("log", &[UNARY, include_str!("kernel.wgsl")]);
 

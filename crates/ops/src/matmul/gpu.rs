@@ -2,7 +2,7 @@
 
 use super::{Grad, Sizes};
 use crate::common::gpu::gemm::{self, Mat, product};
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{Result, Shape, Tensor};
 
 pub(super) fn forward(gpu: &Gpu, a: &Tensor, b: &Tensor, sizes: Sizes, shape: Shape) -> Result<Tensor> {

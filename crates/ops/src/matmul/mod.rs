@@ -73,7 +73,7 @@ pub fn matmul(a: &Tensor, b: &Tensor, transpose: Transpose) -> Result<Tensor> {
     let sizes = Sizes { m: dims['M'], k: dims['K'], n: dims['N'], transpose };
     let c = match a.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, a, b, sizes, dims.shape("R.. M N")?)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, a, b, sizes, dims.shape("R.. M N")?)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, a, b, sizes, dims.shape("R.. M N")?)?,
     };
     tape::record([a, b], c, || Grad { a: a.detach(), b: b.detach(), sizes })
 }
@@ -102,7 +102,7 @@ impl Backward<2> for Grad {
     fn backward(self, dc: Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         match self.a.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dc, need),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dc, need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dc, need),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The place of the largest number of each row, and the number there.
 
 use crate::common::gpu::reduce::largest;
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Shape, Tensor};
 
 static KERNEL: Kernel = Kernel::new("max", &[include_str!("kernel.wgsl")]);

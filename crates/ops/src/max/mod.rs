@@ -31,7 +31,7 @@ pub fn max(x: &Tensor, over: Over) -> Result<Tensor> {
     let (width, shape) = over.rows(&dims);
     let (y, at) = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, width, shape)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, x, width, shape)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, x, width, shape)?,
     };
     tape::record([x], y, || Grad { from: x.shape(), width, at })
 }
@@ -51,7 +51,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         let dx = match dy.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &dy, &self.at, self.width, self.from)?,
-            Device::Wgpu(gpu) => gpu::backward(gpu, &dy, &self.at, self.width, self.from)?,
+            Device::Gpu(gpu) => gpu::backward(gpu, &dy, &self.at, self.width, self.from)?,
         };
         Ok([Some(dx)])
     }

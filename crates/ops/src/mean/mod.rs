@@ -31,7 +31,7 @@ pub fn mean(x: &Tensor, over: Over) -> Result<Tensor> {
     let (width, shape) = over.rows(&dims);
     let y = match x.device() {
         Device::Cpu(cpu) => sums(cpu, x, width, 1.0 / width as f64, shape)?,
-        Device::Wgpu(gpu) => gpu::reduce::sums(gpu, x, width, 1.0 / width as f32, shape)?,
+        Device::Gpu(gpu) => gpu::reduce::sums(gpu, x, width, 1.0 / width as f32, shape)?,
     };
     tape::record([x], y, || Grad { from: x.shape(), width })
 }
@@ -50,7 +50,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         let dx = match dy.device() {
             Device::Cpu(cpu) => spread(cpu, &dy, self.width, 1.0 / self.width as f32, self.from)?,
-            Device::Wgpu(gpu) => gpu::reduce::spread(gpu, &dy, self.width, 1.0 / self.width as f32, self.from)?,
+            Device::Gpu(gpu) => gpu::reduce::spread(gpu, &dy, self.width, 1.0 / self.width as f32, self.from)?,
         };
         Ok([Some(dx)])
     }

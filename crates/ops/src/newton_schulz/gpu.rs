@@ -3,7 +3,7 @@
 use super::{COEFFICIENTS, EPS};
 use crate::common::gpu::gemm::{Gemm, Mat, Sizes, gemm};
 use crate::scale;
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
 static KERNEL: Kernel = Kernel::new("newton_schulz", &[include_str!("kernel.wgsl")]).reducing();

@@ -45,7 +45,7 @@ pub fn newton_schulz(x: &Tensor, steps: usize) -> Result<Tensor> {
     tape::no_gradient(CONTRACT.op, WHY, [x])?;
     match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, steps, &dims),
-        Device::Wgpu(gpu) => gpu::forward(gpu, x, steps, &dims),
+        Device::Gpu(gpu) => gpu::forward(gpu, x, steps, &dims),
     }
 }
 

@@ -51,7 +51,7 @@ pub fn quantize(w: &Tensor, packing: Packing) -> Result<Packed> {
     }
     match w.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, w, packing),
-        Device::Wgpu(gpu) => gpu::forward(gpu, w, packing),
+        Device::Gpu(gpu) => gpu::forward(gpu, w, packing),
     }
 }
 

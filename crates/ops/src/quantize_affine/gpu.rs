@@ -2,7 +2,7 @@
 
 use crate::common::gpu::quantized::ENCODE;
 use crate::common::quantized::{Packed, Packing};
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
 static KERNEL: Kernel = Kernel::new("quantize_affine", &[ENCODE, include_str!("kernel.wgsl")]);

@@ -48,7 +48,7 @@ pub fn quantize_affine(w: &Tensor, bits: u32, group: usize) -> Result<Packed> {
     }
     match w.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, w, packing),
-        Device::Wgpu(gpu) => gpu::forward(gpu, w, packing),
+        Device::Gpu(gpu) => gpu::forward(gpu, w, packing),
     }
 }
 

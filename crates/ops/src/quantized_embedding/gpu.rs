@@ -6,7 +6,7 @@ use crate::common::gpu::quantized::{fold_named, gather};
 use crate::common::gpu::sort::sort;
 use crate::common::ids::known_below;
 use crate::common::quantized::{Layout, Quantized};
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{DType, Result, Shape, Tensor};
 
 /// Ids that the processor knows are checked; a row whose id a GPU made is NaN where it is not in the table.

@@ -52,7 +52,7 @@ pub fn quantized_embedding(q: &Quantized<'_>, ids: &Tensor, dtype: DType) -> Res
     let shape = ids.shape().and(&[layout.inner])?;
     let y = match q.w.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, q, layout, ids, (shape, dtype))?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, q, layout, ids, (shape, dtype))?,
+        Device::Gpu(gpu) => gpu::forward(gpu, q, layout, ids, (shape, dtype))?,
     };
     tape::record([Some(q.scales), q.biases], y, || Grad { q: q.detach(), layout, ids: ids.clone() })
 }
@@ -72,7 +72,7 @@ impl Backward<2> for Grad {
     fn backward(self, dy: Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         match dy.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy, need),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy, need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy, need),
         }
     }
 }

@@ -5,7 +5,7 @@ use super::{CONTRACT, Grad};
 use crate::common::gpu::experts::{Choices, Sorted, Weights, piece};
 use crate::common::gpu::quantized::fold;
 use crate::common::quantized::{Layout, Quantized};
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{DType, Dims, Result, Shape, Tensor};
 
 pub(super) fn forward(

@@ -53,7 +53,7 @@ pub fn quantized_grouped_matmul(x: &Tensor, q: &Quantized<'_>, experts: &Tensor)
     check_rows(CONTRACT.op, x.shape(), &dims)?;
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, (x, q, layout), experts, &dims)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, (x, q, layout), experts, &dims)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, (x, q, layout), experts, &dims)?,
     };
     let grad = || Grad { x: x.detach(), q: q.detach(), layout, experts: experts.detach(), dims };
     tape::record([Some(x), Some(q.scales), q.biases], y, grad)
@@ -76,7 +76,7 @@ impl Backward<3> for Grad {
     fn backward(self, dy: Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
         match self.x.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy, need),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy, need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy, need),
         }
     }
 }

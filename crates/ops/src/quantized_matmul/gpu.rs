@@ -4,7 +4,7 @@ use super::Grad;
 use crate::common::gpu::gemm::{Gemm, Mat, Sizes, gemm, product};
 use crate::common::gpu::quantized::{Path, dots, fold, panel, path, stretches};
 use crate::common::quantized::{Layout, Packed, Quantized};
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{DType, Dims, Result, Shape, Tensor};
 use std::ops::Range;
 

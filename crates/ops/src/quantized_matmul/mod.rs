@@ -51,7 +51,7 @@ pub fn quantized_matmul(x: &Tensor, q: &Quantized<'_>) -> Result<Tensor> {
     layout.fits(CONTRACT.op, "x", x.shape())?;
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, q, layout, &dims)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, x, q, layout, &dims)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, x, q, layout, &dims)?,
     };
     tape::record([Some(x), Some(q.scales), q.biases], y, || Grad { x: x.detach(), q: q.detach(), layout })
 }
@@ -71,7 +71,7 @@ impl Backward<3> for Grad {
     fn backward(self, dy: Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
         match self.x.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy, need),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy, need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy, need),
         }
     }
 }

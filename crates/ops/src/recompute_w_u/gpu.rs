@@ -3,7 +3,7 @@
 use super::{Grad, WU};
 use crate::common::chunk::Write;
 use crate::common::gpu::chunk::{Chunks, Decay, Factor, Written};
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{Result, Tensor};
 
 pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<WU> {

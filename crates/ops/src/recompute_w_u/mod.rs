@@ -61,7 +61,7 @@ pub fn recompute_w_u(k: &Tensor, v: &Tensor, beta: &Tensor, g_cum: &Tensor, a: &
         Grad { k: k.detach(), v: v.detach(), beta: beta.detach(), g_cum: g_cum.detach(), a: a.detach(), layout };
     let WU { w, u } = match k.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, &saved)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, &saved)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, &saved)?,
     };
     let [w, u] = tape::record_many([k, v, beta, g_cum, a], [w, u], || saved)?;
     Ok(WU { w, u })
@@ -86,7 +86,7 @@ impl BackwardMany<5, 2> for Grad {
     fn backward(self, dy: [Option<Tensor>; 2], _need: [bool; 5]) -> Result<[Option<Tensor>; 5]> {
         match self.k.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, dy.each_ref().map(Option::as_ref)),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, dy),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, dy),
         }
     }
 }

@@ -32,7 +32,7 @@ pub fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
     let shape = Shape::new(&[dims['B'], dims['T'], heads, dims['D']])?;
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, times, shape)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, x, times, shape)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, x, times, shape)?,
     };
     tape::record([x], y, || Grad { from: x.shape(), times })
 }
@@ -51,7 +51,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         let dx = match dy.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &dy, self.times, self.from)?,
-            Device::Wgpu(gpu) => gpu::backward(gpu, &dy, self.times, self.from)?,
+            Device::Gpu(gpu) => gpu::backward(gpu, &dy, self.times, self.from)?,
         };
         Ok([Some(dx)])
     }

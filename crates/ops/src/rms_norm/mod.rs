@@ -39,7 +39,7 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
     }
     let (y, rstd) = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, w, eps, &dims)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, x, w, eps)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, x, w, eps)?,
     };
     tape::record([x, w], y, || Grad { x: x.detach(), w: w.detach(), rstd })
 }
@@ -60,7 +60,7 @@ impl Backward<2> for Grad {
     fn backward(self, dy: Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         match self.x.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy, need),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy),
         }
     }
 }

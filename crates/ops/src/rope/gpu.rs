@@ -2,7 +2,7 @@
 
 use super::{Pairs, Rope, Way};
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
 
 const TEXT: &str = include_str!("kernel.wgsl");

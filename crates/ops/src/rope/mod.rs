@@ -137,7 +137,7 @@ pub fn rope(x: &Tensor, positions: &Tensor, turn: Rope) -> Result<Tensor> {
     turn.check(dims['D'])?;
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::rotate(cpu, x, positions, turn, Way::Forward)?,
-        Device::Wgpu(gpu) => gpu::rotate(gpu, x, positions, turn, Way::Forward)?,
+        Device::Gpu(gpu) => gpu::rotate(gpu, x, positions, turn, Way::Forward)?,
     };
     tape::record([x], y, || Grad { positions: positions.clone(), turn })
 }
@@ -163,7 +163,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         match dy.device() {
             Device::Cpu(cpu) => Ok([Some(cpu::rotate(cpu, &dy, &self.positions, self.turn, Way::Back)?)]),
-            Device::Wgpu(gpu) => Ok([Some(gpu::rotate(gpu, &dy, &self.positions, self.turn, Way::Back)?)]),
+            Device::Gpu(gpu) => Ok([Some(gpu::rotate(gpu, &dy, &self.positions, self.turn, Way::Back)?)]),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Grad, Normalise, Route};
 use crate::common::gpu::MATH;
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
 static KERNEL: Kernel = Kernel::new("route", &[MATH, include_str!("kernel.wgsl")]).reducing();

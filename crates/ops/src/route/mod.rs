@@ -58,7 +58,7 @@ pub fn route(logits: &Tensor, top_k: usize, normalise: Normalise) -> Result<Rout
     }
     let Route { weights, experts } = match logits.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, logits, top_k, normalise)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, logits, top_k, normalise)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, logits, top_k, normalise)?,
     };
     let route = Route { weights: weights.clone(), experts: experts.clone() };
     let weights = tape::record([logits], weights, || Grad { logits: logits.detach(), route, normalise })?;
@@ -81,7 +81,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         match dy.device() {
             Device::Cpu(cpu) => Ok([Some(cpu::backward(cpu, &self, &dy)?)]),
-            Device::Wgpu(gpu) => Ok([Some(gpu::backward(gpu, &self, &dy)?)]),
+            Device::Gpu(gpu) => Ok([Some(gpu::backward(gpu, &self, &dy)?)]),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Sampling;
 use crate::common::gpu::MATH;
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
 static KERNEL: Kernel = Kernel::new("sample", &[MATH, include_str!("kernel.wgsl")]);

@@ -89,7 +89,7 @@ pub fn sample(logits: &Tensor, sampling: &Sampling, draws: &[f32]) -> Result<Ten
     }
     match logits.device() {
         Device::Cpu(cpu) => cpu::sample(cpu, logits, sampling, draws, &dims),
-        Device::Wgpu(gpu) => gpu::sample(gpu, logits, sampling, draws, &dims),
+        Device::Gpu(gpu) => gpu::sample(gpu, logits, sampling, draws, &dims),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::cpu::Scale;
 use crate::common::gpu::map::{Shaded, UNARY};
-use alluvium_core::wgpu::Kernel;
+use alluvium_core::gpu::Kernel;
 
 static KERNEL: Kernel = Kernel::new("scale", &[UNARY, include_str!("kernel.wgsl")]);
 

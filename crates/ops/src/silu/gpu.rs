@@ -5,7 +5,7 @@ use crate::common::gpu::{
     MATH,
     map::{Shaded, UNARY},
 };
-use alluvium_core::wgpu::Kernel;
+use alluvium_core::gpu::Kernel;
 
 static KERNEL: Kernel = Kernel::new("silu", &[MATH, UNARY, include_str!("kernel.wgsl")]);
 

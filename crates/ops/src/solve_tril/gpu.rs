@@ -3,7 +3,7 @@
 use super::Grad;
 use crate::common::chunk::Layout;
 use crate::common::gpu::chunk::Chunks;
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{Result, Tensor};
 
 pub(super) fn forward(gpu: &Gpu, l: &Tensor, layout: Layout) -> Result<Tensor> {

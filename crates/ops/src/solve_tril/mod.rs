@@ -35,7 +35,7 @@ pub fn solve_tril(l: &Tensor) -> Result<Tensor> {
     let layout = Layout { batch: dims['B'], tokens: dims['T'], heads: dims['G'], groups: dims['G'] };
     let a = match l.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, l, layout)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, l, layout)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, l, layout)?,
     };
     tape::record([l], a.clone(), || Grad { a, layout })
 }
@@ -54,7 +54,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         match dy.device() {
             Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy),
-            Device::Wgpu(gpu) => gpu::backward(gpu, &self, &dy),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::common::gpu::{
     MATH,
     map::{BINARY, Shaded},
 };
-use alluvium_core::wgpu::Kernel;
+use alluvium_core::gpu::Kernel;
 
 static KERNEL: Kernel = Kernel::new("swiglu", &[MATH, BINARY, include_str!("kernel.wgsl")]);
 

@@ -1,6 +1,6 @@
 //! Tiles of words through shared memory; longer units and shorter elements are gathered.
 
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
 
 const SIZES: &str = include_str!("kernel.wgsl");

@@ -33,7 +33,7 @@ pub fn transpose(x: &Tensor, axes: [usize; 2]) -> Result<Tensor> {
     }
     let y = match x.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, x, low, high)?,
-        Device::Wgpu(gpu) => gpu::forward(gpu, x, low, high)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, x, low, high)?,
     };
     tape::record([x], y, || Grad { axes })
 }

@@ -1,7 +1,7 @@
 //! One copy of the rows; one of the cache before, where it is shared.
 
 use crate::common::gpu::copy::{Place, Rows, duplicate};
-use alluvium_core::wgpu::Gpu;
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{Result, Tensor};
 
 pub(super) fn forward(gpu: &Gpu, mut cache: Tensor, rows: &Tensor, at: usize) -> Result<Tensor> {

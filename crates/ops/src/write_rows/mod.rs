@@ -39,7 +39,7 @@ pub fn write_rows(cache: Tensor, rows: &Tensor, at: usize) -> Result<Tensor> {
     }
     match rows.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, cache, rows, at),
-        Device::Wgpu(gpu) => gpu::forward(gpu, cache, rows, at),
+        Device::Gpu(gpu) => gpu::forward(gpu, cache, rows, at),
     }
 }
 

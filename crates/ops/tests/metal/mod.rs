@@ -1,6 +1,6 @@
 //! Shaders as Metal gets them, held to the limits of Apple's GPUs.
 
-use alluvium_core::wgpu::Shader;
+use alluvium_core::gpu::Shader;
 use naga::back::msl;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, ShaderStage};

@@ -1,6 +1,6 @@
 //! Shaders as files, for compilers that Rust cannot call: `.ci/tint` gives them to Chrome's.
 
-use alluvium_core::wgpu::Shader;
+use alluvium_core::gpu::Shader;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Result;

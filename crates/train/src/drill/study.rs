@@ -105,7 +105,7 @@ pub fn measure_all(
 ) -> Result<Vec<Measured>> {
     let at_once = match device {
         Device::Cpu(cpu) => cpu.threads(),
-        Device::Wgpu(_) => 1,
+        Device::Gpu(_) => 1,
     };
     let (next, measured) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let worker = || -> Result<()> {

@@ -2,7 +2,7 @@
 
 use super::{Attention, CONTRACT, Grad, Mask};
 use crate::common::gpu::{MATH, ODD};
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Error, Result, Tensor};
 
 const SIZES: &str = include_str!("sizes.wgsl");

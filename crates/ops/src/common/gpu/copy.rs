@@ -1,6 +1,6 @@
 //! Rows moved from one place to another: joining, slicing, repeating and writing into caches are one copy.
 
-use alluvium_core::wgpu::{ALIGNMENT, Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{ALIGNMENT, Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
 
 const ROWS: &str = include_str!("copy.wgsl");

@@ -1,7 +1,7 @@
 //! How kernels read rows: four numbers at once where the width allows it, else number by number.
 
 use alluvium_core::DType;
-use alluvium_core::wgpu::Kernel;
+use alluvium_core::gpu::Kernel;
 
 /// Text before a kernel that takes `Num`, `Stored`, `widen`, `narrow` and `total` as four numbers.
 pub(crate) const QUADS: &str = include_str!("quads.wgsl");

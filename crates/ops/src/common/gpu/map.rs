@@ -1,6 +1,6 @@
 //! Maps on a GPU: an operation gives its formula and its slope as WGSL; the launch is here, once.
 
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
 
 /// Text before an operation's `value(x)` and `slope(x)`.

@@ -3,7 +3,7 @@
 use super::form::Form;
 use super::rows::Sharing;
 use super::totals::{PARTS, totals};
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 use std::ops::Range;
 

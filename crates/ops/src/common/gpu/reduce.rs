@@ -2,7 +2,7 @@
 
 use super::form::{Form, QUADS, SINGLES};
 use super::rows::{ROWS, Sharing};
-use alluvium_core::wgpu::{ALIGNMENT, Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{ALIGNMENT, Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Shape, Tensor};
 use std::ops::Range;
 

@@ -1,6 +1,6 @@
 //! The second stage of sums over rows: what a fixed number of workgroups left is added in order.
 
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Shape, Tensor};
 
 static KERNEL: Kernel = Kernel::new("totals", &[include_str!("totals.wgsl")]);

@@ -13,7 +13,7 @@ use crate::common::chunk::Layout;
 
 use super::MATH;
 use crate::common::chunk::{CHUNK, split};
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Error, Result, Tensor};
 use std::ops::Range;
 

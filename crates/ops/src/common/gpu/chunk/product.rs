@@ -1,7 +1,7 @@
 //! One product for each chunk and value head.
 
 use super::{Chunks, Gates};
-use alluvium_core::wgpu::{Bind, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
 static PRODUCT: Kernel = Kernel::new("chunk product", &[include_str!("product.wgsl")]);

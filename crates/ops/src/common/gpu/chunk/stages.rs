@@ -3,8 +3,8 @@
 
 use super::{Chunks, Factor, Gates, Keep, Lines, Mask, Passage, Product, ROWS, Side, Size, Way, Weight};
 use crate::common::chunk::{CHUNK, Write};
+use alluvium_core::gpu::{Bind, Groups, Launch};
 use alluvium_core::tape::accumulate;
-use alluvium_core::wgpu::{Bind, Groups, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
 const TOKENS: Size = Size::Tokens;

@@ -8,7 +8,7 @@ use super::ODD;
 use super::gemm::{BLOCKS, NARROW_SUMS, PACKED_SIDES, SIDES};
 use super::quantized::CODES;
 use crate::common::ids::outside;
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Shape, Tensor};
 use plan::TILE;
 pub(crate) use plan::piece;

@@ -2,7 +2,7 @@
 
 use super::super::quantized::{constants, per_group};
 use crate::common::quantized::Quantized;
-use alluvium_core::wgpu::Bind;
+use alluvium_core::gpu::Bind;
 use alluvium_core::{DType, Tensor};
 
 /// The matrices of all experts, `[E, O, I]`.

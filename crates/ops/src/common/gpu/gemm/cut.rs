@@ -2,7 +2,7 @@
 
 use super::{Gemm, Lines, Mat, Sizes};
 use alluvium_core::Result;
-use alluvium_core::wgpu::ALIGNMENT;
+use alluvium_core::gpu::ALIGNMENT;
 
 /// What a product may be cut along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

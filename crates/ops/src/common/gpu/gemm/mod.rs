@@ -6,7 +6,7 @@ mod plan;
 use super::ODD;
 use super::quantized::{CODES, constants, per_group};
 use crate::common::quantized::Quantized;
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch, Shader};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch, Shader};
 use alluvium_core::{DType, Result, Shape, Tensor};
 pub(crate) use plan::Sizes;
 use plan::{Few, FewSide, Plan, Stored, depth, plan};
@@ -387,13 +387,13 @@ mod tests {
     use super::*;
     use crate::common::quantized::{Packed, Packing};
     use alluvium_core::Device;
-    use alluvium_core::wgpu::adapters;
+    use alluvium_core::gpu::adapters;
 
     const SIZES: Sizes = Sizes { m: 131, k: 70, n: 134, count: 2 };
 
     /// The worst difference from plain loops of `0.5 · a · b + 2 · c` by this plan, with these sides as columns.
     fn gap(device: &Device, plan: Plan, sizes: Sizes, columns: [bool; 2], dtype: DType) -> f32 {
-        let Device::Wgpu(gpu) = device else { return f32::NAN };
+        let Device::Gpu(gpu) = device else { return f32::NAN };
         let Sizes { m, k, n, count } = sizes;
         let wave = |len: usize, seed: f32| (0..len).map(|i| (i as f32 * 0.37 + seed).sin()).collect::<Vec<_>>();
         let tensor = |seed: f32, len: usize| {

@@ -4,7 +4,7 @@ mod plan;
 
 use super::sort::Sorted;
 use crate::common::quantized::{Layout, Packed, Packing, Quantized};
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 pub(crate) use plan::{Few, Path, panel, path};
 use std::ops::Range;
@@ -215,8 +215,8 @@ impl Packed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alluvium_core::gpu::adapters;
     use alluvium_core::rng::Rng;
-    use alluvium_core::wgpu::adapters;
 
     const DIVIDE: &str = "
         @group(0) @binding(0) var<storage, read> ab: array<vec2<u32>>;

@@ -1,6 +1,6 @@
 //! Ids sorted where they are, each with its place: nothing is waited for, whoever made them.
 
-use alluvium_core::wgpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
 const SORT: &str = include_str!("sort.wgsl");
@@ -76,8 +76,8 @@ fn digits(most: usize) -> impl Iterator<Item = (usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alluvium_core::gpu::adapters;
     use alluvium_core::rng::Rng;
-    use alluvium_core::wgpu::adapters;
 
     #[test]
     fn digits_have_all_bits_of_the_largest_number_and_are_as_few_and_as_even_as_can_be() {

@@ -94,11 +94,11 @@ impl Gpu {
                 bytes
             }
         };
-        Ok(Tensor::new(Storage::Wgpu(bytes), [words.len()].into(), DType::U32, self.clone().into()))
+        Ok(Tensor::new(Storage::Gpu(bytes), [words.len()].into(), DType::U32, self.clone().into()))
     }
 
     fn tensor(&self, bytes: super::Bytes, shape: Shape, dtype: DType) -> Tensor {
-        Tensor::new(Storage::Wgpu(Arc::new(bytes)), shape, dtype, self.clone().into())
+        Tensor::new(Storage::Gpu(Arc::new(bytes)), shape, dtype, self.clone().into())
     }
 
     /// The bytes of a tensor, on the processor. Waits for what was launched before.

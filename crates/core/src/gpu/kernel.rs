@@ -13,8 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Kernel {
     /// What errors and lists call it.
     pub name: &'static str,
-    /// The text, in pieces that other kernels may share.
-    pub parts: &'static [&'static str],
+    /// The WGSL text, in pieces that kernels share.
+    pub wgsl: &'static [&'static str],
+    /// The CUDA text, in pieces that kernels share; empty where the kernel has none.
+    pub cuda: &'static [&'static str],
     /// Whether the text calls `group_sum` or `group_max`.
     pub reduces: Reduces,
 }
@@ -30,8 +32,8 @@ pub enum Reduces {
 
 impl Kernel {
     /// A kernel without reductions.
-    pub const fn new(name: &'static str, parts: &'static [&'static str]) -> Self {
-        Kernel { name, parts, reduces: Reduces::No }
+    pub const fn new(name: &'static str, wgsl: &'static [&'static str]) -> Self {
+        Kernel { name, wgsl, cuda: &[], reduces: Reduces::No }
     }
 
     /// The same kernel, which calls `group_sum` or `group_max`.
@@ -53,10 +55,10 @@ impl Kernel {
     /// The whole text of one variant.
     fn text(&self, variant: &Variant<'_>, subgroups: bool) -> String {
         let mut text = String::new();
-        if self.parts.iter().any(|part| part.contains("// needs f16")) {
+        if self.wgsl.iter().any(|part| part.contains("// needs f16")) {
             text.push_str("enable f16;\n");
         }
-        if self.parts.iter().any(|part| part.contains("// needs cooperative matrices")) {
+        if self.wgsl.iter().any(|part| part.contains("// needs cooperative matrices")) {
             text.push_str("enable wgpu_cooperative_matrix;\n");
         }
         for (name, value) in variant.constants {
@@ -71,7 +73,7 @@ impl Kernel {
             (Reduces::Yes, true) => text.push_str(include_str!("text/reduce_subgroups.wgsl")),
             (Reduces::Yes, false) => text.push_str(include_str!("text/reduce_tree.wgsl")),
         }
-        self.parts.iter().for_each(|part| text.push_str(part));
+        self.wgsl.iter().for_each(|part| text.push_str(part));
         text
     }
 }
