@@ -4,6 +4,7 @@
 //! [`models::MODELS`]. Its layers are in [`nn`]; the names of their fields are the keys of a checkpoint.
 
 pub mod cache;
+pub mod chat_template;
 pub mod checkpoint;
 pub mod convert;
 pub mod formats;
@@ -17,6 +18,7 @@ pub mod session;
 mod weights;
 
 pub use cache::{Cache, LayerCache, LayerShape};
+pub use chat_template::ChatTemplate;
 pub use checkpoint::{Description, Loaded, describe, load, save};
 pub use convert::{Change, Converted, convert};
 pub use formats::config::Config;

@@ -5,7 +5,7 @@
 mod fuzzing;
 
 use alluvium_core::{Device, Tensor};
-use alluvium_lm::formats::chat::render;
+use alluvium_lm::ChatTemplate;
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::{Config, Tokenizer, describe, initialise, load, save};
 use fuzzing::{Fuzz, Seed};
@@ -219,7 +219,7 @@ fn templates(inputs: usize) {
     // a text may be as long as 64 MiB when it is written, and one that is repeated 100 MB
     let fuzz = Fuzz { name: "template", seeds: &seeds, inputs, constant: 512 << 20 };
     let taken = fuzz.run(|bytes| match std::str::from_utf8(bytes) {
-        Ok(template) => render(template, &context).is_ok(),
+        Ok(template) => ChatTemplate::new(template).and_then(|t| t.render(&context)).is_ok(),
         Err(_) => false,
     });
     assert!(taken > inputs / 20, "{taken}");

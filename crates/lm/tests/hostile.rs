@@ -462,7 +462,7 @@ fn a_template_that_loops_fails_or_is_none_is_an_error() {
     let loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in messages %}{% endfor %}{% endfor %}{% endfor %}";
     for (template, want) in [
         (None, "this model has none; give it the plain prompt"),
-        (Some(loops), "chat template: it does not come to an end"),
+        (Some(loops), "chat template: it takes too many steps"),
         (Some("{{ raise_exception('only users') }}"), "only users"),
         (Some("{% for %}"), "chat template: syntax error"),
         (Some("{{ messages[0].content.nothing() }}"), "chat template: "),

@@ -4,11 +4,13 @@ use super::atomic::Staged;
 use super::config::{Config, token_ids};
 use super::tokenizer_json::{self, Affixes};
 use super::{read_whole, regular};
+use crate::chat_template::ChatTemplate;
 use crate::checkpoint::pretty;
 use alluvium_core::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokenizers::AddedToken;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::BpeTrainer;
@@ -32,6 +34,7 @@ pub struct Tokenizer {
     config: Value,
     generation: Value,
     template: Option<String>,
+    compiled: OnceLock<Arc<ChatTemplate>>,
     eos: Vec<u32>,
 }
 
@@ -54,7 +57,13 @@ impl Tokenizer {
         let config = optional(&folder.join("tokenizer_config.json"))?;
         let generation = optional(&folder.join("generation_config.json"))?;
         let template = folder.join("chat_template.jinja");
-        let template = regular(&template).and_then(|()| std::fs::read_to_string(&template)).ok();
+        let template = match template.symlink_metadata() {
+            Ok(_) => {
+                let text = regular(&template).and_then(|()| std::fs::read_to_string(&template));
+                Some(text.map_err(Error::io(&template, "read"))?)
+            }
+            Err(_) => None,
+        };
         let mut eos = token_ids(generation.get("eos_token_id"));
         if eos.is_empty() && folder.join("config.json").exists() {
             eos = Config::read(folder)?.eos_token_ids();
@@ -88,7 +97,16 @@ impl Tokenizer {
             "pad_token": END_OF_TEXT,
             "unk_token": null,
         });
-        Ok(Tokenizer { inner, affixes, json, config, generation: Value::Null, template: None, eos: vec![] })
+        Ok(Tokenizer {
+            inner,
+            affixes,
+            json,
+            config,
+            generation: Value::Null,
+            template: None,
+            compiled: OnceLock::new(),
+            eos: vec![],
+        })
     }
 
     /// The given ids, or that of the token which the tokenizer's own configuration names.
@@ -201,6 +219,16 @@ impl Tokenizer {
             }
             template => template.as_str(),
         })
+    }
+
+    /// The template, compiled at the first call.
+    pub(crate) fn compiled_template(&self) -> Result<Option<Arc<ChatTemplate>>> {
+        let Some(source) = self.chat_template() else { return Ok(None) };
+        if let Some(compiled) = self.compiled.get() {
+            return Ok(Some(compiled.clone()));
+        }
+        let compiled = Arc::new(ChatTemplate::named(self.template_name(), source)?);
+        Ok(Some(self.compiled.get_or_init(|| compiled).clone()))
     }
 
     /// Where the template came from.
