@@ -1,14 +1,14 @@
-//! What an operation takes, as data.
+//! Contracts: what the arguments of an operation must be, as data.
 //!
 //! One table has four readers: it checks the arguments, words the error, makes the random inputs of the tests and
 //! fills the row in `docs/ops.md`.
 
-use crate::{DType, Error, Kind, Result, Shape, Tensor};
+use crate::{DType, Error, Kind, MAX_RANK, Result, Shape, Tensor};
 use std::ops::Index;
 
-/// Every floating type.
+/// Every floating dtype.
 pub const FLOATS: &[DType] = &[DType::F32, DType::F16, DType::BF16];
-/// Every type: elements are moved, nothing is computed.
+/// Every dtype: elements are moved, nothing is computed.
 pub const ANY: &[DType] = &[DType::F32, DType::F16, DType::BF16, DType::U32, DType::U8];
 /// Single precision only: gates, states, statistics.
 pub const F32: &[DType] = &[DType::F32];
@@ -20,23 +20,23 @@ pub const IDS: &[DType] = &[DType::U32];
 /// One argument of an operation.
 #[derive(Clone, Copy, Debug)]
 pub struct Arg {
-    /// As the public function names it.
-    pub name: &'static str,
-    /// The axes: `"B T H K"`. A letter is bound by the first argument that names it; `R..` stands for any number of
-    /// leading axes, `R` for their product; `K-1` and `N+1` are computed from a bound letter; a number is itself.
-    pub shape: &'static str,
-    /// The dtypes that are taken; [`SAME`] is that of the first argument.
-    pub dtypes: &'static [DType],
-    /// Whether it may be left out.
-    pub optional: bool,
-    /// What random inputs of the tests look like.
-    pub fill: Fill,
+    name: &'static str,
+    shape: &'static str,
+    /// `shape`, parsed.
+    pattern: Pattern,
+    dtypes: &'static [DType],
+    optional: bool,
+    fill: Fill,
 }
 
 impl Arg {
-    /// A required argument, filled with standard normal numbers in tests.
+    /// A required argument of this name, shape pattern and these dtypes ([`SAME`]: that of the first argument).
+    ///
+    /// The pattern names axes: `"B T H K"`. The first argument that names a letter binds it. `R..` stands for any number
+    /// of leading axes and binds `R` to their product; `K-1` and `N+1` are computed from a letter; a number is itself.
+    /// Tests fill the argument with standard normal values.
     pub const fn new(name: &'static str, shape: &'static str, dtypes: &'static [DType]) -> Self {
-        Arg { name, shape, dtypes, optional: false, fill: Fill::Normal(1.0) }
+        Arg { name, shape, pattern: Pattern::parse(shape), dtypes, optional: false, fill: Fill::Normal(1.0) }
     }
 
     /// The same argument, which may be left out.
@@ -47,6 +47,31 @@ impl Arg {
     /// The same argument with other random inputs in tests.
     pub const fn filled(self, fill: Fill) -> Self {
         Arg { fill, ..self }
+    }
+
+    /// Its name in the public function.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Its shape pattern, as text.
+    pub const fn shape(&self) -> &'static str {
+        self.shape
+    }
+
+    /// The dtypes it takes; empty for that of the first argument.
+    pub const fn dtypes(&self) -> &'static [DType] {
+        self.dtypes
+    }
+
+    /// Whether it may be left out.
+    pub const fn is_optional(&self) -> bool {
+        self.optional
+    }
+
+    /// The random inputs that tests make for it.
+    pub const fn fill(&self) -> Fill {
+        self.fill
     }
 }
 
@@ -75,31 +100,31 @@ pub enum Fill {
     ChunkSums(f64, f64),
 }
 
-/// A condition between the letters of a contract.
+/// A condition on the sizes that a contract bound.
 #[derive(Clone, Copy, Debug)]
 pub enum Rule {
-    /// The first letter is a multiple of the second.
-    MultipleOf(char, char),
-    /// The letter is at most the number.
-    AtMost(char, usize),
-    /// The letter is a multiple of the number.
-    Multiple(char, usize),
-    /// The first letter is at most the second.
-    NoMoreThan(char, char),
+    /// The first axis is a multiple of the second.
+    MultipleOfAxis(char, char),
+    /// The axis is a multiple of the number.
+    MultipleOfNumber(char, usize),
+    /// The first axis is at most as long as the second.
+    AtMostAxis(char, char),
+    /// The axis is at most as long as the number says.
+    AtMostNumber(char, usize),
 }
 
-/// What an operation takes.
+/// The table of an operation: its arguments and the conditions on their sizes.
 #[derive(Debug)]
 pub struct Contract {
     /// The operation's name: that of the public function.
     pub op: &'static str,
     /// Its tensors, in order.
     pub args: &'static [Arg],
-    /// Conditions between the sizes.
+    /// Conditions on the sizes.
     pub rules: &'static [Rule],
 }
 
-/// What a letter was bound to, and by which argument.
+/// The size of a letter, and the argument that bound it.
 #[derive(Clone, Copy, Debug)]
 struct Binding {
     size: usize,
@@ -109,100 +134,247 @@ struct Binding {
 /// The sizes that a checked contract bound, by letter: `dims['T']`.
 #[derive(Clone, Debug, Default)]
 pub struct Dims {
-    bound: [Option<Binding>; 26],
+    bound: [Option<Binding>; LETTERS],
+    /// One bit for each letter that the contract names, bound or not.
+    named: u32,
     leading: Option<Shape>,
 }
 
-/// The size of a letter that the contract bound; 1 for a letter that only an absent optional argument would have bound.
+/// The size of a letter that the contract names; 1 if only an absent optional argument would have bound it.
+///
+/// # Panics
+/// For a letter that the contract does not name, as indexing a slice past its end does. [`Dims::get`] does not.
 impl Index<char> for Dims {
     type Output = usize;
     fn index(&self, letter: char) -> &usize {
-        slot(letter).and_then(|i| self.bound[i].as_ref()).map_or(&1, |b| &b.size)
+        let slot = slot(letter).filter(|slot| self.named >> slot & 1 == 1);
+        assert!(slot.is_some(), "no axis {letter:?} in this contract");
+        slot.and_then(|slot| self.bound[slot].as_ref()).map_or(&1, |binding| &binding.size)
     }
 }
 
 impl Dims {
-    /// Sizes given by hand, as a test case does.
+    /// These sizes, as a test case gives them.
     pub fn of(sizes: &[(char, usize)]) -> Self {
         let mut dims = Dims::default();
         for &(letter, size) in sizes {
-            if let Some(i) = slot(letter) {
-                dims.bound[i] = Some(Binding { size, arg: 0 });
-            }
+            dims.bind(letter, size, 0);
         }
         dims
     }
 
     /// The size of a letter, if it is bound.
     pub fn get(&self, letter: char) -> Option<usize> {
-        slot(letter).and_then(|i| self.bound[i]).map(|b| b.size)
+        slot(letter).and_then(|slot| self.bound[slot]).map(|binding| binding.size)
     }
 
-    /// The axes that `R..` stands for.
+    /// The axes that `R..` stands for; `[R]` where a size was given for `R` alone, and no axes without one.
     pub fn leading(&self) -> Shape {
-        self.leading.unwrap_or(Shape::from([self['R']]))
+        self.leading.unwrap_or_else(|| self.get('R').map_or(Shape::from([]), |rows| Shape::from([rows])))
     }
 
-    /// The shape that a contract's string means with these sizes; an unbound letter counts as 1.
+    /// The shape that a pattern means with these sizes.
+    ///
+    /// # Errors
+    /// When the pattern is malformed or names a letter that has no size, or the shape has too many axes or elements.
     pub fn shape(&self, pattern: &str) -> Result<Shape> {
         let mut shape = Shape::from([]);
-        for axis in pattern.split_whitespace().map(Axis::parse) {
-            match axis {
-                Axis::Leading => shape = shape.and(&self.leading())?,
+        for axis in Pattern::parse(pattern).axes("shape", pattern)? {
+            match *axis {
+                Axis::Leading(_) => shape = shape.and(&self.leading())?,
                 Axis::Fixed(n) => shape = shape.and(&[n])?,
-                Axis::Letter { letter, offset } => shape = shape.and(&[self[letter].saturating_add_signed(offset)])?,
+                Axis::Letter { letter, offset } => {
+                    let size = match (self.get(letter), slot(letter)) {
+                        (Some(size), _) => size,
+                        (None, Some(slot)) if self.named >> slot & 1 == 1 => 1,
+                        _ => {
+                            return Err(Error::value(
+                                "shape",
+                                format!("{pattern:?} names {letter}, which has no size"),
+                            ));
+                        }
+                    };
+                    shape = shape.and(&[size.saturating_add_signed(offset)])?;
+                }
             }
         }
         shape.checked()
     }
-}
 
-/// One word of a shape string.
-enum Axis {
-    Leading,
-    Fixed(usize),
-    Letter { letter: char, offset: isize },
-}
-
-impl Axis {
-    fn parse(word: &str) -> Self {
-        if word.ends_with("..") {
-            return Axis::Leading;
-        }
-        if let Ok(n) = word.parse() {
-            return Axis::Fixed(n);
-        }
-        let letter = word.chars().next().unwrap_or('?');
-        Axis::Letter { letter, offset: word[letter.len_utf8()..].parse().unwrap_or(0) }
+    /// Binds the letter if it is free; returns the size it is bound to.
+    fn bind(&mut self, letter: char, size: usize, arg: usize) -> usize {
+        let Some(slot) = slot(letter) else { return size };
+        self.named |= 1 << slot;
+        self.bound[slot].get_or_insert(Binding { size, arg }).size
     }
 }
 
-fn slot(letter: char) -> Option<usize> {
-    letter.is_ascii_uppercase().then(|| letter as usize - 'A' as usize)
+/// Letters that can name axes.
+const LETTERS: usize = 26;
+
+const fn slot(letter: char) -> Option<usize> {
+    if letter.is_ascii_uppercase() { Some(letter as usize - 'A' as usize) } else { None }
+}
+
+/// One word of a shape pattern.
+#[derive(Clone, Copy, Debug)]
+enum Axis {
+    /// `R..`: any number of axes.
+    Leading(char),
+    /// A number.
+    Fixed(usize),
+    /// `K`, `K-1`, `N+1`.
+    Letter { letter: char, offset: isize },
+}
+
+/// A parsed shape pattern: its words, or the mark of a malformed one.
+#[derive(Clone, Copy, Debug)]
+struct Pattern {
+    axes: [Axis; MAX_RANK],
+    len: usize,
+    malformed: bool,
+}
+
+impl Pattern {
+    const MALFORMED: Self = Pattern { axes: [Axis::Fixed(0); MAX_RANK], len: 0, malformed: true };
+
+    /// Parses at compile time where the contract is a `static`: a check then compares numbers.
+    const fn parse(text: &str) -> Self {
+        let (text, mut at) = (text.as_bytes(), 0);
+        let mut pattern = Pattern { malformed: false, ..Pattern::MALFORMED };
+        let mut leading = false;
+        while at < text.len() {
+            if text[at] == b' ' {
+                at += 1;
+                continue;
+            }
+            let mut end = at;
+            while end < text.len() && text[end] != b' ' {
+                end += 1;
+            }
+            let Some(axis) = Axis::parse(text, at, end) else { return Pattern::MALFORMED };
+            // two free axes would leave open where the first one ends
+            let free = matches!(axis, Axis::Leading(_));
+            if pattern.len == MAX_RANK || (free && leading) {
+                return Pattern::MALFORMED;
+            }
+            leading = leading || free;
+            pattern.axes[pattern.len] = axis;
+            pattern.len += 1;
+            at = end;
+        }
+        pattern
+    }
+
+    /// # Errors
+    /// When the pattern is malformed.
+    fn axes(&self, what: &'static str, text: &str) -> Result<&[Axis]> {
+        if self.malformed {
+            let want = format!("at most {MAX_RANK} of `N`, `N+1`, `N-1`, `4` and one `R..`, with spaces between");
+            return Err(Error::value(what, format!("the shape pattern {text:?} is malformed, expected {want}")));
+        }
+        Ok(&self.axes[..self.len])
+    }
+
+    fn has_leading(&self) -> bool {
+        self.axes[..self.len].iter().any(|axis| matches!(axis, Axis::Leading(_)))
+    }
+}
+
+impl Axis {
+    /// The word between two places of a pattern.
+    const fn parse(text: &[u8], from: usize, end: usize) -> Option<Self> {
+        if text[from].is_ascii_digit() {
+            return match number(text, from, end) {
+                Some(n) => Some(Axis::Fixed(n)),
+                None => None,
+            };
+        }
+        if !text[from].is_ascii_uppercase() {
+            return None;
+        }
+        let letter = text[from] as char;
+        if end - from == 1 {
+            return Some(Axis::Letter { letter, offset: 0 });
+        }
+        if end - from == 3 && text[from + 1] == b'.' && text[from + 2] == b'.' {
+            return Some(Axis::Leading(letter));
+        }
+        let offset = match number(text, from + 2, end) {
+            Some(n) if n > 0 && n < MAX_OFFSET => n as isize,
+            _ => return None,
+        };
+        match text[from + 1] {
+            b'+' => Some(Axis::Letter { letter, offset }),
+            b'-' => Some(Axis::Letter { letter, offset: -offset }),
+            _ => None,
+        }
+    }
+}
+
+/// The `n` of `N+n` is smaller.
+const MAX_OFFSET: usize = 1 << 16;
+
+/// The decimal number between two places; `None` where there is none or it does not fit.
+const fn number(text: &[u8], from: usize, end: usize) -> Option<usize> {
+    let (mut n, mut at) = (0usize, from);
+    while at < end {
+        if !text[at].is_ascii_digit() {
+            return None;
+        }
+        n = match n.checked_mul(10) {
+            Some(n) => n,
+            None => return None,
+        };
+        n = match n.checked_add((text[at] - b'0') as usize) {
+            Some(n) => n,
+            None => return None,
+        };
+        at += 1;
+    }
+    if from == end { None } else { Some(n) }
 }
 
 impl Contract {
-    /// Holds the arguments against the table and returns the sizes of its letters.
+    /// Checks the arguments against the table and returns the sizes of its letters.
     ///
     /// Takes `[&Tensor; N]`, or `[Option<&Tensor>; N]` where arguments may be left out.
     ///
     /// # Errors
-    /// [`Kind::Shape`], [`Kind::Dtype`] or [`Kind::Device`], worded for a person; a dimension of 0 is an error, too.
+    /// [`Kind::Shape`], [`Kind::Dtype`] or [`Kind::Device`], worded for a person; an axis of length 0 is an error, too.
+    /// [`Kind::Value`] when a required argument is missing or there are more arguments than the table has.
     pub fn check<'a, A: Into<Option<&'a Tensor>> + Copy>(&self, args: &[A]) -> Result<Dims> {
-        let args: [Option<&Tensor>; 12] = std::array::from_fn(|i| args.get(i).and_then(|&a| a.into()));
+        if args.len() > self.args.len() {
+            let why = format!("{} arguments, expected at most {}", args.len(), self.args.len());
+            return Err(Error::value(self.op, why));
+        }
+        let given = |index: usize| -> Option<&'a Tensor> { args.get(index).and_then(|&arg| arg.into()) };
         let mut dims = Dims::default();
+        let mut first: Option<(usize, &Tensor)> = None;
         for (index, arg) in self.args.iter().enumerate() {
-            match args[index] {
+            match given(index) {
                 Some(tensor) => {
-                    self.check_dtype(arg, tensor, args[0])?;
-                    self.check_shape(index, tensor, &args, &mut dims)?;
-                    self.check_device(index, tensor, &args)?;
+                    self.check_dtype(arg, tensor, given(0))?;
+                    self.check_shape(index, tensor, &given, &mut dims)?;
+                    let (other, before) = *first.get_or_insert((index, tensor));
+                    if before.device() != tensor.device() {
+                        let [a, b] = [self.args[other].name, arg.name];
+                        return Err(Kind::device(self.op, (a, before.device()), (b, tensor.device())).into());
+                    }
                 }
-                None if arg.optional => {}
+                None if arg.optional => {
+                    for axis in arg.pattern.axes(self.op, arg.shape)? {
+                        if let Axis::Letter { letter, .. } | Axis::Leading(letter) = axis
+                            && let Some(slot) = slot(*letter)
+                        {
+                            dims.named |= 1 << slot;
+                        }
+                    }
+                }
                 None => return Err(Error::value(self.op, format!("`{}` is missing", arg.name))),
             }
         }
-        self.check_rules(&dims, &args)?;
+        self.check_rules(&dims, &given)?;
         Ok(dims)
     }
 
@@ -222,71 +394,59 @@ impl Contract {
         Err(Kind::Dtype { op: self.op, arg: arg.name, got, want }.into())
     }
 
-    fn check_device(&self, index: usize, tensor: &Tensor, args: &[Option<&Tensor>]) -> Result<()> {
-        match args[..index].iter().position(|a| a.is_some_and(|a| a.device() != tensor.device())) {
-            Some(other) => {
-                Err(Kind::Device { op: self.op, args: [self.args[other].name, self.args[index].name] }.into())
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn check_shape(&self, index: usize, tensor: &Tensor, args: &[Option<&Tensor>], dims: &mut Dims) -> Result<()> {
+    fn check_shape<'a>(
+        &self,
+        index: usize,
+        tensor: &Tensor,
+        given: &impl Fn(usize) -> Option<&'a Tensor>,
+        dims: &mut Dims,
+    ) -> Result<()> {
         let arg = &self.args[index];
         let shape = tensor.shape();
         let wrong = |want: String| Kind::Shape { op: self.op, arg: arg.name, got: shape, want }.into();
         if shape.contains(&0) {
             return Err(wrong("no axis of length 0".to_owned()));
         }
-        let axes = arg.shape.split_whitespace().count();
-        let free = arg.shape.contains("..");
-        if (free && shape.rank() + 1 < axes) || (!free && shape.rank() != axes) {
-            return Err(wrong(self.expected(arg, dims, args)));
+        let axes = arg.pattern.axes(self.op, arg.shape)?;
+        let free = arg.pattern.has_leading();
+        if (free && shape.rank() + 1 < axes.len()) || (!free && shape.rank() != axes.len()) {
+            return Err(wrong(self.expected(index, dims, given)));
         }
         let mut sizes = shape.iter().copied();
-        for axis in arg.shape.split_whitespace().map(Axis::parse) {
-            let fits = match axis {
-                Axis::Leading => {
+        for axis in axes {
+            let fits = match *axis {
+                Axis::Leading(letter) => {
                     let mut lead = Shape::from([]);
-                    for size in sizes.by_ref().take(shape.rank() + 1 - axes) {
+                    for size in sizes.by_ref().take(shape.rank() + 1 - axes.len()) {
                         lead = lead.and(&[size])?;
                     }
-                    let product = lead.elements();
                     let same = dims.leading.is_none_or(|known| known == lead);
                     dims.leading.get_or_insert(lead);
-                    bind(dims, 'R', product, index);
+                    dims.bind(letter, lead.elements(), index);
                     same
                 }
                 Axis::Fixed(n) => sizes.next() == Some(n),
-                Axis::Letter { letter, offset: 0 } => {
-                    let size = sizes.next().unwrap_or(0);
-                    bind(dims, letter, size, index) == size
-                }
                 Axis::Letter { letter, offset } => {
-                    let size = sizes.next().unwrap_or(0);
-                    match size.checked_add_signed(-offset) {
-                        Some(base) => bind(dims, letter, base, index) == base,
-                        None => false,
-                    }
+                    let size = sizes.next().unwrap_or(0).checked_add_signed(-offset);
+                    size.is_some_and(|size| dims.bind(letter, size, index) == size)
                 }
             };
             if !fits {
-                return Err(wrong(self.expected(arg, dims, args)));
+                return Err(wrong(self.expected(index, dims, given)));
             }
         }
         Ok(())
     }
 
-    /// `[D] with D = 256 from `x` [4, 7, 256]`
-    fn expected(&self, arg: &Arg, dims: &Dims, args: &[Option<&Tensor>]) -> String {
-        let words: Vec<&str> = arg.shape.split_whitespace().collect();
+    /// ``[D] with D = 256 from `x` [4, 7, 256]``
+    fn expected<'a>(&self, index: usize, dims: &Dims, given: &impl Fn(usize) -> Option<&'a Tensor>) -> String {
+        let words: Vec<&str> = self.args[index].shape.split_whitespace().collect();
         let mut text = format!("[{}]", words.join(", "));
         let mut joint = " with";
-        let this = self.args.iter().position(|a| a.name == arg.name).unwrap_or(0);
         for word in words {
             let letter = word.chars().next().unwrap_or('?');
-            let Some(binding) = slot(letter).and_then(|i| dims.bound[i]).filter(|b| b.arg < this) else { continue };
-            let Some(tensor) = args[binding.arg] else { continue };
+            let Some(binding) = slot(letter).and_then(|i| dims.bound[i]).filter(|b| b.arg < index) else { continue };
+            let Some(tensor) = given(binding.arg) else { continue };
             let size = match (word.ends_with(".."), dims.leading) {
                 (true, Some(leading)) => leading.to_string(),
                 _ => binding.size.to_string(),
@@ -298,37 +458,48 @@ impl Contract {
         text
     }
 
-    fn check_rules(&self, dims: &Dims, args: &[Option<&Tensor>]) -> Result<()> {
+    fn check_rules<'a>(&self, dims: &Dims, given: &impl Fn(usize) -> Option<&'a Tensor>) -> Result<()> {
         for rule in self.rules {
-            let (letter, want) = match *rule {
-                Rule::MultipleOf(a, b) if dims.get(a).is_some_and(|n| n % dims[b] != 0) => {
-                    (a, format!("{a} a multiple of {b} = {}", dims[b]))
-                }
-                Rule::AtMost(a, most) if dims.get(a).is_some_and(|n| n > most) => (a, format!("{a} at most {most}")),
-                Rule::Multiple(a, of) if dims.get(a).is_some_and(|n| n % of != 0) => {
-                    (a, format!("{a} a multiple of {of}"))
-                }
-                Rule::NoMoreThan(a, b) if dims.get(a).is_some_and(|n| n > dims[b]) => {
-                    (a, format!("{a} at most {b} = {}", dims[b]))
-                }
-                _ => continue,
+            let (letter, holds, want): (_, fn(usize, usize) -> bool, _) = match *rule {
+                Rule::MultipleOfAxis(a, b) => (a, is_multiple, Bound::Axis(b)),
+                Rule::MultipleOfNumber(a, n) => (a, is_multiple, Bound::Number(n)),
+                Rule::AtMostAxis(a, b) => (a, |size, most| size <= most, Bound::Axis(b)),
+                Rule::AtMostNumber(a, n) => (a, |size, most| size <= most, Bound::Number(n)),
             };
-            let Some(binding) = slot(letter).and_then(|i| dims.bound[i]) else { continue };
-            let Some(tensor) = args[binding.arg] else { continue };
+            let Some(binding) = slot(letter).and_then(|slot| dims.bound[slot]) else { continue };
+            let bound = match want {
+                Bound::Axis(b) => dims.get(b),
+                Bound::Number(n) => Some(n),
+            };
+            // an absent optional argument bounds nothing
+            let Some(bound) = bound.filter(|&bound| !holds(binding.size, bound)) else { continue };
+            let words = match want {
+                Bound::Axis(b) => format!("{b} = {bound}"),
+                Bound::Number(n) => n.to_string(),
+            };
+            let relation = match rule {
+                Rule::MultipleOfAxis(..) | Rule::MultipleOfNumber(..) => "a multiple of",
+                Rule::AtMostAxis(..) | Rule::AtMostNumber(..) => "at most",
+            };
+            let Some(tensor) = given(binding.arg) else { continue };
             let arg = &self.args[binding.arg];
-            let want = format!("[{}] with {want}", arg.shape.split_whitespace().collect::<Vec<_>>().join(", "));
+            let axes = arg.shape.split_whitespace().collect::<Vec<_>>().join(", ");
+            let want = format!("[{axes}] with {letter} {relation} {words}");
             return Err(Kind::Shape { op: self.op, arg: arg.name, got: tensor.shape(), want }.into());
         }
         Ok(())
     }
 }
 
-/// Binds the letter if it is free; returns what it is bound to.
-fn bind(dims: &mut Dims, letter: char, size: usize, arg: usize) -> usize {
-    match slot(letter) {
-        Some(i) => dims.bound[i].get_or_insert(Binding { size, arg }).size,
-        None => size,
-    }
+/// What a rule compares an axis with.
+enum Bound {
+    Axis(char),
+    Number(usize),
+}
+
+/// Whether `size` is a multiple of `of`; nothing but 0 is one of 0.
+fn is_multiple(size: usize, of: usize) -> bool {
+    size.is_multiple_of(of)
 }
 
 #[cfg(test)]
@@ -339,7 +510,7 @@ mod tests {
     static NORM: Contract = Contract {
         op: "rms_norm",
         args: &[Arg::new("x", "R.. D", FLOATS), Arg::new("w", "D", SAME)],
-        rules: &[Rule::AtMost('D', 300)],
+        rules: &[Rule::AtMostNumber('D', 300)],
     };
     static CONV: Contract = Contract {
         op: "conv",

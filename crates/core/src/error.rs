@@ -1,6 +1,6 @@
 //! The one error of the library.
 
-use crate::{DType, Shape};
+use crate::{DType, Device, Shape};
 use std::path::{Path, PathBuf};
 
 /// What every fallible function here returns.
@@ -36,12 +36,14 @@ pub enum Kind {
         /// What was wanted, in words.
         want: String,
     },
-    /// Two arguments live on different devices.
+    /// Two arguments live on different devices, or on two handles of one device.
     Device {
         /// The operation.
         op: &'static str,
         /// The two arguments.
         args: [&'static str; 2],
+        /// The names of their devices: `cpu`, `wgpu:0`.
+        devices: [String; 2],
     },
     /// A number, an option or an element that is out of range.
     Value {
@@ -93,6 +95,13 @@ pub enum Kind {
     Interrupted,
 }
 
+impl Kind {
+    /// Two arguments of `op` on different devices.
+    pub fn device(op: &'static str, a: (&'static str, &Device), b: (&'static str, &Device)) -> Self {
+        Kind::Device { op, args: [a.0, b.0], devices: [a.1.to_string(), b.1.to_string()] }
+    }
+}
+
 impl Error {
     /// What went wrong, for a program.
     pub fn kind(&self) -> &Kind {
@@ -127,7 +136,11 @@ impl std::fmt::Display for Error {
         match self.kind() {
             Kind::Shape { op, arg, got, want } => write!(f, "{op}: `{arg}` is {got}, expected {want}"),
             Kind::Dtype { op, arg, got, want } => write!(f, "{op}: `{arg}` is {got}, expected {want}"),
-            Kind::Device { op, args: [a, b] } => write!(f, "{op}: `{a}` and `{b}` are on different devices"),
+            Kind::Device { op, args: [a, b], devices: [x, y] } if x == y => {
+                let todo = "open the device once and clone the handle";
+                write!(f, "{op}: `{a}` and `{b}` are on two handles of {x}; {todo}")
+            }
+            Kind::Device { op, args: [a, b], devices: [x, y] } => write!(f, "{op}: `{a}` is on {x}, `{b}` is on {y}"),
             Kind::Value { what, why } => write!(f, "{what}: {why}"),
             Kind::NoGradient { op, why } => {
                 write!(f, "{op}: a traced tensor came, but there is no gradient: {why}; detach() it to go on without")

@@ -48,9 +48,10 @@ impl Shape {
         }
     }
 
-    /// The number of elements: the product of the axes, 1 for a scalar.
+    /// The number of elements: the product of the axes, 1 for a scalar; `usize::MAX` for a shape that is too large to be
+    /// a tensor's.
     pub fn elements(&self) -> usize {
-        self.iter().product()
+        if self.contains(&0) { 0 } else { self.iter().fold(1, |n, &d| n.saturating_mul(d)) }
     }
 
     /// The number of axes.

@@ -1,15 +1,22 @@
-//! The tape: a `Vec` of what was done, undone by a reverse loop.
+//! The tape of eager autograd: a `Vec` of recorded operations that a reverse loop differentiates.
 //!
 //! An operation pushes one entry with its own [`Backward`]; there is no central `match` over operations. The loop pops
-//! entries, so what an entry saved is dropped as the loop passes it. [`recompute`] pushes an entry that, when the loop
-//! reaches it, runs its part of the forward again and so pushes that part's entries where the loop stands.
+//! entries, so the tensors that an entry saved are freed as the loop passes it. [`recompute`] pushes an entry that runs
+//! its part of the forward pass again when the loop reaches it, and so pushes that part's entries where the loop stands.
+//!
+//! A backward pass consumes the tape: results that were recorded before it have no history any more, and using one of
+//! them in a later recorded operation or backward pass is an error. Tensors from [`Tape::watch`] stay usable.
 
-use crate::{Device, Error, Kind, Result, Tensor};
+use crate::{DType, Device, Error, Kind, Result, Shape, Tensor};
+use half::{bf16, f16};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::ThreadId;
 
-/// What remembers operations on the tensors it watches, until it is dropped. Cheap to clone: a handle.
+/// Records the operations on the tensors it watches, until it is dropped. Cheap to clone: a handle.
+///
+/// One thread at a time runs [`Tape::backward`] or [`recompute`]; meanwhile operations of other threads on tensors of
+/// the same tape are errors.
 ///
 /// ```
 /// use alluvium_core::{DType, Device, Tape, Tensor};
@@ -24,31 +31,83 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 #[derive(Clone, Debug, Default)]
 pub struct Tape(Arc<Inner>);
 
+type Inner = Mutex<State>;
+
 #[derive(Debug, Default)]
-struct Inner {
-    entries: Mutex<Vec<Entry>>,
-    nodes: AtomicUsize,
-    paused: AtomicBool,
+struct State {
+    entries: Vec<Entry>,
+    /// Nodes that were made so far; their indices count up.
+    nodes: usize,
+    /// Results with a lower index lost their history to a backward pass.
+    consumed: usize,
+    /// The thread that runs a backward pass or the first pass of a recomputed part.
+    owner: Option<ThreadId>,
+    /// Whether operations of the owner are not recorded.
+    paused: bool,
+    /// Whether a backward pass runs.
+    unwinding: bool,
 }
 
-/// Where a traced tensor stands on its tape.
+/// The place of a traced tensor on its tape.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     tape: Weak<Inner>,
     index: usize,
+    /// Whether [`Tape::watch`] made it, and no operation.
+    leaf: bool,
 }
 
 impl Node {
     pub(crate) fn is_live(&self) -> bool {
         self.tape.strong_count() > 0
     }
+
+    /// # Errors
+    /// When a backward pass consumed the history of this result.
+    fn check_history(&self, what: &'static str, state: &State) -> Result<()> {
+        if self.leaf || self.index >= state.consumed {
+            return Ok(());
+        }
+        let why = "the tensor was computed before an earlier backward pass, which consumed its history; pass all losses \
+                   to one call of Tape::backward, or detach() the tensor";
+        Err(Error::value(what, why))
+    }
 }
 
-type Undo = Box<dyn FnOnce(Vec<Option<Tensor>>, &[bool]) -> Result<Vec<Option<Tensor>>> + Send>;
+type GradientFn = Box<dyn FnOnce(Vec<Option<Tensor>>, &[bool]) -> Result<Vec<Option<Tensor>>> + Send>;
 
 enum Entry {
-    Op { op: &'static str, inputs: Vec<Option<usize>>, outputs: Vec<usize>, undo: Undo },
+    Op { op: &'static str, inputs: Vec<Option<Input>>, outputs: Vec<usize>, gradient: GradientFn },
     Recompute { output: usize, forward: Box<dyn FnOnce() -> Result<Tensor> + Send> },
+}
+
+/// A traced input of an operation: its node, and what its gradient must be.
+struct Input {
+    index: usize,
+    shape: Shape,
+    dtype: DType,
+    device: Device,
+}
+
+impl Input {
+    fn of(tape: &Tape, x: &Tensor) -> Option<Self> {
+        let index = tape.index(x)?;
+        Some(Input { index, shape: x.shape(), dtype: x.dtype(), device: x.device().clone() })
+    }
+
+    /// # Errors
+    /// When `dx` is no gradient of this input: another shape, dtype or device.
+    fn check(&self, op: &'static str, number: usize, dx: &Tensor) -> Result<()> {
+        if (dx.shape(), dx.dtype()) != (self.shape, self.dtype) {
+            let (got, want) = (format!("{} {}", dx.shape(), dx.dtype()), format!("{} {}", self.shape, self.dtype));
+            return Err(Error::value(op, format!("the gradient of input {number} is {got}, expected {want}")));
+        }
+        if *dx.device() != self.device {
+            let want = format!("expected {}, the input's handle", self.device);
+            return Err(Error::value(op, format!("the gradient of input {number} is on {}, {want}", dx.device())));
+        }
+        Ok(())
+    }
 }
 
 impl std::fmt::Debug for Entry {
@@ -65,7 +124,13 @@ pub trait Backward<const N: usize>: Send + 'static {
     /// The operation's name.
     fn op(&self) -> &'static str;
 
-    /// The gradients to the inputs, in the order [`record`] was given them; `need` says which are wanted.
+    /// The gradients of the inputs, in the order that [`record`] took them; `need` says which are wanted.
+    ///
+    /// A gradient has its input's shape, dtype and device. A wanted gradient that is `None` is an error of the
+    /// backward pass.
+    ///
+    /// # Errors
+    /// When computing a gradient fails.
     fn backward(self, dy: Tensor, need: [bool; N]) -> Result<[Option<Tensor>; N]>;
 }
 
@@ -74,7 +139,11 @@ pub trait BackwardMany<const N: usize, const M: usize>: Send + 'static {
     /// The operation's name.
     fn op(&self) -> &'static str;
 
-    /// As [`Backward::backward`]; a result that nothing was computed from has no gradient.
+    /// As [`Backward::backward`]. `dy` is `None` for a result that no loss depends on; then a wanted gradient may be
+    /// `None`, too, which means zero.
+    ///
+    /// # Errors
+    /// When computing a gradient fails.
     fn backward(self, dy: [Option<Tensor>; M], need: [bool; N]) -> Result<[Option<Tensor>; N]>;
 }
 
@@ -83,12 +152,15 @@ pub trait BackwardAll: Send + 'static {
     /// The operation's name.
     fn op(&self) -> &'static str;
 
-    /// As [`BackwardMany::backward`]: one place for each result in `dy`, one for each input in `need` and in what is
-    /// returned.
+    /// As [`BackwardMany::backward`]: `dy` has one place for each result, `need` and the returned list one for each
+    /// input.
+    ///
+    /// # Errors
+    /// When computing a gradient fails.
     fn backward(self, dy: Vec<Option<Tensor>>, need: &[bool]) -> Result<Vec<Option<Tensor>>>;
 }
 
-/// Makes a one-result gradient fit where several are taken.
+/// Adapts the gradient of one result to [`BackwardMany`].
 struct Single<G>(G);
 
 impl<const N: usize, G: Backward<N>> BackwardMany<N, 1> for Single<G> {
@@ -104,12 +176,12 @@ impl<const N: usize, G: Backward<N>> BackwardMany<N, 1> for Single<G> {
     }
 }
 
-/// Records that `y` was computed from `inputs`, where one of them is traced; `grad` is made only then.
+/// Records that `y` was computed from `inputs` if one of them is traced; `grad` is called only then.
 ///
 /// Takes `[&Tensor; N]`, or `[Option<&Tensor>; N]` where inputs may be absent.
 ///
 /// # Errors
-/// When inputs belong to different tapes.
+/// When inputs belong to two tapes, or a backward pass consumed the history of one.
 pub fn record<'a, const N: usize, A, G>(inputs: [A; N], y: Tensor, grad: impl FnOnce() -> G) -> Result<Tensor>
 where
     A: Into<Option<&'a Tensor>>,
@@ -120,6 +192,9 @@ where
 }
 
 /// As [`record`], for an operation with several results.
+///
+/// # Errors
+/// As [`record`].
 pub fn record_many<'a, const N: usize, const M: usize, A, G>(
     inputs: [A; N],
     results: [Tensor; M],
@@ -130,12 +205,12 @@ where
     G: BackwardMany<N, M>,
 {
     let inputs = inputs.map(Into::into);
-    let Some(tape) = tape_of(&inputs)? else { return Ok(results) };
+    let Some(tape) = recording_tape(&inputs)? else { return Ok(results) };
     let results = push(&tape, &inputs, results.into(), Fixed::<G, N, M>(grad()));
-    <[Tensor; M]>::try_from(results).map_err(|_| lost("record"))
+    <[Tensor; M]>::try_from(results).map_err(|_| miscounted("record"))
 }
 
-/// Makes a gradient of fixed numbers of inputs and results fit where they vary.
+/// Adapts a gradient with fixed numbers of inputs and results to [`BackwardAll`].
 struct Fixed<G, const N: usize, const M: usize>(G);
 
 impl<const N: usize, const M: usize, G: BackwardMany<N, M>> BackwardAll for Fixed<G, N, M> {
@@ -145,67 +220,83 @@ impl<const N: usize, const M: usize, G: BackwardMany<N, M>> BackwardAll for Fixe
 
     fn backward(self, dy: Vec<Option<Tensor>>, need: &[bool]) -> Result<Vec<Option<Tensor>>> {
         let op = self.op();
-        let dy = <[Option<Tensor>; M]>::try_from(dy).map_err(|_| lost(op))?;
-        let need = <[bool; N]>::try_from(need).map_err(|_| lost(op))?;
+        let dy = <[Option<Tensor>; M]>::try_from(dy).map_err(|_| miscounted(op))?;
+        let need = <[bool; N]>::try_from(need).map_err(|_| miscounted(op))?;
         Ok(self.0.backward(dy, need)?.into())
     }
 }
 
-/// As [`record_many`], where the numbers of inputs and results are known only now: joining, splitting.
+fn miscounted(op: &'static str) -> Error {
+    Error::value(op, "the numbers of inputs and results are not those that were recorded")
+}
+
+/// As [`record_many`], where the numbers of inputs and results are known only at run time: concatenating, splitting.
+///
+/// # Errors
+/// As [`record`].
 pub fn record_all<G: BackwardAll>(
     inputs: &[Option<&Tensor>],
     results: Vec<Tensor>,
     grad: impl FnOnce() -> G,
 ) -> Result<Vec<Tensor>> {
-    match tape_of(inputs)? {
+    match recording_tape(inputs)? {
         Some(tape) => Ok(push(&tape, inputs, results, grad())),
         None => Ok(results),
     }
 }
 
-/// Adds an entry; returns the results as the tape follows them.
+/// Pushes an entry; returns the results as nodes of the tape.
 fn push<G: BackwardAll>(tape: &Tape, inputs: &[Option<&Tensor>], results: Vec<Tensor>, grad: G) -> Vec<Tensor> {
     let op = grad.op();
-    let undo: Undo = Box::new(move |dy, need| grad.backward(dy, need));
-    let results: Vec<Tensor> = results.iter().map(|y| tape.watch(y)).collect();
-    tape.entries().push(Entry::Op {
-        op,
-        inputs: inputs.iter().map(|x| x.and_then(|x| tape.index(x))).collect(),
-        outputs: results.iter().filter_map(|y| tape.index(y)).collect(),
-        undo,
-    });
-    results
+    let gradient: GradientFn = Box::new(move |dy, need| grad.backward(dy, need));
+    let inputs = inputs.iter().map(|x| x.and_then(|x| Input::of(tape, x))).collect();
+    let mut state = tape.state();
+    let first = state.nodes;
+    state.nodes += results.len();
+    let outputs = (first..state.nodes).collect();
+    state.entries.push(Entry::Op { op, inputs, outputs, gradient });
+    let node = |index| Node { tape: Arc::downgrade(&tape.0), index, leaf: false };
+    results.into_iter().zip(first..).map(|(y, index)| y.with_node(node(index))).collect()
 }
 
 /// Errs if a traced tensor reached an operation that has no gradient.
+///
+/// # Errors
+/// [`Kind::NoGradient`] with `op` and `why`.
 pub fn no_gradient<'a, const N: usize, A: Into<Option<&'a Tensor>>>(
     op: &'static str,
     why: &'static str,
     inputs: [A; N],
 ) -> Result<()> {
-    match tape_of(&inputs.map(Into::into))? {
+    match recording_tape(&inputs.map(Into::into))? {
         Some(_) => Err(Kind::NoGradient { op, why }.into()),
         None => Ok(()),
     }
 }
 
-/// Runs `layer(x)` without keeping what its operations save; the backward pass runs it again.
+/// Runs `layer(x)` without saving what its operations need for their gradients; the backward pass runs it again.
 ///
 /// The layer's own parameters may be traced, too. Where `x` is not traced the layer is simply run.
+///
+/// # Errors
+/// Those of the layer, and those of [`record`].
 pub fn recompute(x: &Tensor, layer: impl Fn(&Tensor) -> Result<Tensor> + Send + 'static) -> Result<Tensor> {
-    let Some(tape) = tape_of(&[Some(x)])? else { return layer(x) };
-    let y = tape.while_paused(true, || layer(x))?;
-    // the layer may hand its input through: the result is a new place on the tape all the same
-    let y = tape.watch(&y.detach());
-    if let Some(output) = tape.index(&y) {
-        let x = x.clone();
-        tape.entries().push(Entry::Recompute { output, forward: Box::new(move || layer(&x)) });
-    }
-    Ok(y)
+    let Some(tape) = recording_tape(&[Some(x)])? else { return layer(x) };
+    let y = {
+        let _paused = tape.own(true);
+        layer(x)?
+    };
+    let x = x.clone();
+    let mut state = tape.state();
+    let output = state.nodes;
+    state.nodes += 1;
+    state.entries.push(Entry::Recompute { output, forward: Box::new(move || layer(&x)) });
+    // a new node even if the layer returns its input
+    Ok(y.with_node(Node { tape: Arc::downgrade(&tape.0), index: output, leaf: false }))
 }
 
-/// The one tape that follows these tensors and is recording.
-fn tape_of(inputs: &[Option<&Tensor>]) -> Result<Option<Tape>> {
+/// The one tape that these tensors are traced by, if it is recording.
+fn recording_tape(inputs: &[Option<&Tensor>]) -> Result<Option<Tape>> {
     let mut found: Option<Tape> = None;
     for node in inputs.iter().flatten().filter_map(|x| x.node()) {
         let Some(tape) = node.tape.upgrade().map(Tape) else { continue };
@@ -216,11 +307,49 @@ fn tape_of(inputs: &[Option<&Tensor>]) -> Result<Option<Tape>> {
             _ => found = Some(tape),
         }
     }
-    Ok(found.filter(|tape| !tape.0.paused.load(Ordering::Relaxed)))
+    let Some(tape) = found else { return Ok(None) };
+    {
+        let state = tape.state();
+        if state.owner.is_some_and(|owner| owner != std::thread::current().id()) {
+            let why = "another thread runs a backward pass or a recomputed layer on this tape; use one tape a thread";
+            return Err(Error::value("tape", why));
+        }
+        if state.paused {
+            return Ok(None);
+        }
+        for node in inputs.iter().flatten().filter_map(|x| x.node()) {
+            node.check_history("tape", &state)?;
+        }
+    }
+    Ok(Some(tape))
 }
 
-fn lost(op: &'static str) -> Error {
-    Error::value(op, "the tape lost a gradient's place")
+/// Gives the tape back as it was before [`Tape::own`].
+struct Owned<'a> {
+    tape: &'a Tape,
+    before: (Option<ThreadId>, bool),
+}
+
+impl Drop for Owned<'_> {
+    fn drop(&mut self) {
+        let mut state = self.tape.state();
+        (state.owner, state.paused) = self.before;
+    }
+}
+
+/// A backward pass; its end, even by a panic, leaves an empty tape whose results are consumed.
+struct Unwinding<'a>(&'a Tape);
+
+impl Drop for Unwinding<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        let rest = std::mem::take(&mut state.entries);
+        state.consumed = state.nodes;
+        state.unwinding = false;
+        drop(state);
+        // outside the lock: entries own tensors
+        drop(rest);
+    }
 }
 
 impl Tape {
@@ -229,15 +358,17 @@ impl Tape {
         Self::default()
     }
 
-    /// The same tensor, followed from here on: a leaf, whose gradient [`Tape::backward`] keeps.
+    /// The same tensor, traced from here on: a leaf, whose gradient [`Tape::backward`] returns.
     pub fn watch(&self, x: &Tensor) -> Tensor {
-        let index = self.0.nodes.fetch_add(1, Ordering::Relaxed);
-        x.detach().with_node(Node { tape: Arc::downgrade(&self.0), index })
+        let mut state = self.state();
+        let index = state.nodes;
+        state.nodes += 1;
+        x.detach().with_node(Node { tape: Arc::downgrade(&self.0), index, leaf: true })
     }
 
-    /// The number of operations recorded.
+    /// The number of recorded operations.
     pub fn len(&self) -> usize {
-        self.entries().len()
+        self.state().entries.len()
     }
 
     /// Whether nothing is recorded.
@@ -245,65 +376,103 @@ impl Tape {
         self.len() == 0
     }
 
-    /// Undoes everything recorded, from the gradients of these results, and empties the tape.
+    /// Computes the gradients of all watched tensors from the gradients `seeds` of these results.
+    ///
+    /// The pass consumes everything that is recorded, even if it fails: a second pass over the same results is an
+    /// error. Pass all losses to one call.
     ///
     /// # Errors
-    /// When a seed has another shape than its tensor, a tensor is not of this tape, or an operation's gradient fails.
+    /// When a seed has another shape, dtype or device handle than its tensor, a tensor is not traced by this tape or
+    /// its history is consumed, a backward pass of this tape is running, or an operation's gradient fails, is missing or
+    /// does not fit its input.
     pub fn backward(&self, seeds: &[(&Tensor, &Tensor)]) -> Result<Gradients> {
         let mut grads = HashMap::new();
         for &(y, dy) in seeds {
-            let index =
-                self.index(y).ok_or_else(|| Error::value("backward", "the tensor is not traced by this tape"))?;
-            if y.shape() != dy.shape() || y.dtype() != dy.dtype() {
-                let (got, want) = (format!("{} {}", dy.shape(), dy.dtype()), format!("{} {}", y.shape(), y.dtype()));
-                return Err(Error::value("backward", format!("the gradient is {got}, expected {want}")));
-            }
-            add(&mut grads, index, dy.detach())?;
+            add(&mut grads, self.seed(y, dy)?, dy.detach())?;
         }
-        self.while_paused(true, || self.unwind(&mut grads))?;
+        {
+            let mut state = self.state();
+            if std::mem::replace(&mut state.unwinding, true) {
+                return Err(Error::value("backward", "a backward pass of this tape is running"));
+            }
+        }
+        let _unwinding = Unwinding(self);
+        let _paused = self.own(true);
+        self.unwind(&mut grads)?;
         Ok(Gradients { grads, tape: Arc::downgrade(&self.0) })
+    }
+
+    /// The node of `y`, if `dy` fits it.
+    fn seed(&self, y: &Tensor, dy: &Tensor) -> Result<usize> {
+        let index = self.index(y).ok_or_else(|| Error::value("backward", "the tensor is not traced by this tape"))?;
+        if let Some(node) = y.node() {
+            node.check_history("backward", &self.state())?;
+        }
+        if y.shape() != dy.shape() || y.dtype() != dy.dtype() {
+            let (got, want) = (format!("{} {}", dy.shape(), dy.dtype()), format!("{} {}", y.shape(), y.dtype()));
+            return Err(Error::value("backward", format!("the gradient is {got}, expected {want}")));
+        }
+        if y.device() != dy.device() {
+            return Err(Kind::device("backward", ("tensor", y.device()), ("gradient", dy.device())).into());
+        }
+        Ok(index)
     }
 
     fn unwind(&self, grads: &mut HashMap<usize, Tensor>) -> Result<()> {
         // popped one by one: a recomputed part pushes its entries where the loop stands
         loop {
-            let Some(entry) = self.entries().pop() else { return Ok(()) };
+            let Some(entry) = self.state().entries.pop() else { return Ok(()) };
             match entry {
-                Entry::Op { op, inputs, outputs, undo } => {
+                Entry::Op { op, inputs, outputs, gradient } => {
                     let dy: Vec<Option<Tensor>> = outputs.iter().map(|i| grads.remove(i)).collect();
                     if dy.iter().all(Option::is_none) {
                         continue;
                     }
+                    let complete = dy.iter().all(Option::is_some);
                     let need: Vec<bool> = inputs.iter().map(Option::is_some).collect();
-                    let dx = undo(dy, &need)?;
-                    for (index, dx) in inputs.into_iter().zip(dx) {
-                        match (index, dx) {
-                            (Some(index), Some(dx)) => add(grads, index, dx.detach())?,
-                            (Some(_), None) if outputs.len() == 1 => return Err(lost(op)),
+                    let dx = gradient(dy, &need)?;
+                    if dx.len() != inputs.len() {
+                        let why = format!("it returned {} gradients for {} input(s)", dx.len(), inputs.len());
+                        return Err(Error::value(op, why));
+                    }
+                    for (number, (input, dx)) in inputs.into_iter().zip(dx).enumerate() {
+                        match (input, dx) {
+                            (Some(input), Some(dx)) => {
+                                input.check(op, number, &dx)?;
+                                add(grads, input.index, dx.detach())?;
+                            }
+                            (Some(_), None) if complete => {
+                                return Err(Error::value(op, format!("it returned no gradient of input {number}")));
+                            }
                             _ => {}
                         }
                     }
                 }
                 Entry::Recompute { output, forward } => {
                     let Some(dy) = grads.remove(&output) else { continue };
-                    let y = self.while_paused(false, forward)?;
-                    let index =
-                        self.index(&y).ok_or_else(|| Error::value("recompute", "the layer's result is not traced"))?;
-                    add(grads, index, dy)?;
+                    let y = {
+                        let _recording = self.own(false);
+                        forward()?
+                    };
+                    let index = self.index(&y).filter(|_| y.shape() == dy.shape() && y.dtype() == dy.dtype());
+                    let why = "the layer's result is not traced, or has another shape or dtype than in the first run";
+                    add(grads, index.ok_or_else(|| Error::value("recompute", why))?, dy)?;
                 }
             }
         }
     }
 
-    fn while_paused<R>(&self, paused: bool, work: impl FnOnce() -> R) -> R {
-        let before = self.0.paused.swap(paused, Ordering::Relaxed);
-        let result = work();
-        self.0.paused.store(before, Ordering::Relaxed);
-        result
+    /// Makes this thread the one whose operations the tape takes, recorded or not, until the guard is dropped.
+    fn own(&self, paused: bool) -> Owned<'_> {
+        let mut state = self.state();
+        let before = (state.owner, state.paused);
+        (state.owner, state.paused) = (Some(std::thread::current().id()), paused);
+        Owned { tape: self, before }
     }
 
-    fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
-        self.0.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        // each change is a few assignments: a panic elsewhere leaves no half-made state
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn index(&self, x: &Tensor) -> Option<usize> {
@@ -312,22 +481,28 @@ impl Tape {
 }
 
 impl Tensor {
-    /// The gradients of this one number to everything its tape watches.
+    /// The gradients of this tensor of one element to everything its tape watches.
     ///
     /// # Errors
-    /// When it is not traced or has more than one element.
+    /// When it is not traced, has more or less than one element or no floating dtype, and as [`Tape::backward`].
     pub fn backward(&self) -> Result<Gradients> {
         let tape = self.node().and_then(|node| node.tape.upgrade()).map(Tape);
         let tape = tape.ok_or_else(|| Error::value("backward", "the tensor is not traced"))?;
         if self.elements() != 1 {
-            let why = format!("{} is no single number; use Tape::backward with its gradient", self.shape());
+            let why = format!("{} is not one element; use Tape::backward with its gradient", self.shape());
             return Err(Error::value("backward", why));
         }
-        tape.backward(&[(self, &Tensor::full(self.shape(), 1.0, self.device())?)])
+        let one = match self.dtype() {
+            DType::F32 => &1.0f32.to_le_bytes()[..],
+            DType::F16 => &f16::ONE.to_le_bytes(),
+            DType::BF16 => &bf16::ONE.to_le_bytes(),
+            other => return Err(Error::value("backward", format!("the tensor is {other}, expected a floating dtype"))),
+        };
+        tape.backward(&[(self, &Tensor::from_bytes(one, self.shape(), self.dtype(), self.device())?)])
     }
 }
 
-/// The gradients that a backward pass left: those of the watched tensors.
+/// The gradients of the watched tensors that a backward pass returns.
 #[derive(Debug)]
 pub struct Gradients {
     grads: HashMap<usize, Tensor>,
@@ -335,12 +510,12 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    /// The gradient of a watched tensor; none where the result does not depend on it.
+    /// The gradient of a watched tensor; `None` where no loss depends on it.
     pub fn of(&self, x: &Tensor) -> Option<&Tensor> {
         self.grads.get(&self.index(x)?)
     }
 
-    /// As [`Gradients::of`], taken out.
+    /// As [`Gradients::of`], removed from here.
     pub fn take(&mut self, x: &Tensor) -> Option<Tensor> {
         let index = self.index(x)?;
         self.grads.remove(&index)

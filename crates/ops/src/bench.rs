@@ -155,7 +155,7 @@ pub fn time(op: &Op, case: &Case, device: &Device) -> Result<(Timing, Option<Tim
 fn hand_back(op: &Op, case: &Case, given: &mut Given<Tensor>, mut results: Vec<Tensor>) -> Result<()> {
     for (arg, (name, slot)) in op.contract.args.iter().zip(&mut given.args) {
         if slot.is_none() && !case.without.contains(name) {
-            let shape = given.dims.shape(arg.shape)?;
+            let shape = given.dims.shape(arg.shape())?;
             *slot = results.iter().position(|y| y.shape() == shape).map(|i| results.remove(i));
         }
     }

@@ -33,6 +33,6 @@ pub fn row(op: &Op) -> [String; 5] {
 }
 
 fn argument(arg: &Arg) -> String {
-    let text = format!("`{}` {}", arg.name, arg.shape);
-    if arg.optional { format!("[{text}]") } else { text }
+    let text = format!("`{}` {}", arg.name(), arg.shape());
+    if arg.is_optional() { format!("[{text}]") } else { text }
 }

@@ -109,12 +109,12 @@ fn every_argument_and_option_has_a_case_small_enough_for_the_slow_checks() {
     for op in OPS {
         let small: Vec<&Case> = op.cases.iter().filter(|case| work(op, case) < SMALL).collect();
         for arg in op.contract.args {
-            let left_out = |case: &Case| case.without.contains(&arg.name);
+            let left_out = |case: &Case| case.without.contains(&arg.name());
             if small.iter().all(|case| left_out(case)) {
-                faults.push(format!("{}: no small case has `{}`", op.name(), arg.name));
+                faults.push(format!("{}: no small case has `{}`", op.name(), arg.name()));
             }
             if op.cases.iter().any(left_out) && !small.iter().any(|case| left_out(case)) {
-                faults.push(format!("{}: no small case is without `{}`", op.name(), arg.name));
+                faults.push(format!("{}: no small case is without `{}`", op.name(), arg.name()));
             }
         }
         for (option, _) in op.cases.iter().flat_map(|case| case.options).filter(|_| op.differentiable()) {

@@ -19,16 +19,16 @@ fn sizes(op: &Op, case: &Case, draws: &[usize]) -> Vec<(char, usize)> {
     for rule in op.contract.rules {
         let size_of = |sizes: &[(char, usize)], letter| sizes.iter().find(|s| s.0 == letter).map_or(1, |s| s.1);
         let (letter, size) = match *rule {
-            Rule::MultipleOf(a, b) => (a, size_of(&sizes, b) * (1 + size_of(&sizes, a) % 3)),
-            Rule::AtMost(a, most) => (a, size_of(&sizes, a).min(most)),
-            Rule::Multiple(a, of) => (a, size_of(&sizes, a).next_multiple_of(of)),
-            Rule::NoMoreThan(a, b) => (a, size_of(&sizes, a).min(size_of(&sizes, b))),
+            Rule::MultipleOfAxis(a, b) => (a, size_of(&sizes, b) * (1 + size_of(&sizes, a) % 3)),
+            Rule::AtMostNumber(a, most) => (a, size_of(&sizes, a).min(most)),
+            Rule::MultipleOfNumber(a, of) => (a, size_of(&sizes, a).next_multiple_of(of)),
+            Rule::AtMostAxis(a, b) => (a, size_of(&sizes, a).min(size_of(&sizes, b))),
         };
         sizes.iter_mut().filter(|s| s.0 == letter).for_each(|s| s.1 = size);
     }
     // packed sequences have a token each at least
-    for arg in op.contract.args.iter().filter(|arg| !case.without.contains(&arg.name)) {
-        if let Fill::Offsets(letter) = arg.fill {
+    for arg in op.contract.args.iter().filter(|arg| !case.without.contains(&arg.name())) {
+        if let Fill::Offsets(letter) = arg.fill() {
             let count = sizes.iter().find(|s| s.0 == 'N').map_or(1, |s| s.1);
             sizes.iter_mut().filter(|s| s.0 == letter).for_each(|s| s.1 = s.1.max(count));
         }

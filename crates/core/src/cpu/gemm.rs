@@ -25,7 +25,7 @@ const SMALL: usize = 64 * 64 * 64;
 pub fn gemm<'a>(cpu: &Cpu, alpha: f32, a: Mat<'_>, b: impl Into<Right<'a>>, beta: f32, c: &mut [f32]) -> Result<()> {
     let b = b.into();
     let (m, k, [steps, n]) = (a.rows, a.cols, b.sizes());
-    if steps != k || c.len() != m * n {
+    if steps != k || m.checked_mul(n) != Some(c.len()) {
         let why = format!("{m} × {k} by {steps} × {n} into {} numbers", c.len());
         return Err(Error::value("gemm", why));
     }
@@ -43,7 +43,7 @@ pub fn gemm<'a>(cpu: &Cpu, alpha: f32, a: Mat<'_>, b: impl Into<Right<'a>>, beta
     }
     let (threads, level) = (cpu.threads(), cpu.level());
     let (whole, factors) = (Target { start: c.as_mut_ptr(), stride: n }, Factors { alpha, beta });
-    if threads == 1 || m * n * k < SMALL {
+    if threads == 1 || c.len().saturating_mul(k) < SMALL {
         multiply(level, a, b, whole, factors);
         return Ok(());
     }

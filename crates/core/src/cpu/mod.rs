@@ -44,6 +44,9 @@ impl std::fmt::Debug for Cpu {
     }
 }
 
+/// The most threads that a handle starts.
+const MAX_THREADS: usize = 4096;
+
 /// How to open a [`Cpu`] that is not the shared one.
 #[derive(Debug, Default)]
 pub struct Builder {
@@ -51,6 +54,8 @@ pub struct Builder {
     limit: Option<usize>,
     poison: bool,
     level: Option<Level>,
+    /// Whether the caller's thread is the pool, which then starts none.
+    current_thread: bool,
 }
 
 impl Builder {
@@ -83,9 +88,16 @@ impl Builder {
     /// # Errors
     /// When the system refuses a thread, or the instruction set is not there.
     pub fn open(self) -> Result<Cpu> {
+        if self.threads > MAX_THREADS {
+            let why = format!("{} threads were asked for, expected at most {MAX_THREADS}", self.threads);
+            return Err(Error::value("cpu", why));
+        }
         let level = self.level.unwrap_or_else(Level::best);
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(self.threads)
+        let mut threads = rayon::ThreadPoolBuilder::new().num_threads(self.threads);
+        if self.current_thread {
+            threads = threads.use_current_thread();
+        }
+        let threads = threads
             .thread_name(|i| format!("alluvium-{i}"))
             .build()
             .map_err(|e| Error::value("cpu", format!("cannot start threads: {e}")))?;
@@ -100,16 +112,19 @@ impl Builder {
 
 impl Cpu {
     /// The handle that the whole process shares: all cores, the best instruction set, no limit.
+    ///
+    /// Where the system refuses to start threads, work runs on the calling thread.
+    ///
+    /// # Panics
+    /// When no thread can be started and the caller is a worker of another pool.
     pub fn shared() -> Self {
         static SHARED: OnceLock<Cpu> = OnceLock::new();
-        SHARED
-            .get_or_init(|| {
-                Cpu::builder()
-                    .open()
-                    .or_else(|_| Cpu::builder().threads(1).open())
-                    .unwrap_or_else(|_| std::process::abort())
-            })
-            .clone()
+        let open = || {
+            let cpu = Cpu::builder().open().or_else(|_| Cpu::builder().threads(1).open());
+            cpu.or_else(|_| Builder { current_thread: true, ..Cpu::builder().threads(1) }.open())
+                .unwrap_or_else(|error| std::panic::resume_unwind(Box::new(error.to_string())))
+        };
+        SHARED.get_or_init(open).clone()
     }
 
     /// A handle with other settings.

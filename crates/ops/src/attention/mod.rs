@@ -20,7 +20,7 @@ static CONTRACT: Contract = Contract {
         Arg::new("v", "B S G D", SAME),
         Arg::new("cu_seqlens", "N+1", IDS).optional().filled(Fill::Offsets('T')),
     ],
-    rules: &[Rule::MultipleOf('A', 'G'), Rule::NoMoreThan('T', 'S')],
+    rules: &[Rule::MultipleOfAxis('A', 'G'), Rule::AtMostAxis('T', 'S')],
 };
 
 /// The arguments of [`attention`].

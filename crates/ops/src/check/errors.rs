@@ -13,9 +13,9 @@ pub fn refusals(op: &Op, case: &Case, device: &Device) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for (index, arg) in op.contract.args.iter().enumerate() {
         let Some(x) = &inputs.tensors.args[index].1 else { continue };
-        for broken in broken(x, arg.shape.contains("..") && arg.shape.split_whitespace().count() == 1)? {
+        for broken in broken(x, arg.shape().contains("..") && arg.shape().split_whitespace().count() == 1)? {
             let mut given = inputs.tensors.clone();
-            let what = format!("`{}` as {} {}", arg.name, broken.shape(), broken.dtype());
+            let what = format!("`{}` as {} {}", arg.name(), broken.shape(), broken.dtype());
             given.args[index].1 = Some(broken);
             if accepted_by(op, &given) {
                 continue;
@@ -25,7 +25,7 @@ pub fn refusals(op: &Op, case: &Case, device: &Device) -> Result<Vec<String>> {
                 Err(error) => {
                     let text = error.to_string();
                     let kind = matches!(error.kind(), Kind::Shape { .. } | Kind::Dtype { .. });
-                    let names = op.contract.args.iter().any(|arg| text.contains(&format!("`{}`", arg.name)));
+                    let names = op.contract.args.iter().any(|arg| text.contains(&format!("`{}`", arg.name())));
                     if !kind || !text.starts_with(op.name()) || !names {
                         faults.push(format!("{what} was refused with other words: {text}"));
                     }

@@ -31,18 +31,18 @@ impl Inputs {
         let name = format!("{} {}", op.name(), case.name);
         let (mut tensors, mut arrays) = (Vec::new(), Vec::new());
         for arg in op.contract.args {
-            if case.without.contains(&arg.name) {
-                tensors.push((arg.name, None));
-                arrays.push((arg.name, None));
+            if case.without.contains(&arg.name()) {
+                tensors.push((arg.name(), None));
+                arrays.push((arg.name(), None));
                 continue;
             }
-            let shape = dims.shape(arg.shape)?;
-            let fill = case.fills.iter().find(|(n, _)| *n == arg.name).map_or(arg.fill, |&(_, fill)| fill);
-            let data = numbers_for(fill, shape, &dims, &mut Rng::new(1, &format!("{name} {}", arg.name)));
-            let stored = case.stored.iter().find(|(n, _)| *n == arg.name).map_or(storage(arg, dtype), |&(_, d)| d);
+            let shape = dims.shape(arg.shape())?;
+            let fill = case.fills.iter().find(|(n, _)| *n == arg.name()).map_or(arg.fill(), |&(_, fill)| fill);
+            let data = numbers_for(fill, shape, &dims, &mut Rng::new(1, &format!("{name} {}", arg.name())));
+            let stored = case.stored.iter().find(|(n, _)| *n == arg.name()).map_or(storage(arg, dtype), |&(_, d)| d);
             let tensor = store(&data, shape, stored, device)?;
-            arrays.push((arg.name, Some(Array::new(shape.to_vec(), numbers(&tensor)?))));
-            tensors.push((arg.name, Some(tensor)));
+            arrays.push((arg.name(), Some(Array::new(shape.to_vec(), numbers(&tensor)?))));
+            tensors.push((arg.name(), Some(tensor)));
         }
         Ok(Inputs {
             tensors: Given { args: tensors, dims: dims.clone(), options: case.options },
@@ -86,7 +86,7 @@ impl Inputs {
 
 /// The dtype an argument is stored in: the one asked for, where the contract takes it.
 fn storage(arg: &Arg, dtype: DType) -> DType {
-    match arg.dtypes {
+    match arg.dtypes() {
         [] => dtype,
         dtypes if dtypes.contains(&dtype) => dtype,
         dtypes => dtypes[0],

@@ -122,10 +122,10 @@ impl Proof<'_> {
                 self.faults.push(format!("the reference has {} gradients, one for each argument expected", want.len()));
             }
             for ((arg, got), want) in self.op.contract.args.iter().zip(&first.gradients).zip(&want) {
-                let name = format!("d {}", arg.name);
+                let name = format!("d {}", arg.name());
                 match (got, want) {
                     (Some(got), Some(want)) => {
-                        let stored = inputs.tensors[arg.name].dtype();
+                        let stored = inputs.tensors[arg.name()].dtype();
                         if got.dtype() != stored {
                             self.faults.push(format!("{name}: it is {}, the argument is {stored}", got.dtype()));
                         }

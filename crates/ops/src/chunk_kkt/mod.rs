@@ -19,7 +19,7 @@ static CONTRACT: Contract = Contract {
         Arg::new("beta", "B T G", F32).filled(Fill::Uniform(0.05, 0.95)),
         Arg::new("g_cum", "B T G", F32).filled(Fill::ChunkSums(-0.2, -0.001)),
     ],
-    rules: &[Rule::MultipleOf('G', 'H')],
+    rules: &[Rule::MultipleOfAxis('G', 'H')],
 };
 
 /// `L_ij = β_i e^{g_cum_i − g_cum_j} (k_i · k_j)` for tokens i > j of the same chunk of 64, 0 elsewhere.

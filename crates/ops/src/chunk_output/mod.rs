@@ -21,7 +21,7 @@ static CONTRACT: Contract = Contract {
         Arg::new("h", "B N G V K", F32),
         Arg::new("g_cum", "B T G", F32).filled(Fill::ChunkSums(-0.2, -0.001)),
     ],
-    rules: &[Rule::MultipleOf('G', 'H')],
+    rules: &[Rule::MultipleOfAxis('G', 'H')],
 };
 
 /// The arguments of [`chunk_output`].

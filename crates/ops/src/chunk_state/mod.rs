@@ -21,7 +21,7 @@ static CONTRACT: Contract = Contract {
         Arg::new("g_cum", "B T G", F32).filled(Fill::ChunkSums(-0.2, -0.001)),
         Arg::new("initial_state", "B G V K", F32).optional(),
     ],
-    rules: &[Rule::MultipleOf('G', 'H')],
+    rules: &[Rule::MultipleOfAxis('G', 'H')],
 };
 
 /// What [`chunk_state`] returns.

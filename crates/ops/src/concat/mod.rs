@@ -49,7 +49,7 @@ pub fn concat(parts: &[&Tensor], axis: usize) -> Result<Tensor> {
             return Err(Kind::Dtype { op, arg, got: part.dtype(), want }.into());
         }
         if part.device() != first.device() {
-            return Err(Kind::Device { op, args: ["parts[0]", "another part"] }.into());
+            return Err(Kind::device(op, ("parts[0]", first.device()), ("another part", part.device())).into());
         }
     }
     let pieces: Vec<Piece> = parts.iter().map(|part| Piece::Of(part, 0..part.shape()[axis])).collect();

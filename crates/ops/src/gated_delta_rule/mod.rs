@@ -24,7 +24,7 @@ static CONTRACT: Contract = Contract {
         Arg::new("initial_state", "N G V K", F32).optional(),
         Arg::new("cu_seqlens", "N+1", IDS).optional().filled(Fill::Offsets('T')),
     ],
-    rules: &[Rule::MultipleOf('G', 'H'), Rule::AtMost('K', 256)],
+    rules: &[Rule::MultipleOfAxis('G', 'H'), Rule::AtMostNumber('K', 256)],
 };
 
 /// What the forward pass leaves for the backward pass.

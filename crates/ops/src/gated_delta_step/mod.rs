@@ -22,7 +22,7 @@ static CONTRACT: Contract = Contract {
         Arg::new("beta", "B G", F32).filled(Fill::Uniform(0.05, 0.95)),
         Arg::new("state", "B G V K", F32),
     ],
-    rules: &[Rule::MultipleOf('G', 'H')],
+    rules: &[Rule::MultipleOfAxis('G', 'H')],
 };
 
 /// The arguments of [`gated_delta_step`].

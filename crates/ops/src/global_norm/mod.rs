@@ -38,7 +38,7 @@ pub fn global_norm(tensors: &[&Tensor]) -> Result<Tensor> {
         CONTRACT.check(&[x])?;
         tape::no_gradient(CONTRACT.op, WHY, [x])?;
         if x.device() != first.device() {
-            return Err(Kind::Device { op: CONTRACT.op, args: ["the first", "another"] }.into());
+            return Err(Kind::device(CONTRACT.op, ("tensors[0]", first.device()), ("another", x.device())).into());
         }
     }
     match first.device() {

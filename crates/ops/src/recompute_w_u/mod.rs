@@ -21,7 +21,7 @@ static CONTRACT: Contract = Contract {
         Arg::new("g_cum", "B T G", F32).filled(Fill::ChunkSums(-0.2, -0.001)),
         Arg::new("a", "B T G 64", F32).filled(Fill::UnitLower(0.1)),
     ],
-    rules: &[Rule::MultipleOf('G', 'H')],
+    rules: &[Rule::MultipleOfAxis('G', 'H')],
 };
 
 /// What [`recompute_w_u`] returns.

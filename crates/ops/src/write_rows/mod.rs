@@ -14,7 +14,7 @@ use alluvium_core::{Arg, Contract, Device, Error, Result, Rule, Tensor, tape};
 static CONTRACT: Contract = Contract {
     op: "write_rows",
     args: &[Arg::new("cache", "S R..", ANY), Arg::new("rows", "N R..", SAME)],
-    rules: &[Rule::NoMoreThan('N', 'S')],
+    rules: &[Rule::AtMostAxis('N', 'S')],
 };
 
 /// `cache` with its rows from `at` on replaced by `rows`: the step of a cache of keys and values.

@@ -79,7 +79,7 @@ impl<'a> Made<'a> {
 
     pub(super) fn part(self, row: usize, rows: usize, col: usize, cols: usize) -> Self {
         let [i, j] = if self.turned { [col, row] } else { [row, col] };
-        Made { first: [self.first[0] + i, self.first[1] + j], rows, cols, ..self }
+        Made { first: [self.first[0].saturating_add(i), self.first[1].saturating_add(j)], rows, cols, ..self }
     }
 
     /// Its numbers, written into the start of `to`.
@@ -87,7 +87,7 @@ impl<'a> Made<'a> {
         let Made { source, level, first: [i, j], rows, cols, turned } = self;
         let to = &mut to[..rows * cols];
         let stored = if turned { [cols, rows] } else { [rows, cols] };
-        source.write(level, i..i + stored[0], j..j + stored[1], to);
+        source.write(level, i..i.saturating_add(stored[0]), j..j.saturating_add(stored[1]), to);
         let mat = Mat { data: to, rows: stored[0], cols: stored[1], row_stride: stored[1], col_stride: 1 };
         if turned { mat.t() } else { mat }
     }
