@@ -1,17 +1,18 @@
 //! Folders in the layout of MLX: `config.json`, `model*.safetensors`, the tokenizer's files.
 
-use crate::formats::atomic::Staged;
+use crate::formats::atomic::AtomicFile;
 use crate::formats::config::Config;
 use crate::formats::folder::{Folder, INDEX, is_weight_file};
+use crate::formats::json::pretty;
 use crate::formats::quantization::{Quantization, in_words};
 use crate::formats::safetensors;
 use crate::formats::tokenizer::Tokenizer;
 use crate::models::{self, LanguageModel};
 use crate::weights::Weights;
-use alluvium_core::{Device, Error, Result, Shape, Tensor};
+use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::Packing;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// What a folder held.
@@ -57,62 +58,75 @@ pub fn load(folder: &Path, device: &Device) -> Result<Loaded> {
 /// [`Kind::Io`](alluvium_core::Kind::Io) when the system refuses; `Kind::File` when the folder holds other weights that
 /// a reader would take for a part of this model.
 pub fn save(model: &dyn LanguageModel, tokenizer: Option<&Tokenizer>, folder: &Path) -> Result<()> {
+    check_destination(folder)?;
     std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
-    let weights = folder.join("model.safetensors");
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "read"))? {
-        let path = entry.map_err(Error::io(folder, "read"))?.path();
-        if is_weight_file(&path) && path != weights {
-            return Err(Error::file(path, "these weights would be read as a part of the saved model; save elsewhere"));
-        }
-    }
+    let weights = folder.join(WEIGHTS);
     let mut tensors = Vec::new();
     model.visit("", &mut |name, tensor| tensors.push((name, tensor)));
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
 
     let mut staged = vec![safetensors::stage(&weights, &tensors, &[("format".to_owned(), "mlx".to_owned())])?];
     let mut stage = |name: &str, text: &[u8]| -> Result<()> {
-        staged.push(Staged::write(&folder.join(name), |out| out.write_all(text))?);
+        staged.push(AtomicFile::write(&folder.join(name), |out| out.write_all(text))?);
         Ok(())
     };
     stage(INDEX, pretty(&index(&tensors)).as_bytes())?;
-    stage("config.json", pretty(&config_of_saved(model.config())).as_bytes())?;
+    stage("config.json", pretty(&config_of_saved(model.config(), &tensors)).as_bytes())?;
     for (name, text) in tokenizer.map(Tokenizer::files).transpose()?.unwrap_or_default() {
         stage(name, text.as_bytes())?;
     }
-    staged.into_iter().try_for_each(Staged::commit)
+    staged.into_iter().try_for_each(AtomicFile::commit)
 }
 
-/// The configuration as it came, but for the dtype, which is now that of the saved tensors.
-fn config_of_saved(config: &Config) -> Value {
-    let mut json = Value::Object(config.json().clone());
-    for key in ["/torch_dtype", "/dtype", "/text_config/torch_dtype", "/text_config/dtype"] {
-        if let Some(dtype) = json.pointer_mut(key) {
-            *dtype = "float32".into();
+/// Checks that a model can be saved to a folder, which need not exist.
+///
+/// # Errors
+/// [`Kind::File`](alluvium_core::Kind::File) when it holds weights under another name than a saved model's, which a
+/// reader would take for a part of the model, or when it is not a folder.
+pub fn check_destination(folder: &Path) -> Result<()> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(Error::io(folder, "read"))?,
+    };
+    for entry in entries {
+        let path = entry.map_err(Error::io(folder, "read"))?.path();
+        if is_weight_file(&path) && path.file_name() != Some(WEIGHTS.as_ref()) {
+            return Err(Error::file(path, "these weights would be read as a part of the saved model; save elsewhere"));
         }
     }
-    json
+    Ok(())
+}
+
+/// The file of a saved model's weights.
+const WEIGHTS: &str = "model.safetensors";
+
+/// The configuration with the dtype of the saved tensors: the one that most floating elements have.
+fn config_of_saved(config: &Config, tensors: &[(String, &Tensor)]) -> Value {
+    let elements =
+        |dtype: DType| -> usize { tensors.iter().filter(|(_, t)| t.dtype() == dtype).map(|(_, t)| t.elements()).sum() };
+    let mut config = config.clone();
+    if let Some(dtype) = [DType::F32, DType::BF16, DType::F16].into_iter().max_by_key(|&dtype| elements(dtype)) {
+        config.set_dtype(dtype);
+    }
+    Value::Object(config.json().clone())
 }
 
 fn index(tensors: &[(String, &Tensor)]) -> Value {
     let elements: usize = tensors.iter().map(|(_, t)| t.elements()).sum();
     let bytes: usize = tensors.iter().map(|(_, t)| t.elements() * t.dtype().size()).sum();
-    let map: Map<String, Value> = tensors.iter().map(|(name, _)| (name.clone(), "model.safetensors".into())).collect();
+    let map: Map<String, Value> = tensors.iter().map(|(name, _)| (name.clone(), WEIGHTS.into())).collect();
     json!({"metadata": {"total_size": bytes, "total_parameters": elements}, "weight_map": map})
-}
-
-pub(crate) fn pretty(json: &Value) -> String {
-    format!("{json:#}\n")
 }
 
 /// What a checkpoint's files hold, without loading it.
 #[derive(Clone, Debug)]
-pub struct Description {
+pub struct CheckpointInfo {
     /// The kind of model, where there is a `config.json`.
     pub model_type: Option<String>,
     /// The weight files and their sizes in bytes.
     pub files: Vec<(PathBuf, u64)>,
     /// Their tensors, by file and name.
-    pub tensors: Vec<Described>,
+    pub tensors: Vec<TensorInfo>,
     /// How many modules are packed in which way.
     pub packings: BTreeMap<String, usize>,
     /// What the configuration says of them.
@@ -121,89 +135,88 @@ pub struct Description {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// One tensor of a [`Description`].
+/// One tensor of a [`CheckpointInfo`].
 #[derive(Clone, Debug)]
-pub struct Described {
+pub struct TensorInfo {
     /// Its name.
     pub name: String,
     /// The lengths of its axes.
     pub shape: Shape,
     /// As the file names it: `F32`, `BF16`, `U32`.
-    pub dtype: String,
+    pub dtype: &'static str,
     /// Its size in the file.
     pub bytes: usize,
 }
 
-impl Description {
-    /// The numbers of the model: packed ones are counted as such, their scales and biases are not.
+impl CheckpointInfo {
+    /// The parameters of the model. Quantized elements count; their scales and biases do not.
     pub fn parameters(&self) -> usize {
-        let of = |tensor: &Described| match self.module(tensor) {
-            // 32 bits a word
-            Some(packing) => tensor.shape.elements() * 32 / packing.bits(),
-            None if self.is_of_group(tensor) => 0,
+        let names = self.by_name();
+        let of = |tensor: &TensorInfo| match self.format(tensor, &names) {
+            // a word has 32 bits
+            Some(packing) => tensor.shape.elements().saturating_mul(32) / packing.bits(),
+            None if is_of_group(tensor, &names) => 0,
             None => tensor.shape.elements(),
         };
-        self.tensors.iter().map(of).sum()
+        self.tensors.iter().map(of).fold(0, usize::saturating_add)
     }
 
     /// The tensors of each dtype: how many, and their bytes.
     pub fn dtypes(&self) -> Vec<(String, usize, usize)> {
         let mut all: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
         for tensor in &self.tensors {
-            let (count, bytes) = all.entry(&tensor.dtype).or_default();
+            let (count, bytes) = all.entry(tensor.dtype).or_default();
             (*count, *bytes) = (*count + 1, *bytes + tensor.bytes);
         }
         all.into_iter().map(|(dtype, (count, bytes))| (dtype.to_owned(), count, bytes)).collect()
     }
 
+    fn by_name(&self) -> HashMap<&str, &TensorInfo> {
+        self.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect()
+    }
+
     fn packings(&self) -> BTreeMap<String, usize> {
-        let mut all = BTreeMap::new();
-        for packing in self.tensors.iter().filter_map(|tensor| self.module(tensor)) {
+        let (names, mut all) = (self.by_name(), BTreeMap::new());
+        for packing in self.tensors.iter().filter_map(|tensor| self.format(tensor, &names)) {
             *all.entry(in_words(packing)).or_default() += 1;
         }
         all
     }
 
-    fn scales(&self, tensor: &Described) -> Option<&Described> {
-        let name = format!("{}.scales", tensor.name.strip_suffix(".weight")?);
-        self.tensors.iter().find(|other| other.name == name)
-    }
-
     /// How a weight is packed. Its words and scales give bits times group. That alone tells the formats apart whose scales
     /// are bytes; of affine ones it says what the configuration says where that fits, and else the first group that does.
-    fn module(&self, tensor: &Described) -> Option<Packing> {
-        let scales = if tensor.dtype == "U32" { self.scales(tensor)? } else { return None };
-        let product = 32 * tensor.shape.last() / scales.shape.last().max(1);
+    fn format(&self, tensor: &TensorInfo, names: &HashMap<&str, &TensorInfo>) -> Option<Packing> {
+        let module = tensor.name.strip_suffix(".weight").filter(|_| tensor.dtype == "U32")?;
+        let scales = names.get(format!("{module}.scales").as_str())?;
+        let product = tensor.shape.last().checked_mul(32)? / scales.shape.last().max(1);
         if scales.dtype == "U8" {
             let formats = [Packing::Nvfp4, Packing::Mxfp4, Packing::Mxfp8];
             return formats.into_iter().find(|packing| packing.bits() * packing.group() == product);
         }
-        let said = self.said.modules.get(tensor.name.strip_suffix(".weight")?).copied().flatten().or(self.said.default);
+        let said = self.said.modules.get(module).copied().flatten().or(self.said.default);
         let said = said.filter(|said| matches!(said, Packing::Affine { .. })).map_or(64, Packing::group);
         let bits =
             |group: usize| product.is_multiple_of(group).then_some(product / group).filter(|n| matches!(n, 1..=6 | 8));
         [said, 64, 32, 128].into_iter().find_map(|group| Some(Packing::Affine { bits: bits(group)? as u32, group }))
     }
 
-    fn is_of_group(&self, tensor: &Described) -> bool {
-        let module = tensor.name.strip_suffix(".scales").or_else(|| tensor.name.strip_suffix(".biases"));
-        module.is_some_and(|module| {
-            let weight = format!("{module}.weight");
-            self.tensors.iter().any(|other| other.name == weight && other.dtype == "U32")
-        })
-    }
-
     /// The size of all tensors.
     pub fn bytes(&self) -> usize {
-        self.tensors.iter().map(|t| t.bytes).sum()
+        self.tensors.iter().map(|t| t.bytes).fold(0, usize::saturating_add)
     }
 }
 
-/// Describes a folder, or a single safetensors file, from the headers alone.
+/// Whether a tensor holds the scales or biases of a quantized weight.
+fn is_of_group(tensor: &TensorInfo, names: &HashMap<&str, &TensorInfo>) -> bool {
+    let module = tensor.name.strip_suffix(".scales").or_else(|| tensor.name.strip_suffix(".biases"));
+    module.is_some_and(|module| names.get(format!("{module}.weight").as_str()).is_some_and(|w| w.dtype == "U32"))
+}
+
+/// Inspects a folder, or a single safetensors file, from the headers alone.
 ///
 /// # Errors
 /// As [`load`], for what it reads.
-pub fn describe(path: &Path) -> Result<Description> {
+pub fn inspect(path: &Path) -> Result<CheckpointInfo> {
     let (files, model_type, said) = match path.is_dir() {
         true => {
             let config = path.join("config.json");
@@ -213,7 +226,7 @@ pub fn describe(path: &Path) -> Result<Description> {
         }
         false => (vec![safetensors::read(path)?], None, Quantization::default()),
     };
-    let mut description = Description {
+    let mut info = CheckpointInfo {
         model_type,
         said,
         files: vec![],
@@ -222,15 +235,15 @@ pub fn describe(path: &Path) -> Result<Description> {
         metadata: BTreeMap::new(),
     };
     for file in &files {
-        description.files.push((file.path().to_owned(), file.bytes()));
-        description.metadata.extend(file.metadata().clone());
-        description.tensors.extend(file.entries().map(|(name, entry)| Described {
+        info.files.push((file.path().to_owned(), file.bytes()));
+        info.metadata.extend(file.metadata().clone());
+        info.tensors.extend(file.entries().map(|(name, entry)| TensorInfo {
             name: name.to_owned(),
             shape: entry.shape,
-            dtype: entry.dtype.clone(),
+            dtype: entry.dtype.name(),
             bytes: entry.bytes,
         }));
     }
-    description.packings = description.packings();
-    Ok(description)
+    info.packings = info.packings();
+    Ok(info)
 }

@@ -3,13 +3,13 @@
 //! A tensor is read, changed and written before the next one, so that a model needs no more memory than its largest
 //! matrix does.
 
-use crate::checkpoint::pretty;
-use crate::formats::atomic::{Partial, sync_folder};
+use crate::formats::atomic::{TempPath, sync_folder};
 use crate::formats::config::Config;
-use crate::formats::folder::INDEX;
+use crate::formats::folder::{INDEX, is_weight_file};
+use crate::formats::json::pretty;
 use crate::formats::layout::Recipe;
 use crate::formats::quantization::Quantization;
-use crate::formats::safetensors::{Piece, Shard};
+use crate::formats::safetensors::{Shard, StoredDtype, TensorSpec};
 use crate::models::{self, ModelType};
 use crate::nn::Weight;
 use crate::nn::build::{Init, Source};
@@ -20,7 +20,7 @@ use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::{Packing, cast, dequantize};
 use serde_json::{Map, Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Bytes of a file of weights.
 const SHARD: usize = 5 << 30;
@@ -72,16 +72,17 @@ pub fn convert(
     change: &Change,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Converted> {
-    if to.exists() {
+    // a link is a file, too, even where it leads nowhere
+    if to.symlink_metadata().is_ok() {
         return Err(Error::file(to, "it exists already; choose another folder or remove it"));
     }
     let config = Config::read(from)?;
     let dtype = dtype.or_else(|| said_dtype(&config));
     let plan = Plan::new(from, config, dtype, change)?;
-    let staging = Staging::new(to)?;
-    let converted = plan.write(staging.partial.path(), progress)?;
-    copy_files(from, staging.partial.path())?;
-    staging.commit()?;
+    let staging = TempPath::folder(to).map_err(Error::io(to, "create"))?;
+    let converted = plan.write(staging.path(), progress)?;
+    copy_files(from, staging.path())?;
+    commit(&staging, to)?;
     Ok(converted)
 }
 
@@ -196,7 +197,7 @@ impl Plan {
             all.push(step.pieces(&self.weights)?);
         }
         let shards = shards(&all);
-        let bytes: usize = all.iter().flatten().map(Piece::bytes).sum();
+        let bytes: usize = all.iter().flatten().map(TensorSpec::bytes).sum();
         let parameters = self.steps.iter().map(|step| step.shape().elements()).sum();
         let packed = self.steps.iter().filter(|step| step.is_packed()).count();
         let packed_before = self.steps.iter().filter(|step| step.is_packed() && step.was_packed()).count();
@@ -206,7 +207,7 @@ impl Plan {
                 1 => "model.safetensors".to_owned(),
                 count => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
             };
-            let pieces: Vec<Piece> = all[range.clone()].iter().flatten().cloned().collect();
+            let pieces: Vec<TensorSpec> = all[range.clone()].iter().flatten().cloned().collect();
             let mut shard = Shard::create(&folder.join(&name), &pieces, &[("format".to_owned(), "mlx".to_owned())])?;
             for step in &self.steps[range.clone()] {
                 for tensor in step.make(&self.weights)? {
@@ -231,10 +232,10 @@ impl Plan {
 }
 
 /// Which steps go to one file.
-fn shards(all: &[Vec<Piece>]) -> Vec<std::ops::Range<usize>> {
+fn shards(all: &[Vec<TensorSpec>]) -> Vec<std::ops::Range<usize>> {
     let (mut shards, mut first, mut size) = (Vec::new(), 0, 0);
     for (index, pieces) in all.iter().enumerate() {
-        let bytes: usize = pieces.iter().map(Piece::bytes).sum();
+        let bytes: usize = pieces.iter().map(TensorSpec::bytes).sum();
         if index > first && size + bytes > SHARD {
             shards.push(first..index);
             (first, size) = (index, 0);
@@ -247,12 +248,12 @@ fn shards(all: &[Vec<Piece>]) -> Vec<std::ops::Range<usize>> {
 
 impl Step {
     /// The tensors that come of it, in the order in which [`Step::make`] makes them.
-    fn pieces(&self, weights: &Weights) -> Result<Vec<Piece>> {
+    fn pieces(&self, weights: &Weights) -> Result<Vec<TensorSpec>> {
         let of = |recipe: &Recipe, name: String| {
             let (dtype, shape) = weights.folder().describe(recipe)?;
-            let dtype = known(dtype).ok_or_else(|| Error::value("convert", format!("`{name}` is {dtype}")))?;
-            let dtype = self.dtype.filter(|_| dtype.is_float()).unwrap_or(dtype);
-            Ok::<_, Error>(Piece { name, dtype, shape })
+            dtype.tensor_dtype().ok_or_else(|| Error::value("convert", format!("`{name}` is {dtype}")))?;
+            let dtype = self.dtype.filter(|_| dtype.is_float()).map_or(dtype, StoredDtype::from);
+            Ok::<_, Error>(TensorSpec { name, dtype, shape })
         };
         let weight = || join(&self.name, "weight");
         match (&self.found, self.then) {
@@ -263,20 +264,23 @@ impl Step {
                 let with = |last: usize| Shape::new(&[rows, &[last]].concat());
                 let groups = with(shape.last() / packing.group())?;
                 let scales = join(&self.name, "scales");
-                let mut pieces =
-                    vec![Piece { name: weight(), dtype: DType::U32, shape: with(shape.last() * packing.bits() / 32)? }];
+                let mut pieces = vec![TensorSpec {
+                    name: weight(),
+                    dtype: DType::U32.into(),
+                    shape: with(shape.last() * packing.bits() / 32)?,
+                }];
                 match packing {
                     Packing::Affine { .. } => {
-                        pieces.push(Piece { name: scales, dtype: plain.dtype, shape: groups });
-                        pieces.push(Piece { name: join(&self.name, "biases"), dtype: plain.dtype, shape: groups });
+                        pieces.push(TensorSpec { name: scales, dtype: plain.dtype, shape: groups });
+                        pieces.push(TensorSpec { name: join(&self.name, "biases"), dtype: plain.dtype, shape: groups });
                     }
-                    _ => pieces.push(Piece { name: scales, dtype: DType::U8, shape: groups }),
+                    _ => pieces.push(TensorSpec { name: scales, dtype: DType::U8.into(), shape: groups }),
                 }
                 Ok(pieces)
             }
             (Found::Matrix(Matrix::Plain(recipe), _), _) => Ok(vec![of(recipe, weight())?]),
             (Found::Matrix(Matrix::Packed { scales, .. }, shape), Then::Unpack) => {
-                Ok(vec![Piece { name: weight(), dtype: self.unpacked(weights, scales)?, shape: *shape }])
+                Ok(vec![TensorSpec { name: weight(), dtype: self.unpacked(weights, scales)?.into(), shape: *shape }])
             }
             (Found::Matrix(Matrix::Packed { w, scales, biases, .. }, _), _) => {
                 let mut pieces = vec![of(w, weight())?, of(scales, join(&self.name, "scales"))?];
@@ -290,7 +294,7 @@ impl Step {
 
     /// The dtype of an unpacked matrix: that of its scales, and bf16 where they are no floating numbers.
     fn unpacked(&self, weights: &Weights, scales: &Recipe) -> Result<DType> {
-        let dtype = known(weights.folder().describe(scales)?.0).filter(|dtype| dtype.is_float());
+        let dtype = weights.folder().describe(scales)?.0.tensor_dtype().filter(|dtype| dtype.is_float());
         Ok(self.dtype.or(dtype).unwrap_or(DType::BF16))
     }
 
@@ -344,24 +348,13 @@ impl Step {
     }
 }
 
-fn known(dtype: &str) -> Option<DType> {
-    Some(match dtype {
-        "F32" => DType::F32,
-        "F16" => DType::F16,
-        "BF16" => DType::BF16,
-        "U32" => DType::U32,
-        "U8" => DType::U8,
-        _ => return None,
-    })
-}
-
 /// Everything beside the weights that a reader of the model wants: the tokenizer's files, templates, settings of generation.
 fn copy_files(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from).map_err(Error::io(from, "read"))? {
         let path = entry.map_err(Error::io(from, "read"))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let kind = path.extension().unwrap_or_default().to_string_lossy().into_owned();
-        let wanted = matches!(kind.as_str(), "json" | "jinja" | "txt" | "model" | "tiktoken");
+        let wanted = matches!(kind.as_str(), "json" | "jinja" | "txt" | "model" | "tiktoken") && !is_weight_file(&path);
         let ours = name == "config.json" || name.ends_with(".index.json") || name == "hf_quant_config.json";
         if wanted && !ours && path.is_file() {
             fs::copy(&path, to.join(&name)).map_err(Error::io(&path, "copy"))?;
@@ -370,27 +363,16 @@ fn copy_files(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A folder under a temporary name beside its target. Dropped before it is committed, it is removed.
-struct Staging {
-    partial: Partial,
-    target: PathBuf,
-}
-
-impl Staging {
-    fn new(target: &Path) -> Result<Self> {
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let path = target.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-        let partial = Partial::new(path);
-        fs::create_dir_all(partial.path()).map_err(Error::io(target, "create"))?;
-        Ok(Staging { partial, target: target.to_owned() })
+/// Renames a complete folder to its target.
+fn commit(staging: &TempPath, target: &Path) -> Result<()> {
+    sync_folder(staging.path());
+    // renaming replaces an empty folder, and one may have been made meanwhile
+    if target.symlink_metadata().is_ok() {
+        return Err(Error::file(target, "it was made by another program during the conversion"));
     }
-
-    fn commit(self) -> Result<()> {
-        sync_folder(self.partial.path());
-        self.partial.rename(&self.target).map_err(Error::io(&self.target, "write"))?;
-        if let Some(parent) = self.target.parent() {
-            sync_folder(parent);
-        }
-        Ok(())
+    staging.rename(target).map_err(Error::io(target, "write"))?;
+    if let Some(parent) = target.parent() {
+        sync_folder(parent);
     }
+    Ok(())
 }

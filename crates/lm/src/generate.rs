@@ -107,7 +107,7 @@ impl Session<'_> {
         let prefill_seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
         let mut text = Text { stops: &options.stop, held: String::new(), on_text };
-        let mut stream = tokenizer.stream();
+        let mut stream = tokenizer.detokenizer();
         let (mut made, mut logprobs): (Vec<u32>, Vec<Likely>) = (Vec::new(), Vec::new());
         let mut reason = Reason::Length;
         while let Some((token, likely)) = next.take() {

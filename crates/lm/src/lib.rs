@@ -19,7 +19,7 @@ mod weights;
 
 pub use cache::{Cache, LayerCache, LayerShape};
 pub use chat_template::ChatTemplate;
-pub use checkpoint::{Description, Loaded, describe, load, save};
+pub use checkpoint::{CheckpointInfo, Loaded, TensorInfo, check_destination, inspect, load, save};
 pub use convert::{Change, Converted, convert};
 pub use formats::config::Config;
 pub use formats::tokenizer::Tokenizer;

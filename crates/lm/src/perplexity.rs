@@ -33,6 +33,10 @@ pub fn nll(model: &dyn LanguageModel, ids: &[u32]) -> Result<Vec<f64>> {
     if ids.len() < 2 {
         return Err(Error::value("perplexity", format!("{} tokens were given, expected 2 or more", ids.len())));
     }
+    let vocab = model.head().shape()[0];
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+        return Err(Error::value("perplexity", format!("token {id} is not in the vocabulary of {vocab}")));
+    }
     let inputs = ids.len() - 1;
     let device = device(model);
     let positions: Vec<u32> = (0..inputs as u32).collect();
@@ -43,10 +47,6 @@ pub fn nll(model: &dyn LanguageModel, ids: &[u32]) -> Result<Vec<f64>> {
     };
     let hidden = model.hidden(&batch, Keep::Inputs)?;
     let hidden = hidden.reshape([inputs, hidden.shape().last()])?;
-    let vocab = model.head().shape()[0];
-    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-        return Err(Error::value("perplexity", format!("token {id} is not in the vocabulary of {vocab}")));
-    }
     each_row(model, &hidden, |index, row| log_sum_exp(row) - f64::from(row[ids[index + 1] as usize]))
 }
 

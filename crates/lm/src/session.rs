@@ -101,7 +101,7 @@ impl<'a> Session<'a> {
         let mut at = known;
         let stretch = PREFILL.max(self.at_once);
         while at < prompt.len() {
-            let end = (at + stretch - at % stretch).min(prompt.len());
+            let end = (at - at % stretch).saturating_add(stretch).min(prompt.len());
             for tokens in prompt[at..end].chunks(self.at_once) {
                 self.take(tokens)?;
             }

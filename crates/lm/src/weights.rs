@@ -65,7 +65,7 @@ impl Weights {
     pub(crate) fn tensor(&mut self, name: &str, shape: Shape) -> Result<Recipe> {
         let recipe = self.take(name, shape)?;
         let (dtype, found) = self.folder.describe(&recipe)?;
-        if !matches!(dtype, "F32" | "F16" | "BF16") {
+        if !dtype.is_float() {
             return Err(self.wrong(&recipe, format!("{dtype}, expected F32, F16 or BF16")));
         }
         if found != shape {
@@ -82,7 +82,7 @@ impl Weights {
             Some(None) => return self.tensor(&weight, shape).map(Matrix::Plain),
             None if !self.left.contains_key(&scales) => {
                 let packed =
-                    self.left.get(&weight).is_some_and(|r| self.folder.describe(r).is_ok_and(|d| d.0 == "U32"));
+                    self.left.get(&weight).is_some_and(|r| self.folder.describe(r).is_ok_and(|d| d.0.name() == "U32"));
                 if packed {
                     let why = format!("its weight is packed, but `{scales}` is missing");
                     return Err(misfit(self.folder.place(&weight), module, why));
@@ -95,13 +95,13 @@ impl Weights {
         let scales = self.take(&scales, shape)?;
         let w = self.take(&weight, shape)?;
         let (dtype, packed) = self.folder.describe(&w)?;
-        if dtype != "U32" {
+        if dtype.name() != "U32" {
             return Err(self.wrong(&w, format!("{dtype}, expected U32: it has scales")));
         }
         let (kind, groups) = self.folder.describe(&scales)?;
-        let kind = kind.to_owned();
         let place = self.folder.place(stored(&w));
-        let found = infer(inner, packed.last(), groups.last(), &kind).map_err(|why| misfit(place, module, why))?;
+        let found =
+            infer(inner, packed.last(), groups.last(), kind.name()).map_err(|why| misfit(place, module, why))?;
         let packing = said.flatten().unwrap_or(found);
         if packing != found {
             let why = format!("config.json says {packing:?}, its tensors are {found:?}");
@@ -116,10 +116,10 @@ impl Weights {
             Packing::Affine { .. } => {
                 let biases = self.take(&biases, groups)?;
                 let (other, shape) = self.folder.describe(&biases)?;
-                if (other, shape) != (kind.as_str(), groups) {
+                if (other, shape) != (kind, groups) {
                     return Err(self.wrong(&biases, format!("{other} {shape}, its scales are {kind} {groups}")));
                 }
-                if !matches!(kind.as_str(), "F32" | "F16" | "BF16") {
+                if !kind.is_float() {
                     return Err(self.wrong(&scales, format!("{kind}, expected F32, F16 or BF16")));
                 }
                 Some(biases)

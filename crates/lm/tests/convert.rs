@@ -29,7 +29,10 @@ fn tensors(folder: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
             let file = safetensors::read(&path).unwrap();
             for (name, entry) in file.entries() {
                 let tensor = file.tensor(name, &Device::cpu()).unwrap();
-                all.insert(name.to_owned(), (entry.dtype.clone(), entry.shape.to_vec(), tensor.to_bytes().unwrap()));
+                all.insert(
+                    name.to_owned(),
+                    (entry.dtype.to_string(), entry.shape.to_vec(), tensor.to_bytes().unwrap()),
+                );
             }
         }
     }
@@ -264,4 +267,49 @@ fn a_folder_that_exists_is_left_alone() {
     let error =
         convert(&fixture("qwen3-f32"), place.path(), None, &Change::None, &mut |_, _| ()).unwrap_err().to_string();
     assert!(error.ends_with("it exists already; choose another folder or remove it"), "{error}");
+}
+
+/// The names in a folder, sorted.
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_stale_staging_folder_never_becomes_part_of_a_model() {
+    let place = tempfile::tempdir().unwrap();
+    let to = place.path().join("new");
+    let stale = place.path().join(format!(".new.{}.partial", std::process::id()));
+    std::fs::create_dir(&stale).unwrap();
+    std::fs::write(stale.join("model-00002-of-00003.safetensors"), b"stale").unwrap();
+    convert(&fixture("llama-f32"), &to, None, &Change::None, &mut |_, _| ()).unwrap();
+    assert!(!names(&to).contains(&"model-00002-of-00003.safetensors".to_owned()));
+    load(&to, &Device::cpu()).unwrap();
+    assert_eq!(names(&stale), ["model-00002-of-00003.safetensors"]);
+}
+
+#[test]
+fn a_conversion_into_what_is_there_changes_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    let refuses = |to: &Path| {
+        let error = convert(&fixture("llama-f32"), to, None, &Change::None, &mut |_, _| ()).unwrap_err();
+        assert!(error.to_string().contains("it exists already"), "{error}");
+    };
+    let [folder, file] = ["folder", "file"].map(|name| place.path().join(name));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(&file, b"another's").unwrap();
+    refuses(&folder);
+    refuses(&file);
+    #[cfg(unix)]
+    {
+        let link = place.path().join("link");
+        std::os::unix::fs::symlink(place.path().join("nowhere"), &link).unwrap();
+        refuses(&link);
+        std::fs::remove_file(&link).unwrap();
+    }
+    assert_eq!(names(place.path()), ["file", "folder"]);
+    assert!(names(&folder).is_empty());
+    assert_eq!(std::fs::read(&file).unwrap(), b"another's");
 }

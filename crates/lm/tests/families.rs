@@ -95,7 +95,7 @@ fn greedy(model: &dyn LanguageModel, prompt: &[u32], length: usize, device: &Dev
 
 /// Whether some matrix is packed with scales and biases in half precision.
 fn has_rounded_scales(folder: &Path) -> bool {
-    let described = alluvium_lm::describe(folder).unwrap();
+    let described = alluvium_lm::inspect(folder).unwrap();
     described.tensors.iter().any(|t| t.name.ends_with(".biases") && t.dtype != "F32")
 }
 
@@ -276,7 +276,7 @@ fn quantised_models_and_mixtures_give_the_numbers_of_mlx_lm_on_a_gpu() {
 fn a_checkpoint_described_from_its_headers_has_the_parameters_and_the_packings_of_its_model() {
     let count = |name: &str| {
         let (folder, _) = folders().into_iter().find(|(folder, _)| folder.ends_with(name)).unwrap();
-        let found = alluvium_lm::describe(&folder).unwrap();
+        let found = alluvium_lm::inspect(&folder).unwrap();
         (found.parameters(), found.packings.into_iter().collect::<Vec<_>>())
     };
     let (dense, sparse) = (count("qwen3_5-f32").0, count("qwen3_next-f32").0);

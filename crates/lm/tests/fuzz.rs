@@ -7,7 +7,7 @@ mod fuzzing;
 use alluvium_core::{Device, Tensor};
 use alluvium_lm::ChatTemplate;
 use alluvium_lm::formats::safetensors;
-use alluvium_lm::{Config, Tokenizer, describe, initialise, load, save};
+use alluvium_lm::{Config, Tokenizer, initialise, inspect, load, save};
 use fuzzing::{Fuzz, Seed};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -107,7 +107,7 @@ fn headers(inputs: usize) {
     let fuzz = Fuzz { name: "safetensors", seeds: &seeds, inputs, constant: 64 << 10 };
     let taken = fuzz.run(|bytes| {
         std::fs::write(&path, bytes).unwrap();
-        let _ = describe(&path);
+        let _ = inspect(&path);
         let Ok(file) = safetensors::read(&path) else { return false };
         for name in file.names() {
             let _ = file.tensor(name, &Device::cpu());
@@ -176,7 +176,7 @@ fn tokenizers(inputs: usize) {
         let _ = (tokenizer.vocab_size(), tokenizer.eos_token_ids(), tokenizer.chat_template());
         if let Ok(ids) = tokenizer.encode(TEXT) {
             let _ = tokenizer.decode(&ids);
-            let mut stream = tokenizer.stream();
+            let mut stream = tokenizer.detokenizer();
             for id in ids {
                 let _ = stream.push(id);
             }

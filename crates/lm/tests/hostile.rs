@@ -6,7 +6,7 @@ use alluvium_core::rng::Rng;
 use alluvium_core::{DType, Device, Tensor};
 use alluvium_lm::formats::chat::{Ending, Message};
 use alluvium_lm::formats::safetensors;
-use alluvium_lm::{Config, describe, initialise, load, save};
+use alluvium_lm::{Config, initialise, inspect, load, save};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -31,7 +31,7 @@ fn refuses(cases: &[(&str, Vec<u8>, &str)]) {
         let error = safetensors::read(&path).unwrap_err().to_string();
         assert!(error.contains(want), "{name}: {error}");
         assert!(error.starts_with(&path.display().to_string()), "{name}: {error}");
-        assert!(describe(&path).is_err());
+        assert!(inspect(&path).is_err());
     }
 }
 
@@ -53,7 +53,7 @@ fn every_broken_safetensors_file_is_refused_in_words() {
         ("entry no object", one("3", 0), "tensor `a`: its dtype is missing"),
         ("dtype", one(r#"{"dtype":"X","shape":[1],"data_offsets":[0,4]}"#, 4), "its dtype `X` is not known"),
         ("no shape", one(r#"{"dtype":"F32","data_offsets":[0,4]}"#, 4), "its shape is missing"),
-        ("negative", one(r#"{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}"#, 4), "its shape [-1] is no list"),
+        ("negative", one(r#"{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}"#, 4), "its shape is no list of lengths"),
         (
             "overflow",
             one(r#"{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}"#, 4),
@@ -472,4 +472,76 @@ fn a_template_that_loops_fails_or_is_none_is_an_error() {
         assert!(error.contains(want), "{template:?}: {error}");
     }
     assert_eq!(made(Some("{{ messages[0].content }}!")).unwrap(), "hi!");
+}
+
+#[test]
+fn an_end_token_that_is_no_id_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    saved(folder.path());
+    let tokenizer = alluvium_lm::Tokenizer::train(["a"].into_iter(), 300, &|_| ()).unwrap();
+    tokenizer.save(folder.path()).unwrap();
+    for wrong in [json!(-1), json!("</s>"), json!([1, 4294967296u64]), json!([null])] {
+        let path = folder.path().join("generation_config.json");
+        std::fs::write(path, json!({ "eos_token_id": wrong }).to_string()).unwrap();
+        let error = alluvium_lm::Tokenizer::load(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("generation_config.json: `eos_token_id` is "), "{error}");
+        let error = Config::new(json!({ "eos_token_id": wrong })).unwrap().eos_token_ids().unwrap_err().to_string();
+        assert!(error.contains("`eos_token_id` is "), "{error}");
+    }
+}
+
+#[test]
+fn a_chat_template_that_cannot_be_read_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = alluvium_lm::Tokenizer::train(["a"].into_iter(), 300, &|_| ()).unwrap();
+    tokenizer.save(folder.path()).unwrap();
+    let path = folder.path().join("chat_template.jinja");
+    let refused = || {
+        let error = alluvium_lm::Tokenizer::load(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("chat_template.jinja"), "{error}");
+    };
+    std::fs::write(&path, b"\xff\xfea\0").unwrap();
+    refused();
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    refused();
+    std::fs::remove_dir(&path).unwrap();
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(folder.path().join("nowhere"), &path).unwrap();
+        refused();
+    }
+}
+
+#[test]
+fn a_saved_config_names_the_dtype_of_the_saved_tensors() {
+    let folder = tempfile::tempdir().unwrap();
+    saved(folder.path());
+    for (dtype, name) in [(DType::BF16, "bfloat16"), (DType::F16, "float16"), (DType::F32, "float32")] {
+        let mut model = load(folder.path(), &Device::cpu()).unwrap().model;
+        model.visit_mut("", &mut |_, parameter| *parameter = alluvium_ops::cast(parameter, dtype).unwrap());
+        let to = tempfile::tempdir().unwrap();
+        save(model.as_ref(), None, to.path()).unwrap();
+        let config = Config::read(to.path()).unwrap();
+        assert_eq!(config.json()["torch_dtype"], name);
+    }
+}
+
+#[test]
+fn text_that_is_no_utf8_is_decoded_in_linear_time() {
+    let tokenizer = alluvium_lm::Tokenizer::train(["a"].into_iter(), 300, &|_| ()).unwrap();
+    let emoji = tokenizer.encode("\u{1f980}").unwrap();
+    let start = std::time::Instant::now();
+    let mut stream = tokenizer.detokenizer();
+    let mut text = String::new();
+    for _ in 0..20_000 {
+        text += &stream.push(emoji[0]).unwrap();
+    }
+    for &id in &emoji {
+        text += &stream.push(id).unwrap();
+    }
+    text += &stream.finish().unwrap();
+    assert_eq!(text.chars().filter(|&c| c == '\u{fffd}').count(), 20_000);
+    assert!(text.ends_with('\u{1f980}'));
+    assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
 }

@@ -6,7 +6,7 @@
 
 use alluvium_core::{DType, Device};
 use alluvium_lm::models::qwen3_5::{RopeParameters, Sizes};
-use alluvium_lm::{Options, describe, generate_batch, initialise, load, save};
+use alluvium_lm::{Options, generate_batch, initialise, inspect, load, save};
 use alluvium_ops::cast;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -71,7 +71,7 @@ fn generating_holds_the_weights_once_the_caches_and_a_tenth_more() {
     model.visit_mut("", &mut |_, parameter| *parameter = cast(parameter, DType::BF16).unwrap());
     save(model.as_ref(), None, &folder).unwrap();
     drop(model);
-    let weights = describe(&folder).unwrap().bytes();
+    let weights = inspect(&folder).unwrap().bytes();
     assert!(weights > 290_000_000, "{weights}");
     let name = "generating_holds_the_weights_once_the_caches_and_a_tenth_more";
     let mut child = Command::new(std::env::current_exe().unwrap());

@@ -86,7 +86,7 @@ impl Source for Parameters<'_> {
     fn tensor(&mut self, name: &str, shape: Shape, _: Init) -> Result<Tensor> {
         let stored = format!("parameter.{name}");
         if let Some(entry) = self.file.entry(&stored)
-            && (entry.shape != shape || entry.tensor_dtype() != Some(DType::F32))
+            && (entry.shape != shape || entry.dtype.tensor_dtype() != Some(DType::F32))
         {
             let why = format!("`{name}` is {} of {}, the model has {shape} of F32", entry.shape, entry.dtype);
             return Err(Error::file(self.path, why));

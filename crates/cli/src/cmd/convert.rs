@@ -1,7 +1,7 @@
 use super::is_here;
 use crate::output::{bar, bytes, count, say};
 use alluvium::DType;
-use alluvium::lm::formats::atomic::abandon;
+use alluvium::lm::formats::atomic::remove_partials;
 use alluvium::lm::formats::quantization::packing_of;
 use alluvium::lm::{Change, Mixed, Scheme, convert};
 use anyhow::{Context, anyhow, bail};
@@ -161,7 +161,7 @@ pub(crate) fn write(
 /// Ctrl-C and a polite kill end the process without a rest of what it was writing.
 fn tidy_on_signal() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
-        match abandon() {
+        match remove_partials() {
             0 => say!("\nstopped"),
             _ => say!("\nstopped; what was half written is removed"),
         }

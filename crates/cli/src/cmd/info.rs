@@ -1,5 +1,5 @@
 use crate::output::{bytes, count, listing};
-use alluvium::lm::describe;
+use alluvium::lm::inspect;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
-    let found = describe(&args.path)?;
+    let found = inspect(&args.path)?;
     let mut rows = Vec::new();
     rows.push(["path".to_owned(), args.path.display().to_string()]);
     if let Some(model_type) = &found.model_type {
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     listing(out, &rows)?;
     if args.tensors {
         writeln!(out)?;
-        let row = |t: &alluvium::lm::checkpoint::Described| [t.name.clone(), t.dtype.clone(), t.shape.to_string()];
+        let row = |t: &alluvium::lm::checkpoint::TensorInfo| [t.name.clone(), t.dtype.to_owned(), t.shape.to_string()];
         listing(out, &found.tensors.iter().map(row).collect::<Vec<_>>())?;
     }
     Ok(())

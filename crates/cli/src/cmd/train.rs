@@ -2,7 +2,7 @@ use super::DeviceArg;
 use crate::cmd::generate::Streamed;
 use crate::output::{bar, bytes, count, listing, say, seconds};
 use alluvium::Device;
-use alluvium::lm::formats::atomic::abandon;
+use alluvium::lm::formats::atomic::remove_partials;
 use alluvium::lm::nn::Ablation;
 use alluvium::lm::{Options, Session};
 use alluvium::ops::Sampling;
@@ -121,7 +121,7 @@ fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
     let flag = stop.clone();
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::Relaxed) {
-            abandon();
+            remove_partials();
             std::process::exit(130);
         }
         say!("\nstopping after this step; once more ends at once");

@@ -1,24 +1,24 @@
-//! Files that are there whole or not at all.
+//! Files and folders that are written under a temporary name and renamed when they are complete.
 
 use alluvium_core::{Error, Result};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What this process has under a temporary name.
+/// The temporary files and folders of this process.
 static PARTIAL: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 fn partial() -> MutexGuard<'static, Vec<PathBuf>> {
-    // a list of paths is whole whoever held it
+    // a panic cannot leave the list half changed
     PARTIAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes what is half written, for a process that is about to be ended by a signal; how many files and folders that was.
+/// Removes all temporary files and folders of this process and returns their number. For a process that a signal is
+/// about to end.
 ///
-/// From then on nothing can be begun or finished: a thread that tries waits for the end of the process.
-pub fn abandon() -> usize {
+/// Afterwards nothing can be started or completed: a thread that tries waits for the end of the process.
+pub fn remove_partials() -> usize {
     let partial = partial();
     for path in partial.iter() {
         // a thread that is still writing may add a file to a folder that is being removed
@@ -34,22 +34,34 @@ pub fn abandon() -> usize {
     count
 }
 
-/// A temporary name that [`abandon`] knows. Dropped, what is there is removed: after a rename, nothing.
+/// A temporary file or folder that [`remove_partials`] knows. Dropped before it is renamed, it is removed.
 #[derive(Debug)]
-pub(crate) struct Partial(PathBuf);
+pub(crate) struct TempPath(PathBuf);
 
-impl Partial {
-    /// To be called before anything of that name is made.
-    pub(crate) fn new(path: PathBuf) -> Self {
-        partial().push(path.clone());
-        Partial(path)
+impl TempPath {
+    /// Creates an empty file beside `target`, which is held by this process alone.
+    fn file(target: &Path) -> io::Result<(Self, File)> {
+        // held meanwhile: `remove_partials` must not miss it
+        let mut partial = partial();
+        let (file, path) =
+            builder(&start(target), 0o666).tempfile_in(folder_of(target))?.keep().map_err(|e| e.error)?;
+        partial.push(path.clone());
+        Ok((TempPath(path), file))
+    }
+
+    /// Creates an empty folder beside `target`.
+    pub(crate) fn folder(target: &Path) -> io::Result<Self> {
+        let mut partial = partial();
+        let path = builder(&start(target), 0o777).tempdir_in(folder_of(target))?.keep();
+        partial.push(path.clone());
+        Ok(TempPath(path))
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Gives it its real name.
+    /// Renames it to its target.
     pub(crate) fn rename(&self, target: &Path) -> io::Result<()> {
         // held meanwhile: what is being renamed cannot be removed in part
         let mut partial = partial();
@@ -59,12 +71,33 @@ impl Partial {
     }
 }
 
-impl Drop for Partial {
+impl Drop for TempPath {
     fn drop(&mut self) {
         let mut partial = partial();
-        let _ = if self.0.is_dir() { fs::remove_dir_all(&self.0) } else { fs::remove_file(&self.0) };
+        // once renamed the name is free, and another process may have taken it
+        if partial.contains(&self.0) {
+            let _ = if self.0.is_dir() { fs::remove_dir_all(&self.0) } else { fs::remove_file(&self.0) };
+        }
         partial.retain(|path| *path != self.0);
     }
+}
+
+/// Makes names that do not exist: `.model.safetensors.Xy12ab.partial`. No reader of checkpoints looks for them.
+fn builder<'a>(start: &'a str, mode: u32) -> tempfile::Builder<'a, 'static> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(start).suffix(".partial").rand_bytes(RANDOM);
+    // as other files are made, not for their owner alone; the process's umask is applied
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
+    let _ = mode;
+    builder
+}
+
+/// Random characters of a temporary name.
+const RANDOM: usize = 8;
+
+fn folder_of(target: &Path) -> &Path {
+    target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Replaces the file at `path` by what `write` writes; until that is on the disk, the old file stays.
@@ -76,32 +109,22 @@ impl Drop for Partial {
 /// [`Kind::Io`](alluvium_core::Kind::Io) with the path, when the system refuses: a full disk, a folder that is not
 /// there or not writable.
 pub fn write_atomic(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    Staged::write(path.as_ref(), write)?.commit()
+    AtomicFile::write(path.as_ref(), write)?.commit()
 }
 
-/// A file that is complete under its temporary name. Dropped before [`Staged::commit`], it is removed.
+/// A file that is complete under its temporary name. Dropped before [`AtomicFile::commit`], it is removed.
 #[derive(Debug)]
-pub(crate) struct Staged {
+pub(crate) struct AtomicFile {
     target: PathBuf,
-    temporary: Partial,
+    temporary: TempPath,
 }
 
-impl Staged {
+impl AtomicFile {
     pub(crate) fn write(target: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Self> {
         remove_abandoned(target);
-        let staged = Staged { temporary: Partial::new(temporary(target)), target: target.to_owned() };
-        staged.fill(write).map_err(Error::io(target, "write"))?;
-        Ok(staged)
-    }
-
-    fn fill(&self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-        let file = File::create(self.temporary.path())?;
-        // the lock tells another process that this file is not abandoned; where there are no locks, nothing is lost
-        let _ = file.try_lock();
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        write(&mut out)?;
-        out.flush()?;
-        out.get_ref().sync_all()
+        let (temporary, file) = TempPath::file(target).map_err(Error::io(target, "write"))?;
+        fill(file, write).map_err(Error::io(target, "write"))?;
+        Ok(AtomicFile { temporary, target: target.to_owned() })
     }
 
     pub(crate) fn commit(self) -> Result<()> {
@@ -113,6 +136,15 @@ impl Staged {
     }
 }
 
+fn fill(file: File, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    // the lock tells another process that this file is in use; a file system without locks loses nothing
+    let _ = file.try_lock();
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    write(&mut out)?;
+    out.flush()?;
+    out.get_ref().sync_all()
+}
+
 /// Makes a rename last through a loss of power; systems that cannot open a folder do so by themselves.
 pub(crate) fn sync_folder(folder: &Path) {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
@@ -121,26 +153,20 @@ pub(crate) fn sync_folder(folder: &Path) {
     }
 }
 
-/// `.model.safetensors.4711-0.partial`: hidden, unique, and no name that a reader of checkpoints looks for.
-fn temporary(target: &Path) -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    target.with_file_name(format!("{}{}-{count}.partial", start(target), std::process::id()))
-}
-
 fn start(target: &Path) -> String {
     format!(".{}.", target.file_name().unwrap_or_default().to_string_lossy())
 }
 
-/// Removes what a killed process left of this file: temporaries that nobody holds a lock on.
+/// Removes temporary files of this target that a killed process left: regular files of such a name without a lock.
 fn remove_abandoned(target: &Path) {
-    let folder = target.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let Ok(entries) = fs::read_dir(folder) else { return };
+    let Ok(entries) = fs::read_dir(folder_of(target)) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(&start(target)) && name.ends_with(".partial") {
-            let free = File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
-            if free {
+        let random = name.strip_prefix(&start(target)).and_then(|rest| rest.strip_suffix(".partial"));
+        let is_ours = random.is_some_and(|random| random.len() == RANDOM && random.chars().all(char::is_alphanumeric));
+        if is_ours && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            let is_free = File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
+            if is_free {
                 let _ = fs::remove_file(entry.path());
             }
         }
@@ -170,11 +196,25 @@ mod tests {
     }
 
     #[test]
+    #[cfg(unix)]
+    fn a_link_is_replaced_and_the_file_it_names_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, other] = ["a.txt", "b.txt"].map(|name| folder.path().join(name));
+        fs::write(&other, b"another's").unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        write_atomic(&path, |out| out.write_all(b"new")).unwrap();
+        assert_eq!((fs::read(&other).unwrap(), fs::read(&path).unwrap()), (b"another's".to_vec(), b"new".to_vec()));
+    }
+
+    #[test]
     fn what_a_killed_write_left_is_removed_by_the_next() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.txt");
-        fs::write(folder.path().join(".a.txt.1-0.partial"), b"half").unwrap();
+        fs::write(folder.path().join(".a.txt.aB3dE6gH.partial"), b"half").unwrap();
+        fs::write(folder.path().join(".a.txt.notes.partial"), b"another's").unwrap();
         write_atomic(&path, |out| out.write_all(b"new")).unwrap();
-        assert_eq!(names(folder.path()), ["a.txt"]);
+        let mut names = names(folder.path());
+        names.sort();
+        assert_eq!(names, [".a.txt.notes.partial", "a.txt"]);
     }
 }

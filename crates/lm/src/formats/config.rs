@@ -1,6 +1,6 @@
 //! `config.json`: what kind of model, and its sizes.
 
-use super::read_whole;
+use super::{SMALL, read_whole};
 use crate::models::ModelType;
 use alluvium_core::{DType, Error, Result};
 use serde::de::DeserializeOwned;
@@ -30,7 +30,7 @@ impl Config {
     /// When there is none, it cannot be read or is no JSON object; `NaN`, which Python writes, is no JSON.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
-        let text = read_whole(&path).map_err(|error| match error.kind() {
+        let text = read_whole(&path, SMALL).map_err(|error| match error.kind() {
             ErrorKind::NotFound => Error::file(folder.as_ref(), "there is no model here: config.json is missing"),
             _ => Error::io(&path, "read")(error),
         })?;
@@ -134,8 +134,12 @@ impl Config {
     }
 
     /// The tokens that end a text: `eos_token_id`, one or a list.
-    pub fn eos_token_ids(&self) -> Vec<u32> {
-        token_ids(self.root.get("eos_token_id").or_else(|| self.text().get("eos_token_id")))
+    ///
+    /// # Errors
+    /// When it is neither an id, a list of ids nor null.
+    pub fn eos_token_ids(&self) -> Result<Vec<u32>> {
+        let value = self.root.get("eos_token_id").or_else(|| self.text().get("eos_token_id"));
+        token_ids(value).map_err(|why| self.wrong(why))
     }
 
     /// The error that names this file.
@@ -144,13 +148,19 @@ impl Config {
     }
 }
 
-/// One id, a list of ids, or nothing.
-pub(crate) fn token_ids(value: Option<&Value>) -> Vec<u32> {
-    let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+/// The ids of `eos_token_id`: one, a list, or none where it is null or missing.
+///
+/// # Errors
+/// In words, when one is no id.
+pub(crate) fn token_ids(value: Option<&Value>) -> std::result::Result<Vec<u32>, String> {
+    let id = |v: &Value| {
+        let id = v.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| format!("`eos_token_id` is {}, expected a token id or a list of them", brief(v)))
+    };
     match value {
-        Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
-        Some(one) => id(one).into_iter().collect(),
-        None => Vec::new(),
+        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(one) => Ok(vec![id(one)?]),
     }
 }
 

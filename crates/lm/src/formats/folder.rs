@@ -1,11 +1,11 @@
 //! The weight files of a folder, seen as one.
 
 use super::layout::{Recipe, Side, Stored};
-use super::read_whole;
-use super::safetensors::{self, Entry, File};
+use super::safetensors::{self, Entry, File, StoredDtype};
+use super::{LARGE, read_whole};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use half::{bf16, f16};
-use serde_json::{Map, Value};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -74,19 +74,19 @@ impl Folder {
     ///
     /// # Errors
     /// When a stored tensor is missing, or their dtypes and shapes do not fit the recipe.
-    pub fn describe(&self, recipe: &Recipe) -> Result<(&str, Shape)> {
+    pub fn describe(&self, recipe: &Recipe) -> Result<(StoredDtype, Shape)> {
         let names = recipe.stored();
         let first = names.first().map_or("", String::as_str);
         let (file, entry) = self.entry(first)?;
         for name in names {
             let (file, other) = self.entry(name)?;
-            if (&other.dtype, other.shape) != (&entry.dtype, entry.shape) {
+            if (other.dtype, other.shape) != (entry.dtype, entry.shape) {
                 let why = format!("tensor `{name}` is {} {}", other.dtype, other.shape);
                 return Err(Error::file(file.path(), format!("{why}, `{first}` {} {}", entry.dtype, entry.shape)));
             }
         }
         match recipe.shape(entry.shape) {
-            Some(shape) => Ok((&entry.dtype, shape)),
+            Some(shape) => Ok((entry.dtype, shape)),
             None => Err(Error::file(file.path(), format!("tensor `{first}` cannot be {}", entry.shape))),
         }
     }
@@ -159,16 +159,9 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     let index = folder.join(INDEX);
-    if let Some(json) = read_json(&index)? {
-        let files = json.get("weight_map").and_then(Value::as_object).into_iter().flat_map(Map::values);
-        let files: BTreeSet<&str> = files.filter_map(Value::as_str).collect();
-        for file in files {
-            if !found.contains(&folder.join(file)) {
-                return Err(Error::file(
-                    index,
-                    format!("it names {file}, which is not in the folder; fetch that file"),
-                ));
-            }
+    for file in indexed(&index)? {
+        if found.binary_search(&folder.join(&file)).is_err() {
+            return Err(Error::file(index, format!("it names {file}, which is not in the folder; fetch that file")));
         }
     }
     if found.is_empty() {
@@ -182,14 +175,46 @@ pub(crate) fn is_weight_file(path: &Path) -> bool {
     name.starts_with("model") && name.ends_with(".safetensors")
 }
 
-pub(crate) fn read_json(path: &Path) -> Result<Option<Map<String, Value>>> {
-    match read_whole(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+/// The files that an index names; none where there is no index.
+fn indexed(path: &Path) -> Result<BTreeSet<String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        #[serde(default)]
+        weight_map: Files,
+    }
+    match read_whole(path, LARGE) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(BTreeSet::new()),
         Err(e) => Err(Error::io(path, "read")(e)),
-        Ok(text) => match serde_json::from_slice(&text) {
-            Ok(Value::Object(json)) => Ok(Some(json)),
-            Ok(_) => Err(Error::file(path, "expected a JSON object")),
+        Ok(text) => match serde_json::from_slice::<Index>(&text) {
+            Ok(index) => Ok(index.weight_map.0),
+            Err(e) if e.is_data() => Err(Error::file(path, format!("expected a JSON object: {e}"))),
             Err(e) => Err(Error::file(path, format!("not valid JSON: {e}"))),
         },
+    }
+}
+
+/// The values of `weight_map`, each once.
+#[derive(Default)]
+struct Files(BTreeSet<String>);
+
+impl<'de> Deserialize<'de> for Files {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Values;
+        impl<'de> Visitor<'de> for Values {
+            type Value = Files;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a map of tensors to files")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Files, A::Error> {
+                let mut files = BTreeSet::new();
+                while let Some((_, file)) = map.next_entry::<IgnoredAny, String>()? {
+                    files.insert(file);
+                }
+                Ok(Files(files))
+            }
+        }
+        deserializer.deserialize_map(Values)
     }
 }

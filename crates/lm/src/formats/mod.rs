@@ -3,8 +3,10 @@
 pub mod atomic;
 pub mod chat;
 pub mod config;
+mod dtype;
 pub mod folder;
-mod keys;
+mod header;
+pub(crate) mod json;
 pub mod layout;
 pub mod prompt_cache;
 pub mod quantization;
@@ -15,13 +17,30 @@ mod tokenizer_json;
 
 pub use atomic::write_atomic;
 
+use std::io::Read;
 use std::path::Path;
 use std::{fs, io};
 
-/// Reads a file whole. What is no regular file is refused: to open a pipe waits for a writer, who may never come.
-pub(crate) fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
+/// Bytes of a small JSON file: a configuration. Parsed, a byte can become sixteen.
+pub(crate) const SMALL: u64 = 16 << 20;
+/// Bytes of a large JSON file, which is parsed into types: a tokenizer, an index.
+pub(crate) const LARGE: u64 = 100 << 20;
+
+/// Reads a file of at most `most` bytes. Only regular files are read: opening a pipe waits for a writer.
+pub(crate) fn read_whole(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     regular(path)?;
-    fs::read(path)
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {most} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// As [`read_whole`], for text.
+pub(crate) fn read_text(path: &Path, most: u64) -> io::Result<String> {
+    String::from_utf8(read_whole(path, most)?)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "stream did not contain valid UTF-8"))
 }
 
 /// Errs when there is no file, or none that holds bytes.

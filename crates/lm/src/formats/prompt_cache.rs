@@ -4,7 +4,7 @@
 //! of an attention layer `N.0` and `N.1` are keys and values `[1, G, S, D]`, `N.2` is how many of the `S` are filled.
 
 use super::atomic::write_atomic;
-use super::safetensors::{self, File, Raw};
+use super::safetensors::{self, File, StoredDtype, TensorSpec};
 use crate::cache::{AttentionCache, Cache, DeltaCache, KeysAndValues, LayerCache, LayerShape};
 use crate::models::LanguageModel;
 use alluvium_core::{DType, Error, Result, Shape, Tensor};
@@ -29,7 +29,7 @@ pub fn save(path: &Path, cache: &Cache, about: &BTreeMap<String, String>) -> Res
                 for (slot, part) in [&delta.window, &delta.state].into_iter().enumerate() {
                     let name = format!("{index}.0.{slot}");
                     match part {
-                        Some(part) => entries.push(Raw::of(name, part)?),
+                        Some(part) => entries.push(raw(name, part)?),
                         None => scalars.push((name, "none")),
                     }
                 }
@@ -40,33 +40,35 @@ pub fn save(path: &Path, cache: &Cache, about: &BTreeMap<String, String>) -> Res
                 let [KeysAndValues { keys: Some(keys), values: Some(values), len }] = attention.sequences() else {
                     return Err(Error::value("prompt cache", "an attention layer has read nothing"));
                 };
-                entries.push(Raw::of(format!("{index}.0"), &by_head(keys)?)?);
-                entries.push(Raw::of(format!("{index}.1"), &by_head(values)?)?);
+                entries.push(raw(format!("{index}.0"), &by_head(keys)?)?);
+                entries.push(raw(format!("{index}.1"), &by_head(values)?)?);
                 let len = i32::try_from(*len).map_err(|_| Error::value("prompt cache", "it is too long"))?;
-                entries.push(Raw {
-                    name: format!("{index}.2"),
-                    dtype: "I32",
-                    shape: vec![],
-                    bytes: len.to_le_bytes().into(),
-                });
+                let spec = TensorSpec { name: format!("{index}.2"), dtype: StoredDtype::I32, shape: Shape::new(&[])? };
+                entries.push((spec, len.to_le_bytes().to_vec()));
                 scalars.push((format!("{index}.2"), "scalar"));
                 metadata.push((format!("1.{index}"), "KVCache".to_owned()));
             }
         }
     }
     for (name, _) in scalars.iter().filter(|(_, kind)| *kind == "none") {
-        entries.push(Raw { name: name.clone(), dtype: "F32", shape: vec![0], bytes: Vec::new() });
+        let spec = TensorSpec { name: name.clone(), dtype: DType::F32.into(), shape: Shape::new(&[0])? };
+        entries.push((spec, Vec::new()));
     }
     metadata.push(("2.0".to_owned(), String::new()));
     for (i, (name, kind)) in scalars.into_iter().enumerate() {
         metadata.push((format!("2.{}.0", i + 1), name));
         metadata.push((format!("2.{}.1", i + 1), kind.to_owned()));
     }
-    let header = safetensors::header(path, &entries, &metadata)?;
+    let header = safetensors::write_header(path, entries.iter().map(|(spec, _)| spec), &metadata)?;
     write_atomic(path, |out| {
         out.write_all(&header)?;
-        entries.iter().try_for_each(|entry| out.write_all(&entry.bytes))
+        entries.iter().try_for_each(|(_, bytes)| out.write_all(bytes))
     })
+}
+
+/// A tensor's spec and bytes.
+fn raw(name: String, tensor: &Tensor) -> Result<(TensorSpec, Vec<u8>)> {
+    Ok((TensorSpec::of(name, tensor), tensor.to_bytes()?))
 }
 
 /// `[S, G, D]` as `[1, G, S, D]`.
@@ -95,7 +97,7 @@ pub fn load(path: &Path, model: &dyn LanguageModel) -> Result<(Cache, BTreeMap<S
         let why = format!("it is the cache of a model with {layers} layers, this one has {}", shapes.len());
         return Err(reader.wrong(why));
     }
-    let (mut offset, mut read) = (0, Vec::new());
+    let (mut offset, mut read) = (None, Vec::new());
     for (index, shape) in shapes.into_iter().enumerate() {
         let class = file.metadata().get(&format!("1.{index}")).map_or("", String::as_str);
         read.push(match (shape, class) {
@@ -104,11 +106,11 @@ pub fn load(path: &Path, model: &dyn LanguageModel) -> Result<(Cache, BTreeMap<S
             }
             (LayerShape::Attention { heads, width }, "KVCache") => {
                 let sequence = reader.attention(index, heads, width)?;
-                if offset != 0 && sequence.len != offset {
-                    let why = format!("layer {index} has read {} tokens, another one {offset}", sequence.len);
+                let first = *offset.get_or_insert(sequence.len);
+                if sequence.len != first || first == 0 {
+                    let why = format!("layer {index} has read {} tokens, an earlier one {first}", sequence.len);
                     return Err(reader.wrong(why));
                 }
-                offset = sequence.len;
                 LayerCache::Attention(AttentionCache::of(sequence))
             }
             (_, class) => {
@@ -117,7 +119,7 @@ pub fn load(path: &Path, model: &dyn LanguageModel) -> Result<(Cache, BTreeMap<S
         });
     }
     reader.finish()?;
-    Ok((Cache::at(offset, read), about))
+    Ok((Cache::at(offset.unwrap_or(0), read), about))
 }
 
 struct Reader<'a> {
@@ -140,7 +142,7 @@ impl Reader<'_> {
         let Some(entry) = entry else {
             return Err(self.wrong(format!("tensor `{name}` is missing; this model's cache has it as {want}")));
         };
-        if !entry.tensor_dtype().is_some_and(DType::is_float) || entry.shape != want {
+        if !entry.dtype.is_float() || entry.shape != want {
             let why = format!("tensor `{name}` is {} {}, that of this model's cache {want}", entry.dtype, entry.shape);
             return Err(self.wrong(why));
         }
@@ -184,8 +186,11 @@ impl Reader<'_> {
     fn len(&mut self, index: usize) -> Result<usize> {
         let name = format!("{index}.2");
         let wrong = || self.wrong(format!("`{name}` is no count of tokens"));
-        let entry =
-            self.file.entry(&name).filter(|entry| entry.dtype == "I32" && entry.bytes == 4).ok_or_else(wrong)?;
+        let entry = self
+            .file
+            .entry(&name)
+            .filter(|entry| entry.dtype == StoredDtype::I32 && entry.bytes == 4)
+            .ok_or_else(wrong)?;
         let mut bytes = [0; 4];
         self.file.read_into(entry, 0, &mut bytes)?;
         let len = usize::try_from(i32::from_le_bytes(bytes)).map_err(|_| wrong())?;

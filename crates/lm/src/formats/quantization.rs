@@ -140,7 +140,12 @@ fn packing(entry: &Value) -> std::result::Result<Packing, String> {
 /// In words, when they are those of no packing.
 pub fn infer(inner: usize, words: usize, groups: usize, scales: &str) -> std::result::Result<Packing, String> {
     let wrong = || format!("{words} words and {groups} scales for {inner} numbers a row are those of no packing");
-    if groups == 0 || inner == 0 || !inner.is_multiple_of(groups) || !(words * 32).is_multiple_of(inner) {
+    if groups == 0
+        || inner == 0
+        || !inner.is_multiple_of(groups)
+        || words > usize::MAX / 32
+        || !(words * 32).is_multiple_of(inner)
+    {
         return Err(wrong());
     }
     let (group, bits) = (inner / groups, words * 32 / inner);

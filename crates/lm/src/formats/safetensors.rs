@@ -1,10 +1,10 @@
 //! The safetensors format: eight bytes of header length, a JSON header, the tensors' bytes.
 
-use super::atomic::Staged;
-use super::keys::Keys;
+use super::atomic::AtomicFile;
+pub use super::dtype::StoredDtype;
+use super::header;
 use super::regular;
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -12,8 +12,8 @@ use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// As in the format's own implementation: a longer header is an attack.
-const LONGEST_HEADER: u64 = 100_000_000;
+/// Bytes of a header, as in the format's own implementation.
+const MAX_HEADER: u64 = 100_000_000;
 
 /// An open safetensors file, its header read and checked. Tensors are read when asked for.
 #[derive(Debug)]
@@ -30,11 +30,11 @@ pub struct File {
 pub struct Entry {
     /// The lengths of the axes.
     pub shape: Shape,
-    /// As the file names it: `F32`, `BF16`, `I64`.
-    pub dtype: String,
+    /// Of its elements.
+    pub dtype: StoredDtype,
     /// Its size in the file.
     pub bytes: usize,
-    start: u64,
+    pub(super) start: u64,
 }
 
 /// Opens a safetensors file and checks its header.
@@ -55,129 +55,17 @@ pub fn read(path: impl AsRef<Path>) -> Result<File> {
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(Error::io(path, "read"))?;
     let length = u64::from_le_bytes(length);
-    if length > LONGEST_HEADER {
-        return Err(wrong(format!("its header claims {length} bytes, at most {LONGEST_HEADER} are taken")));
+    if length > MAX_HEADER {
+        return Err(wrong(format!("its header claims {length} bytes, at most {MAX_HEADER} are taken")));
     }
     if length > bytes - 8 {
         return Err(wrong(format!("its header claims {length} bytes, the file has {} after it", bytes - 8)));
     }
     let mut header = vec![0; usize::try_from(length).unwrap_or(0)];
     file.read_exact(&mut header).map_err(Error::io(path, "read"))?;
-    let header: Keys<Field> =
-        serde_json::from_slice(&header).map_err(|e| wrong(format!("its header is no JSON object: {e}")))?;
-    let (entries, metadata) = parse(header, 8 + length, bytes).map_err(wrong)?;
+    let header = header::parse(&header, 8 + length, bytes).map_err(wrong)?;
+    let header::Header { entries, metadata } = header;
     Ok(File { path: path.to_owned(), file: Mutex::new(file), bytes, entries, metadata })
-}
-
-/// What the header has under a name.
-#[derive(serde::Deserialize)]
-#[serde(untagged)]
-enum Field {
-    Object(Keys<Value>),
-    Other(IgnoredAny),
-}
-
-impl Field {
-    /// Its keys, each once; none of what is no object.
-    fn keys(self) -> std::result::Result<Map<String, Value>, String> {
-        let mut keys = Map::new();
-        let Field::Object(Keys(all)) = self else { return Ok(keys) };
-        for (key, value) in all {
-            if keys.contains_key(&key) {
-                return Err(key);
-            }
-            keys.insert(key, value);
-        }
-        Ok(keys)
-    }
-}
-
-type Parsed = (BTreeMap<String, Entry>, BTreeMap<String, String>);
-
-fn parse(header: Keys<Field>, data: u64, end: u64) -> std::result::Result<Parsed, String> {
-    let (mut entries, mut metadata) = (BTreeMap::new(), None);
-    for (name, field) in header.0 {
-        if name == "__metadata__" {
-            let keys = field.keys().map_err(|key| format!("`{key}` of its __metadata__ is there twice"))?;
-            let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            if metadata.replace(keys.into_iter().map(|(key, value)| (key, text(value))).collect()).is_some() {
-                return Err("`__metadata__` is there twice".to_owned());
-            }
-            continue;
-        }
-        if entries.contains_key(&name) {
-            return Err(format!("tensor `{name}` is there twice"));
-        }
-        let keys = field.keys().map_err(|key| format!("tensor `{name}`: its {key} is there twice"))?;
-        let entry = entry(&keys.into(), data, end).map_err(|why| format!("tensor `{name}`: {why}"))?;
-        entries.insert(name, entry);
-    }
-    let mut order: Vec<(&String, &Entry)> = entries.iter().collect();
-    // empty tensors first where several begin at the same place
-    order.sort_by_key(|(_, e)| (e.start, e.bytes));
-    let mut free = data;
-    for (name, entry) in order {
-        if entry.start < free {
-            return Err(format!("tensor `{name}` begins inside another one"));
-        }
-        if entry.start > free {
-            return Err(format!("the {} bytes before tensor `{name}` belong to no tensor", entry.start - free));
-        }
-        free = entry.start + entry.bytes as u64;
-    }
-    if free != end {
-        return Err(format!("the last {} bytes belong to no tensor", end - free));
-    }
-    Ok((entries, metadata.unwrap_or_default()))
-}
-
-fn entry(value: &Value, data: u64, end: u64) -> std::result::Result<Entry, String> {
-    let dtype = value["dtype"].as_str().ok_or("its dtype is missing")?;
-    let size = width(dtype).ok_or_else(|| format!("its dtype `{dtype}` is not known"))?;
-    let axes = value["shape"].as_array().ok_or("its shape is missing")?;
-    let axes: Option<Vec<usize>> = axes.iter().map(|a| a.as_u64().and_then(|a| a.try_into().ok())).collect();
-    let axes = axes.ok_or_else(|| format!("its shape {} is no list of lengths", value["shape"]))?;
-    let shape = Shape::new(&axes).map_err(|e| e.to_string())?;
-    let [from, to] = offsets(&value["data_offsets"]).ok_or("its data_offsets are missing")?;
-    if from > to || to > end - data {
-        return Err(format!("its bytes {from} to {to} are not in the file's {}", end - data));
-    }
-    let bytes = shape.elements() * size;
-    if to - from != bytes as u64 {
-        return Err(format!("{shape} of {dtype} takes {bytes} bytes, {} are given", to - from));
-    }
-    Ok(Entry { shape, dtype: dtype.to_owned(), bytes, start: data + from })
-}
-
-fn offsets(value: &Value) -> Option<[u64; 2]> {
-    match value.as_array()?.as_slice() {
-        [from, to] => Some([from.as_u64()?, to.as_u64()?]),
-        _ => None,
-    }
-}
-
-fn width(dtype: &str) -> Option<usize> {
-    Some(match dtype {
-        "BOOL" | "U8" | "I8" | "F8_E4M3" | "F8_E5M2" | "F8_E8M0" => 1,
-        "F16" | "BF16" | "I16" | "U16" => 2,
-        "F32" | "I32" | "U32" => 4,
-        "F64" | "I64" | "U64" => 8,
-        _ => return None,
-    })
-}
-
-impl Entry {
-    /// The dtype of a tensor read from here; none where there is no such dtype of ours.
-    pub fn tensor_dtype(&self) -> Option<DType> {
-        Some(match self.dtype.as_str() {
-            "F32" => DType::F32,
-            "F16" => DType::F16,
-            "BF16" => DType::BF16,
-            "U32" => DType::U32,
-            "U8" => DType::U8,
-            _ => return None,
-        })
-    }
 }
 
 impl File {
@@ -224,7 +112,7 @@ impl File {
 
     /// The dtype of a tensor of this file, as a tensor has it.
     pub(crate) fn dtype(&self, entry: &Entry, name: &str) -> Result<DType> {
-        entry.tensor_dtype().ok_or_else(|| {
+        entry.dtype.tensor_dtype().ok_or_else(|| {
             let why = format!("tensor `{name}` is {}; f32, f16, bf16, u32 and u8 can be read", entry.dtype);
             Error::file(&self.path, why)
         })
@@ -247,13 +135,12 @@ pub fn write(path: impl AsRef<Path>, tensors: &[(String, &Tensor)], metadata: &[
     stage(path.as_ref(), tensors, metadata)?.commit()
 }
 
-pub(crate) fn stage(path: &Path, tensors: &[(String, &Tensor)], metadata: &[(String, String)]) -> Result<Staged> {
+pub(crate) fn stage(path: &Path, tensors: &[(String, &Tensor)], metadata: &[(String, String)]) -> Result<AtomicFile> {
     let mut order: Vec<&(String, &Tensor)> = tensors.iter().collect();
     order.sort_by(|a, b| a.0.cmp(&b.0));
-    let pieces: Vec<Piece> =
-        order.iter().map(|(name, t)| Piece { name: name.clone(), dtype: t.dtype(), shape: t.shape() }).collect();
-    let header = header(path, &pieces, metadata)?;
-    Staged::write(path, |out| {
+    let specs: Vec<TensorSpec> = order.iter().map(|(name, tensor)| TensorSpec::of(name.clone(), tensor)).collect();
+    let header = write_header(path, specs.iter(), metadata)?;
+    AtomicFile::write(path, |out| {
         out.write_all(&header)?;
         for (_, tensor) in order {
             out.write_all(&tensor.to_bytes().map_err(std::io::Error::other)?)?;
@@ -262,90 +149,38 @@ pub(crate) fn stage(path: &Path, tensors: &[(String, &Tensor)], metadata: &[(Str
     })
 }
 
-/// What a header says of a tensor that is to be written.
-pub(crate) trait Described {
-    fn name(&self) -> &str;
-    fn dtype(&self) -> String;
-    fn axes(&self) -> &[usize];
-    fn bytes(&self) -> usize;
-}
-
-/// A tensor that is to be written later.
+/// A tensor that is to be written.
 #[derive(Clone, Debug)]
-pub(crate) struct Piece {
+pub(crate) struct TensorSpec {
     pub(crate) name: String,
-    pub(crate) dtype: DType,
+    pub(crate) dtype: StoredDtype,
     pub(crate) shape: Shape,
 }
 
-impl Piece {
+impl TensorSpec {
+    /// The spec of a tensor.
+    pub(crate) fn of(name: String, tensor: &Tensor) -> Self {
+        TensorSpec { name, dtype: tensor.dtype().into(), shape: tensor.shape() }
+    }
+
     pub(crate) fn bytes(&self) -> usize {
-        self.shape.elements() * self.dtype.size()
+        self.shape.elements().saturating_mul(self.dtype.size())
     }
 }
 
-impl Described for Piece {
-    fn name(&self) -> &str {
-        &self.name
-    }
-    fn dtype(&self) -> String {
-        self.dtype.to_string().to_uppercase()
-    }
-    fn axes(&self) -> &[usize] {
-        self.shape.dims()
-    }
-    fn bytes(&self) -> usize {
-        Piece::bytes(self)
-    }
-}
-
-/// Bytes of any dtype of the format.
-#[derive(Clone, Debug)]
-pub(crate) struct Raw {
-    pub(crate) name: String,
-    pub(crate) dtype: &'static str,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) bytes: Vec<u8>,
-}
-
-impl Raw {
-    /// A tensor's.
-    pub(crate) fn of(name: String, tensor: &Tensor) -> Result<Self> {
-        let dtype = match tensor.dtype() {
-            DType::F32 => "F32",
-            DType::F16 => "F16",
-            DType::BF16 => "BF16",
-            DType::U32 => "U32",
-            DType::U8 => "U8",
-        };
-        Ok(Raw { name, dtype, shape: tensor.shape().to_vec(), bytes: tensor.to_bytes()? })
-    }
-}
-
-impl Described for Raw {
-    fn name(&self) -> &str {
-        &self.name
-    }
-    fn dtype(&self) -> String {
-        self.dtype.to_owned()
-    }
-    fn axes(&self) -> &[usize] {
-        &self.shape
-    }
-    fn bytes(&self) -> usize {
-        self.bytes.len()
-    }
-}
-
-/// The length and the header of a file whose data follow in the order of `pieces`.
-pub(crate) fn header<P: Described>(path: &Path, pieces: &[P], metadata: &[(String, String)]) -> Result<Vec<u8>> {
+/// The length and the header of a file whose data follow in the order of `specs`.
+pub(crate) fn write_header<'a>(
+    path: &Path,
+    specs: impl Iterator<Item = &'a TensorSpec>,
+    metadata: &[(String, String)],
+) -> Result<Vec<u8>> {
     let mut entries = BTreeMap::new();
     let mut at = 0;
-    for piece in pieces {
-        let end = at + piece.bytes();
-        let entry = json!({"dtype": piece.dtype(), "shape": piece.axes(), "data_offsets": [at, end]});
-        if entries.insert(piece.name(), entry).is_some() {
-            return Err(Error::file(path, format!("two tensors are called `{}`", piece.name())));
+    for spec in specs {
+        let end = at + spec.bytes();
+        let entry = json!({"dtype": spec.dtype.name(), "shape": spec.shape.dims(), "data_offsets": [at, end]});
+        if entries.insert(spec.name.as_str(), entry).is_some() {
+            return Err(Error::file(path, format!("two tensors are called `{}`", spec.name)));
         }
         at = end;
     }
@@ -364,23 +199,23 @@ pub(crate) fn header<P: Described>(path: &Path, pieces: &[P], metadata: &[(Strin
 pub(crate) struct Shard {
     path: PathBuf,
     out: BufWriter<fs::File>,
-    left: VecDeque<Piece>,
+    left: VecDeque<TensorSpec>,
 }
 
 impl Shard {
     /// Creates the file and writes its header.
-    pub(crate) fn create(path: &Path, pieces: &[Piece], metadata: &[(String, String)]) -> Result<Self> {
-        let header = header(path, pieces, metadata)?;
+    pub(crate) fn create(path: &Path, specs: &[TensorSpec], metadata: &[(String, String)]) -> Result<Self> {
+        let header = write_header(path, specs.iter(), metadata)?;
         let file = fs::File::create(path).map_err(Error::io(path, "write"))?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
         out.write_all(&header).map_err(Error::io(path, "write"))?;
-        Ok(Shard { path: path.to_owned(), out, left: pieces.iter().cloned().collect() })
+        Ok(Shard { path: path.to_owned(), out, left: specs.iter().cloned().collect() })
     }
 
     /// Writes the next tensor, which must be the one that the header says.
     pub(crate) fn append(&mut self, tensor: &Tensor) -> Result<()> {
         match self.left.pop_front() {
-            Some(piece) if (piece.dtype, piece.shape) == (tensor.dtype(), tensor.shape()) => {}
+            Some(spec) if (spec.dtype, spec.shape) == (tensor.dtype().into(), tensor.shape()) => {}
             other => return Err(Error::value("convert", format!("{tensor:?} came in the place of {other:?}"))),
         }
         self.out.write_all(&tensor.to_bytes()?).map_err(Error::io(&self.path, "write"))
@@ -388,8 +223,8 @@ impl Shard {
 
     /// Ends the file once all tensors are written.
     pub(crate) fn finish(mut self) -> Result<()> {
-        if let Some(piece) = self.left.pop_front() {
-            return Err(Error::value("convert", format!("`{}` was not written", piece.name)));
+        if let Some(spec) = self.left.pop_front() {
+            return Err(Error::value("convert", format!("`{}` was not written", spec.name)));
         }
         self.out.flush().map_err(Error::io(&self.path, "write"))?;
         self.out.get_ref().sync_all().map_err(Error::io(&self.path, "write"))

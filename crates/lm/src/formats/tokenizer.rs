@@ -1,11 +1,11 @@
 //! Text to token ids and back.
 
-use super::atomic::Staged;
+use super::atomic::AtomicFile;
 use super::config::{Config, token_ids};
+use super::json::pretty;
 use super::tokenizer_json::{self, Affixes};
-use super::{read_whole, regular};
+use super::{LARGE, SMALL, read_text, read_whole};
 use crate::chat_template::ChatTemplate;
-use crate::checkpoint::pretty;
 use alluvium_core::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -52,21 +52,19 @@ impl Tokenizer {
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
-        let json = regular(&file).and_then(|()| std::fs::read_to_string(&file)).map_err(Error::io(&file, "read"))?;
+        let json = read_text(&file, LARGE).map_err(Error::io(&file, "read"))?;
         let folder = file.parent().unwrap_or(Path::new("."));
         let config = optional(&folder.join("tokenizer_config.json"))?;
-        let generation = optional(&folder.join("generation_config.json"))?;
+        let generation_file = folder.join("generation_config.json");
+        let generation = optional(&generation_file)?;
         let template = folder.join("chat_template.jinja");
         let template = match template.symlink_metadata() {
-            Ok(_) => {
-                let text = regular(&template).and_then(|()| std::fs::read_to_string(&template));
-                Some(text.map_err(Error::io(&template, "read"))?)
-            }
+            Ok(_) => Some(read_text(&template, SMALL).map_err(Error::io(&template, "read"))?),
             Err(_) => None,
         };
-        let mut eos = token_ids(generation.get("eos_token_id"));
+        let mut eos = token_ids(generation.get("eos_token_id")).map_err(|why| Error::file(&generation_file, why))?;
         if eos.is_empty() && folder.join("config.json").exists() {
-            eos = Config::read(folder)?.eos_token_ids();
+            eos = Config::read(folder)?.eos_token_ids()?;
         }
         Self::parse(json, &file).map(|t| Tokenizer { config, generation, template, ..t }.with_eos(eos))
     }
@@ -185,9 +183,9 @@ impl Tokenizer {
         self.inner.decode(ids, true).map_err(failed)
     }
 
-    /// Decodes ids one by one, as they are generated.
-    pub fn stream(&self) -> Streaming<'_> {
-        Streaming { tokenizer: self, window: vec![], sent: 0 }
+    /// A decoder of ids that come one by one.
+    pub fn detokenizer(&self) -> Detokenizer<'_> {
+        Detokenizer { tokenizer: self, window: vec![], before: 0, sent: 0 }
     }
 
     /// The id of a token, given as its text.
@@ -243,9 +241,9 @@ impl Tokenizer {
     pub fn save(&self, folder: &Path) -> Result<()> {
         let mut staged = Vec::new();
         for (name, text) in self.files()? {
-            staged.push(Staged::write(&folder.join(name), |out| out.write_all(text.as_bytes()))?);
+            staged.push(AtomicFile::write(&folder.join(name), |out| out.write_all(text.as_bytes()))?);
         }
-        staged.into_iter().try_for_each(Staged::commit)
+        staged.into_iter().try_for_each(AtomicFile::commit)
     }
 
     pub(crate) fn files(&self) -> Result<Vec<(&'static str, String)>> {
@@ -268,7 +266,7 @@ fn failed(error: tokenizers::Error) -> Error {
 }
 
 fn optional(path: &PathBuf) -> Result<Value> {
-    match read_whole(path) {
+    match read_whole(path, SMALL) {
         Ok(text) => serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}"))),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
         Err(e) => Err(Error::io(path, "read")(e)),
@@ -296,38 +294,45 @@ fn untrained() -> Value {
     })
 }
 
-/// Decodes ids one by one and holds back the bytes of a character that is not complete.
+/// Decodes ids one by one and holds back bytes that are not a whole character yet.
+///
+/// New text is what decoding adds to the ids of the piece before: a decoder may treat the first id of a text
+/// differently, and byte fallback writes a run of bytes that is not whole as U+FFFD for each of them.
 #[derive(Debug)]
-pub struct Streaming<'a> {
+pub struct Detokenizer<'a> {
     tokenizer: &'a Tokenizer,
+    /// The ids of the piece before, then those that wait.
     window: Vec<u32>,
-    /// Bytes of the window's text that were given out.
+    /// How many ids belong to the piece before.
+    before: usize,
+    /// Bytes of text of the piece before.
     sent: usize,
 }
 
-/// Ids after which the window starts again: decoding it costs their square.
-const WINDOW: usize = 16;
+/// Ids that may wait for a whole character. No character has more than 4 bytes, but a run of byte tokens is decoded as
+/// one; ids that are not text at all would wait for ever.
+const WAITING: usize = 32;
 
-impl Streaming<'_> {
-    /// The text that the next id completes; often one word, empty inside a character.
+impl Detokenizer<'_> {
+    /// The text that the next id completes. It is empty inside a character.
     ///
     /// # Errors
     /// When the tokenizer fails.
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.window.push(id);
         let text = self.tokenizer.decode(&self.window)?;
-        let whole = text.strip_suffix('\u{fffd}').unwrap_or(&text);
-        let new = whole.get(self.sent..).unwrap_or_default().to_owned();
-        self.sent = self.sent.max(whole.len());
-        if whole.len() == text.len() && self.window.len() >= WINDOW {
-            // the last id stays: some decoders treat the first of a text differently
-            self.window.drain(..self.window.len() - 1);
-            self.sent = self.tokenizer.decode(&self.window)?.len();
+        let is_whole = text.len() > self.sent && !text.ends_with('\u{fffd}');
+        if !is_whole && self.window.len() - self.before < WAITING {
+            return Ok(String::new());
         }
+        let new = text.get(self.sent..).unwrap_or_default().to_owned();
+        self.window.drain(..self.before);
+        self.before = self.window.len();
+        self.sent = self.tokenizer.decode(&self.window)?.len();
         Ok(new)
     }
 
-    /// What was held back: an incomplete character as U+FFFD.
+    /// The text that still waits, with U+FFFD for an incomplete character.
     ///
     /// # Errors
     /// When the tokenizer fails.
@@ -367,7 +372,7 @@ mod tests {
     fn a_stream_gives_whole_characters_and_in_sum_the_text() {
         let tokenizer = trained();
         let text = "🙂🙂 日本語 \u{1f980}\u{1f980} and more text, long enough that the window starts again";
-        let mut stream = tokenizer.stream();
+        let mut stream = tokenizer.detokenizer();
         let mut out = String::new();
         for id in tokenizer.encode(text).unwrap() {
             let piece = stream.push(id).unwrap();
@@ -381,7 +386,7 @@ mod tests {
     fn a_cut_character_is_said_at_the_end() {
         let tokenizer = trained();
         let ids = tokenizer.encode("\u{1f980}").unwrap();
-        let mut stream = tokenizer.stream();
+        let mut stream = tokenizer.detokenizer();
         assert_eq!(stream.push(ids[0]).unwrap(), "");
         assert_eq!(stream.finish().unwrap(), "\u{fffd}");
     }

@@ -1,4 +1,4 @@
-//! A hostile chat template ends with an error within two seconds and 256 MiB. Alone in its file, because its allocator
+//! Limits of time and memory that hold against hostile files. Alone in its file and in one test, because its allocator
 //! counts the memory of the whole process.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -155,6 +155,31 @@ fn a_hostile_template_ends_with_an_error_within_two_seconds_and_256_mib() {
     }
     assert!(survivors.is_empty(), "{}", survivors.join("\n"));
     a_long_chat_is_rendered();
+    a_header_takes_little_memory_and_time();
+}
+
+/// A header of 24 MB: less than 8 bytes of memory for each of its bytes, and a description linear in its tensors.
+fn a_header_takes_little_memory_and_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let mut header = String::from("{");
+    for i in 0..300_000 {
+        let comma = if i > 0 { "," } else { "" };
+        let part = ["weight", "scales", "biases"][i % 3];
+        let dtype = if i % 3 == 0 { "U32" } else { "F32" };
+        header += &format!(r#"{comma}"m{}.{part}":{{"dtype":"{dtype}","shape":[0,8],"data_offsets":[0,0]}}"#, i / 3);
+    }
+    header += "}";
+    let length = header.len();
+    std::fs::write(&path, [&(length as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+    drop(header);
+    let before = HELD.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let start = Instant::now();
+    let info = alluvium_lm::inspect(&path).unwrap();
+    assert_eq!((info.tensors.len(), info.parameters()), (300_000, 0));
+    let (seconds, peak) = (start.elapsed().as_secs_f64(), PEAK.load(Relaxed) - before);
+    assert!(seconds < 10.0 && peak < 8 * length, "{seconds} s, {peak} bytes for {length}");
 }
 
 /// Not a test: beside the other one it would be counted.
