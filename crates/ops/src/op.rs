@@ -57,6 +57,9 @@ impl Tolerance {
     pub const F32: Self = Tolerance { relative: 1e-6, worst: 1e-5 };
     /// Sums of hundreds to thousands of f32 products, or an exponential of such a sum.
     pub const F32_SUMS: Self = Tolerance { relative: 5e-6, worst: 5e-5 };
+    /// Bound on |got − want| / |want| of a single element, for the results and gradients that a case lists in `each`. The
+    /// terms of an element may cancel by chance, so it is wider than the error of a term.
+    pub const EACH: f64 = 1e-3;
     /// Nothing is computed: elements are moved.
     pub const EXACT: Self = Tolerance { relative: 0.0, worst: 0.0 };
 }
@@ -91,12 +94,14 @@ pub struct Case {
     pub options: &'static [(&'static str, f64)],
     /// Results and gradients (`"d g"`) that are truly zero here; everywhere else a result of zeros must fail.
     pub zeros: &'static [&'static str],
+    /// Results and gradients (`"d g"`) of which every element must be within [`Tolerance::EACH`] of itself.
+    pub each: &'static [&'static str],
 }
 
 impl Case {
     /// All arguments, no options.
     pub const fn new(name: &'static str, sizes: &'static [(char, usize)]) -> Self {
-        Case { name, sizes, without: &[], fills: &[], stored: &[], options: &[], zeros: &[] }
+        Case { name, sizes, without: &[], fills: &[], stored: &[], options: &[], zeros: &[], each: &[] }
     }
 
     /// Without these optional arguments.
@@ -117,6 +122,11 @@ impl Case {
     /// With these options.
     pub const fn options(self, options: &'static [(&'static str, f64)]) -> Self {
         Case { options, ..self }
+    }
+
+    /// Where every element of these results and gradients is compared relative to itself.
+    pub const fn each(self, each: &'static [&'static str]) -> Self {
+        Case { each, ..self }
     }
 
     /// Where these results and gradients are truly zero.

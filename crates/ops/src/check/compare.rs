@@ -2,6 +2,10 @@
 
 use crate::op::Tolerance;
 
+/// Elements smaller than this are not compared relative to themselves: they, or the factors they are products of, come
+/// near the smallest normal f32.
+const TINY: f64 = 1e-30;
+
 /// The distance of a tensor from its reference.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Gap {
@@ -10,7 +14,9 @@ pub struct Gap {
     /// The largest |got − want| over the root mean square of the reference, or over an eighth of the element itself
     /// where that is more: a storage rounds each element to its own size.
     pub worst: f64,
-    /// Where that is.
+    /// The largest |got − want| / |want|; elements below 1e-30 are measured against that much.
+    pub each: f64,
+    /// Where `worst` is.
     pub at: usize,
     /// What came there, and what was wanted.
     pub pair: (f64, f64),
@@ -26,7 +32,7 @@ impl Gap {
     pub fn worse(self, other: Gap) -> Gap {
         let (relative, base) =
             (self.relative.max(other.relative), if self.worst >= other.worst { self } else { other });
-        Gap { relative, ..base }
+        Gap { relative, each: self.each.max(other.each), ..base }
     }
 }
 
@@ -47,7 +53,7 @@ impl std::fmt::Display for Gap {
 /// cancel, what is left are the roundings of its terms.
 pub fn compare(got: &[f64], want: &[f64], floor: f64) -> Gap {
     if got.len() != want.len() {
-        return Gap { relative: f64::INFINITY, worst: f64::INFINITY, ..Gap::default() };
+        return Gap { relative: f64::INFINITY, worst: f64::INFINITY, each: f64::INFINITY, ..Gap::default() };
     }
     let mut gap = Gap::default();
     let mut error = 0.0;
@@ -61,6 +67,9 @@ pub fn compare(got: &[f64], want: &[f64], floor: f64) -> Gap {
             _ => f64::INFINITY,
         };
         error += difference * difference;
+        if difference > 0.0 {
+            gap.each = gap.each.max(difference / want.abs().max(TINY));
+        }
         let own = if want.is_finite() { want.abs() / 8.0 } else { 0.0 };
         let worst = if difference == 0.0 { 0.0 } else { difference / rms.max(own) };
         if worst > gap.worst || at == 0 {
@@ -80,6 +89,12 @@ mod tests {
         for got in [&[1.0, f64::NAN][..], &[f64::INFINITY, 2.0], &[1.0]] {
             assert!(!compare(got, &[1.0, 2.0], 0.0).within(Tolerance { relative: 1e9, worst: 1e9 }));
         }
+    }
+
+    #[test]
+    fn a_small_element_beside_a_large_one_is_measured_against_itself() {
+        let gap = compare(&[1.0, 1.1e-9, 0.0], &[1.0, 1e-9, 0.0], 0.0);
+        assert!((gap.each - 0.1).abs() < 1e-6 && gap.worst < 1e-9);
     }
 
     #[test]

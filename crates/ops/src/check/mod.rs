@@ -164,6 +164,11 @@ impl Proof<'_> {
         if !gap.within(tolerance) {
             self.faults.push(format!("{name}: {gap}, allowed {:.1e} and {:.1e}", tolerance.relative, tolerance.worst));
         }
+        if self.case.each.contains(&name) && got.dtype() == DType::F32 && gap.each > Tolerance::EACH {
+            let each = gap.each;
+            self.faults
+                .push(format!("{name}: an element is {each:.1e} of itself away, allowed {:.0e}", Tolerance::EACH));
+        }
         if self.zeros == Zeros::MayPass {
             return Ok(());
         }

@@ -16,7 +16,8 @@ pub(super) fn backward(gpu: &Gpu, args: &Grad, dl: &Tensor) -> Result<[Option<Te
     let chunks = Chunks::of(gpu, args.layout)?;
     let gates = chunks.gates(&args.g_cum, Decay::Summed, Some(&args.beta))?;
     let m = chunks.gated(dl, &gates.gamma, Keep::Below)?;
-    let [dk, dbeta, dg] = chunks.kkt_gradient(&gpu.widen(&args.k)?, &gates, &m)?;
+    let k = gpu.widen(&args.k)?;
+    let [dk, dbeta, dg] = chunks.kkt_gradient(&k, &gates, &m, &chunks.scores(&k, &k)?)?;
     let dk = gpu.convert(&chunks.over_readers(dk)?, args.k.dtype())?.reshape(args.k.shape())?;
     Ok([Some(dk), Some(dbeta.reshape(args.beta.shape())?), Some(dg.reshape(args.g_cum.shape())?)])
 }

@@ -1,8 +1,9 @@
 //! Products with the states and inside the chunks.
 
 use super::Grad;
-use crate::common::gpu::chunk::{Chunks, Decay, Outputs};
+use crate::common::gpu::chunk::{Chunks, Decay, Outputs, Weight};
 use alluvium_core::gpu::Gpu;
+use alluvium_core::tape::accumulate;
 use alluvium_core::{Result, Tensor};
 
 /// The states chunk by chunk, whatever row they are of.
@@ -27,12 +28,14 @@ pub(super) fn backward(gpu: &Gpu, args: &Grad, dy: &Tensor) -> Result<[Option<Te
     let h = states(&chunks, args)?;
     let of = Outputs { q: &q, k: &k, v_new: &v_new, h: &h, gates: &gates, scale: args.scale };
     let found = chunks.output_gradient(&of, &gpu.widen(dy)?)?;
+    let [_, inside] = chunks.row_sums(&found.dp, &found.qk, &gates, Weight::One)?;
+    let dg = accumulate(inside, &found.from_start)?;
     let stored = |x: &Tensor, like: &Tensor| gpu.convert(x, like.dtype())?.reshape(like.shape());
     Ok([
         Some(stored(&chunks.over_readers(found.dq)?, &args.q)?),
         Some(stored(&chunks.over_readers(found.dk)?, &args.k)?),
         Some(stored(&found.dv_new, &args.v_new)?),
         Some(stored(&found.dh, &args.h)?),
-        Some(stored(&found.dg, &args.g_cum)?),
+        Some(stored(&dg, &args.g_cum)?),
     ])
 }

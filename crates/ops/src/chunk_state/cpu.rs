@@ -197,9 +197,10 @@ fn one_head(
         let (mut dg, mut dots) = ([0.0; CHUNK], [0.0]);
         maps::dots(level, &dk[..len * k], &keys[..len * k], &mut dg[..len]);
         maps::dots(level, h, ds, &mut dots);
-        let last = whole * dots[0] + dg[..len].iter().sum::<f32>();
+        // the last token's own write does not decay: its term would be added and taken away
+        let last = whole * dots[0] + dg[..len - 1].iter().sum::<f32>();
         dg.iter_mut().for_each(|x| *x = -*x);
-        dg[len - 1] += last;
+        dg[len - 1] = last;
         // SAFETY: each task has all value heads of its key head of its own row.
         unsafe {
             scatter(out.k, tokens.clone(), [heads, key_head, k], dk, write);

@@ -43,7 +43,8 @@ pub(super) fn backward(gpu: &Gpu, args: &Grad, dy: [Option<Tensor>; 3]) -> Resul
     let (k32, w32, v_new) = (gpu.widen(k)?, gpu.widen(w)?, gpu.widen(v_new)?);
     let h = h.reshape(per_chunk)?;
     let of = States { k: &k32, w: &w32, v_new: &v_new, h: &h, gates: &gates };
-    let found = chunks.state_gradient(&of, &StateSeeds { dv_new: &dv_new, dh: &dh, last: &last, dg: &dg })?;
+    let found = chunks.state_gradient(&of, &StateSeeds { dv_new: &dv_new, dh: &dh, last: &last })?;
+    chunks.whole_decay(&dg, &found.to_end, [&h, &dh], &gates)?;
     let stored = |x: &Tensor, like: &Tensor| gpu.convert(x, like.dtype())?.reshape(like.shape());
     Ok([
         Some(stored(&chunks.over_readers(found.dk)?, k)?),

@@ -8,6 +8,9 @@ use alluvium_core::{Result, Tensor};
 
 /// Decay that empties the state within a token, and decay that hardly moves it.
 const STRONG: (&str, Fill) = ("g", Fill::Uniform(-30.0, 0.0));
+/// Decay so strong that the gradient of its logarithm, which has it as a factor, is below the rounding of its terms' sum.
+const STEEP: (&str, Fill) = ("g", Fill::Uniform(-16.0, -12.0));
+const MIXED: (&str, Fill) = ("g", Fill::Uniform(-20.0, 0.0));
 const NONE: (&str, Fill) = ("g", Fill::Uniform(0.0, 0.0));
 /// Tokens that write nothing or all, nearly.
 const EXTREME: (&str, Fill) = ("beta", Fill::Uniform(0.0, 1e-3));
@@ -65,6 +68,28 @@ pub(crate) static OP: Op = Op {
         Case::new("strong decay", &[('B', 1), ('T', 130), ('H', 1), ('G', 2), ('K', 16), ('V', 16), ('N', 1)])
             .without(&[PACKED])
             .filled(&[STRONG]),
+        Case::new(
+            "decay of e^-16 to e^-12",
+            &[('B', 1), ('T', 140), ('H', 1), ('G', 2), ('K', 16), ('V', 16), ('N', 1)],
+        )
+        .without(&[PACKED])
+        .filled(&[STEEP])
+        .each(&["d g"]),
+        Case::new("steep, without a start", &[('B', 1), ('T', 9), ('H', 1), ('G', 1), ('K', 8), ('V', 8), ('N', 1)])
+            .without(&[START, PACKED])
+            .filled(&[STEEP])
+            .each(&["d g"]),
+        Case::new("steep, packed", &[('B', 1), ('T', 150), ('H', 1), ('G', 2), ('K', 16), ('V', 8), ('N', 4)])
+            .filled(&[STEEP])
+            .each(&["d g"])
+            .options(&[("recompute", 1.0)]),
+        Case::new(
+            "decay of every strength",
+            &[('B', 1), ('T', 140), ('H', 1), ('G', 2), ('K', 16), ('V', 16), ('N', 1)],
+        )
+        .without(&[PACKED])
+        .filled(&[MIXED])
+        .each(&["d g"]),
         Case::new("no decay", &[('B', 1), ('T', 130), ('H', 1), ('G', 2), ('K', 64), ('V', 16), ('N', 1)])
             .without(&[PACKED])
             .filled(&[NONE]),

@@ -4,7 +4,8 @@
 use super::{ChunkStates, Delta, Grad};
 use crate::common::chunk::Write;
 use crate::common::gpu::chunk::{
-    Chunks, Decay, Factor, Gates, Outputs, Passage, Product, Side, Size, StateSeeds, States, Way, Written,
+    Chunks, Decay, Exponents, Factor, Gates, Outputs, Passage, Product, Side, Size, StateSeeds, States, Way, Weight,
+    Written,
 };
 use alluvium_core::gpu::Gpu;
 use alluvium_core::tape::accumulate;
@@ -94,7 +95,7 @@ pub(super) fn backward(
         None => gpu.zeros([chunks.sequences(), chunks.groups, v.shape().last(), k.shape().last()], DType::F32)?,
     };
     let out = chunks.output_gradient(&Outputs { q, k, v_new: &v_new, h: &h, gates, scale: args.scale }, &dy)?;
-    let seeds = StateSeeds { dv_new: &out.dv_new, dh: &out.dh, last: &last, dg: &out.dg };
+    let seeds = StateSeeds { dv_new: &out.dv_new, dh: &out.dh, last: &last };
     let state = chunks.state_gradient(&States { k, w, v_new: &v_new, h: &h, gates }, &seeds)?;
 
     let da = chunks.empty(64)?;
@@ -102,13 +103,18 @@ pub(super) fn backward(
     let [dv, of_values] = chunks.written_gradient(&values, &da, Write::Set)?;
     let keys = Written { a, x: k, dy: &state.dw, gates, factor: Factor::BetaFromStart };
     let [dk, of_keys] = chunks.written_gradient(&keys, &da, Write::Add)?;
-    let [dbeta, dg] = chunks.write_gates(&of_values, &of_keys, gates)?;
+    let [dbeta, written] = chunks.write_gates(&of_values, &of_keys, gates)?;
     let m = chunks.solve_gradient(a, &da, Some(gates))?;
-    let [dk_inside, dbeta_inside, dg_inside] = chunks.kkt_gradient(k, gates, &m)?;
+    let kk = chunks.scores(k, k)?;
+    let [dk_inside, dbeta_inside, _] = chunks.kkt_gradient(k, gates, &m, &kk)?;
 
     let dk = [&state.dk, &dk_inside, &dk].into_iter().try_fold(out.dk, accumulate)?;
-    let dg = [&dg_inside, &dg].into_iter().try_fold(out.dg, accumulate)?;
-    let dg = chunks.running(&dg, Way::Back)?;
+    let dg = chunks.empty(1)?;
+    let ends = Some([&state.to_end, &chunks.whole([&h, &out.dh], gates)?]);
+    let read = Exponents { x: &out.dp, y: &out.qk, weight: Weight::One, from_start: &out.from_start, ends };
+    chunks.step_gradients(&read, gates, &dg, Write::Set)?;
+    let inside = Exponents { x: &m, y: &kk, weight: Weight::Beta, from_start: &written, ends: None };
+    chunks.step_gradients(&inside, gates, &dg, Write::Add)?;
     let dbeta = accumulate(dbeta, &dbeta_inside)?;
     let stored = |x: &Tensor, like: &Tensor| gpu.convert(x, like.dtype())?.reshape(like.shape());
     Ok([

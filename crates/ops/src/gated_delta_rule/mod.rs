@@ -144,7 +144,7 @@ fn sequences(args: &GatedDelta<'_>, batch: usize, tokens: usize) -> Result<Vec<R
 /// `P = s Γ ⊙ Q Kᵀ` (lower), `W = V − Γ_start K S` and `N = A W`, a chunk gives `O = s Γ_start Q S + P N` and
 /// `S' = Γ_all S + Kᵀ Γ_end N`. Backwards, from `dS'` and `dO`: `dN = Γ_end K dS' + Pᵀ dO`, `dV = dW = Aᵀ dN`,
 /// `dA = dN Wᵀ`, `dP = dO Nᵀ`; then every factor of those lines gets its share, the inverse
-/// `−A0ᵀ (Γ ⊙ dA diag(β)) A0ᵀ`, and `dg_t` sums the gradients of the exponents that `g_t` is in.
+/// `−A0ᵀ (Γ ⊙ dA diag(β)) A0ᵀ`, and `dg_t` sums the gradients of the exponents that `g_t` is in, and of no others.
 struct Grad {
     q: Tensor,
     k: Tensor,

@@ -124,6 +124,30 @@ alluvium_core::simd! {
         }
     }
 
+    /// The gradient of each step of the log decay from those of the exponents that the step is in:
+    /// `out[t] = Σ_{i ≥ t} (rows[i] + Σ_{j < t} e[i][j]) + Σ_{j < t} columns[j] + whole`.
+    ///
+    /// Every term has `e^{g_t}` as a factor. A difference of running sums would add terms without it and take them away
+    /// again, and leave their rounding, which is larger than the gradient where the decay is strong.
+    pub(crate) fn step_gradients<S>(e: &[f32], rows: &[f32], columns: &[f32], whole: f32, out: &mut [f32]) {
+        let (mut below, mut after, mut before) = ([0.0f32; CHUNK], 0.0, 0.0);
+        for t in (0..out.len()).rev() {
+            let mut sum = S::splat(0.0);
+            for j in (0..t).step_by(S::LANES) {
+                let end = (j + S::LANES).min(t);
+                let x = S::load_head(&below[j..end]) + S::load_head(&e[t * CHUNK + j..t * CHUNK + end]);
+                x.store_head(&mut below[j..end]);
+                sum += x;
+            }
+            after += rows[t];
+            out[t] = after + sum.sum() + whole;
+        }
+        for (out, column) in out.iter_mut().zip(columns) {
+            *out += before;
+            before += column;
+        }
+    }
+
     /// `rows[i] += Σ_j x[i][j]` and `columns[j] += Σ_i x[i][j]`, both for j ≤ i.
     pub(crate) fn sums_below<S>(x: &[f32], rows: &mut [f32], columns: &mut [f32]) {
         for (i, row) in rows.iter_mut().enumerate() {

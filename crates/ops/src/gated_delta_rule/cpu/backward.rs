@@ -87,6 +87,16 @@ struct Place {
     write: Write,
 }
 
+/// Gradients of the exponents of a chunk's decays, token by token.
+struct Sides {
+    /// Of `e^{g_0 + … + g_i}`.
+    from_start: [f32; CHUNK],
+    /// Of `e^{g_{i+1} + … + g_last}`.
+    to_end: [f32; CHUNK],
+    /// Of the decay over the whole chunk.
+    whole: f32,
+}
+
 /// Scratch for the gradients of a chunk.
 struct Work<'s> {
     /// The state at the chunk's start, the gradient of that at its end, and what they are transposed.
@@ -189,20 +199,16 @@ impl Work<'_> {
     /// All gradients of a chunk; `ds` moves from its end to its start.
     fn gradients(&mut self, problem: &Problem<'_>, chunk: &mut Chunk<'_>) {
         let ([k, v], len) = (problem.width, chunk.len);
-        self.dg.fill(0.0);
         self.dbeta.fill(0.0);
         transpose([k, v], self.state, v, self.state_t, k);
         transpose([k, v], self.ds, v, self.ds_t, k);
         self.values(problem, chunk);
         self.squares(problem, chunk);
-        let last = self.state_sides(problem, chunk);
+        let sides = self.state_sides(problem, chunk);
+        let (rows, columns) = (&sides.from_start[..len], &sides.to_end[..len]);
+        let e = &self.e[..len * CHUNK];
+        maps::step_gradients(problem.level, e, rows, columns, sides.whole, &mut self.dg[..len]);
         self.inverse(problem, chunk);
-        // from the gradient of each running sum to that of each step, from the last token to the first
-        let mut sum = last;
-        for i in (0..len).rev() {
-            sum += self.dg[i];
-            self.dg[i] = sum;
-        }
     }
 
     /// `d_new = e^{to end} K dS + Pᵀ dO` and `d_w = Aᵀ d_new`, which is the gradient of the values, too.
@@ -234,8 +240,9 @@ impl Work<'_> {
         maps::add_below(level, self.d_a, chunk.a0, &chunk.beta[..len], self.e);
     }
 
-    /// Gradients that pass through the state. Returns what the last token's decay gets.
-    fn state_sides(&mut self, problem: &Problem<'_>, chunk: &mut Chunk<'_>) -> f32 {
+    /// Gradients that pass through the state. Returns those of the exponents of the decays from the chunk's start, to
+    /// its end and over all of it.
+    fn state_sides(&mut self, problem: &Problem<'_>, chunk: &mut Chunk<'_>) -> Sides {
         let (level, scale, [k, v], len) = (problem.level, problem.scale, problem.width, chunk.len);
         let (to_end, whole) = chunk.to_end();
         let from_start = &chunk.from_start[..len];
@@ -246,17 +253,16 @@ impl Work<'_> {
         product(level, &Product::new([len, k, v], Left::rows(chunk.new, v), self.ds_t, k), self.dk, k);
         maps::scale_rows(level, 1.0, &to_end[..len], &mut self.dk[..keys]);
 
-        let mut rows = [0.0; CHUNK];
-        maps::dots(level, &self.dk[..keys], &chunk.k[..keys], &mut rows[..len]);
+        let mut sides = Sides { from_start: [0.0; CHUNK], to_end: [0.0; CHUNK], whole: 0.0 };
+        maps::dots(level, &self.dk[..keys], &chunk.k[..keys], &mut sides.to_end[..len]);
         let mut before = [0.0];
         maps::dots(level, self.state, self.ds, &mut before);
-        let last = before[0] * whole + rows[..len].iter().sum::<f32>();
-        self.dg[..len].iter_mut().zip(rows).for_each(|(dg, x)| *dg -= x);
+        sides.whole = before[0] * whole;
 
         chunk.w.copy_from_slice(self.d_w);
         maps::scale_rows(level, -1.0, from_start, &mut chunk.w[..values]);
-        maps::dots(level, &self.dq[..keys], &chunk.q[..keys], &mut self.dg[..len]);
-        maps::dots(level, &chunk.w[..values], &chunk.u[..values], &mut self.dg[..len]);
+        maps::dots(level, &self.dq[..keys], &chunk.q[..keys], &mut sides.from_start[..len]);
+        maps::dots(level, &chunk.w[..values], &chunk.u[..values], &mut sides.from_start[..len]);
         product(level, &Product::new([len, k, v], Left::rows(chunk.w, v), self.state_t, k).onto(1.0), self.dk, k);
 
         let erased = Product::new([k, v, len], Left::columns(chunk.k, k), chunk.w, v).onto(whole);
@@ -264,17 +270,13 @@ impl Work<'_> {
         maps::scale_rows(level, scale, from_start, &mut self.d_o[..values]);
         let read = Product::new([k, v, len], Left::columns(chunk.q, k), self.d_o, v).onto(1.0);
         product(level, &read, self.ds, v);
-        last
+        sides
     }
 
     /// Through the inverse to the keys' products with each other, and all square matrices to queries and keys.
     fn inverse(&mut self, problem: &Problem<'_>, chunk: &Chunk<'_>) {
         let (level, k, len) = (problem.level, problem.width[0], chunk.len);
         let beta = &chunk.beta[..len];
-        let mut columns = [0.0; CHUNK];
-        maps::sums_below(level, &self.e[..len * CHUNK], &mut self.dg[..len], &mut columns);
-        self.dg[..len].iter_mut().zip(columns).for_each(|(dg, x)| *dg -= x);
-
         // dX = -A0ᵀ (dA0 diag β) A0ᵀ below the diagonal
         maps::gate(level, 1.0, self.d_a, beta, &[1.0; SQUARE], self.x);
         transpose([len, len], chunk.a0, CHUNK, self.y, CHUNK);

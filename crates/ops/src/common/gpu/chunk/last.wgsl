@@ -1,5 +1,6 @@
-// The gradient of a chunk's whole decay: y[last] += e^g_last * sum of (states * gradients) + sum of x over the tokens.
-// Everywhere: y -= x.
+// The gradient of a chunk's whole decay, which is e^g_last * sum of (states * gradients): KEPT 1 writes it to y, one number
+// a chunk and head. KEPT 0 adds it, with the sum of x over the tokens but the last, to y at the last token; at the others
+// y -= x. The last token's x belongs to a decay over no token.
 struct Params { chunks: u32, groups: u32, size: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> chunks: array<vec4<u32>>;
@@ -18,14 +19,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let end = first + (chunk.y - 1u) * p.groups;
     var sum = 0.0;
     for (var i = lane.index; i < p.size; i += 256u) { sum += states[at * p.size + i] * gradients[at * p.size + i]; }
-    let kept = group_sum(sum, lane);
+    let kept = factors[end].x * group_sum(sum, lane);
+    if KEPT == 1u {
+        if lane.index == 0u { y[at] = kept; }
+        return;
+    }
     var own = 0.0;
-    if lane.index < chunk.y { own = x[first + lane.index * p.groups]; }
+    if lane.index + 1u < chunk.y { own = x[first + lane.index * p.groups]; }
     let all = group_sum(own, lane);
     if lane.index < chunk.y {
         let place = first + lane.index * p.groups;
-        var fresh = y[place] - own;
-        if place == end { fresh += factors[end].x * kept + all; }
-        y[place] = fresh;
+        y[place] += select(-own, kept + all, place == end);
     }
 }

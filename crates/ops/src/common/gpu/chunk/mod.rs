@@ -12,7 +12,7 @@ pub(crate) use stages::{Outputs, StateSeeds, States, Written};
 use crate::common::chunk::Layout;
 
 use super::MATH;
-use crate::common::chunk::{CHUNK, split};
+use crate::common::chunk::{CHUNK, Write, split};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Error, Result, Tensor};
 use std::ops::Range;
@@ -23,6 +23,7 @@ static SOLVE: Kernel = Kernel::new("chunk solve", &[include_str!("solve.wgsl")])
 static SQUARES: Kernel = Kernel::new("chunk squares", &[include_str!("squares.wgsl")]);
 static ROWS: Kernel = Kernel::new("chunk rows", &[include_str!("rows.wgsl")]);
 static SUMS: Kernel = Kernel::new("chunk sums", &[include_str!("sums.wgsl")]);
+static STEPS: Kernel = Kernel::new("chunk steps", &[include_str!("steps.wgsl")]);
 static LAST: Kernel = Kernel::new("chunk last", &[include_str!("last.wgsl")]).reducing();
 
 #[repr(C)]
@@ -192,7 +193,7 @@ impl Chunks {
         Ok(z)
     }
 
-    /// The row sums of `E = x ⊙ y`, and the row sums less the column sums of `E`, or of `diag(β) E`.
+    /// The row sums of `E = x ⊙ y` below the diagonal, and the row sums less the column sums of `E`, or of `diag(β) E`.
     pub(crate) fn row_sums(&self, x: &Tensor, y: &Tensor, gates: &Gates, weight: Weight) -> Result<[Tensor; 2]> {
         let [rows, differences] = [self.empty(1)?, self.empty(1)?];
         let constants = [("STRICT", 0), ("WEIGHT", u32::from(weight == Weight::Beta))];
@@ -250,11 +251,33 @@ impl Chunks {
         Ok(y)
     }
 
-    /// `dg −= x`, and at each chunk's last token `dg += e^{g_last} Σ states ⊙ gradients + Σ x`.
+    /// The gradient of each step of the log decay; `dg` is set, or added to.
+    pub(crate) fn step_gradients(&self, of: &Exponents<'_>, gates: &Gates, dg: &Tensor, write: Write) -> Result<()> {
+        let Exponents { x, y, weight, from_start, ends } = *of;
+        let constants = [
+            ("WEIGHT", u32::from(weight == Weight::Beta)),
+            ("ENDS", u32::from(ends.is_some())),
+            ("ADD", u32::from(write == Write::Add)),
+        ];
+        let [to_end, whole] = ends.unwrap_or([from_start; 2]);
+        let binds = [&self.chunks, x, y, &gates.factors, from_start, to_end, whole, dg];
+        self.launch((&STEPS, "main"), &constants, &binds, 0, self.groups)
+    }
+
+    /// `e^{g_last} Σ states ⊙ gradients` of each chunk and value head: the gradient of the decay over the whole chunk.
+    pub(crate) fn whole(&self, states: [&Tensor; 2], gates: &Gates) -> Result<Tensor> {
+        let y = self.gpu.empty([self.count(), self.groups], DType::F32)?;
+        let size = states[0].elements() / (self.count() * self.groups);
+        let binds = [&self.chunks, states[0], &y, states[0], states[1], &gates.factors];
+        self.launch((&LAST, "main"), &[("WG", 256), ("KEPT", 1)], &binds, size, self.groups)?;
+        Ok(y)
+    }
+
+    /// `dg −= x` but at each chunk's last token `dg += e^{g_last} Σ states ⊙ gradients + Σ x`, `x` of the tokens before.
     pub(crate) fn whole_decay(&self, dg: &Tensor, x: &Tensor, states: [&Tensor; 2], gates: &Gates) -> Result<()> {
         let size = states[0].elements() / (self.count() * self.groups);
         let binds = [&self.chunks, x, dg, states[0], states[1], &gates.factors];
-        self.launch((&LAST, "main"), &[("WG", 256)], &binds, size, self.groups)
+        self.launch((&LAST, "main"), &[("WG", 256), ("KEPT", 0)], &binds, size, self.groups)
     }
 
     /// Takes the state through the chunks; returns `y`, `[T, G, V]`.
@@ -319,6 +342,19 @@ impl Chunks {
             groups: Groups::Line(self.count() * lines),
         })
     }
+}
+
+/// Gradients of the exponents of a chunk's decays.
+#[derive(Clone, Copy)]
+pub(crate) struct Exponents<'a> {
+    /// Of the decays from token to token `x ⊙ y`, `[T, G, 64]`, with rows that are weighted.
+    pub(crate) x: &'a Tensor,
+    pub(crate) y: &'a Tensor,
+    pub(crate) weight: Weight,
+    /// Of the decays from the chunk's start, `[T, G]`.
+    pub(crate) from_start: &'a Tensor,
+    /// Of the decays to the chunk's end, and of that over all of it, `[chunks, G]`.
+    pub(crate) ends: Option<[&'a Tensor; 2]>,
 }
 
 /// What rows are weighted with.

@@ -24,7 +24,8 @@ fn gated(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
 @group(0) @binding(4) var<storage, read> factors: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> rows: array<f32>;
 
-// rows = the row sums of e = x * y; z = those of weighted e less its column sums, the weight being beta (WEIGHT 1) or 1
+// rows = the row sums of e = x * y below the diagonal; z = those of weighted e less its column sums, the weight being beta
+// (WEIGHT 1) or 1. What lies on the diagonal would be added and taken away.
 @compute @workgroup_size(64)
 fn sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) i: u32) {
     let at = group_index(group, groups);
@@ -34,9 +35,9 @@ fn sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if i >= chunk.y { return; }
     let own = first + i * p.groups;
     var row = 0.0;
-    for (var j = 0u; j <= i; j++) { row += x[own * 64u + j] * y[own * 64u + j]; }
+    for (var j = 0u; j < i; j++) { row += x[own * 64u + j] * y[own * 64u + j]; }
     var column = 0.0;
-    for (var m = i; m < chunk.y; m++) {
+    for (var m = i + 1u; m < chunk.y; m++) {
         let token = first + m * p.groups;
         let e = x[token * 64u + i] * y[token * 64u + i];
         if WEIGHT == 1u { column += factors[token].z * e; } else { column += e; }

@@ -4,7 +4,6 @@
 use super::{Chunks, Factor, Gates, Keep, Lines, Mask, Passage, Product, ROWS, Side, Size, Way, Weight};
 use crate::common::chunk::{CHUNK, Write};
 use alluvium_core::gpu::{Bind, Groups, Launch};
-use alluvium_core::tape::accumulate;
 use alluvium_core::{DType, Result, Tensor};
 
 const TOKENS: Size = Size::Tokens;
@@ -40,15 +39,15 @@ impl Chunks {
         Ok(l)
     }
 
-    /// Of `M = Γ ⊙ dL`: `dk`, `dβ` and `dg`.
-    pub(crate) fn kkt_gradient(&self, k: &Tensor, gates: &Gates, m: &Tensor) -> Result<[Tensor; 3]> {
+    /// Of `M = Γ ⊙ dL` and the keys' products `kk`: `dk`, `dβ` and the gradient of the running sums of `g`.
+    pub(crate) fn kkt_gradient(&self, k: &Tensor, gates: &Gates, m: &Tensor, kk: &Tensor) -> Result<[Tensor; 3]> {
         let dk = self.empty(width(k))?;
         let sizes = [TOKENS, Size::Of(width(k)), TOKENS];
         let own = Product::new(sizes, [self.square(m), self.side(k), self.side(&dk)]);
         own.rows(gates, Factor::Beta).run(self)?;
         let others = Product::new(sizes, [self.square(m).t(), self.side(k), self.side(&dk)]);
         others.inner(gates, Factor::Beta, DType::F32).added().run(self)?;
-        let [dbeta, dg] = self.row_sums(m, &self.scores(k, k)?, gates, Weight::Beta)?;
+        let [dbeta, dg] = self.row_sums(m, kk, gates, Weight::Beta)?;
         Ok([dk, dbeta, dg])
     }
 
@@ -142,8 +141,6 @@ impl Chunks {
         let before = Product::new([TOKENS, keys, values], [self.side(dy), Side::state(h), self.side(&dq)]);
         before.alpha(scale).rows(gates, Factor::FromStart).run(self)?;
         let from_start = self.dots(&dq, q, gates, Factor::None)?;
-        let [_, inside] = self.row_sums(&dp, &qk, gates, Weight::One)?;
-        let dg = accumulate(inside, &from_start)?;
         let sizes = [TOKENS, keys, TOKENS];
         Product::new(sizes, [self.square(&dp), self.side(k), self.side(&dq)]).added().run(self)?;
         let dk = self.empty(width(k))?;
@@ -152,15 +149,14 @@ impl Chunks {
         let dh = self.empty_states(width(v_new), width(k))?;
         let states = Product::new([values, keys, TOKENS], [self.side(dy).t(), self.side(q), Side::state(&dh)]);
         states.alpha(scale).inner(gates, Factor::FromStart, DType::F32).run(self)?;
-        Ok(OutputGradient { dq, dk, dv_new, dh, dg })
+        Ok(OutputGradient { dq, dk, dv_new, dh, dp, qk, from_start })
     }
 
     /// The gradients of the passage of the states. `dh` joins at the starts of the chunks and is overwritten with the
     /// gradients at their ends; `last` is that of the state after the last token before, and of the first state after.
-    /// `dg` is added to.
     pub(crate) fn state_gradient(&self, of: &States<'_>, dy: &StateSeeds<'_>) -> Result<StateGradient> {
         let States { k, w, v_new, h, gates } = *of;
-        let StateSeeds { dv_new, dh, last, dg } = *dy;
+        let StateSeeds { dv_new, dh, last } = *dy;
         let passage = Passage { way: Way::Back, left: k, right: w, x: dv_new, states: dh, last };
         let du = self.pass(&passage, gates)?;
         let (keys, values) = (Size::Of(width(k)), Size::Of(width(v_new)));
@@ -169,9 +165,8 @@ impl Chunks {
         let dk = self.empty(width(k))?;
         let product = Product::new([TOKENS, keys, values], [self.side(v_new), Side::state(dh), self.side(&dk)]);
         product.rows(gates, Factor::ToEnd).run(self)?;
-        let dots = self.dots(&dk, k, gates, Factor::None)?;
-        self.whole_decay(dg, &dots, [h, dh], gates)?;
-        Ok(StateGradient { du, dw, dk })
+        let to_end = self.dots(&dk, k, gates, Factor::None)?;
+        Ok(StateGradient { du, dw, dk, to_end })
     }
 }
 
@@ -202,7 +197,12 @@ pub(crate) struct OutputGradient {
     pub(crate) dk: Tensor,
     pub(crate) dv_new: Tensor,
     pub(crate) dh: Tensor,
-    pub(crate) dg: Tensor,
+    /// Of the gated products of queries and keys, and these without the gate: their product is the gradient of the
+    /// exponents of the decays from token to token.
+    pub(crate) dp: Tensor,
+    pub(crate) qk: Tensor,
+    /// The gradient of the exponents of the decays from the chunk's start.
+    pub(crate) from_start: Tensor,
 }
 
 /// What states are made of, and what they are.
@@ -221,7 +221,6 @@ pub(crate) struct StateSeeds<'a> {
     pub(crate) dv_new: &'a Tensor,
     pub(crate) dh: &'a Tensor,
     pub(crate) last: &'a Tensor,
-    pub(crate) dg: &'a Tensor,
 }
 
 /// Gradients to what the states are made of.
@@ -229,4 +228,6 @@ pub(crate) struct StateGradient {
     pub(crate) du: Tensor,
     pub(crate) dw: Tensor,
     pub(crate) dk: Tensor,
+    /// The gradient of the exponents of the decays to the chunk's end.
+    pub(crate) to_end: Tensor,
 }
