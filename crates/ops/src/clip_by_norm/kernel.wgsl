@@ -6,7 +6,9 @@ var<immediate> p: Params;
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = group_index(group, groups) * 256u + lane;
-    if i < p.quads && norm[0] > p.most {
-        x[i] = narrow_X(widen_X(x[i]) * (p.most / norm[0]));
+    // by its bits, which no driver assumes to be no NaN
+    let wrong = (bitcast<u32>(norm[0]) & 0x7fffffffu) > 0x7f800000u;
+    if i < p.quads && (wrong || norm[0] > p.most) {
+        x[i] = narrow_X(widen_X(x[i]) * select(p.most / norm[0], norm[0], wrong));
     }
 }

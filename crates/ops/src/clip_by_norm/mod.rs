@@ -21,7 +21,8 @@ const WHY: &str = "it shortens gradients, which are not differentiated themselve
 
 /// `x · min(1, most / norm)`: `x` is given away and shortened in place where a device can.
 ///
-/// `norm` is that of all gradients, as [`global_norm`](crate::global_norm) gives it; on a GPU it stays there.
+/// `norm` is that of all gradients, as [`global_norm`](crate::global_norm) gives it; on a GPU it stays there. Where it is
+/// NaN, so is every element of the result; where it is infinite, finite elements become 0.
 ///
 /// | tensor | shape | dtype          | gradient |
 /// |--------|-------|----------------|----------|
@@ -43,8 +44,8 @@ pub fn clip_by_norm(x: Tensor, norm: &Tensor, most: f32) -> Result<Tensor> {
     tape::no_gradient(CONTRACT.op, WHY, [&x, norm])?;
     match x.device() {
         Device::Cpu(_) => match norm.item()? {
-            norm if norm > most => crate::scale(&x, most / norm),
-            _ => Ok(x),
+            norm if norm <= most => Ok(x),
+            norm => crate::scale(&x, most / norm),
         },
         Device::Gpu(gpu) => gpu::clip(&gpu.clone(), x, norm, most),
     }
@@ -53,6 +54,21 @@ pub fn clip_by_norm(x: Tensor, norm: &Tensor, most: f32) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_norm_of_nan_leaves_nothing_that_looks_clipped() {
+        let mut devices = vec![Device::cpu()];
+        if !alluvium_core::gpu::adapters().is_empty() {
+            devices.push(alluvium_core::gpu::Gpu::builder().open().unwrap().into());
+        }
+        for device in &devices {
+            let x = Tensor::from_slice(&[3.0f32, 0.0, -4.0], [3], device).unwrap();
+            let clipped = |norm| clip_by_norm(x.clone(), &Tensor::full([], norm, device).unwrap(), 1.0);
+            let nan = clipped(f32::NAN).unwrap().to_vec::<f32>().unwrap();
+            assert!(nan.iter().all(|x| x.is_nan()), "{device:?}: {nan:?}");
+            assert_eq!(clipped(f32::INFINITY).unwrap().to_vec::<f32>().unwrap(), [0.0, 0.0, -0.0], "{device:?}");
+        }
+    }
 
     #[test]
     fn what_is_short_enough_stays_as_it_is() {

@@ -14,6 +14,11 @@ pub enum Over {
 }
 
 impl Over {
+    /// What is reduced: a tensor without axes is one element along an axis where all elements are reduced.
+    pub(crate) fn axis(self, x: &Tensor) -> Result<Tensor> {
+        if self == Over::All && x.shape().rank() == 0 { x.reshape([1]) } else { Ok(x.clone()) }
+    }
+
     /// The length of what is reduced to one number, and the shape of the result.
     pub(crate) fn rows(self, dims: &Dims) -> (usize, Shape) {
         match self {

@@ -54,7 +54,7 @@ pub struct CrossEntropy<'a> {
 ///
 /// `loss = Σ_n (lse_n − z_n[target_n] + z_loss·lse_n²)` with `z_n = w·x_n` and `lse_n = log Σ_v exp z_n[v]`, over the
 /// tokens whose target is not `ignore_index`; the mean divides by their number. Where none counts, the loss is 0 and so
-/// are its gradients: a batch of prompts alone teaches nothing and breaks nothing.
+/// are its gradients.
 ///
 /// | tensor    | shape | dtype          | gradient |
 /// |-----------|-------|----------------|----------|
@@ -63,12 +63,14 @@ pub struct CrossEntropy<'a> {
 /// | `targets` | `N`   | u32            | no       |
 /// | result    | `[]`  | f32            |          |
 ///
+/// Targets that a GPU made are not read back: one that is no entry of the vocabulary counts there as the last entry.
+///
 /// Logits exist in f32 for `chunk` tokens at a time, and only for tokens that count. Where `x` or `w` is traced, their
 /// gradients are computed in the same pass and kept in f32; the backward pass only scales them.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when a target
-/// is no word of the vocabulary, `chunk` is 0 or `z_loss` is negative or not finite.
+/// that the host knows is no entry of the vocabulary, `chunk` is 0 or `z_loss` is negative or not finite.
 ///
 /// # Source
 /// Wijmans et al. 2024, arXiv:2411.09009, for the fusion; Chowdhery et al. 2022, arXiv:2204.02311, for the z-loss.

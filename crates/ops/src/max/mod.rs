@@ -27,6 +27,7 @@ static CONTRACT: Contract = Contract { op: "max", args: &[Arg::new("x", "R.. D",
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape) or `Dtype` where the table does not hold.
 pub fn max(x: &Tensor, over: Over) -> Result<Tensor> {
+    let x = &over.axis(x)?;
     let dims = CONTRACT.check(&[x])?;
     let (width, shape) = over.rows(&dims);
     let (y, at) = match x.device() {

@@ -27,6 +27,7 @@ static CONTRACT: Contract =
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape) or `Dtype` where the table does not hold.
 pub fn mean(x: &Tensor, over: Over) -> Result<Tensor> {
+    let x = &over.axis(x)?;
     let dims = CONTRACT.check(&[x])?;
     let (width, shape) = over.rows(&dims);
     let y = match x.device() {

@@ -29,14 +29,26 @@ pub(super) fn forward(cpu: &Cpu, logits: &Tensor, top_k: usize, normalise: Norma
     Ok(Route { weights: cpu.wrap(weights, [rows, top_k])?, experts: cpu.wrap(experts, [rows, top_k])? })
 }
 
-/// The places of the largest numbers, in falling order; of equal ones the first comes first.
+/// An integer in the order of the logits: both zeros are equal, NaN is below −∞. As in kernel.wgsl.
+fn rank(x: f32) -> u32 {
+    let bits = x.to_bits();
+    match bits & 0x7fff_ffff {
+        0 => 0x8000_0000,
+        size if size > 0x7f80_0000 => 0,
+        _ if bits > 0x7fff_ffff => !bits,
+        _ => bits | 0x8000_0000,
+    }
+}
+
+/// The places of the largest numbers, in falling order; of equal ones the first comes first, and NaN comes last.
 fn largest(x: &[f32], places: &mut [u32]) {
     let mut found = 0;
     for (i, &value) in x.iter().enumerate() {
-        if found == places.len() && x[places[found - 1] as usize] >= value {
+        let own = rank(value);
+        if found == places.len() && rank(x[places[found - 1] as usize]) >= own {
             continue;
         }
-        let at = places[..found].partition_point(|&place| x[place as usize] >= value);
+        let at = places[..found].partition_point(|&place| rank(x[place as usize]) >= own);
         found = (found + 1).min(places.len());
         if at < found {
             places.copy_within(at..found - 1, at + 1);

@@ -33,7 +33,8 @@ pub struct Route {
 
 /// The `top_k` likeliest experts of each token: a softmax over all experts in f32, then the largest.
 ///
-/// Experts come in the order of their logits, the largest first; of equal ones the lower number first.
+/// Experts come in the order of their logits, the largest first; of equal ones the lower number first. A NaN comes after
+/// −∞, on every device; the weights of a token are NaN where a chosen logit is, and with [`Normalise::No`] where any is.
 ///
 /// | tensor    | shape | dtype          | gradient |
 /// |-----------|-------|----------------|----------|
@@ -101,6 +102,30 @@ mod tests {
         let (experts, weights) = chosen(&[1.0, 3.0, 3.0, 1.0, 3.0, 1.0], 4, Normalise::Yes);
         assert_eq!(experts, [1, 2, 4, 0]);
         assert_eq!(weights[0], weights[2]);
+    }
+
+    #[test]
+    fn a_nan_is_chosen_last_on_every_device() {
+        let mut devices = vec![Device::cpu()];
+        if !alluvium_core::gpu::adapters().is_empty() {
+            devices.push(alluvium_core::gpu::Gpu::builder().open().unwrap().into());
+        }
+        for device in &devices {
+            for (logits, want) in [
+                ([f32::NAN, 1.0, 2.0, f32::NAN], [2, 1, 0, 3]),
+                ([-0.0, f32::NEG_INFINITY, -f32::NAN, 0.0], [0, 3, 1, 2]),
+                ([f32::NAN; 4], [0, 1, 2, 3]),
+            ] {
+                let x = Tensor::from_slice(&logits, [1, 4], device).unwrap();
+                for top_k in 1..=4 {
+                    let route = route(&x, top_k, Normalise::Yes).unwrap();
+                    assert_eq!(route.experts.to_vec::<u32>().unwrap(), want[..top_k], "{device:?} {logits:?}");
+                }
+            }
+            let x = Tensor::from_slice(&[f32::NAN, 1.0, 2.0, f32::NAN], [1, 4], device).unwrap();
+            let weights = route(&x, 2, Normalise::Yes).unwrap().weights.to_vec::<f32>().unwrap();
+            assert!((weights[0] - 0.731_058_6).abs() < 1e-6 && (weights[1] - 0.268_941_4).abs() < 1e-6);
+        }
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The definition, in plain loops and f64. Every other path is measured against this one, so it never grows a fast case.
 
 use crate::op::{Array, Given};
+use std::cmp::Ordering;
 
 /// The chosen experts of a row, the likeliest first.
 fn chosen(x: &[f64], top_k: usize) -> Vec<usize> {
     let mut all: Vec<usize> = (0..x.len()).collect();
-    // the sort is stable: of equal ones the lower number stays first
-    all.sort_by(|&a, &b| x[b].total_cmp(&x[a]));
+    // the sort is stable: of equal ones the lower number stays first; NaN comes last
+    all.sort_by(|&a, &b| x[a].is_nan().cmp(&x[b].is_nan()).then(x[b].partial_cmp(&x[a]).unwrap_or(Ordering::Equal)));
     all.truncate(top_k);
     all
 }

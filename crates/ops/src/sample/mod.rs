@@ -20,7 +20,7 @@ const WHY: &str = "a choice does not move with its logits";
 /// How the next word is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// What logits are divided by; 0 takes the likeliest word.
+    /// What logits are divided by; 0 takes the likeliest word. Subnormal values count as the smallest normal f32.
     pub temperature: f32,
     /// Only the so many likeliest words; 0 is off.
     pub top_k: usize,
@@ -38,6 +38,13 @@ impl Default for Sampling {
 }
 
 impl Sampling {
+    /// The same, with a temperature above 0 raised to the smallest normal f32: the reciprocal of a subnormal one is
+    /// infinite, and some GPUs take it for 0. Softmax over logits that differ is the maximum either way.
+    fn normal(self) -> Self {
+        let temperature = if self.temperature > 0.0 { self.temperature.max(f32::MIN_POSITIVE) } else { 0.0 };
+        Sampling { temperature, ..self }
+    }
+
     /// Refuses numbers that nothing can be chosen by.
     fn check(&self) -> Result<()> {
         let Sampling { temperature, top_p, min_p, .. } = *self;
@@ -87,9 +94,10 @@ pub fn sample(logits: &Tensor, sampling: &Sampling, draws: &[f32]) -> Result<Ten
     if let Some(draw) = draws.iter().find(|draw| !(0.0..1.0).contains(*draw)) {
         return Err(Error::value(CONTRACT.op, format!("a draw is {draw}, expected a number from 0 to below 1")));
     }
+    let sampling = sampling.normal();
     match logits.device() {
-        Device::Cpu(cpu) => cpu::sample(cpu, logits, sampling, draws, &dims),
-        Device::Gpu(gpu) => gpu::sample(gpu, logits, sampling, draws, &dims),
+        Device::Cpu(cpu) => cpu::sample(cpu, logits, &sampling, draws, &dims),
+        Device::Gpu(gpu) => gpu::sample(gpu, logits, &sampling, draws, &dims),
     }
 }
 

@@ -76,8 +76,9 @@ impl<S: F32s, const N: usize, const M: usize> Tile<'_, S, N, M> {
     #[inline(always)]
     pub(super) fn row(&self, n: usize) -> &[u32] {
         let words = self.shape.layout.words;
-        debug_assert!(n < N && self.codes.len() == N * words);
-        // SAFETY: there are `N` rows of words.
+        // constant where loops over rows are unrolled
+        assert!(n < N);
+        // SAFETY: `Strip::tile`, which alone makes tiles, cuts `N` rows of words.
         unsafe { self.codes.get_unchecked(n * words..(n + 1) * words) }
     }
 
@@ -88,9 +89,9 @@ impl<S: F32s, const N: usize, const M: usize> Tile<'_, S, N, M> {
     #[inline(always)]
     pub(super) unsafe fn scales<const WHOLE: bool>(&self, n: usize, first: usize) -> S {
         let (groups, at) = (self.shape.layout.groups, first >> self.shape.shift);
-        debug_assert!(n < N && self.scales.len() == N * groups);
+        assert!(n < N);
         if WHOLE {
-            // SAFETY: there are `N` rows of scales, and a row has those of all of its lanes.
+            // SAFETY: `Strip::tile` cuts `N` rows of scales, and the caller promises that the row has these lanes.
             return unsafe { S::load_spread(self.scales.as_ptr().add(n * groups + at), self.shape.spread) };
         }
         let mut few = [0.0; 16];
