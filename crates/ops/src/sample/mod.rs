@@ -118,6 +118,26 @@ mod tests {
     }
 
     #[test]
+    fn the_smallest_temperatures_take_the_largest_logit_on_every_device() {
+        let mut devices = vec![Device::cpu()];
+        if !alluvium_core::gpu::adapters().is_empty() {
+            devices.push(alluvium_core::gpu::Gpu::builder().open().unwrap().into());
+        }
+        for device in &devices {
+            let logits = Tensor::from_slice(&[0.5f32, 1.0, -3.0, 0.25], [1, 4], device).unwrap();
+            for temperature in [1e-37, 1e-38, 2e-39, 1e-39, 1e-45] {
+                let plain = Sampling { temperature, ..Sampling::default() };
+                for sampling in [plain, Sampling { top_k: 3, ..plain }, Sampling { top_p: 0.9, min_p: 0.01, ..plain }] {
+                    for draw in [0.0, 0.5, 0.999] {
+                        let id = sample(&logits, &sampling, &[draw]).unwrap().to_vec::<u32>().unwrap();
+                        assert_eq!(id, [1], "{device:?} {sampling:?} {draw}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn greedy_takes_the_first_of_equals() {
         assert_eq!(ids(&[0.0, 3.0, -1.0, 3.0], Sampling::default()), [1]);
     }

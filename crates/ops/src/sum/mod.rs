@@ -63,6 +63,19 @@ mod tests {
     use alluvium_core::cpu::Cpu;
 
     #[test]
+    fn a_tensor_without_axes_is_its_own_sum_mean_and_maximum() {
+        let tape = alluvium_core::Tape::new();
+        let x = tape.watch(&Tensor::full([], 3.0, &Device::cpu()).unwrap());
+        for reduce in [sum, crate::mean, crate::max] {
+            let y = reduce(&x, Over::All).unwrap();
+            assert_eq!((y.item().unwrap(), y.shape().rank()), (3.0, 0));
+            let dx = tape.backward(&[(&y, &Tensor::full([], 2.0, &Device::cpu()).unwrap())]).unwrap();
+            assert_eq!(dx.of(&x).unwrap().item().unwrap(), 2.0);
+            assert_eq!(sum(&x, Over::Last).unwrap_err().to_string(), "sum: `x` is [], expected [R.., D]");
+        }
+    }
+
+    #[test]
     fn a_long_sum_is_accurate_and_the_same_on_any_number_of_threads() {
         let bits = [1, 2, 5].map(|threads| {
             let device = Cpu::builder().threads(threads).open().unwrap().into();
