@@ -20,6 +20,8 @@ enum Seed {
 /// Bound on the error of a token's gradient relative to itself, or to a hundredth of the sum of the magnitudes of its
 /// `K · V` terms where these cancel by chance.
 const BOUND: f64 = 1e-4;
+/// The same where a chunk's later tokens erase most of the state's gradient: a chunk subtracts what they erase.
+const ERASED: f64 = 1e-3;
 
 /// The worst error of a token's `dg`, in the measure of [`BOUND`], for log decays `g(token, head)`.
 fn worst(device: &Device, tokens: usize, g: impl Fn(usize, usize) -> f32, seed: Seed, states: ChunkStates) -> f64 {
@@ -129,7 +131,8 @@ fn every_token_is_right(device: &Device) {
         for seed in [Seed::Output, Seed::FinalState, Seed::Both] {
             for (tokens, states) in [(2, ChunkStates::Keep), (64, ChunkStates::Keep), (130, ChunkStates::Recompute)] {
                 let worst = worst(device, tokens, g, seed, states);
-                if worst.is_nan() || worst > BOUND {
+                let erased = seed == Seed::FinalState && g(tokens - 1, 0) > -1.0;
+                if worst.is_nan() || worst > if erased { ERASED } else { BOUND } {
                     faults.push(format!("g {name}, {tokens} tokens, {seed:?}: {worst:.1e}"));
                 }
             }
@@ -193,7 +196,7 @@ fn a_head_of_ones_is_right_in_every_token_and_zero_in_the_first() {
             for device in &devices {
                 let got = gradient_of_ones(device, gates, last);
                 let each = compare(&got[1..], &want[1..], 0.0).each;
-                if got[0] != 0.0 || each > BOUND {
+                if got[0] != 0.0 || each > if last { ERASED } else { BOUND } {
                     faults.push(format!("{device:?}: g {:?}.., {tokens} tokens, last {last}: {each:.1e}", &gates[..2]));
                 }
             }
