@@ -142,7 +142,7 @@ pub fn time(op: &Op, case: &Case, device: &Device) -> Result<(Timing, Option<Tim
         (op.run)(&mut inputs.tensors)?.iter().map(|y| random(y.shape(), y.dtype(), device)).collect::<Result<_>>()?;
     let seconds = median(device, || {
         let tape = Tape::new();
-        let mut given = inputs.watched(&tape);
+        let mut given = inputs.watched(&tape, None);
         let results = (op.run)(&mut given)?;
         let pairs: Vec<(&Tensor, &Tensor)> = results.iter().zip(&seeds).filter(|(y, _)| y.is_traced()).collect();
         tape.backward(&pairs).map(drop)

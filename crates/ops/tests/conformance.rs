@@ -3,7 +3,7 @@
 
 use alluvium_core::cpu::{Cpu, Level};
 use alluvium_core::{DType, Device};
-use alluvium_ops::check::{Zeros, bytes, check, gradient_of_reference, refusals};
+use alluvium_ops::check::{Zeros, bytes, check, gradient_of_reference, need, refusals};
 use alluvium_ops::{Case, OPS, Op};
 
 /// Work of a case above which the slow checks leave it out; every operation has smaller cases, too.
@@ -74,6 +74,19 @@ fn the_gradients_of_the_references_match_central_differences() {
         assert!(!small.is_empty(), "{} has no case small enough for differences", op.name());
         for case in small {
             let found = gradient_of_reference(op, case).unwrap();
+            faults.extend(found.iter().map(|fault| format!("{}, {}: {fault}", op.name(), case.name)));
+        }
+    }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn an_input_that_is_not_traced_costs_its_gradient_neither_bits_nor_memory() {
+    let device = poisoned(Level::best(), 0);
+    let mut faults = Vec::new();
+    for op in OPS {
+        for case in op.cases.iter().filter(|case| work(op, case) < 40 * SMALL) {
+            let found = need(op, case, &device).unwrap();
             faults.extend(found.iter().map(|fault| format!("{}, {}: {fault}", op.name(), case.name)));
         }
     }

@@ -42,7 +42,7 @@ impl Backward<2> for Grad {
         CONTRACT.op
     }
 
-    fn backward(self, dy: Tensor, _need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-        Ok([Some(dy.clone()), Some(dy)])
+    fn backward(self, dy: Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
+        Ok([need[0].then(|| dy.clone()), need[1].then_some(dy)])
     }
 }

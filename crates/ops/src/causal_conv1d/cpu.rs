@@ -158,8 +158,8 @@ fn final_state(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved) -> Result<Tensor> {
 pub(super) fn backward(
     cpu: &Cpu,
     saved: &Saved,
-    dy: Option<&Tensor>,
-    dfinal: Option<&Tensor>,
+    [dy, dfinal]: [Option<&Tensor>; 2],
+    need: [bool; 3],
 ) -> Result<[Option<Tensor>; 3]> {
     let rows = Rows::new(cpu, saved)?;
     let dy = match dy {
@@ -168,19 +168,24 @@ pub(super) fn backward(
     };
     let (taps, channels) = (rows.taps, rows.channels);
     let parts = rows.parts();
-    let mut dx = cpu.buffer(rows.x.len())?;
-    let mut dstate = cpu.buffer(saved.state.as_ref().map_or(0, Tensor::elements))?;
-    let mut sums = cpu.zeros(parts.len() * room(taps, channels))?;
+    // a gradient that is not needed has no memory
+    let mut dx = cpu.buffer(if need[0] { rows.x.len() } else { 0 })?;
+    let own_state = saved.state.as_ref().filter(|_| need[2]);
+    let mut dstate = cpu.buffer(own_state.map_or(0, Tensor::elements))?;
+    let width = if need[1] { room(taps, channels) } else { 0 };
+    let mut sums = cpu.zeros(parts.len() * width)?;
     let large = is_large(&dx);
     {
-        let (mut dx_rest, mut dstate_rest) = (&mut dx[..], &mut dstate[..]);
+        let (mut dx_rest, mut dstate_rest, mut sums_rest) = (&mut dx[..], &mut dstate[..], &mut sums[..]);
         let mut work = Vec::new();
-        for (part, dw) in parts.into_iter().zip(sums.chunks_exact_mut(room(taps, channels))) {
+        for part in parts {
+            let (dw, after) = std::mem::take(&mut sums_rest).split_at_mut(width);
+            sums_rest = after;
             let tokens: usize = part.iter().map(|run| run.tokens.len()).sum();
             let starts = part.iter().filter(|run| run.tokens.start == 0).count();
-            let (dx, after) = std::mem::take(&mut dx_rest).split_at_mut(tokens * channels);
+            let (dx, after) = std::mem::take(&mut dx_rest).split_at_mut(if need[0] { tokens * channels } else { 0 });
             dx_rest = after;
-            let states = if saved.state.is_some() { starts * (taps - 1) * channels } else { 0 };
+            let states = if own_state.is_some() { starts * (taps - 1) * channels } else { 0 };
             let (dstate, after) = std::mem::take(&mut dstate_rest).split_at_mut(states);
             dstate_rest = after;
             work.push((part, Sums { dx, dstate, dw }));
@@ -199,12 +204,16 @@ pub(super) fn backward(
     if let Some(dfinal) = dfinal {
         add_final(&rows, &cpu.read(dfinal)?, &mut dx, &mut dstate);
     }
-    let dw = cpu.tensor(total(cpu, &sums, taps, channels)?, saved.w.shape(), saved.w.dtype())?;
-    let dstate = match &saved.state {
+    let dw = match need[1] {
+        true => Some(cpu.tensor(total(cpu, &sums, taps, channels)?, saved.w.shape(), saved.w.dtype())?),
+        false => None,
+    };
+    let dstate = match own_state {
         Some(state) => Some(cpu.tensor(dstate, state.shape(), state.dtype())?),
         None => None,
     };
-    Ok([Some(cpu.tensor(dx, saved.x.shape(), saved.x.dtype())?), Some(dw), dstate])
+    let dx = need[0].then(|| cpu.tensor(dx, saved.x.shape(), saved.x.dtype())).transpose()?;
+    Ok([dx, dw, dstate])
 }
 
 /// Where a part's gradients go.
@@ -225,6 +234,8 @@ fn undo(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, dy: &[f32], (part, sums, stor
         let mut out: Vec<Option<&mut [f32]>> =
             (0..before).map(|_| if own_state { dstate.next() } else { None }).collect();
         out.extend(dx.by_ref().take(len).map(Some));
+        // where the gradient to x is not needed
+        out.resize_with(before + len, || None);
         out.resize_with(out.len().next_multiple_of(BLOCK), || None);
 
         let mut x: Vec<&[f32]> = Vec::with_capacity(rows.taps + BLOCK);
@@ -238,7 +249,8 @@ fn undo(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, dy: &[f32], (part, sums, stor
                     t if t < all.len() => &dy[(all.start + t) * channels..][..channels],
                     _ => &rows.zeros[..],
                 });
-                let dw = if token < run.tokens.end { Some(&mut sums.dw[..]) } else { None };
+                let wanted = token < run.tokens.end && !sums.dw.is_empty();
+                let dw = if wanted { Some(&mut sums.dw[..]) } else { None };
                 let from = Window { x: &x, w: &rows.w, span: span.clone(), activation: saved.activation, stores };
                 kernel::backward(cpu.level(), &from, rows.taps, Cotangent { dy, before: &mut dz, dw, dx });
             }
@@ -253,6 +265,7 @@ fn add_final(rows: &Rows<'_>, dfinal: &[f32], dx: &mut [f32], dstate: &mut [f32]
         let (sequence, tokens) = (row / before, rows.sequences.rows(row / before));
         let token = tokens.len() + row % before;
         let to = match token.checked_sub(before) {
+            Some(_) if dx.is_empty() => continue,
             Some(token) => &mut dx[(tokens.start + token) * channels..][..channels],
             None if dstate.is_empty() => continue,
             None => &mut dstate[(sequence * before + token) * channels..][..channels],

@@ -83,6 +83,8 @@ struct Plan<'a> {
     runs: usize,
     block: usize,
     activation: Activation,
+    /// Whether the gradients to `x` and `w` are written.
+    need: [bool; 2],
 }
 
 impl<'a> Plan<'a> {
@@ -98,7 +100,22 @@ impl<'a> Plan<'a> {
         let equal = saved.sequences.len() == saved.x.shape()[0];
         let table = if equal { None } else { Some(table(gpu, saved, block)?) };
         let activation = saved.activation;
-        Ok(Plan { gpu, saved, kernels, form, taps, channels, x, w, state, table, runs, block, activation })
+        Ok(Plan {
+            gpu,
+            saved,
+            kernels,
+            form,
+            taps,
+            channels,
+            x,
+            w,
+            state,
+            table,
+            runs,
+            block,
+            activation,
+            need: [true; 2],
+        })
     }
 
     fn like(&self, shape: Shape) -> Result<Tensor> {
@@ -130,6 +147,8 @@ impl<'a> Plan<'a> {
                 ("PACKED", flag(self.table.is_some())),
                 ("LAST", flag(entry.last == Last::Given)),
                 ("SILU", flag(self.activation == Activation::Silu)),
+                ("DX", flag(self.need[0])),
+                ("DW", flag(self.need[1])),
             ],
             stored: &self.form.stored(),
             binds: &binds,
@@ -177,8 +196,8 @@ pub(super) fn forward(gpu: &Gpu, saved: &Saved) -> Result<(Tensor, Option<Tensor
 pub(super) fn backward(
     gpu: &Gpu,
     saved: &Saved,
-    dy: Option<&Tensor>,
-    dlast: Option<&Tensor>,
+    [dy, dlast]: [Option<&Tensor>; 2],
+    need: [bool; 3],
 ) -> Result<[Option<Tensor>; 3]> {
     let mut plan = Plan::new(gpu, saved, block(saved.x.elements() / 8, 8, 64))?;
     let convert = |x: &Tensor| gpu.convert(x, plan.form.dtype());
@@ -195,18 +214,24 @@ pub(super) fn backward(
         plan.launch(&Entry { name: "sums_gradient", rows: plan.runs, each: 1, y: &dz, more: &more, last })?;
         (dy, plan.activation) = (dz, Activation::None);
     }
+    plan.need = [need[0], need[1]];
     let each = plan.runs.div_ceil(PARTS);
     let parts = plan.runs.div_ceil(each);
-    let sums = gpu.empty([parts, plan.stride()], DType::F32)?;
-    let dx = plan.like(saved.x.shape())?;
+    // a gradient that is not needed is bound, but not written
+    let none = || gpu.empty([4], DType::F32);
+    let sums = if need[1] { gpu.empty([parts, plan.stride()], DType::F32)? } else { none()? };
+    let dx = if need[0] { plan.like(saved.x.shape())? } else { none()? };
     let more = [Some(&plan.w), Some(&dy), dlast.as_ref(), Some(&sums)];
-    plan.launch(&Entry { name: "backward", rows: parts, each, y: &dx, more: &more, last })?;
-    let dw = gpu.convert(&totals(gpu, &sums, saved.w.shape())?, saved.w.dtype())?;
-    let dx = gpu.convert(&dx, saved.x.dtype())?;
-    let Some(state) = &saved.state else { return Ok([Some(dx), Some(dw), None]) };
+    if need[0] || need[1] {
+        plan.launch(&Entry { name: "backward", rows: parts, each, y: &dx, more: &more, last })?;
+    }
+    let weights = || gpu.convert(&totals(gpu, &sums, saved.w.shape())?, saved.w.dtype());
+    let dw = need[1].then(weights).transpose()?;
+    let dx = need[0].then(|| gpu.convert(&dx, saved.x.dtype())).transpose()?;
+    let Some(state) = saved.state.as_ref().filter(|_| need[2]) else { return Ok([dx, dw, None]) };
     let dstate = plan.like(state.shape())?;
     let sequences = saved.sequences.len();
     let rows = sequences * (plan.taps - 1);
     plan.launch(&Entry { name: "before", rows, each: sequences, y: &dstate, more: &more[..3], last })?;
-    Ok([Some(dx), Some(dw), Some(gpu.convert(&dstate, state.dtype())?)])
+    Ok([dx, dw, Some(gpu.convert(&dstate, state.dtype())?)])
 }

@@ -30,7 +30,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     let channel = i % columns * GROUP + lane;
     if part * p.each >= p.runs || channel >= p.width { return; }
     let end = min((part + 1u) * p.each, p.runs);
-    for (var k = 0; k <= BEFORE; k++) {
+    for (var k = 0; k <= BEFORE && DW == 1u; k++) {
         var dtap = Num(0.0);
         for (var number = part * p.each; number < end; number++) {
             let run = run_at(number);
@@ -40,6 +40,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
         }
         leave(part * p.stride, channel, u32(k), dtap);
     }
+    if DX == 0u { return; }
     for (var number = part * p.each; number < end; number++) {
         let run = run_at(number);
         for (var row = run.first; row < run.end; row++) {

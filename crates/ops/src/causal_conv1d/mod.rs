@@ -164,12 +164,12 @@ impl<const M: usize> BackwardMany<3, M> for Saved {
         CONTRACT.op
     }
 
-    fn backward(self, dy: [Option<Tensor>; M], _need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
+    fn backward(self, dy: [Option<Tensor>; M], need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
         let mut dy = dy.into_iter();
         let (dy, dstate) = (dy.next().flatten(), dy.next().flatten());
         match self.x.device() {
-            Device::Cpu(cpu) => cpu::backward(cpu, &self, dy.as_ref(), dstate.as_ref()),
-            Device::Gpu(gpu) => gpu::backward(gpu, &self, dy.as_ref(), dstate.as_ref()),
+            Device::Cpu(cpu) => cpu::backward(cpu, &self, [dy.as_ref(), dstate.as_ref()], need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, [dy.as_ref(), dstate.as_ref()], need),
         }
     }
 }

@@ -27,7 +27,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
     }
 }
 
-// y holds the gradient to x; an invocation takes `each` runs and leaves one row of sums for the taps.
+// y holds the gradient to x (DX 1); an invocation takes `each` runs and leaves one row of sums for the taps.
 @compute @workgroup_size(GROUP)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let columns = (p.width + GROUP - 1u) / GROUP;
@@ -65,11 +65,11 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
                     for (var k = 0; k <= BEFORE; k++) { z += taps[k] * seen[j + k]; }
                     dz[BEFORE + j] *= slope(z);
                 }
-                if row + j < run.end {
+                if DW == 1u && row + j < run.end {
                     for (var k = 0; k <= BEFORE; k++) { dtaps[k] += seen[j + k] * dz[BEFORE + j]; }
                 }
                 let to = row + j - BEFORE;
-                if to >= run.first && to < run.end {
+                if DX == 1u && to >= run.first && to < run.end {
                     var d = from_last(run, to, channel);
                     for (var k = 0; k <= BEFORE; k++) { d += taps[k] * dz[j + BEFORE - k]; }
                     y[place(to, channel)] = narrow(d);
@@ -81,5 +81,6 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
             }
         }
     }
+    if DW == 0u { return; }
     for (var k = 0u; k < TAPS; k++) { leave(part * p.stride, channel, k, dtaps[k]); }
 }

@@ -53,10 +53,14 @@ impl Inputs {
         })
     }
 
-    /// The tensors, with those of floating numbers followed by a tape.
-    pub fn watched(&self, tape: &Tape) -> Given<Tensor> {
-        let watch = |x: &Tensor| if x.dtype().is_float() { tape.watch(x) } else { x.clone() };
-        let args = self.tensors.args.iter().map(|(name, x)| (*name, x.as_ref().map(watch))).collect();
+    /// The tensors, with those of a floating dtype traced, or `only` one of them.
+    pub fn watched(&self, tape: &Tape, only: Option<&str>) -> Given<Tensor> {
+        let watch = |name: &str, x: &Tensor| {
+            let wanted = x.dtype().is_float() && only.is_none_or(|only| only == name);
+            if wanted { tape.watch(x) } else { x.clone() }
+        };
+        let each = |(name, x): &(&'static str, Option<Tensor>)| (*name, x.as_ref().map(|x| watch(name, x)));
+        let args = self.tensors.args.iter().map(each).collect();
         Given { args, dims: self.tensors.dims.clone(), options: self.tensors.options }
     }
 

@@ -8,12 +8,14 @@ mod compare;
 mod differences;
 mod errors;
 mod inputs;
+mod need;
 
 pub use crate::common::gpu::gemm::unreached as unreached_shaders;
 pub use compare::{Gap, compare};
 pub use differences::gradient_of_reference;
 pub use errors::refusals;
 pub use inputs::Inputs;
+pub use need::need;
 
 use crate::op::{Array, Case, Gradient, Op, Tolerance};
 use alluvium_core::{DType, Device, Result, Tape, Tensor};
@@ -71,7 +73,7 @@ pub fn bytes(op: &Op, case: &Case, dtype: DType, device: &Device) -> Result<Vec<
     let inputs = Inputs::new(op, case, dtype, device)?;
     let results = (op.run)(&mut inputs.tensors.clone())?;
     let shapes: Vec<Array> = results.iter().map(|y| Array::zeros(y.shape().to_vec())).collect();
-    let Ran { results, gradients } = once(op, &inputs, &inputs.seeds(&shapes)?)?;
+    let Ran { results, gradients } = once(op, &inputs, &inputs.seeds(&shapes)?, None)?;
     results.iter().chain(gradients.iter().flatten()).map(Tensor::to_bytes).collect()
 }
 
@@ -97,8 +99,8 @@ impl Proof<'_> {
     fn run(&mut self, inputs: &Inputs) -> Result<()> {
         let want = (self.op.reference)(&inputs.arrays);
         let seeds = inputs.seeds(&want)?;
-        let first = once(self.op, inputs, &seeds)?;
-        let again = once(self.op, inputs, &seeds)?;
+        let first = once(self.op, inputs, &seeds, None)?;
+        let again = once(self.op, inputs, &seeds, None)?;
         self.same_bits(&first, &again, "the second time")?;
         if !self.op.differentiable() {
             let results = (self.op.run)(&mut inputs.copied()?)?;
@@ -191,13 +193,14 @@ impl Proof<'_> {
     }
 }
 
-fn once(op: &Op, inputs: &Inputs, seeds: &[Tensor]) -> Result<Ran> {
+/// Runs an operation and its gradient, with all floating arguments traced or `only` one.
+fn once(op: &Op, inputs: &Inputs, seeds: &[Tensor], only: Option<&str>) -> Result<Ran> {
     if !op.differentiable() {
         // the inputs hold every argument, too: none is overwritten
         return Ok(Ran { results: (op.run)(&mut inputs.tensors.clone())?, gradients: Vec::new() });
     }
     let tape = Tape::new();
-    let mut given = inputs.watched(&tape);
+    let mut given = inputs.watched(&tape, only);
     let results = (op.run)(&mut given)?;
     let mut pairs = Vec::new();
     for (y, seed) in results.iter().zip(seeds).filter(|(y, _)| y.is_traced()) {

@@ -69,11 +69,12 @@ pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<Tensor> {
     cpu.tensor(l, [batch, tokens, groups, CHUNK], DType::F32)
 }
 
-pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 3]> {
+pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
     let (given, dl) = (Given::read(cpu, args)?, cpu.read(dy)?);
     let (level, width, Layout { batch, heads, groups, .. }) = (given.level, given.width, given.layout);
-    let mut dk = cpu.buffer::<f32>(given.k.len())?;
-    let (mut dbeta, mut dg) = (cpu.buffer::<f32>(given.g.len())?, cpu.buffer::<f32>(given.g.len())?);
+    // a gradient that is not needed has no memory
+    let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
+    let (mut dk, mut dbeta, mut dg) = (room(0, &args.k)?, room(1, &args.beta)?, room(2, &args.g_cum)?);
     let (out_k, out_beta, out_g) = (Shared::new(&mut dk), Shared::new(&mut dbeta), Shared::new(&mut dg));
     let lengths = [SQUARE, SQUARE, SQUARE, CHUNK * width];
     let length = carved(&lengths) + carved(&given.scratch());
@@ -100,10 +101,12 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor) -> Result<[Option<Te
                 let (mut rows, mut columns) = ([0.0; CHUNK], [0.0; CHUNK]);
                 maps::sums_below(level, e, &mut rows[..len], &mut columns);
                 rows.iter_mut().zip(columns).for_each(|(row, column)| *row -= column);
-                let lower = Product::new([len, width, len], Left::rows(m, CHUNK), k, width).left(Part::Lower);
-                product(level, &lower, d_k, width);
-                let upper = Product::new([len, width, len], Left::columns(m, CHUNK), k, width).left(Part::Upper);
-                product(level, &upper.onto(1.0), d_k, width);
+                if need[0] {
+                    let lower = Product::new([len, width, len], Left::rows(m, CHUNK), k, width).left(Part::Lower);
+                    product(level, &lower, d_k, width);
+                    let upper = Product::new([len, width, len], Left::columns(m, CHUNK), k, width).left(Part::Upper);
+                    product(level, &upper.onto(1.0), d_k, width);
+                }
                 // SAFETY: as above.
                 unsafe {
                     scatter(out_g, tokens.clone(), [groups, head, 1], &rows, Write::Set);
@@ -112,6 +115,6 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor) -> Result<[Option<Te
             }
         }
     })?;
-    let like = |data, x: &Tensor| cpu.tensor(data, x.shape(), x.dtype()).map(Some);
-    Ok([like(dk, &args.k)?, like(dbeta, &args.beta)?, like(dg, &args.g_cum)?])
+    let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
+    Ok([tensor(0, dk, &args.k)?, tensor(1, dbeta, &args.beta)?, tensor(2, dg, &args.g_cum)?])
 }

@@ -63,10 +63,10 @@ impl Backward<3> for Grad {
         CONTRACT.op
     }
 
-    fn backward(self, dy: Tensor, _need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
+    fn backward(self, dy: Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
         match dy.device() {
-            Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy),
-            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy),
+            Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy, need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy, need),
         }
     }
 }

@@ -120,6 +120,8 @@ struct Work<'s> {
     raw: &'s mut [f32],
     e: &'s mut [f32],
     dg: [f32; CHUNK],
+    /// Which of the gradients to q, k, v_new, h and g_cum are needed.
+    need: [bool; 5],
 }
 
 impl<'s> Work<'s> {
@@ -130,8 +132,11 @@ impl<'s> Work<'s> {
     /// Gradients of a chunk, from `d_o`; `dh` is that of its state. `d_o` is scaled in the end.
     fn gradients(&mut self, given: &Given<'_>, chunk: &Chunk<'_>, h: &[f32], dh: &mut [f32]) {
         let (level, [k, v], len) = (given.level, given.width, chunk.len);
-        let rows = Product::new([len, v, len], Left::columns(chunk.p, CHUNK), self.d_o, v).left(Part::Upper);
-        product(level, &rows, self.dv, v);
+        let [of_q, of_k, of_v, of_h, of_g] = self.need;
+        if of_v {
+            let rows = Product::new([len, v, len], Left::columns(chunk.p, CHUNK), self.d_o, v).left(Part::Upper);
+            product(level, &rows, self.dv, v);
+        }
         transpose([len, v], chunk.v, v, self.turned, CHUNK);
         let raw = Product::new([len, len, v], Left::rows(self.d_o, v), self.turned, CHUNK).lower();
         product(level, &raw, self.raw, CHUNK);
@@ -141,33 +146,43 @@ impl<'s> Work<'s> {
 
         maps::scale_rows(level, given.scale, &chunk.from_start[..len], &mut self.d_o[..len * v]);
         product(level, &Product::new([len, k, v], Left::rows(self.d_o, v), h, k), self.dq, k);
-        product(level, &Product::new([v, k, len], Left::columns(self.d_o, v), chunk.q, k), dh, k);
-        self.dg.fill(0.0);
-        maps::dots(level, &self.dq[..len * k], &chunk.q[..len * k], &mut self.dg[..len]);
-        let mut columns = [0.0; CHUNK];
-        maps::sums_below(level, self.e, &mut self.dg[..len], &mut columns);
-        self.dg.iter_mut().zip(columns).for_each(|(dg, x)| *dg -= x);
+        if of_h {
+            product(level, &Product::new([v, k, len], Left::columns(self.d_o, v), chunk.q, k), dh, k);
+        }
+        if of_g {
+            self.dg.fill(0.0);
+            maps::dots(level, &self.dq[..len * k], &chunk.q[..len * k], &mut self.dg[..len]);
+            let mut columns = [0.0; CHUNK];
+            maps::sums_below(level, self.e, &mut self.dg[..len], &mut columns);
+            self.dg.iter_mut().zip(columns).for_each(|(dg, x)| *dg -= x);
+        }
 
-        let queries = Product::new([len, k, len], Left::rows(self.d_p, CHUNK), chunk.k, k).left(Part::Lower);
-        product(level, &queries.onto(1.0), self.dq, k);
-        let keys = Product::new([len, k, len], Left::columns(self.d_p, CHUNK), chunk.q, k).left(Part::Upper);
-        product(level, &keys, self.dk, k);
+        if of_q {
+            let queries = Product::new([len, k, len], Left::rows(self.d_p, CHUNK), chunk.k, k).left(Part::Lower);
+            product(level, &queries.onto(1.0), self.dq, k);
+        }
+        if of_k {
+            let keys = Product::new([len, k, len], Left::columns(self.d_p, CHUNK), chunk.q, k).left(Part::Upper);
+            product(level, &keys, self.dk, k);
+        }
     }
 }
 
-pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 5]> {
+pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor, need: [bool; 5]) -> Result<[Option<Tensor>; 5]> {
     let (given, d_o) = (Given::read(cpu, args)?, cpu.read(dy)?);
     let (layout, [k, v]) = (given.layout, given.width);
-    let like = |x: &Tensor| cpu.buffer::<f32>(x.elements());
-    let (mut dq, mut dk, mut dv) = (like(&args.q)?, like(&args.k)?, like(&args.v_new)?);
-    let (mut dh, mut dg) = (like(&args.h)?, like(&args.g_cum)?);
+    // a gradient that is not needed has no memory
+    let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
+    let (mut dq, mut dk, mut dv) = (room(0, &args.q)?, room(1, &args.k)?, room(2, &args.v_new)?);
+    let (mut dh, mut dg) = (room(3, &args.h)?, room(4, &args.g_cum)?);
     let [out_q, out_k, out_v] = [&mut dq, &mut dk, &mut dv].map(|x| Shared::new(x));
     let (out_h, out_g) = (Shared::new(&mut dh), Shared::new(&mut dg));
     let length = carved(&Work::lengths(given.width)) + carved(&Chunk::lengths(given.width));
     tasks::each(cpu, layout.batch * layout.heads, length, |task, scratch| {
         let (own, scratch) = scratch.split_at_mut(carved(&Work::lengths(given.width)));
         let [tile_o, tile_v, turned, tile_q, tile_k, d_p, raw, e] = carve(own, Work::lengths(given.width));
-        let mut work = Work { d_o: tile_o, dv: tile_v, turned, dq: tile_q, dk: tile_k, d_p, raw, e, dg: [0.0; CHUNK] };
+        let mut work =
+            Work { d_o: tile_o, dv: tile_v, turned, dq: tile_q, dk: tile_k, d_p, raw, e, dg: [0.0; CHUNK], need };
         let mut chunk = Chunk::cut(scratch, given.width);
         for tokens in layout.chunks(task / layout.heads) {
             for (nth, head) in layout.readers(task % layout.heads).enumerate() {
@@ -175,7 +190,7 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor) -> Result<[Option<Te
                 gather(&d_o, tokens.clone(), [layout.groups, head, v], work.d_o);
                 let at = given.state(&tokens, head);
                 // SAFETY: each task has all value heads of its key head of its own row, and their states.
-                let d_state = unsafe { out_h.part(at, k * v) };
+                let d_state = if need[3] { unsafe { out_h.part(at, k * v) } } else { &mut [] };
                 work.gradients(&given, &chunk, &given.h[at..][..k * v], d_state);
                 let key_head = [layout.heads, task % layout.heads, k];
                 // SAFETY: as above.
@@ -188,12 +203,12 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor) -> Result<[Option<Te
             }
         }
     })?;
-    let tensor = |data, x: &Tensor| cpu.tensor(data, x.shape(), x.dtype()).map(Some);
+    let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
     Ok([
-        tensor(dq, &args.q)?,
-        tensor(dk, &args.k)?,
-        tensor(dv, &args.v_new)?,
-        tensor(dh, &args.h)?,
-        tensor(dg, &args.g_cum)?,
+        tensor(0, dq, &args.q)?,
+        tensor(1, dk, &args.k)?,
+        tensor(2, dv, &args.v_new)?,
+        tensor(3, dh, &args.h)?,
+        tensor(4, dg, &args.g_cum)?,
     ])
 }

@@ -103,10 +103,10 @@ impl Backward<5> for Grad {
         CONTRACT.op
     }
 
-    fn backward(self, dy: Tensor, _need: [bool; 5]) -> Result<[Option<Tensor>; 5]> {
+    fn backward(self, dy: Tensor, need: [bool; 5]) -> Result<[Option<Tensor>; 5]> {
         match dy.device() {
-            Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy),
-            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy),
+            Device::Cpu(cpu) => cpu::backward(cpu, &self, &dy, need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, &dy, need),
         }
     }
 }

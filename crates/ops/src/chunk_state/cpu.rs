@@ -115,7 +115,12 @@ struct Results<'a> {
     start: Option<Shared<'a>>,
 }
 
-pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: [Option<&Tensor>; 3]) -> Result<[Option<Tensor>; 5]> {
+pub(super) fn backward(
+    cpu: &Cpu,
+    args: &Grad,
+    dy: [Option<&Tensor>; 3],
+    need: [bool; 5],
+) -> Result<[Option<Tensor>; 5]> {
     let given = Given::read(cpu, args)?;
     let Some((h, v_new)) = &args.states else {
         return Err(Error::value("chunk_state", "the forward pass left no states"));
@@ -128,9 +133,11 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: [Option<&Tensor>; 3]) -> Resu
         d_new: d_new.map(|x| cpu.read(x)).transpose()?,
         d_last: d_last.map(|x| cpu.read(x)).transpose()?,
     };
-    let like = |x: &Tensor| cpu.buffer::<f32>(x.elements());
-    let (mut dk, mut dw, mut du, mut dg) = (like(&args.k)?, like(&args.w)?, like(&args.u)?, like(&args.g_cum)?);
-    let mut dstart = args.initial_state.as_ref().map(like).transpose()?;
+    // a gradient that is not needed has no memory
+    let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
+    let (mut dk, mut dw) = (room(0, &args.k)?, room(1, &args.w)?);
+    let (mut du, mut dg) = (room(2, &args.u)?, room(3, &args.g_cum)?);
+    let mut dstart = args.initial_state.as_ref().filter(|_| need[4]).map(|x| room(4, x)).transpose()?;
     let out = Results {
         k: Shared::new(&mut dk),
         w: Shared::new(&mut dw),
@@ -145,12 +152,12 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: [Option<&Tensor>; 3]) -> Resu
             one_head(&given, &back, [task / layout.heads, head], Write::nth(nth), scratch, &out);
         }
     })?;
-    let tensor = |data, x: &Tensor| cpu.tensor(data, x.shape(), x.dtype()).map(Some);
+    let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
     let dstart = match (dstart, &args.initial_state) {
-        (Some(data), Some(x)) => tensor(data, x)?,
+        (Some(data), Some(x)) => tensor(4, data, x)?,
         _ => None,
     };
-    Ok([tensor(dk, &args.k)?, tensor(dw, &args.w)?, tensor(du, &args.u)?, tensor(dg, &args.g_cum)?, dstart])
+    Ok([tensor(0, dk, &args.k)?, tensor(1, dw, &args.w)?, tensor(2, du, &args.u)?, tensor(3, dg, &args.g_cum)?, dstart])
 }
 
 fn lengths([k, v]: [usize; 2]) -> [usize; 9] {
@@ -190,10 +197,14 @@ fn one_head(
                 d.iter_mut().zip(more).for_each(|(d, x)| *d += x);
             }
         }
-        product(level, &Product::new([len, k, v], Left::rows(d, v), h, k), dw, k);
-        dw[..len * k].iter_mut().for_each(|x| *x = -*x);
-        product(level, &Product::new([len, k, v], Left::rows(written, v), ds, k), dk, k);
-        maps::scale_rows(level, 1.0, &to_end[..len], &mut dk[..len * k]);
+        if !out.w.is_empty() {
+            product(level, &Product::new([len, k, v], Left::rows(d, v), h, k), dw, k);
+            dw[..len * k].iter_mut().for_each(|x| *x = -*x);
+        }
+        if !out.k.is_empty() || !out.g.is_empty() {
+            product(level, &Product::new([len, k, v], Left::rows(written, v), ds, k), dk, k);
+            maps::scale_rows(level, 1.0, &to_end[..len], &mut dk[..len * k]);
+        }
         let (mut dg, mut dots) = ([0.0; CHUNK], [0.0]);
         maps::dots(level, &dk[..len * k], &keys[..len * k], &mut dg[..len]);
         maps::dots(level, h, ds, &mut dots);

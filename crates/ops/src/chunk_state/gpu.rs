@@ -22,7 +22,12 @@ pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<ChunkState> {
     Ok(ChunkState { h, v_new, final_state: last })
 }
 
-pub(super) fn backward(gpu: &Gpu, args: &Grad, dy: [Option<Tensor>; 3]) -> Result<[Option<Tensor>; 5]> {
+pub(super) fn backward(
+    gpu: &Gpu,
+    args: &Grad,
+    dy: [Option<Tensor>; 3],
+    need: [bool; 5],
+) -> Result<[Option<Tensor>; 5]> {
     let Grad { k, w, u, g_cum, initial_state, states, layout } = args;
     let Some((h, v_new)) = states else { return Err(Error::value("chunk_state", "the states were not kept")) };
     let chunks = Chunks::of(gpu, *layout)?;
@@ -44,13 +49,15 @@ pub(super) fn backward(gpu: &Gpu, args: &Grad, dy: [Option<Tensor>; 3]) -> Resul
     let h = h.reshape(per_chunk)?;
     let of = States { k: &k32, w: &w32, v_new: &v_new, h: &h, gates: &gates };
     let found = chunks.state_gradient(&of, &StateSeeds { dv_new: &dv_new, dh: &dh, last: &last })?;
-    chunks.whole_decay(&dg, &found.to_end, [&h, &dh], &gates)?;
+    if need[3] {
+        chunks.whole_decay(&dg, &found.to_end, [&h, &dh], &gates)?;
+    }
     let stored = |x: &Tensor, like: &Tensor| gpu.convert(x, like.dtype())?.reshape(like.shape());
     Ok([
-        Some(stored(&chunks.over_readers(found.dk)?, k)?),
-        Some(stored(&found.dw, w)?),
-        Some(stored(&found.du, u)?),
-        Some(dg),
-        initial_state.is_some().then_some(last),
+        need[0].then(|| stored(&chunks.over_readers(found.dk)?, k)).transpose()?,
+        need[1].then(|| stored(&found.dw, w)).transpose()?,
+        need[2].then(|| stored(&found.du, u)).transpose()?,
+        need[3].then_some(dg),
+        (need[4] && initial_state.is_some()).then_some(last),
     ])
 }

@@ -103,10 +103,10 @@ impl BackwardMany<5, 3> for Grad {
         CONTRACT.op
     }
 
-    fn backward(self, dy: [Option<Tensor>; 3], _need: [bool; 5]) -> Result<[Option<Tensor>; 5]> {
+    fn backward(self, dy: [Option<Tensor>; 3], need: [bool; 5]) -> Result<[Option<Tensor>; 5]> {
         match self.k.device() {
-            Device::Cpu(cpu) => cpu::backward(cpu, &self, dy.each_ref().map(Option::as_ref)),
-            Device::Gpu(gpu) => gpu::backward(gpu, &self, dy),
+            Device::Cpu(cpu) => cpu::backward(cpu, &self, dy.each_ref().map(Option::as_ref), need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, dy, need),
         }
     }
 }

@@ -36,6 +36,33 @@ pub(crate) trait BinarySlopes: Binary {
     fn slopes<S: F32s>(self, a: S, b: S) -> (S, S);
 }
 
+/// One of the derivatives of a function of two numbers.
+trait PartialSlope: Copy + Send + Sync + 'static {
+    fn slope<S: F32s>(self, a: S, b: S) -> S;
+}
+
+/// `∂f/∂a`
+#[derive(Clone, Copy)]
+struct First<F>(F);
+
+/// `∂f/∂b`
+#[derive(Clone, Copy)]
+struct Second<F>(F);
+
+impl<F: BinarySlopes> PartialSlope for First<F> {
+    #[inline(always)]
+    fn slope<S: F32s>(self, a: S, b: S) -> S {
+        self.0.slopes(a, b).0
+    }
+}
+
+impl<F: BinarySlopes> PartialSlope for Second<F> {
+    #[inline(always)]
+    fn slope<S: F32s>(self, a: S, b: S) -> S {
+        self.0.slopes(a, b).1
+    }
+}
+
 /// Checks, computes and records a map of one argument; the backward pass keeps `x`.
 pub(crate) fn unary<F: UnarySlope + Shaded>(contract: &'static Contract, x: &Tensor, f: F) -> Result<Tensor> {
     contract.check(&[x])?;
@@ -110,14 +137,30 @@ impl<F: BinarySlopes + Shaded> Backward<2> for BinaryGrad<F> {
         self.op
     }
 
-    fn backward(self, dy: Tensor, _need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
+    fn backward(self, dy: Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         let BinaryGrad { a, b, f, .. } = self;
         let cpu = match a.device() {
             Device::Cpu(cpu) => cpu,
-            Device::Gpu(gpu) => return Ok(gpu::map::slopes(gpu, f, [&a, &b], dy)?.map(Some)),
+            Device::Gpu(gpu) => return gpu::map::slopes(gpu, f, [&a, &b], dy, need),
         };
         let (da, db) = by_storage!(a.dtype(), T => {
             let ab = slices::<T, 2>([&a, &b])?;
+            match need {
+                [true, true] => {}
+                [true, false] => {
+                    let da = in_place(cpu, dy, |da| {
+                        launch(cpu, ab, [da], |ab, [da]| slope_of(cpu.level(), First(f), ab, da));
+                    })?;
+                    return Ok([Some(da), None]);
+                }
+                [false, true] => {
+                    let db = in_place(cpu, dy, |db| {
+                        launch(cpu, ab, [db], |ab, [db]| slope_of(cpu.level(), Second(f), ab, db));
+                    })?;
+                    return Ok([None, Some(db)]);
+                }
+                [false, false] => return Ok([None, None]),
+            }
             let mut db = cpu.buffer::<T>(b.elements())?;
             let da = in_place(cpu, dy, |da| {
                 launch(cpu, ab, [da, Target::new(&mut db)], |ab, [da, db]| slopes2(cpu.level(), f, ab, da, db));
@@ -222,6 +265,18 @@ alluvium_core::simd! {
         }
         let dy = if let Some(dy) = before { S::load_head(&dy[whole..]) } else { S::load_head(&dx[whole..]) };
         (dy * f.slope(S::load_head(&x[whole..]))).store_head(&mut dx[whole..]);
+    }
+
+    fn slope_of<S, F: PartialSlope>(f: F, ab: [&[f32]; 2], d: Block<'_>) {
+        let Block { to: d, before, stores } = d;
+        let whole = d.len() - d.len() % S::LANES;
+        let [a, b] = ab;
+        for i in (0..whole).step_by(S::LANES) {
+            let dy = if let Some(dy) = before { S::load(&dy[i..]) } else { S::load(&d[i..]) };
+            (dy * f.slope(S::load(&a[i..]), S::load(&b[i..]))).put(&mut d[i..], stores);
+        }
+        let dy = if let Some(dy) = before { S::load_head(&dy[whole..]) } else { S::load_head(&d[whole..]) };
+        (dy * f.slope(S::load_head(&a[whole..]), S::load_head(&b[whole..]))).store_head(&mut d[whole..]);
     }
 
     fn slopes2<S, F: BinarySlopes>(f: F, ab: [&[f32]; 2], da: Block<'_>, db: Block<'_>) {

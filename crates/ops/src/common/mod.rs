@@ -32,7 +32,7 @@ const PARTS: usize = 32;
 
 /// Runs `work(rows, out rows, sums)` over parts of the rows on all threads; returns the parts' sums added in order.
 ///
-/// Each of `out` has `rows` rows of equal width. `sums` has `width` numbers and starts at zero.
+/// Each of `out` has `rows` rows of equal width, or none. `sums` has `width` numbers, perhaps none, and starts at zero.
 pub(crate) fn partial_sums<const M: usize, O: Share>(
     cpu: &Cpu,
     rows: usize,
@@ -45,7 +45,10 @@ pub(crate) fn partial_sums<const M: usize, O: Share>(
     let widths = out.each_ref().map(|out| out.len() / rows.max(1));
     let mut sums = cpu.zeros::<f32>(parts * width)?;
     let mut tasks = Vec::with_capacity(parts);
-    for (i, sums) in sums.chunks_exact_mut(width).enumerate() {
+    let mut rest = &mut sums[..];
+    for i in 0..parts {
+        let (sums, after) = std::mem::take(&mut rest).split_at_mut(width);
+        rest = after;
         let part = i * each..rows.min((i + 1) * each);
         let mut widths = widths.iter();
         let own = out.each_mut().map(|out| out.cut(part.len() * widths.next().unwrap_or(&0)));
@@ -53,7 +56,7 @@ pub(crate) fn partial_sums<const M: usize, O: Share>(
     }
     cpu.each(tasks, |(part, own, sums)| work(part, own, sums));
     let mut total = cpu.zeros::<f32>(width)?;
-    for part in sums.chunks_exact(width) {
+    for part in sums.chunks_exact(width.max(1)) {
         total.iter_mut().zip(part).for_each(|(total, x)| *total += x);
     }
     Ok(total)

@@ -57,16 +57,16 @@ pub(crate) fn map<T: Stored>(
     cpu.each(tasks, |(from, numbers, target)| run(from, numbers, target));
 }
 
-/// Runs `kernel(rows, the number of each, target, sums)` likewise; what rows add to the `width` sums is added up in an
-/// order that depends on the shapes alone.
+/// Runs `kernel(rows, the number of each, target, sums)` likewise; what rows add to the sums, as many as are asked for, is
+/// added up in an order that depends on the shapes alone.
 pub(crate) fn map_and_sum<T: Stored, const N: usize>(
     cpu: &Cpu,
-    width: usize,
+    [width, sums]: [usize; 2],
     from: [&[T]; N],
     (numbers, to): (&[f32], Target<'_, T>),
     kernel: impl Fn([&[f32]; N], &[f32], &mut Writer<'_, T>, &mut [f32]) + Sync,
 ) -> Result<Buffer<f32>> {
-    super::partial_sums(cpu, numbers.len(), width, [to], |part, [to], sums| {
+    super::partial_sums(cpu, numbers.len(), sums, [to], |part, [to], sums| {
         let (mut wide, mut target) = (from.map(|_| T::room(width * at_once(width))), to.writer());
         for first in part.clone().step_by(at_once(width)) {
             let rows = first..part.end.min(first + at_once(width));
@@ -76,6 +76,28 @@ pub(crate) fn map_and_sum<T: Stored, const N: usize>(
                 T::widen(&from[rows.start * width..rows.end * width], wide)
             });
             kernel(block, &numbers[rows], &mut target, sums);
+        }
+    })
+}
+
+/// As [`map_and_sum`], with nothing to write but the `width` sums.
+pub(crate) fn sum<T: Stored, const N: usize>(
+    cpu: &Cpu,
+    width: usize,
+    from: [&[T]; N],
+    numbers: &[f32],
+    kernel: impl Fn([&[f32]; N], &[f32], &mut [f32]) + Sync,
+) -> Result<Buffer<f32>> {
+    super::partial_sums(cpu, numbers.len(), width, [&mut [][..]; 0], |part, _: [&mut [f32]; 0], sums| {
+        let mut wide = from.map(|_| T::room(width * at_once(width)));
+        for first in part.clone().step_by(at_once(width)) {
+            let rows = first..part.end.min(first + at_once(width));
+            let mut wide = wide.iter_mut();
+            let block = from.map(|from| {
+                let wide = wide.next().map_or(&mut [][..], |wide| &mut wide[..]);
+                T::widen(&from[rows.start * width..rows.end * width], wide)
+            });
+            kernel(block, &numbers[rows], sums);
         }
     })
 }

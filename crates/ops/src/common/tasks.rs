@@ -47,6 +47,11 @@ impl<'a> Shared<'a> {
         Shared { start: memory.as_mut_ptr(), len: memory.len(), memory: PhantomData }
     }
 
+    /// Whether it has no memory: a gradient that is not needed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The numbers `from .. from + len`.
     ///
     /// # Safety

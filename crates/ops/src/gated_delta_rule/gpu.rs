@@ -74,8 +74,8 @@ pub(super) fn forward(gpu: &Gpu, args: &Grad, keep: ChunkStates) -> Result<(Delt
 pub(super) fn backward(
     gpu: &Gpu,
     args: &Grad,
-    dy: Option<Tensor>,
-    last: Option<Tensor>,
+    [dy, last]: [Option<Tensor>; 2],
+    need: [bool; 6],
 ) -> Result<[Option<Tensor>; 6]> {
     let inside = Inside::new(gpu, args)?;
     let Inside { chunks, gates, q, k, v, a, w, .. } = &inside;
@@ -94,13 +94,28 @@ pub(super) fn backward(
         Some(last) => gpu.copied(&last)?,
         None => gpu.zeros([chunks.sequences(), chunks.groups, v.shape().last(), k.shape().last()], DType::F32)?,
     };
-    let out = chunks.output_gradient(&Outputs { q, k, v_new: &v_new, h: &h, gates, scale: args.scale }, &dy)?;
+    let out = chunks.output_gradient(
+        &Outputs { q, k, v_new: &v_new, h: &h, gates, scale: args.scale },
+        &dy,
+        [need[0], need[1]],
+    )?;
     let seeds = StateSeeds { dv_new: &out.dv_new, dh: &out.dh, last: &last };
     let state = chunks.state_gradient(&States { k, w, v_new: &v_new, h: &h, gates }, &seeds)?;
 
+    let [of_q, of_k, of_v, of_g, of_beta, of_start] = need;
+    let stored = |x: &Tensor, like: &Tensor| gpu.convert(x, like.dtype())?.reshape(like.shape());
+    let dq = of_q.then(|| stored(&chunks.over_readers(out.dq)?, &args.q)).transpose()?;
+    let start = (of_start && args.initial_state.is_some()).then_some(last);
+    if !of_k && !of_v && !of_g && !of_beta {
+        return Ok([dq, None, None, None, None, start]);
+    }
     let da = chunks.empty(64)?;
     let values = Written { a, x: v, dy: &state.du, gates, factor: Factor::Beta };
     let [dv, of_values] = chunks.written_gradient(&values, &da, Write::Set)?;
+    let dv = of_v.then(|| stored(&dv, &args.v)).transpose()?;
+    if !of_k && !of_g && !of_beta {
+        return Ok([dq, None, dv, None, None, start]);
+    }
     let keys = Written { a, x: k, dy: &state.dw, gates, factor: Factor::BetaFromStart };
     let [dk, of_keys] = chunks.written_gradient(&keys, &da, Write::Add)?;
     let [dbeta, written] = chunks.write_gates(&of_values, &of_keys, gates)?;
@@ -108,21 +123,20 @@ pub(super) fn backward(
     let kk = chunks.scores(k, k)?;
     let [dk_inside, dbeta_inside, _] = chunks.kkt_gradient(k, gates, &m, &kk)?;
 
-    let dk = [&state.dk, &dk_inside, &dk].into_iter().try_fold(out.dk, accumulate)?;
-    let dg = chunks.empty(1)?;
-    let ends = Some([&state.to_end, &chunks.whole([&h, &out.dh], gates)?]);
-    let read = Exponents { x: &out.dp, y: &out.qk, weight: Weight::One, from_start: &out.from_start, ends };
-    chunks.step_gradients(&read, gates, &dg, Write::Set)?;
-    let inside = Exponents { x: &m, y: &kk, weight: Weight::Beta, from_start: &written, ends: None };
-    chunks.step_gradients(&inside, gates, &dg, Write::Add)?;
-    let dbeta = accumulate(dbeta, &dbeta_inside)?;
-    let stored = |x: &Tensor, like: &Tensor| gpu.convert(x, like.dtype())?.reshape(like.shape());
-    Ok([
-        Some(stored(&chunks.over_readers(out.dq)?, &args.q)?),
-        Some(stored(&chunks.over_readers(dk)?, &args.k)?),
-        Some(stored(&dv, &args.v)?),
-        Some(stored(&dg, &args.g)?),
-        Some(stored(&dbeta, &args.beta)?),
-        args.initial_state.is_some().then_some(last),
-    ])
+    let dk = || {
+        let dk = [&state.dk, &dk_inside, &dk].into_iter().try_fold(out.dk, accumulate)?;
+        stored(&chunks.over_readers(dk)?, &args.k)
+    };
+    let dg = || {
+        let dg = chunks.empty(1)?;
+        let ends = Some([&state.to_end, &chunks.whole([&h, &out.dh], gates)?]);
+        let read = Exponents { x: &out.dp, y: &out.qk, weight: Weight::One, from_start: &out.from_start, ends };
+        chunks.step_gradients(&read, gates, &dg, Write::Set)?;
+        let inside = Exponents { x: &m, y: &kk, weight: Weight::Beta, from_start: &written, ends: None };
+        chunks.step_gradients(&inside, gates, &dg, Write::Add)?;
+        stored(&dg, &args.g)
+    };
+    let dbeta = || stored(&accumulate(dbeta, &dbeta_inside)?, &args.beta);
+    let dk = of_k.then(dk).transpose()?;
+    Ok([dq, dk, dv, of_g.then(dg).transpose()?, of_beta.then(dbeta).transpose()?, start])
 }

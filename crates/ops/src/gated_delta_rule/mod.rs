@@ -163,10 +163,10 @@ impl BackwardMany<6, 2> for Grad {
         CONTRACT.op
     }
 
-    fn backward(self, [o, last]: [Option<Tensor>; 2], _need: [bool; 6]) -> Result<[Option<Tensor>; 6]> {
+    fn backward(self, [o, last]: [Option<Tensor>; 2], need: [bool; 6]) -> Result<[Option<Tensor>; 6]> {
         match self.q.device() {
-            Device::Cpu(cpu) => cpu::backward(cpu, &self, o.as_ref(), last.as_ref()),
-            Device::Gpu(gpu) => gpu::backward(gpu, &self, o, last),
+            Device::Cpu(cpu) => cpu::backward(cpu, &self, [o.as_ref(), last.as_ref()], need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, [o, last], need),
         }
     }
 }

@@ -22,19 +22,29 @@ pub(super) fn forward(cpu: &Cpu, [x, z, w]: [&Tensor; 3], eps: f32, dims: &Dims)
     Ok((cpu.tensor(y, x.shape(), x.dtype())?, cpu.tensor(rstd, [rows], DType::F32)?))
 }
 
-pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 3]> {
+pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
     let Grad { x, z, w, rstd } = saved;
     let (xs, zs, ws, rs, dys) = (cpu.read(x)?, cpu.read(z)?, cpu.read(w)?, cpu.read(rstd)?, cpu.read(dy)?);
     let (level, width) = (cpu.level(), ws.len());
-    let (mut dx, mut dz) = (cpu.buffer(xs.len())?, cpu.buffer(xs.len())?);
-    let dw = partial_sums(cpu, rs.len(), width, [&mut dx[..], &mut dz[..]], |rows, [dx, dz], dw| {
+    let room = |i: usize| cpu.buffer(if need[i] { xs.len() } else { 0 });
+    let (mut dx, mut dz) = (room(0)?, room(1)?);
+    let sums = if need[2] { width } else { 0 };
+    let dw = partial_sums(cpu, rs.len(), sums, [&mut dx[..], &mut dz[..]], |rows, [dx, dz], dw| {
         let span = rows.start * width..rows.end * width;
         let from = Rows { x: &xs[span.clone()], z: &zs[span.clone()], w: &ws, rstd: &rs[rows], dy: &dys[span] };
-        gradient(level, from, [dx, dz, dw]);
+        let to = [dx, dz, dw];
+        match need {
+            [true, true, true] => gradient(level, Need::<true, true, true>, from, to),
+            [true, true, false] => gradient(level, Need::<true, true, false>, from, to),
+            [true, false, true] => gradient(level, Need::<true, false, true>, from, to),
+            [true, false, false] => gradient(level, Need::<true, false, false>, from, to),
+            [false, true, true] => gradient(level, Need::<false, true, true>, from, to),
+            [false, true, false] => gradient(level, Need::<false, true, false>, from, to),
+            [false, false, _] => gradient(level, Need::<false, false, true>, from, to),
+        }
     })?;
-    let dx = cpu.tensor(dx, x.shape(), x.dtype())?;
-    let dz = cpu.tensor(dz, z.shape(), z.dtype())?;
-    Ok([Some(dx), Some(dz), Some(cpu.tensor(dw, w.shape(), w.dtype())?)])
+    let like = |need: bool, d, x: &Tensor| need.then(|| cpu.tensor(d, x.shape(), x.dtype())).transpose();
+    Ok([like(need[0], dx, x)?, like(need[1], dz, z)?, like(need[2], dw, w)?])
 }
 
 struct Rows<'a> {
@@ -43,6 +53,22 @@ struct Rows<'a> {
     w: &'a [f32],
     rstd: &'a [f32],
     dy: &'a [f32],
+}
+
+/// Which of the gradients to `x`, `z` and `w` a kernel computes.
+trait Needed: Copy {
+    const X: bool;
+    const Z: bool;
+    const W: bool;
+}
+
+#[derive(Clone, Copy)]
+struct Need<const X: bool, const Z: bool, const W: bool>;
+
+impl<const X: bool, const Z: bool, const W: bool> Needed for Need<X, Z, W> {
+    const X: bool = X;
+    const Z: bool = Z;
+    const W: bool = W;
 }
 
 alluvium_core::simd! {
@@ -71,15 +97,18 @@ alluvium_core::simd! {
         }
     }
 
-    /// Rows of `dx` and `dz`, and what they add to `dw`.
-    fn gradient<S>(from: Rows<'_>, to: [&mut [f32]; 3]) {
+    /// Rows of `dx` and `dz`, and what they add to `dw`: those that are needed.
+    fn gradient<S, N: Needed>(_need: N, from: Rows<'_>, to: [&mut [f32]; 3]) {
         let [dx, dz, dw] = to;
         let width = from.w.len();
         let whole = width - width % S::LANES;
         let one = S::splat(1.0);
         let (x, z, dy) = (from.x.chunks_exact(width), from.z.chunks_exact(width), from.dy.chunks_exact(width));
-        let out = dx.chunks_exact_mut(width).zip(dz.chunks_exact_mut(width));
-        for ((((x, z), dy), &r), (dx, dz)) in x.zip(z).zip(dy).zip(from.rstd).zip(out) {
+        for (row, (((x, z), dy), &r)) in x.zip(z).zip(dy).zip(from.rstd).enumerate() {
+            // a gradient that is not needed has no memory
+            let span = row * width..(row + 1) * width;
+            let dx = if N::X { &mut dx[span.clone()] } else { &mut [][..] };
+            let dz = if N::Z { &mut dz[span] } else { &mut [][..] };
             let (mut dot, r) = (S::splat(0.0), S::splat(r));
             // the first pass leaves u in dx
             macro_rules! gate {
@@ -91,13 +120,19 @@ alluvium_core::simd! {
                     let z = S::splat(1e30).min(S::splat(-200.0).max(z));
                     let s = math::sigmoid(z);
                     let gated = dy * z * s;
-                    let slope = s * (z * (one - s) + one);
                     let xr = x * r;
-                    (dy * xr * w * slope).$store(&mut dz[i.clone()]);
-                    gated.mul_add(xr, S::$load(&dw[i.clone()])).$store(&mut dw[i.clone()]);
-                    let u = gated * w;
-                    dot = u.mul_add(x, dot);
-                    u.$store(&mut dx[i]);
+                    if N::Z {
+                        let slope = s * (z * (one - s) + one);
+                        (dy * xr * w * slope).$store(&mut dz[i.clone()]);
+                    }
+                    if N::W {
+                        gated.mul_add(xr, S::$load(&dw[i.clone()])).$store(&mut dw[i.clone()]);
+                    }
+                    if N::X {
+                        let u = gated * w;
+                        dot = u.mul_add(x, dot);
+                        u.$store(&mut dx[i]);
+                    }
                 }};
             }
             for i in (0..whole).step_by(S::LANES) {
@@ -105,6 +140,9 @@ alluvium_core::simd! {
             }
             if whole < width {
                 gate!(whole, load_head, store_head);
+            }
+            if !N::X {
+                continue;
             }
             let shrink = S::splat(-dot.sum() / width as f32) * r * r;
             for (x, dx) in x[..whole].chunks_exact(S::LANES).zip(dx.chunks_exact_mut(S::LANES)) {

@@ -24,8 +24,8 @@ pub(super) fn forward(gpu: &Gpu, args: [&Tensor; 3], eps: f32) -> Result<(Tensor
     norm::forward(gpu, norm(args), eps)
 }
 
-pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 3]> {
+pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
     let args = [&saved.x, &saved.z, &saved.w];
-    let Gradients { dx, dw, dz } = norm::backward(gpu, norm(args), &saved.rstd, dy)?;
-    Ok([Some(dx), dz, dw])
+    let Gradients { dx, dw, dz } = norm::backward(gpu, norm(args), &saved.rstd, dy, [need[0], need[2], need[1]])?;
+    Ok([dx, dz, dw])
 }

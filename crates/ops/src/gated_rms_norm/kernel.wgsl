@@ -9,4 +9,6 @@ fn gain(column: u32, at: u32) -> Gain {
     let gate = silu_with_slope(widen(z[at]));
     return Gain(weight * gate.value, gate.value, weight * gate.slope);
 }
-fn finish(at: u32, d: Num, by: Gain) { dz[at] = narrow(d * by.slope); }
+fn finish(at: u32, d: Num, by: Gain) {
+    if DZ == 1u { dz[at] = narrow(d * by.slope); }
+}

@@ -31,7 +31,12 @@ pub(super) fn forward(cpu: &Cpu, [a, b, a_log, dt_bias]: [&Tensor; 4], rows: usi
     Ok(Gates { g: cpu.tensor(g, a.shape(), DType::F32)?, beta: cpu.tensor(beta, a.shape(), DType::F32)? })
 }
 
-pub(super) fn backward(cpu: &Cpu, saved: &Grad, [dg, dbeta]: [Option<&Tensor>; 2]) -> Result<[Option<Tensor>; 4]> {
+pub(super) fn backward(
+    cpu: &Cpu,
+    saved: &Grad,
+    [dg, dbeta]: [Option<&Tensor>; 2],
+    need: [bool; 4],
+) -> Result<[Option<Tensor>; 4]> {
     let Grad { a, a_log, dt_bias, g, beta } = saved;
     let (xs, rates, bias) = (cpu.read(a)?, cpu.read(a_log)?, cpu.read(dt_bias)?);
     let (gs, betas, heads) = (cpu.read(g)?, cpu.read(beta)?, rates.len());
@@ -39,19 +44,34 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, [dg, dbeta]: [Option<&Tensor>; 2
         x.map_or_else(|| Ok(vec![0.0; xs.len()]), |x| Ok(cpu.read(x)?.to_vec()))
     };
     let (dg, dbeta) = (seeds(dg)?, seeds(dbeta)?);
-    let (mut da, mut db) = (cpu.buffer::<f32>(xs.len())?, cpu.buffer::<f32>(xs.len())?);
-    let sums = partial_sums(cpu, xs.len() / heads, 2 * heads, [&mut da[..], &mut db[..]], |rows, [da, db], sums| {
-        let (d_log, d_bias) = sums.split_at_mut(heads);
+    let room = |need: bool| cpu.buffer::<f32>(if need { xs.len() } else { 0 });
+    let (mut da, mut db) = (room(need[0])?, room(need[1])?);
+    let width = if need[2] || need[3] { 2 * heads } else { 0 };
+    let sums = partial_sums(cpu, xs.len() / heads, width, [&mut da[..], &mut db[..]], |rows, [da, db], sums| {
+        let (d_log, d_bias) = sums.split_at_mut(width / 2);
         for (at, i) in (rows.start * heads..rows.end * heads).enumerate() {
             let head = i % heads;
-            da[at] = -rates[head].exp() * sigmoid(xs[i] + bias[head]) * dg[i];
-            db[at] = betas[i] * (1.0 - betas[i]) * dbeta[i];
-            d_log[head] += gs[i] * dg[i];
-            d_bias[head] += da[at];
+            if need[0] || need[3] {
+                let d = -rates[head].exp() * sigmoid(xs[i] + bias[head]) * dg[i];
+                if need[0] {
+                    da[at] = d;
+                }
+                if need[3] {
+                    d_bias[head] += d;
+                }
+            }
+            if need[1] {
+                db[at] = betas[i] * (1.0 - betas[i]) * dbeta[i];
+            }
+            if need[2] {
+                d_log[head] += gs[i] * dg[i];
+            }
         }
     })?;
-    let half = |from: usize| Tensor::from_slice(&sums[from..from + heads], [heads], a.device());
-    let (d_log, d_bias) = (half(0)?, half(heads)?);
-    let like = |data, x: &Tensor| cpu.tensor(data, x.shape(), x.dtype()).map(Some);
-    Ok([like(da, a)?, like(db, a)?, Some(d_log), Some(d_bias)])
+    let half = |need: bool, from: usize| {
+        need.then(|| Tensor::from_slice(&sums[from..from + heads], [heads], a.device())).transpose()
+    };
+    let (d_log, d_bias) = (half(need[2], 0)?, half(need[3], heads)?);
+    let like = |need: bool, d, x: &Tensor| need.then(|| cpu.tensor(d, x.shape(), x.dtype())).transpose();
+    Ok([like(need[0], da, a)?, like(need[1], db, a)?, d_log, d_bias])
 }

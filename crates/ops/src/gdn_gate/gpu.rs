@@ -26,6 +26,8 @@ struct Sizes {
     n: usize,
     heads: usize,
     each: usize,
+    /// Whether the gradients to `a` and `b` are written.
+    need: [bool; 2],
 }
 
 impl Sizes {
@@ -33,7 +35,7 @@ impl Sizes {
         let (n, heads) = (a.elements(), a.shape().last());
         // several rows for each of the workgroup's slots
         let slots = GROUP / heads.min(GROUP);
-        Sizes { n, heads, each: (n / heads).div_ceil(PARTS).max(4 * slots) }
+        Sizes { n, heads, each: (n / heads).div_ceil(PARTS).max(4 * slots), need: [true; 2] }
     }
 
     fn parts(&self) -> usize {
@@ -56,7 +58,11 @@ impl Sizes {
         gpu.launch(&Launch {
             kernel: &KERNEL,
             entry,
-            constants: &[("COLUMNS", self.heads.min(GROUP) as u32)],
+            constants: &[
+                ("COLUMNS", self.heads.min(GROUP) as u32),
+                ("DA", u32::from(self.need[0])),
+                ("DB", u32::from(self.need[1])),
+            ],
             stored: &[("X", a.dtype())],
             binds: &binds,
             params: bytemuck::bytes_of(&params),
@@ -72,18 +78,31 @@ pub(super) fn forward(gpu: &Gpu, [a, b, a_log, dt_bias]: [&Tensor; 4]) -> Result
     Ok(Gates { g, beta })
 }
 
-pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: [Option<&Tensor>; 2]) -> Result<[Option<Tensor>; 4]> {
+pub(super) fn backward(
+    gpu: &Gpu,
+    saved: &Grad,
+    dy: [Option<&Tensor>; 2],
+    need: [bool; 4],
+) -> Result<[Option<Tensor>; 4]> {
     let Grad { a, a_log, dt_bias, g, beta } = saved;
     let given = |dy: Option<&Tensor>| dy.map_or_else(|| gpu.zeros(a.shape(), DType::F32), |dy| Ok(dy.clone()));
     let [dg, dbeta] = [given(dy[0])?, given(dy[1])?];
-    let sizes = Sizes::of(a);
-    let (da, db) = (gpu.empty(a.shape(), a.dtype())?, gpu.empty(a.shape(), a.dtype())?);
-    let more = [a_log, dt_bias, beta, &dg, &dbeta, &da, &db];
-    sizes.launch(gpu, "backward", sizes.n.div_ceil(4 * GROUP), a, &more)?;
+    let sizes = Sizes { need: [need[0], need[1]], ..Sizes::of(a) };
+    // a gradient that is not needed is bound, but not written
+    let room = |need: bool| if need { gpu.empty(a.shape(), a.dtype()) } else { gpu.empty([4], DType::F32) };
+    let (da, db) = (room(need[0])?, room(need[1])?);
+    if need[0] || need[1] {
+        let more = [a_log, dt_bias, beta, &dg, &dbeta, &da, &db];
+        sizes.launch(gpu, "backward", sizes.n.div_ceil(4 * GROUP), a, &more)?;
+    }
+    let [da, db] = [need[0].then_some(da), need[1].then_some(db)];
+    if !need[2] && !need[3] {
+        return Ok([da, db, None, None]);
+    }
     let parts = || gpu.empty([sizes.parts(), sizes.stride()], DType::F32);
     let (of_log, of_bias) = (parts()?, parts()?);
     let groups = sizes.parts() * sizes.heads.div_ceil(GROUP);
     sizes.launch(gpu, "sums", groups, a, &[a_log, dt_bias, g, &dg, &of_log, &of_bias])?;
-    let (d_log, d_bias) = (totals(gpu, &of_log, a_log.shape())?, totals(gpu, &of_bias, dt_bias.shape())?);
-    Ok([Some(da), Some(db), Some(d_log), Some(d_bias)])
+    let total = |need: bool, sums, like: &Tensor| need.then(|| totals(gpu, sums, like.shape())).transpose();
+    Ok([da, db, total(need[2], &of_log, a_log)?, total(need[3], &of_bias, dt_bias)?])
 }

@@ -1,4 +1,4 @@
-// Four gates an invocation; those of a row have a head each. Sums over rows: COLUMNS heads and SLOTS rows at once.
+// DA and DB are 1 where the gradients to a and b are needed. Four gates an invocation; those of a row have a head each. Sums over rows: COLUMNS heads and SLOTS rows at once.
 const SLOTS = 256u / COLUMNS;
 struct Params { n: u32, heads: u32, rows: u32, each: u32, stride: u32 }
 var<immediate> p: Params;
@@ -37,8 +37,8 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     let i = group_index(group, groups) * 256u + lane;
     if i >= p.n { return; }
     let heads = heads_from(4u * i);
-    da[i] = narrow_X(-rates(heads) * sigmoid4(biased(widen_X(a[i]), heads)) * dg[i]);
-    db[i] = narrow_X(beta[i] * (1.0 - beta[i]) * dbeta[i]);
+    if DA == 1u { da[i] = narrow_X(-rates(heads) * sigmoid4(biased(widen_X(a[i]), heads)) * dg[i]); }
+    if DB == 1u { db[i] = narrow_X(beta[i] * (1.0 - beta[i]) * dbeta[i]); }
 }
 
 @group(0) @binding(3) var<storage, read> gates: array<f32>;

@@ -75,10 +75,10 @@ impl BackwardMany<4, 2> for Grad {
         CONTRACT.op
     }
 
-    fn backward(self, dy: [Option<Tensor>; 2], _need: [bool; 4]) -> Result<[Option<Tensor>; 4]> {
+    fn backward(self, dy: [Option<Tensor>; 2], need: [bool; 4]) -> Result<[Option<Tensor>; 4]> {
         match self.a.device() {
-            Device::Cpu(cpu) => cpu::backward(cpu, &self, dy.each_ref().map(Option::as_ref)),
-            Device::Gpu(gpu) => gpu::backward(gpu, &self, dy.each_ref().map(Option::as_ref)),
+            Device::Cpu(cpu) => cpu::backward(cpu, &self, dy.each_ref().map(Option::as_ref), need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, dy.each_ref().map(Option::as_ref), need),
         }
     }
 }

@@ -22,6 +22,6 @@ pub(super) fn forward(gpu: &Gpu, x: &Tensor, eps: f32) -> Result<(Tensor, Tensor
     norm::forward(gpu, norm(x), eps)
 }
 
-pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<Tensor> {
-    Ok(norm::backward(gpu, norm(&saved.x), &saved.scale, dy)?.dx)
+pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<Option<Tensor>> {
+    Ok(norm::backward(gpu, norm(&saved.x), &saved.scale, dy, [true, false, false])?.dx)
 }

@@ -56,7 +56,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         match self.x.device() {
             Device::Cpu(cpu) => Ok([Some(cpu::backward(cpu, &self, &dy)?)]),
-            Device::Gpu(gpu) => Ok([Some(gpu::backward(gpu, &self, &dy)?)]),
+            Device::Gpu(gpu) => Ok([gpu::backward(gpu, &self, &dy)?]),
         }
     }
 }

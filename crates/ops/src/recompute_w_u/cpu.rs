@@ -140,13 +140,19 @@ struct Results<'a> {
     a: Shared<'a>,
 }
 
-pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: [Option<&Tensor>; 2]) -> Result<[Option<Tensor>; 5]> {
+pub(super) fn backward(
+    cpu: &Cpu,
+    args: &Grad,
+    dy: [Option<&Tensor>; 2],
+    need: [bool; 5],
+) -> Result<[Option<Tensor>; 5]> {
     let given = Given::read(cpu, args)?;
     let [dw, du] = dy;
     let (dw, du) = (dw.map(|x| cpu.read(x)).transpose()?, du.map(|x| cpu.read(x)).transpose()?);
-    let like = |x: &Tensor| cpu.buffer::<f32>(x.elements());
-    let (mut dk, mut dv, mut da) = (like(&args.k)?, like(&args.v)?, like(&args.a)?);
-    let (mut dbeta, mut dg) = (like(&args.beta)?, like(&args.g_cum)?);
+    // a gradient that is not needed has no memory
+    let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
+    let (mut dk, mut dv, mut da) = (room(0, &args.k)?, room(1, &args.v)?, room(4, &args.a)?);
+    let (mut dbeta, mut dg) = (room(2, &args.beta)?, room(3, &args.g_cum)?);
     let out = Results {
         k: Shared::new(&mut dk),
         v: Shared::new(&mut dv),
@@ -170,7 +176,7 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: [Option<&Tensor>; 2]) -> Resu
                         None => tiles[tile].fill(0.0),
                     }
                 }
-                let (dbeta, dg) = gradients(&given, &chunk, &mut tiles);
+                let (dbeta, dg) = gradients(&given, &chunk, &mut tiles, need);
                 let [_, _, d_k, d_v, _, d_a] = &tiles;
                 // SAFETY: each task has all value heads of its key head of its own row.
                 unsafe {
@@ -183,37 +189,48 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: [Option<&Tensor>; 2]) -> Resu
             }
         }
     })?;
-    let tensor = |data, x: &Tensor| cpu.tensor(data, x.shape(), x.dtype()).map(Some);
+    let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
     Ok([
-        tensor(dk, &args.k)?,
-        tensor(dv, &args.v)?,
-        tensor(dbeta, &args.beta)?,
-        tensor(dg, &args.g_cum)?,
-        tensor(da, &args.a)?,
+        tensor(0, dk, &args.k)?,
+        tensor(1, dv, &args.v)?,
+        tensor(2, dbeta, &args.beta)?,
+        tensor(3, dg, &args.g_cum)?,
+        tensor(4, da, &args.a)?,
     ])
 }
 
 /// From `dw` and `du` in the first two tiles: dk, dv and dA in the others, dβ and dg returned.
-fn gradients(given: &Given<'_>, chunk: &Chunk<'_>, tiles: &mut [&mut [f32]; 6]) -> ([f32; CHUNK], [f32; CHUNK]) {
+fn gradients(
+    given: &Given<'_>,
+    chunk: &Chunk<'_>,
+    tiles: &mut [&mut [f32]; 6],
+    [of_k, of_v, of_beta, of_g, of_a]: [bool; 5],
+) -> ([f32; CHUNK], [f32; CHUNK]) {
     let (level, [k, v], len) = (given.level, given.width, chunk.len);
     let [d_w, d_u, d_k, d_v, turned, d_a] = tiles;
-    transpose([len, k], chunk.scaled_k, k, turned, CHUNK);
-    let by_keys = Product::new([len, len, k], Left::rows(d_w, k), turned, CHUNK).lower();
-    product(level, &by_keys, d_a, CHUNK);
-    transpose([len, v], chunk.scaled_v, v, turned, CHUNK);
-    let by_values = Product::new([len, len, v], Left::rows(d_u, v), turned, CHUNK).lower();
-    product(level, &by_values.onto(1.0), d_a, CHUNK);
-    (0..len).for_each(|i| d_a[i * CHUNK + i + 1..(i + 1) * CHUNK].fill(0.0));
+    if of_a {
+        transpose([len, k], chunk.scaled_k, k, turned, CHUNK);
+        let by_keys = Product::new([len, len, k], Left::rows(d_w, k), turned, CHUNK).lower();
+        product(level, &by_keys, d_a, CHUNK);
+        transpose([len, v], chunk.scaled_v, v, turned, CHUNK);
+        let by_values = Product::new([len, len, v], Left::rows(d_u, v), turned, CHUNK).lower();
+        product(level, &by_values.onto(1.0), d_a, CHUNK);
+        (0..len).for_each(|i| d_a[i * CHUNK + i + 1..(i + 1) * CHUNK].fill(0.0));
+    }
     let back = |b, width| Product::new([len, width, len], Left::columns(chunk.a, CHUNK), b, width).left(Part::Upper);
-    product(level, &back(&**d_w, k), d_k, k);
-    product(level, &back(&**d_u, v), d_v, v);
     let (mut dbeta, mut dg) = ([0.0; CHUNK], [0.0; CHUNK]);
-    maps::scale_rows(level, 1.0, &chunk.decay[..len], &mut d_k[..len * k]);
-    maps::dots(level, &d_k[..len * k], &chunk.k[..len * k], &mut dg[..len]);
-    dbeta.copy_from_slice(&dg);
-    maps::dots(level, &d_v[..len * v], &chunk.v[..len * v], &mut dbeta[..len]);
-    dg.iter_mut().zip(chunk.beta).for_each(|(dg, beta)| *dg *= beta);
-    maps::scale_rows(level, 1.0, &chunk.beta[..len], &mut d_k[..len * k]);
-    maps::scale_rows(level, 1.0, &chunk.beta[..len], &mut d_v[..len * v]);
+    if of_k || of_beta || of_g {
+        product(level, &back(&**d_w, k), d_k, k);
+        maps::scale_rows(level, 1.0, &chunk.decay[..len], &mut d_k[..len * k]);
+        maps::dots(level, &d_k[..len * k], &chunk.k[..len * k], &mut dg[..len]);
+        dbeta.copy_from_slice(&dg);
+        dg.iter_mut().zip(chunk.beta).for_each(|(dg, beta)| *dg *= beta);
+        maps::scale_rows(level, 1.0, &chunk.beta[..len], &mut d_k[..len * k]);
+    }
+    if of_v || of_beta {
+        product(level, &back(&**d_u, v), d_v, v);
+        maps::dots(level, &d_v[..len * v], &chunk.v[..len * v], &mut dbeta[..len]);
+        maps::scale_rows(level, 1.0, &chunk.beta[..len], &mut d_v[..len * v]);
+    }
     (dbeta, dg)
 }

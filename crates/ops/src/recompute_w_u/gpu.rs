@@ -17,7 +17,12 @@ pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<WU> {
     Ok(WU { w: gpu.convert(&w, dtype)?.reshape(w_shape)?, u: gpu.convert(&u, dtype)?.reshape(v.shape())? })
 }
 
-pub(super) fn backward(gpu: &Gpu, args: &Grad, [dw, du]: [Option<Tensor>; 2]) -> Result<[Option<Tensor>; 5]> {
+pub(super) fn backward(
+    gpu: &Gpu,
+    args: &Grad,
+    [dw, du]: [Option<Tensor>; 2],
+    need: [bool; 5],
+) -> Result<[Option<Tensor>; 5]> {
     let Grad { k, v, beta, g_cum, a, layout } = args;
     let chunks = Chunks::of(gpu, *layout)?;
     let gates = chunks.gates(g_cum, Decay::Summed, Some(beta))?;
@@ -36,10 +41,10 @@ pub(super) fn backward(gpu: &Gpu, args: &Grad, [dw, du]: [Option<Tensor>; 2]) ->
     let [dbeta, dg] = chunks.write_gates(&of_values, &of_keys, &gates)?;
     let stored = |x: &Tensor, like: &Tensor| gpu.convert(x, like.dtype())?.reshape(like.shape());
     Ok([
-        Some(stored(&chunks.over_readers(dk)?, k)?),
-        Some(stored(&dv, v)?),
-        Some(stored(&dbeta, beta)?),
-        Some(stored(&dg, g_cum)?),
-        Some(stored(&da, a)?),
+        need[0].then(|| stored(&chunks.over_readers(dk)?, k)).transpose()?,
+        need[1].then(|| stored(&dv, v)).transpose()?,
+        need[2].then(|| stored(&dbeta, beta)).transpose()?,
+        need[3].then(|| stored(&dg, g_cum)).transpose()?,
+        need[4].then(|| stored(&da, a)).transpose()?,
     ])
 }

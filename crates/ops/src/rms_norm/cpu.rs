@@ -23,26 +23,44 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, eps: f32, dims: &Dims) 
     Ok((y, cpu.tensor(rstd, [rows], DType::F32)?))
 }
 
-pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, _need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
+pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
     let Grad { x, w, rstd } = saved;
     let (ws, rs, level) = (cpu.read(w)?, cpu.read(rstd)?, cpu.level());
     let width = ws.len();
+    if !need[0] {
+        let dw = by_storage!(x.dtype(), T => {
+            let from = [x.slice::<T>()?, dy.slice::<T>()?];
+            rows::sum(cpu, width, from, &rs, |[x, dy], rstd, dw| {
+                for Piece { columns, numbers } in rows::pieces(width, x.len()) {
+                    let (x, dy, w) = (&x[numbers.clone()], &dy[numbers], &mut dw[columns]);
+                    weights_gradient(level, [x, dy, rstd], w);
+                }
+            })?
+        });
+        return Ok([None, Some(cpu.tensor(dw, w.shape(), w.dtype())?)]);
+    }
+    let sums = if need[1] { width } else { 0 };
     let (dx, dw) = by_storage!(x.dtype(), T => {
         let mut dx = cpu.buffer::<T>(x.elements())?;
         let from = [x.slice::<T>()?, dy.slice::<T>()?];
-        let dw = rows::map_and_sum(cpu, width, from, (&rs, Target::new(&mut dx)), |[x, dy], rstd, dx, dw| {
+        let dw = rows::map_and_sum(cpu, [width, sums], from, (&rs, Target::new(&mut dx)), |[x, dy], rstd, dx, dw| {
             let mut shrink = [0.0; rows::MOST];
             let ahead = x.len();
             dots(level, [x, dy, &ws], rstd, &mut shrink);
             for Piece { columns, numbers } in rows::pieces(width, x.len()) {
                 let (x, dy, w) = (&x[numbers.clone()], &dy[numbers.clone()], &ws[columns.clone()]);
                 let from = Rows { x, dy, w, rstd, shrink: &shrink, ahead };
-                dx.write(numbers.len(), |dx| gradient(level, from, dx, &mut dw[columns]));
+                if need[1] {
+                    dx.write(numbers.len(), |dx| gradient(level, from, dx, &mut dw[columns]));
+                } else {
+                    dx.write(numbers.len(), |dx| inputs_gradient(level, from, dx));
+                }
             }
         })?;
         (cpu.wrap(dx, x.shape())?, dw)
     });
-    Ok([Some(dx), Some(cpu.tensor(dw, w.shape(), w.dtype())?)])
+    let dw = need[1].then(|| cpu.tensor(dw, w.shape(), w.dtype())).transpose()?;
+    Ok([Some(dx), dw])
 }
 
 struct Rows<'a> {
@@ -83,6 +101,39 @@ alluvium_core::simd! {
                 dot = (S::load(&dy[i..]) * S::load(&w[i..])).mul_add(S::load(&x[i..]), dot);
             }
             *shrink = dot.sum() / width as f32 * r * r;
+        }
+    }
+
+    /// What rows add to `dw`, from `x`, `dy` and their scales.
+    fn weights_gradient<S>(from: [&[f32]; 3], dw: &mut [f32]) {
+        let ([x, dy, rstd], width) = (from, dw.len());
+        let whole = width - width % S::LANES;
+        for ((x, dy), &r) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(rstd) {
+            let r = S::splat(r);
+            for i in (0..whole).step_by(S::LANES) {
+                (S::load(&dy[i..]) * S::load(&x[i..])).mul_add(r, S::load(&dw[i..])).store(&mut dw[i..]);
+            }
+            let (x, dy) = (S::load_head(&x[whole..]), S::load_head(&dy[whole..]));
+            (dy * x).mul_add(r, S::load_head(&dw[whole..])).store_head(&mut dw[whole..]);
+        }
+    }
+
+    /// `dx` of the rows.
+    fn inputs_gradient<S>(from: Rows<'_>, dx: Block<'_>) {
+        let Block { to: dx, stores, .. } = dx;
+        let width = from.w.len();
+        let whole = width - width % S::LANES;
+        let rows = from.x.chunks_exact(width).zip(from.dy.chunks_exact(width)).zip(from.rstd.iter().zip(from.shrink));
+        for (((x, dy), (&r, &shrink)), dx) in rows.zip(dx.chunks_exact_mut(width)) {
+            let (r, shrink) = (S::splat(r), S::splat(shrink));
+            for i in (0..whole).step_by(S::LANES) {
+                prefetch(&x[i..], from.ahead);
+                prefetch(&dy[i..], from.ahead);
+                let (x, dy, w) = (S::load(&x[i..]), S::load(&dy[i..]), S::load(&from.w[i..]));
+                (r * (dy * w - x * shrink)).put(&mut dx[i..], stores);
+            }
+            let (x, dy, w) = (S::load_head(&x[whole..]), S::load_head(&dy[whole..]), S::load_head(&from.w[whole..]));
+            (r * (dy * w - x * shrink)).store_head(&mut dx[whole..]);
         }
     }
 

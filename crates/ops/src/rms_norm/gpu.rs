@@ -22,7 +22,8 @@ pub(super) fn forward(gpu: &Gpu, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Te
     norm::forward(gpu, norm(x, w), eps)
 }
 
-pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 2]> {
-    let Gradients { dx, dw, .. } = norm::backward(gpu, norm(&saved.x, &saved.w), &saved.rstd, dy)?;
-    Ok([Some(dx), dw])
+pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
+    let Gradients { dx, dw, .. } =
+        norm::backward(gpu, norm(&saved.x, &saved.w), &saved.rstd, dy, [need[0], need[1], false])?;
+    Ok([dx, dw])
 }

@@ -43,8 +43,8 @@ impl Backward<2> for Grad {
         CONTRACT.op
     }
 
-    fn backward(self, dy: Tensor, _need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-        let db = scale(&dy, -1.0)?;
-        Ok([Some(dy), Some(db)])
+    fn backward(self, dy: Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
+        let db = need[1].then(|| scale(&dy, -1.0)).transpose()?;
+        Ok([need[0].then_some(dy), db])
     }
 }

@@ -11,7 +11,7 @@ use alluvium_core::{Result, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 
-pub(in super::super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 3]> {
+pub(in super::super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
     let Grad { q, k, v, o, lse, mask, scale, dims } = saved;
     let sizes = Sizes::new(dims);
     let Sizes { batch, tokens, heads, positions, shared, width } = sizes;
@@ -20,12 +20,15 @@ pub(in super::super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result
     let (qs, os, dos, ks, vs) = (by_head(q)?, by_head(o)?, by_head(dy)?, by_shared(k)?, by_shared(v)?);
     let lse = cpu.read(lse)?;
     let each = positions * width;
-    let mut dq = cpu.buffer::<f32>(qs.len())?;
-    let (mut dk, mut dv) = (cpu.buffer::<f32>(batch * heads * each)?, cpu.buffer::<f32>(batch * heads * each)?);
+    // a gradient that is not needed has no memory
+    let room = |i: usize, n: usize| cpu.buffer::<f32>(if need[i] { n } else { 0 });
+    let (mut dq, mut dk, mut dv) = (room(0, qs.len())?, room(1, batch * heads * each)?, room(2, batch * heads * each)?);
+    let (mut of_q, mut of_k, mut of_v) = (dq.chunks_mut(tokens * width), dk.chunks_mut(each), dv.chunks_mut(each));
+    let mut tasks: Vec<[&mut [f32]; 3]> =
+        (0..batch * heads).map(|_| [of_q.next(), of_k.next(), of_v.next()].map(Option::unwrap_or_default)).collect();
     let level = cpu.level();
     cpu.run(|| {
-        let tasks = dq.par_chunks_mut(tokens * width).zip(dk.par_chunks_mut(each)).zip(dv.par_chunks_mut(each));
-        tasks.enumerate().for_each(|(i, ((dq, dk), dv))| {
+        tasks.par_iter_mut().enumerate().for_each(|(i, [dq, dk, dv])| {
             let rows = i * tokens * width..(i + 1) * tokens * width;
             let head = Head {
                 q: &qs[rows.clone()],
@@ -41,16 +44,19 @@ pub(in super::super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result
             dv.fill(0.0);
             let mut scratch = Scratch::new(width);
             for queries in blocks(tokens) {
-                let dq = &mut dq[queries.start * width..queries.end * width];
+                let dq = if need[0] { &mut dq[queries.start * width..queries.end * width] } else { &mut [][..] };
                 scratch.block(level, &head, mask, queries, [&mut *dq, &mut *dk, &mut *dv]);
             }
         });
     });
-    let dq = swapped(cpu, &dq, [batch, heads, tokens, width])?;
+    let like = |need: bool, d: &dyn Fn() -> Result<Buffer<f32>>, x: &Tensor| match need {
+        true => cpu.tensor(d()?, x.shape(), x.dtype()).map(Some),
+        false => Ok(None),
+    };
     Ok([
-        Some(cpu.tensor(dq, q.shape(), q.dtype())?),
-        Some(cpu.tensor(together(cpu, &dk, &sizes)?, k.shape(), k.dtype())?),
-        Some(cpu.tensor(together(cpu, &dv, &sizes)?, v.shape(), v.dtype())?),
+        like(need[0], &|| swapped(cpu, &dq, [batch, heads, tokens, width]), q)?,
+        like(need[1], &|| together(cpu, &dk, &sizes), k)?,
+        like(need[2], &|| together(cpu, &dv, &sizes), v)?,
     ])
 }
 
@@ -139,15 +145,23 @@ impl Scratch {
             let across = [n, stride, width];
             product(level, &Product::new(across, Left::rows(k_rows, width), q, stride), weights, stride);
             mask.hide(&keys, &queries, weights, stride);
-            product(level, &Product::new(across, Left::rows(v_rows, width), dy, stride), grads, stride);
+            if !dq.is_empty() || !dk.is_empty() {
+                product(level, &Product::new(across, Left::rows(v_rows, width), dy, stride), grads, stride);
+            }
             differentiate(level, weights, grads, stride, rows, head.scale);
             let down = [n, width, count];
-            let to_v = Product::new(down, Left::rows(weights, stride), dy_rows, width).onto(1.0);
-            product(level, &to_v, &mut dv[span.clone()], width);
-            let to_k = Product::new(down, Left::rows(grads, stride), q_rows, width).onto(1.0);
-            product(level, &to_k, &mut dk[span], width);
-            let to_q = Product::new([count, width, n], Left::columns(grads, stride), k_rows, width);
-            product(level, &to_q.onto(if i == 0 { 0.0 } else { 1.0 }), dq, width);
+            if !dv.is_empty() {
+                let to_v = Product::new(down, Left::rows(weights, stride), dy_rows, width).onto(1.0);
+                product(level, &to_v, &mut dv[span.clone()], width);
+            }
+            if !dk.is_empty() {
+                let to_k = Product::new(down, Left::rows(grads, stride), q_rows, width).onto(1.0);
+                product(level, &to_k, &mut dk[span], width);
+            }
+            if !dq.is_empty() {
+                let to_q = Product::new([count, width, n], Left::columns(grads, stride), k_rows, width);
+                product(level, &to_q.onto(if i == 0 { 0.0 } else { 1.0 }), dq, width);
+            }
         }
     }
 }

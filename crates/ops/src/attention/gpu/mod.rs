@@ -168,13 +168,15 @@ fn decode(plan: &Plan<'_>, [q, k, v]: [&Tensor; 3], [o, lse]: [&Tensor; 2]) -> R
     plan.launch((plan.which(&TOGETHER_PAIR), "together"), &[], &[o, lse, &parts, &sums], groups, params)
 }
 
-pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 3]> {
+pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
     let Grad { q, k, v, o, lse, mask, scale, dims } = saved;
     let plan = Plan::new(gpu, dims, *scale, q.dtype(), mask)?;
     let with_o = gpu.empty(lse.shape(), DType::F32)?;
     let rows = lse.elements();
     let params = Params { count: rows as u32, ..plan.params };
-    plan.launch((&WITH_O, "with_o"), &[], &[&with_o, o, dy], Groups::Line(rows.div_ceil(64)), params)?;
+    if need[0] || need[1] {
+        plan.launch((&WITH_O, "with_o"), &[], &[&with_o, o, dy], Groups::Line(rows.div_ceil(64)), params)?;
+    }
 
     let gradient = |of: &Tensor, own: [&Tensor; 2], streamed: [&Tensor; 2], queries: bool, values: bool| {
         let to = plan.rows(of)?;
@@ -189,11 +191,11 @@ pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<[Option<T
         ];
         let groups = Groups::Grid([of.shape()[1].div_ceil(SIDE), of.shape()[2], dims['B']]);
         plan.launch((kernel, "backward"), &constants, &tensors, groups, plan.params)?;
-        gpu.convert(&to, of.dtype()).map(Some)
+        gpu.convert(&to, of.dtype())
     };
     Ok([
-        gradient(q, [q, dy], [k, v], true, false)?,
-        gradient(k, [k, v], [q, dy], false, false)?,
-        gradient(v, [k, v], [q, dy], false, true)?,
+        need[0].then(|| gradient(q, [q, dy], [k, v], true, false)).transpose()?,
+        need[1].then(|| gradient(k, [k, v], [q, dy], false, false)).transpose()?,
+        need[2].then(|| gradient(v, [k, v], [q, dy], false, true)).transpose()?,
     ])
 }

@@ -88,7 +88,7 @@ impl Write {
     }
 }
 
-/// The reverse of [`gather`].
+/// The reverse of [`gather`]; nothing where the result has no memory.
 ///
 /// # Safety
 /// Nobody else touches these rows of this head meanwhile.
@@ -99,6 +99,9 @@ pub(crate) unsafe fn scatter(
     from: &[f32],
     write: Write,
 ) {
+    if to.is_empty() {
+        return;
+    }
     for (token, from) in tokens.zip(from.chunks_exact(width)) {
         // SAFETY: the caller's promise.
         let to = unsafe { to.part((token * heads + head) * width, width) };

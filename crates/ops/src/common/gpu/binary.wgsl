@@ -38,3 +38,30 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
         db[i] = narrow_X(d * s.b);
     }
 }
+
+// one derivative alone; its dy is bound where db was, or is in y
+@group(0) @binding(3) var<storage, read> dy_of_one: array<X4>;
+
+@compute @workgroup_size(256)
+fn backward_a(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = group_index(group, groups) * 256u + lane;
+    if i < p.quads { y[i] = narrow_X(widen_X(dy_of_one[i]) * slopes(widen_X(a[i]), widen_X(b[i])).a); }
+}
+
+@compute @workgroup_size(256)
+fn backward_a_in_place(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = group_index(group, groups) * 256u + lane;
+    if i < p.quads { y[i] = narrow_X(widen_X(y[i]) * slopes(widen_X(a[i]), widen_X(b[i])).a); }
+}
+
+@compute @workgroup_size(256)
+fn backward_b(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = group_index(group, groups) * 256u + lane;
+    if i < p.quads { y[i] = narrow_X(widen_X(dy_of_one[i]) * slopes(widen_X(a[i]), widen_X(b[i])).b); }
+}
+
+@compute @workgroup_size(256)
+fn backward_b_in_place(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = group_index(group, groups) * 256u + lane;
+    if i < p.quads { y[i] = narrow_X(widen_X(y[i]) * slopes(widen_X(a[i]), widen_X(b[i])).b); }
+}

@@ -48,16 +48,33 @@ pub(crate) fn slope<F: Shaded>(gpu: &Gpu, f: F, x: &Tensor, mut dy: Tensor) -> R
     Ok(dx)
 }
 
-/// `dy · ∂f/∂a`, in the memory of `dy` where nobody else holds it, and `dy · ∂f/∂b`.
-pub(crate) fn slopes<F: Shaded>(gpu: &Gpu, f: F, [a, b]: [&Tensor; 2], mut dy: Tensor) -> Result<[Tensor; 2]> {
-    let db = gpu.empty(b.shape(), b.dtype())?;
-    if dy.is_unique() {
-        launch(gpu, f, "backward_in_place", &[a, b, &dy, &db])?;
-        return Ok([dy, db]);
+/// `dy · ∂f/∂a` and `dy · ∂f/∂b`, those that are needed; the first of them in the memory of `dy` where nobody else holds it.
+pub(crate) fn slopes<F: Shaded>(
+    gpu: &Gpu,
+    f: F,
+    [a, b]: [&Tensor; 2],
+    mut dy: Tensor,
+    need: [bool; 2],
+) -> Result<[Option<Tensor>; 2]> {
+    let entries = match need {
+        [true, true] => ["backward", "backward_in_place"],
+        [true, false] => ["backward_a", "backward_a_in_place"],
+        [false, true] => ["backward_b", "backward_b_in_place"],
+        [false, false] => return Ok([None, None]),
+    };
+    let in_place = dy.is_unique();
+    let first = if in_place { None } else { Some(gpu.empty(a.shape(), a.dtype())?) };
+    let second = if need == [true; 2] { Some(gpu.empty(b.shape(), b.dtype())?) } else { None };
+    let mut tensors = vec![a, b, first.as_ref().unwrap_or(&dy)];
+    tensors.extend(&second);
+    if !in_place {
+        tensors.push(&dy);
     }
-    let da = gpu.empty(a.shape(), a.dtype())?;
-    launch(gpu, f, "backward", &[a, b, &da, &db, &dy])?;
-    Ok([da, db])
+    launch(gpu, f, entries[usize::from(in_place)], &tensors)?;
+    if let Some(first) = first {
+        dy = first;
+    }
+    Ok(if need[0] { [Some(dy), second] } else { [None, Some(dy)] })
 }
 
 /// Runs an entry of the kernel over tensors of one length and dtype, in as many launches as bindings need.

@@ -78,9 +78,9 @@ impl Read {
     }
 
     /// What a launch over these rows reads and writes: `x`, a tensor like it, the rows' scales, weights and gates.
-    fn binds<'a>(&'a self, y: &'a Tensor, scales: &'a Tensor, rows: &Range<usize>) -> Vec<Bind<'a>> {
+    fn binds<'a>(&'a self, y: Bind<'a>, scales: &'a Tensor, rows: &Range<usize>) -> Vec<Bind<'a>> {
         let scales = Bind::Part(scales, rows.start * 4..rows.end * 4);
-        let mut binds = vec![self.part(&self.x, rows), self.part(y, rows), scales];
+        let mut binds = vec![self.part(&self.x, rows), y, scales];
         binds.extend(self.w.iter().map(Bind::All));
         binds.extend(self.z.iter().map(|z| self.part(z, rows)));
         binds
@@ -98,9 +98,9 @@ pub(crate) fn forward(gpu: &Gpu, norm: Norm<'_>, eps: f32) -> Result<(Tensor, Te
         gpu.launch(&Launch {
             kernel: read.form.choose(norm.kernels),
             entry: "forward",
-            constants: &read.sharing.constants(),
+            constants: &constants(read.sharing, [true; 3]),
             stored: &read.form.stored(),
-            binds: &read.binds(&y, &scales, &rows),
+            binds: &read.binds(read.part(&y, &rows), &scales, &rows),
             params: bytemuck::bytes_of(&params),
             groups: Groups::Line(rows.len().div_ceil(read.sharing.at_once())),
         })?;
@@ -108,34 +108,48 @@ pub(crate) fn forward(gpu: &Gpu, norm: Norm<'_>, eps: f32) -> Result<(Tensor, Te
     Ok((gpu.convert(&y, norm.x.dtype())?, scales))
 }
 
-/// The gradients that a norm has.
+/// What the text is compiled with; `need` as in [`backward`].
+fn constants(sharing: Sharing, need: [bool; 3]) -> [(&'static str, u32); 6] {
+    let [group, lanes, keep] = sharing.constants();
+    let [x, w, z] = need.map(u32::from);
+    [group, lanes, keep, ("DX", x), ("DW", w), ("DZ", z)]
+}
+
+/// The gradients that a norm has and that are needed.
 pub(crate) struct Gradients {
-    pub(crate) dx: Tensor,
+    pub(crate) dx: Option<Tensor>,
     pub(crate) dw: Option<Tensor>,
     pub(crate) dz: Option<Tensor>,
 }
 
-/// The gradients to `x`, `w` and `z`.
-pub(crate) fn backward(gpu: &Gpu, norm: Norm<'_>, scales: &Tensor, dy: &Tensor) -> Result<Gradients> {
+/// The gradients to `x`, `w` and `z` that are needed.
+pub(crate) fn backward(gpu: &Gpu, norm: Norm<'_>, scales: &Tensor, dy: &Tensor, need: [bool; 3]) -> Result<Gradients> {
+    let need = [need[0], need[1] && norm.w.is_some(), need[2] && norm.z.is_some()];
     let read = Read::new(gpu, norm)?;
     let dy = gpu.convert(dy, read.form.dtype())?;
-    let like = || gpu.empty(norm.x.shape(), read.form.dtype());
-    let (dx, dz) = (like()?, norm.z.map(|_| like()).transpose()?);
-    // without weights nothing is summed, and every batch of rows is a workgroup's
-    let parts_at_most = if norm.w.is_some() { PARTS } else { read.rows };
+    // a gradient that is not needed is bound, but not written
+    let like = |need: bool| match need {
+        true => gpu.empty(norm.x.shape(), read.form.dtype()),
+        false => gpu.empty([4], DType::F32),
+    };
+    let (dx, dz) = (like(need[0])?, norm.z.map(|_| like(need[2])).transpose()?);
+    // where nothing is summed, every batch of rows is a workgroup's
+    let parts_at_most = if need[1] { PARTS } else { read.rows };
     let each = read.rows.div_ceil(parts_at_most).next_multiple_of(read.sharing.at_once());
     let parts = |rows: &Range<usize>| rows.len().div_ceil(each);
     let stride = read.width.next_multiple_of(4);
     let sums = match norm.w {
-        Some(_) => Some(gpu.empty([read.segments(gpu).map(|rows| parts(&rows)).sum(), stride], DType::F32)?),
+        Some(_) if need[1] => Some(gpu.empty([read.segments(gpu).map(|rows| parts(&rows)).sum(), stride], DType::F32)?),
+        Some(_) => Some(gpu.empty([4], DType::F32)?),
         None => None,
     };
     let mut first = 0;
     for rows in read.segments(gpu) {
-        let mut binds = read.binds(&dx, scales, &rows);
+        let part = |need: bool, x| if need { read.part(x, &rows) } else { Bind::All(x) };
+        let mut binds = read.binds(part(need[0], &dx), scales, &rows);
         binds.push(read.part(&dy, &rows));
         binds.extend(sums.iter().map(Bind::All));
-        binds.extend(dz.iter().map(|dz| read.part(dz, &rows)));
+        binds.extend(dz.iter().map(|dz| part(need[2], dz)));
         let unit = read.form.unit();
         let params = Params {
             rows: rows.len() as u32,
@@ -149,7 +163,7 @@ pub(crate) fn backward(gpu: &Gpu, norm: Norm<'_>, scales: &Tensor, dy: &Tensor) 
         gpu.launch(&Launch {
             kernel: read.form.choose(norm.kernels),
             entry: "backward",
-            constants: &read.sharing.constants(),
+            constants: &constants(read.sharing, need),
             stored: &read.form.stored(),
             binds: &binds,
             params: bytemuck::bytes_of(&params),
@@ -159,8 +173,10 @@ pub(crate) fn backward(gpu: &Gpu, norm: Norm<'_>, scales: &Tensor, dy: &Tensor) 
     }
     let convert = |x: &Tensor| gpu.convert(x, norm.x.dtype());
     let dw = match (norm.w, &sums) {
-        (Some(w), Some(sums)) => Some(convert(&totals(gpu, sums, w.shape())?)?),
+        (Some(w), Some(sums)) if need[1] => Some(convert(&totals(gpu, sums, w.shape())?)?),
         _ => None,
     };
-    Ok(Gradients { dx: convert(&dx)?, dw, dz: dz.as_ref().map(convert).transpose()? })
+    let dx = need[0].then(|| convert(&dx)).transpose()?;
+    let dz = dz.as_ref().filter(|_| need[2]).map(convert).transpose()?;
+    Ok(Gradients { dx, dw, dz })
 }

@@ -1,6 +1,6 @@
 // Gradients of normalised rows and of their weights: a workgroup takes `each` rows, one batch of ROWS after the other,
 // and leaves one row of sums. The operation's text gives `dy`, `sums`, gain(column, at) and, for each number once,
-// finish(at, d, gain) with d = dy · x · scale.
+// finish(at, d, gain) with d = dy · x · scale. DX, DW and DZ are 1 where the gradients to x, w and z are needed.
 var<workgroup> combined: array<Num, WG>;
 
 @compute @workgroup_size(WG)
@@ -13,7 +13,9 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     let rest = (p.first + part) * p.stride;
     var weights: array<Num, KEEP>;
     for (var k = 0u; k < KEEP; k++) { weights[k] = Num(0.0); }
-    for (var column = KEEP * LANES + place; column < p.width; column += LANES) { sums[rest + column] = Num(0.0); }
+    if DW == 1u {
+        for (var column = KEEP * LANES + place; column < p.width; column += LANES) { sums[rest + column] = Num(0.0); }
+    }
 
     for (var batch = start; batch < end; batch += ROWS) {
         let row = batch + lane.index / LANES;
@@ -50,9 +52,10 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
             let slope = widen(dy[base + column]);
             let d = slope * value * scale;
             finish(base + column, d, by);
-            sums[rest + column] += d * by.gate;
+            if DW == 1u { sums[rest + column] += d * by.gate; }
             dots += slope * by.all * value;
         }
+        if DX == 0u { continue; }
         let shrink = row_sum(total(dots), lane) * p.share * scale * scale;
         for (var k = 0u; k < KEEP; k++) {
             let column = k * LANES + place;
@@ -64,6 +67,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
         }
     }
 
+    if DW == 0u { return; }
     // rows of the same workgroup, in order
     for (var k = 0u; k < KEEP; k++) {
         let column = k * LANES + place;

@@ -15,8 +15,8 @@ use std::ops::Range;
 pub(in crate::gated_delta_rule) fn backward(
     cpu: &Cpu,
     args: &Grad,
-    d_o: Option<&Tensor>,
-    d_last: Option<&Tensor>,
+    [d_o, d_last]: [Option<&Tensor>; 2],
+    need: [bool; 6],
 ) -> Result<[Option<Tensor>; 6]> {
     let problem = Problem::new(cpu, args)?;
     let size = problem.state();
@@ -25,10 +25,11 @@ pub(in crate::gated_delta_rule) fn backward(
         last: d_last.map(|x| cpu.read(x)).transpose()?,
         states: args.states.as_ref().map(|states| states.slice()).transpose()?,
     };
-    let like = |x: &Tensor| cpu.buffer::<f32>(x.elements());
-    let (mut dq, mut dk, mut dv) = (like(&args.q)?, like(&args.k)?, like(&args.v)?);
-    let (mut dg, mut dbeta) = (like(&args.g)?, like(&args.beta)?);
-    let mut dstart = args.initial_state.as_ref().map(like).transpose()?;
+    // a gradient that is not needed has no memory
+    let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
+    let (mut dq, mut dk, mut dv) = (room(0, &args.q)?, room(1, &args.k)?, room(2, &args.v)?);
+    let (mut dg, mut dbeta) = (room(3, &args.g)?, room(4, &args.beta)?);
+    let mut dstart = args.initial_state.as_ref().filter(|_| need[5]).map(|x| room(5, x)).transpose()?;
     let out = Results {
         q: Shared::new(&mut dq),
         k: Shared::new(&mut dk),
@@ -48,17 +49,17 @@ pub(in crate::gated_delta_rule) fn backward(
             head(&problem, place, scratch, &given, &out);
         }
     })?;
-    let tensor = |data, x: &Tensor| cpu.tensor(data, x.shape(), x.dtype()).map(Some);
+    let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
     let dstart = match (dstart, &args.initial_state) {
-        (Some(data), Some(x)) => tensor(data, x)?,
+        (Some(data), Some(x)) => tensor(5, data, x)?,
         _ => None,
     };
     Ok([
-        tensor(dq, &args.q)?,
-        tensor(dk, &args.k)?,
-        tensor(dv, &args.v)?,
-        tensor(dg, &args.g)?,
-        tensor(dbeta, &args.beta)?,
+        tensor(0, dq, &args.q)?,
+        tensor(1, dk, &args.k)?,
+        tensor(2, dv, &args.v)?,
+        tensor(3, dg, &args.g)?,
+        tensor(4, dbeta, &args.beta)?,
         dstart,
     ])
 }
@@ -171,7 +172,7 @@ fn head(problem: &Problem<'_>, place: Place, scratch: &mut [f32], given: &Given<
             Some(d_o) => gather(d_o, tokens.clone(), [problem.groups, place.head, v], work.d_o),
             None => work.d_o.fill(0.0),
         }
-        work.gradients(problem, &mut chunk);
+        work.gradients(problem, &mut chunk, out);
         work.write(problem, &place, tokens, out);
     }
     if let Some(start) = &out.start {
@@ -197,7 +198,7 @@ fn run_again(problem: &Problem<'_>, place: &Place, chunk: &mut Chunk<'_>, states
 
 impl Work<'_> {
     /// All gradients of a chunk; `ds` moves from its end to its start.
-    fn gradients(&mut self, problem: &Problem<'_>, chunk: &mut Chunk<'_>) {
+    fn gradients(&mut self, problem: &Problem<'_>, chunk: &mut Chunk<'_>, out: &Results<'_>) {
         let ([k, v], len) = (problem.width, chunk.len);
         self.dbeta.fill(0.0);
         transpose([k, v], self.state, v, self.state_t, k);
@@ -205,10 +206,24 @@ impl Work<'_> {
         self.values(problem, chunk);
         self.squares(problem, chunk);
         let sides = self.state_sides(problem, chunk);
-        let (rows, columns) = (&sides.from_start[..len], &sides.to_end[..len]);
-        let e = &self.e[..len * CHUNK];
-        maps::step_gradients(problem.level, e, rows, columns, sides.whole, &mut self.dg[..len]);
-        self.inverse(problem, chunk);
+        if !out.g.is_empty() {
+            let (rows, columns) = (&sides.from_start[..len], &sides.to_end[..len]);
+            let e = &self.e[..len * CHUNK];
+            maps::step_gradients(problem.level, e, rows, columns, sides.whole, &mut self.dg[..len]);
+        }
+        if !out.k.is_empty() || !out.beta.is_empty() {
+            self.inverse(problem, chunk);
+        }
+        let (level, k) = (problem.level, problem.width[0]);
+        let onto = |left, part, b| Product::new([len, k, len], left, b, k).left(part).onto(1.0);
+        if !out.q.is_empty() {
+            product(level, &onto(Left::rows(self.d_p, CHUNK), Part::Lower, &*chunk.k), self.dq, k);
+        }
+        if !out.k.is_empty() {
+            product(level, &onto(Left::columns(self.d_p, CHUNK), Part::Upper, &*chunk.q), self.dk, k);
+            product(level, &onto(Left::rows(self.x, CHUNK), Part::Lower, &*chunk.k), self.dk, k);
+            product(level, &onto(Left::columns(self.x, CHUNK), Part::Upper, &*chunk.k), self.dk, k);
+        }
     }
 
     /// `d_new = e^{to end} K dS + Pᵀ dO` and `d_w = Aᵀ d_new`, which is the gradient of the values, too.
@@ -273,9 +288,9 @@ impl Work<'_> {
         sides
     }
 
-    /// Through the inverse to the keys' products with each other, and all square matrices to queries and keys.
+    /// Through the inverse to the keys' products with each other: their gradients in `x`, below the diagonal.
     fn inverse(&mut self, problem: &Problem<'_>, chunk: &Chunk<'_>) {
-        let (level, k, len) = (problem.level, problem.width[0], chunk.len);
+        let (level, len) = (problem.level, chunk.len);
         let beta = &chunk.beta[..len];
         // dX = -A0ᵀ (dA0 diag β) A0ᵀ below the diagonal
         maps::gate(level, 1.0, self.d_a, beta, &[1.0; SQUARE], self.x);
@@ -291,11 +306,6 @@ impl Work<'_> {
             x[..i].iter_mut().for_each(|x| *x *= -beta[i]);
             x[i..].fill(0.0);
         }
-        let onto = |left, part, b| Product::new([len, k, len], left, b, k).left(part).onto(1.0);
-        product(level, &onto(Left::rows(self.d_p, CHUNK), Part::Lower, &*chunk.k), self.dq, k);
-        product(level, &onto(Left::columns(self.d_p, CHUNK), Part::Upper, &*chunk.q), self.dk, k);
-        product(level, &onto(Left::rows(self.x, CHUNK), Part::Lower, &*chunk.k), self.dk, k);
-        product(level, &onto(Left::columns(self.x, CHUNK), Part::Upper, &*chunk.k), self.dk, k);
     }
 
     fn write(&self, problem: &Problem<'_>, place: &Place, tokens: Range<usize>, out: &Results<'_>) {

@@ -124,8 +124,8 @@ impl Chunks {
         Ok(o)
     }
 
-    /// The gradients of [`Chunks::output`].
-    pub(crate) fn output_gradient(&self, of: &Outputs<'_>, dy: &Tensor) -> Result<OutputGradient> {
+    /// The gradients of [`Chunks::output`]; `dq` and `dk` are whole where they are needed.
+    pub(crate) fn output_gradient(&self, of: &Outputs<'_>, dy: &Tensor, need: [bool; 2]) -> Result<OutputGradient> {
         let Outputs { q, k, v_new, h, gates, scale } = *of;
         let (keys, values) = (Size::Of(width(q)), Size::Of(width(v_new)));
         let dp = self.empty(CHUNK)?;
@@ -142,9 +142,13 @@ impl Chunks {
         before.alpha(scale).rows(gates, Factor::FromStart).run(self)?;
         let from_start = self.dots(&dq, q, gates, Factor::None)?;
         let sizes = [TOKENS, keys, TOKENS];
-        Product::new(sizes, [self.square(&dp), self.side(k), self.side(&dq)]).added().run(self)?;
-        let dk = self.empty(width(k))?;
-        Product::new(sizes, [self.square(&dp).t(), self.side(q), self.side(&dk)]).run(self)?;
+        if need[0] {
+            Product::new(sizes, [self.square(&dp), self.side(k), self.side(&dq)]).added().run(self)?;
+        }
+        let dk = self.empty(if need[1] { width(k) } else { 1 })?;
+        if need[1] {
+            Product::new(sizes, [self.square(&dp).t(), self.side(q), self.side(&dk)]).run(self)?;
+        }
 
         let dh = self.empty_states(width(v_new), width(k))?;
         let states = Product::new([values, keys, TOKENS], [self.side(dy).t(), self.side(q), Side::state(&dh)]);
