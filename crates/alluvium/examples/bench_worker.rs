@@ -8,7 +8,7 @@ use alluvium::ops::check::{Zeros, check};
 use alluvium::ops::{
     AdamW, Correction, CrossEntropy, Reduction, Sampling, Transpose, adamw, bench, cross_entropy, matmul,
 };
-use alluvium::train::{Optimiser, OptimiserKind};
+use alluvium::train::{Optimizer, OptimizerConfig};
 use alluvium::{DType, Device, Result, Tape, Tensor};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -126,7 +126,7 @@ const ADAMW: AdamW = AdamW {
 /// A hybrid of 4 layers x 256 that trains on 4 rows of 256 tokens.
 struct Training {
     model: Box<dyn LanguageModel>,
-    optimiser: Optimiser,
+    optimizer: Optimizer,
     ids: Tensor,
     positions: Tensor,
     targets: Tensor,
@@ -166,7 +166,7 @@ impl Training {
         let positions: Vec<u32> = (0..ROWS).flat_map(|_| 0..TOKENS as u32).collect();
         Ok(Training {
             model: initialise(&sizes.config(0)?, 0, device)?,
-            optimiser: Optimiser::new(OptimiserKind::AdamW, ADAMW),
+            optimizer: Optimizer::new(OptimizerConfig { beta2: 0.999, ..OptimizerConfig::default() }),
             ids: Tensor::from_slice(&flat(0), [ROWS, TOKENS], device)?,
             positions: Tensor::from_slice(&positions, [ROWS, TOKENS], device)?,
             targets: Tensor::from_slice(&flat(1), [ROWS * TOKENS], device)?,
@@ -175,7 +175,7 @@ impl Training {
     }
 
     fn step(&mut self, device: &Device) -> Result<()> {
-        let Training { model, optimiser, ids, positions, targets, steps } = self;
+        let Training { model, optimizer, ids, positions, targets, steps } = self;
         let tape = Tape::new();
         model.visit_mut("", &mut |_, parameter| *parameter = tape.watch(parameter));
         let mut gradients = device.run(|| {
@@ -197,7 +197,7 @@ impl Training {
         model.visit("", &mut |name, parameter| by_name.extend(gradients.take(parameter).map(|g| (name, g))));
         drop((tape, gradients));
         *steps += 1;
-        device.run(|| optimiser.step(model.as_mut(), &mut by_name, 1e-3, *steps))
+        device.run(|| optimizer.step(model.as_mut(), &mut by_name, 1e-3, *steps))
     }
 }
 

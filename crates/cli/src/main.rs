@@ -1,4 +1,4 @@
-//! The program.
+//! The command-line program `alluvium`.
 
 mod cmd;
 mod output;
@@ -6,9 +6,9 @@ mod output;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Train, fine-tune, quantise and run hybrid Gated DeltaNet language models.
+/// Train, quantize and run hybrid Gated DeltaNet language models.
 #[derive(Parser)]
-#[command(version, max_term_width = 110)]
+#[command(name = "alluvium", version, max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -28,13 +28,13 @@ enum Command {
     Check(cmd::check::Args),
     Bench(cmd::bench::Args),
     Ops(cmd::ops::Args),
-    Recall(cmd::recall::Args),
     Devices(cmd::devices::Args),
 }
 
 fn main() -> ExitCode {
     let out = &mut std::io::stdout().lock();
-    let cli = cmd::values::worded(Cli::command());
+    // values below zero reach the flag they follow, which says what it takes
+    let cli = Cli::command().mut_subcommands(|command| command.allow_negative_numbers(true));
     let Cli { command } = Cli::from_arg_matches(&cli.get_matches()).unwrap_or_else(|error| error.exit());
     let result = match command {
         Command::Train(args) => cmd::train::run(*args, out),
@@ -48,7 +48,6 @@ fn main() -> ExitCode {
         Command::Check(args) => cmd::check::run(&args, out),
         Command::Bench(args) => cmd::bench::run(&args, out),
         Command::Ops(args) => cmd::ops::run(&args, out),
-        Command::Recall(args) => cmd::recall::run(&args, out),
         Command::Devices(args) => cmd::devices::run(&args, out),
     };
     match result {

@@ -25,7 +25,7 @@ fn text_that_is_none_or_too_little() {
     refuse("empty", &[], &["empty: no text found (binary files left out: 0); give a file or folder of UTF-8 text"]);
     refuse("binary", &[], &["no text found (binary files left out: 2)"]);
     refuse("nowhere", &[], &["cannot read nowhere: No such file"]);
-    refuse("short.txt", &[], &["too little text to hold any out", "held_out = 0"]);
+    refuse("short.txt", &[], &["too little text", "val_split = 0"]);
     refuse("one.txt", &["--held-out", "0", "--tokenizer", "nowhere"], &["cannot read nowhere"]);
     said(&mut place.alluvium(&[
         "train",
@@ -40,7 +40,7 @@ fn text_that_is_none_or_too_little() {
         "--iters",
         "2",
     ]));
-    assert_eq!(text(&fs::read(place.path("run/metrics.jsonl")).unwrap()).lines().count(), 1);
+    assert_eq!(text(&fs::read(place.path("run/metrics.jsonl")).unwrap()).lines().count(), 2);
 }
 
 #[test]
@@ -60,8 +60,8 @@ fn folders_that_hold_a_run_or_none() {
     refused_with(&mut place.resume("nowhere", &[]), &["there is no run to resume; leave --resume out to begin one"]);
     assert!(!place.path("nowhere").exists());
     for (flags, words) in [
-        (&["--seed", "3"][..], "the run cannot go on with other settings: seed was 0, now 3"),
-        (&["--size", "small"], "size was tiny, now small"),
+        (&["--seed", "3"][..], "the run cannot be resumed with other settings: seed was 0, now 3"),
+        (&["--size", "small"], "preset was tiny, now small"),
         (&["--optimizer", "muon", "--hidden-size", "64"], "optimizer was adamw, now muon; hidden_size was 32, now 64"),
         (&["--data", "tiny.toml", "--held-out", "0.05"], "too little text"),
         (&["--data", "text/a.txt"], "the text is not the one this run was begun with; give the same --data"),
@@ -81,15 +81,17 @@ fn settings_that_mean_nothing() {
     for (flags, words) in [
         (&["--batch-size", "0"][..], "batch_size is 0, expected 1 or more"),
         (&["--learning-rate", "-1"], "-1"),
-        (&["--learning-rate", "nan"], "learning_rate is NaN, expected a number above 0"),
+        (&["--learning-rate", "nan"], "learning_rate is NaN, expected a finite value above 0"),
         (&["--learning-rate", "1e39"], "learning_rate is inf"),
         (&["--beta1", "1"], "beta1 is 1, expected 0 or more and less than 1"),
-        (&["--held-out", "1"], "held_out is 1, expected"),
+        (&["--held-out", "1"], "val_split is 1, expected"),
         (&["--grad-clip", "nan"], "grad_clip is NaN, expected 0 or more"),
-        (&["--num-hidden-layers", "3"], "num_hidden_layers is below full_attention_interval"),
-        (&["--vocab-size", "100"], "vocab_size is below 257"),
+        (&["--num-hidden-layers", "3"], "num_hidden_layers is 3, expected at least full_attention_interval = 4"),
+        (&["--head-dim", "0"], "head_dim is 0, expected 1 or more"),
+        (&["--linear-conv-kernel-dim", "0"], "linear_conv_kernel_dim is 0, expected 1 or more"),
+        (&["--vocab-size", "100"], "vocab_size is 100, expected 257 or more"),
         (&["--num-attention-heads", "3", "--num-key-value-heads", "2"], "num_key_value_heads"),
-        (&["--optimizer", "sgd"], "`sgd` is no optimiser; expected adamw or muon"),
+        (&["--optimizer", "sgd"], "`sgd` is not an optimizer; expected adamw or muon"),
         (&["--device", "gpu"], "device: \"gpu\" came, expected auto, cpu, wgpu or wgpu:n"),
         (&["--resume", "--tokenizer", "x"], "cannot be used with"),
         (&["--itres", "7"], "--itres"),
@@ -108,7 +110,7 @@ fn settings_that_mean_nothing() {
     refused_with(&mut place.alluvium(&["train", "--out", "run"]), &["required", "--data"]);
     refused_with(&mut place.train("run", &["--task", "recall"]), &["--task", "cannot be used with", "--data"]);
     let short = ["train", "--task", "recall", "--out", "run", "--max-seq-length", "31"];
-    refused_with(&mut place.alluvium(&short), &["recall: sequences of 31 tokens are too short, 32 are needed"]);
+    refused_with(&mut place.alluvium(&short), &["recall: sequences of 31 tokens are too short, expected at least 32"]);
     refused_with(&mut place.alluvium(&["train", "--data", "text"]), &["required", "--out"]);
     assert!(!place.path("run/model.safetensors").exists());
 }
@@ -119,7 +121,7 @@ fn folders_that_cannot_be_written() {
     refused_with(&mut place.train("tiny.toml", &[]), &["tiny.toml"]);
     refused_with(&mut place.train("tiny.toml/run", &[]), &["cannot create tiny.toml/run: "]);
     fs::create_dir_all(place.path("run/metrics.jsonl")).unwrap();
-    refused_with(&mut place.train("run", &[]), &["cannot create run/metrics.jsonl: "]);
+    refused_with(&mut place.train("run", &[]), &["cannot read run/metrics.jsonl: "]);
 }
 
 #[test]
@@ -228,9 +230,9 @@ fn a_loss_that_is_no_number_ends_the_run_and_leaves_its_last_checkpoint() {
     let mut command = place.train("none", &["--learning-rate", "1e30", "--iters", "9"]);
     refused_with(&mut command, &["at step 2; there is no checkpoint yet"]);
     assert!(!place.path("none/model.safetensors").exists());
-    // so large that the first step alone ends in no number: that is never saved
+    // so large that the parameters are not finite after the first step: that is never saved
     let flags = ["--learning-rate", "3e38", "--weight-decay", "1e3", "--save-every", "1", "--iters", "9"];
-    refused_with(&mut place.train("worse", &flags), &["parameters are no numbers after step 1"]);
+    refused_with(&mut place.train("worse", &flags), &["parameters are not finite after step 1"]);
     assert!(!place.path("worse/model.safetensors").exists());
 }
 
@@ -285,4 +287,44 @@ fn a_full_disk_leaves_the_last_checkpoint_and_no_rest() {
     }
     assert!(said.contains("left with 1\nerror: cannot write disk/run/trainer.safetensors: No space left"), "{said}");
     assert!(said.contains("\nintact\n") && said.ends_with("goes on\n") && !said.contains("partial"), "{said}");
+}
+
+#[test]
+fn a_run_writes_to_no_folder_whose_files_it_would_replace() {
+    let place = Place::new();
+    for (name, words) in [
+        ("model.safetensors.index.json", "it already holds model.safetensors.index.json"),
+        ("model-00001-of-00002.safetensors", "it already holds model-00001-of-00002.safetensors"),
+        ("pytorch_model.bin", "it already holds pytorch_model.bin"),
+        ("adapters.safetensors", "it already holds adapters.safetensors"),
+        ("config.json", "it already holds config.json"),
+        ("tokenizer.json", "it already holds tokenizer.json"),
+        ("metrics.jsonl", "metrics.jsonl: it was not written by a training run"),
+    ] {
+        fs::create_dir_all(place.path(name)).unwrap();
+        let folder = format!("{name}/out");
+        fs::create_dir_all(place.path(&folder)).unwrap();
+        fs::write(place.path(&folder).join(name), "{\"mine\":1}\n").unwrap();
+        for args in [&["train", "-c", "tiny.toml", "--data", "text"][..], &["train", "--task", "recall"]] {
+            refused_with(place.alluvium(args).args(["--iters", "1", "--out", &folder]), &[words]);
+            assert_eq!(names(&place.path(&folder)), [name]);
+            assert_eq!(fs::read_to_string(place.path(&folder).join(name)).unwrap(), "{\"mine\":1}\n");
+        }
+    }
+    refused_with(&mut place.train("text", &[]), &["text: the run's folder is the folder of its text"]);
+    refused_with(&mut place.train("./text/../text", &[]), &["the run's folder is the folder of its text"]);
+}
+
+#[test]
+fn text_without_line_ends_and_files_given_twice_are_trained_on() {
+    let place = Place::new();
+    fs::write(place.path("line.txt"), prose(5, 9000).replace('\n', " ")).unwrap();
+    let train = |out: &str, data: &[&str]| {
+        let args = ["train", "-c", "tiny.toml", "--iters", "1", "--sample-tokens", "0", "--out", out, "--data"];
+        let output = place.alluvium(&args).args(data).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    assert!(train("a", &["line.txt"]).contains("text      1 files"));
+    assert!(train("b", &["text", "text/a.txt", "./text"]).contains("text      2 files"));
 }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Left, Place, interrupt, names, said, text};
+use common::{Left, Place, interrupt, names, prose, said, text};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
@@ -154,7 +154,8 @@ fn a_run_that_was_killed_before_its_first_checkpoint_is_begun_again() {
     let place = Place::new();
     fs::create_dir(place.path("run")).unwrap();
     fs::write(place.path("run/tokenizer.json"), "half").unwrap();
-    fs::write(place.path("run/metrics.jsonl"), "{\"step\":1,\"tokens\":64}\n{\"st").unwrap();
+    let metrics = "{\"format\":\"alluvium.metrics\",\"version\":1}\n{\"step\":1,\"tokens\":64}\n{\"st";
+    fs::write(place.path("run/metrics.jsonl"), metrics).unwrap();
     fs::write(place.path("run/.trainer.safetensors.1-0.partial"), "half").unwrap();
     let whole = uninterrupted(&place, ADAMW);
     said(place.train("run", RUN).args(ADAMW));
@@ -192,7 +193,7 @@ fn a_run_that_has_all_its_steps_says_so() {
     let place = Place::trained();
     let output = place.resume("run", &["--iters", "6"]).output().unwrap();
     let said = text(&output.stderr);
-    assert!(output.status.success() && said.contains("all its steps: 6 of 6; --iters takes it further"), "{said}");
+    assert!(output.status.success() && said.contains("all its steps: 6 of 6; --iters adds more"), "{said}");
 }
 
 #[test]
@@ -205,4 +206,36 @@ fn two_runs_in_one_folder_are_refused() {
     first.kill().unwrap();
     first.wait().unwrap();
     assert!(error.contains("another run is writing to this folder"), "{error}");
+}
+
+/// SIGTERM, and how long the program took to end after it.
+fn terminated(mut child: Child) -> (Option<i32>, Duration) {
+    let since = Instant::now();
+    let kill = std::process::Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status();
+    assert!(kill.unwrap().success());
+    (child.wait().unwrap().code(), since.elapsed())
+}
+
+#[test]
+fn a_polite_kill_ends_the_preparation_at_once_and_a_validation_soon() {
+    let place = Place::new();
+    fs::write(place.path("long.txt"), prose(3, 900_000)).unwrap();
+    let args = ["--data", "long.txt", "--vocab-size", "4000", "--out", "early", "-c", "tiny.toml"];
+    let mut child = place.alluvium(&["train"]).args(args).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("training the tokenizer")));
+    let (code, after) = terminated(child);
+    assert!(code == Some(130) && after < Duration::from_secs(5), "{code:?} after {after:?}");
+    assert!(!place.path("early/model.safetensors").exists());
+
+    let flags = ["--val-split", "0.9", "--val-batches", "0", "--steps-per-eval", "1", "--steps-per-report", "1"];
+    let args = ["train", "--data", "long.txt", "--out", "late", "-c", "tiny.toml"];
+    let mut child = place.alluvium(&args).args(flags).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("step 1/")));
+    let drain = std::thread::spawn(move || lines.for_each(drop));
+    let (code, after) = terminated(child);
+    drain.join().unwrap();
+    assert!(code == Some(0) && after < Duration::from_secs(20), "{code:?} after {after:?}");
+    assert!(place.path("late/model.safetensors").exists());
 }

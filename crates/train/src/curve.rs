@@ -1,39 +1,39 @@
-//! The loss curve as a picture.
+//! The loss curve as an SVG file.
 
-use crate::Record;
+use crate::MetricsRow;
 use alluvium_core::{Error, Result};
 use plotters::prelude::*;
 use std::path::Path;
 
-pub(crate) const TRAINED: RGBColor = RGBColor(0x2a, 0x6f, 0xbb);
-pub(crate) const HELD_OUT: RGBColor = RGBColor(0xd1, 0x49, 0x2e);
-pub(crate) const GREY: RGBColor = RGBColor(0x77, 0x77, 0x77);
+const TRAINED: RGBColor = RGBColor(0x2a, 0x6f, 0xbb);
+const VALIDATION: RGBColor = RGBColor(0xd1, 0x49, 0x2e);
+const GREY: RGBColor = RGBColor(0x77, 0x77, 0x77);
 
-/// Draws training and held-out loss over steps to an SVG file, with the unigram loss as a dashed line.
+/// Draws training and validation loss over steps to an SVG file, with a baseline (the baseline loss) as a dashed line.
 ///
 /// # Errors
-/// When it cannot be written. Without two points there is nothing to draw, and no file.
-pub fn draw(path: &Path, records: &[Record], unigram: Option<f64>) -> Result<()> {
-    let series = |pick: fn(&Record) -> Option<f64>| -> Vec<(f64, f64)> {
-        records.iter().filter_map(|r| Some((r.step as f64, pick(r)?))).filter(|p| p.1.is_finite()).collect()
+/// When the file cannot be written. With fewer than two points there is no curve and no file is written.
+pub fn draw(path: &Path, rows: &[MetricsRow], baseline: Option<f64>) -> Result<()> {
+    let series = |pick: fn(&MetricsRow) -> Option<f64>| -> Vec<(f64, f64)> {
+        rows.iter().filter_map(|r| Some((r.step as f64, pick(r)?))).filter(|p| p.1.is_finite()).collect()
     };
-    let (trained, held_out) = (series(|r| r.loss), series(|r| r.held_out_loss));
-    let all: Vec<(f64, f64)> = trained.iter().chain(&held_out).copied().collect();
+    let (trained, validation) = (series(|r| r.loss), series(|r| r.val_loss));
+    let all: Vec<(f64, f64)> = trained.iter().chain(&validation).copied().collect();
     if all.len() < 2 {
         return Ok(());
     }
     let last = all.iter().map(|p| p.0).fold(1.0, f64::max);
-    let high = all.iter().map(|p| p.1).chain(unigram).fold(0.0, f64::max) * 1.05;
+    let high = all.iter().map(|p| p.1).chain(baseline).fold(0.0, f64::max) * 1.05;
     let mut picture = String::new();
-    let drawing = Drawing { trained, held_out, unigram, last, high };
+    let drawing = Drawing { trained, validation, baseline, last, high };
     drawing.onto(&mut picture).map_err(|e| Error::file(path, format!("cannot draw: {e}")))?;
     alluvium_lm::formats::write_atomic(path, |file| file.write_all(picture.as_bytes()))
 }
 
 struct Drawing {
     trained: Vec<(f64, f64)>,
-    held_out: Vec<(f64, f64)>,
-    unigram: Option<f64>,
+    validation: Vec<(f64, f64)>,
+    baseline: Option<f64>,
     last: f64,
     high: f64,
 }
@@ -59,14 +59,14 @@ impl Drawing {
             .label("training")
             .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], TRAINED.stroke_width(2)));
         chart
-            .draw_series(LineSeries::new(self.held_out.iter().copied(), HELD_OUT.stroke_width(2)).point_size(3))?
-            .label("held out")
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], HELD_OUT.stroke_width(2)));
-        if let Some(unigram) = self.unigram {
-            let line = [(0.0, unigram), (self.last, unigram)];
+            .draw_series(LineSeries::new(self.validation.iter().copied(), VALIDATION.stroke_width(2)).point_size(3))?
+            .label("validation")
+            .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], VALIDATION.stroke_width(2)));
+        if let Some(baseline) = self.baseline {
+            let line = [(0.0, baseline), (self.last, baseline)];
             chart
                 .draw_series(DashedLineSeries::new(line, 6, 4, GREY.stroke_width(1)))?
-                .label("unigram, held out")
+                .label("token frequencies")
                 .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], GREY.stroke_width(1)));
         }
         chart.configure_series_labels().background_style(WHITE.mix(0.9)).border_style(GREY).draw()?;
@@ -80,15 +80,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_curve_has_its_lines_and_nothing_is_drawn_from_nothing() {
+    fn a_curve_has_its_lines_and_without_points_there_is_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("loss.svg");
         draw(&path, &[], Some(5.0)).unwrap();
         assert!(!path.exists());
         let record =
-            |step, loss| Record { step, loss: Some(loss), held_out_loss: Some(loss + 0.1), ..Record::default() };
+            |step, loss| MetricsRow { step, loss: Some(loss), val_loss: Some(loss + 0.1), ..MetricsRow::default() };
         draw(&path, &[record(1, 6.0), record(2, f64::NAN), record(3, 4.0)], Some(5.0)).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
-        assert!(svg.contains("held out") && svg.contains("polyline"), "{svg}");
+        assert!(svg.contains("validation") && svg.contains("polyline"), "{svg}");
     }
 }

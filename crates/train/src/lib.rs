@@ -1,22 +1,28 @@
-//! Training of hybrid Gated DeltaNet language models: data, optimisers, the loop, what survives it.
+//! Training of hybrid Gated DeltaNet language models.
+//!
+//! - [`train_step`] takes one optimizer step of any [`Objective`] on any model with parameters.
+//! - [`Trainer`] is the loop for language models: [`data`] × objective × [`Optimizer`], with reports, validation and checkpoints.
+//! - [`Run`] begins and resumes a trainer from files: text or a synthetic task, a folder for what comes out.
 
-mod corpus;
 mod curve;
-mod data;
-mod drill;
-mod losses;
+pub mod data;
+mod folder;
+mod meter;
 mod metrics;
+mod objective;
 mod optim;
+mod run;
 mod settings;
 mod state;
 mod step;
 mod trainer;
 
-pub use corpus::{Corpus, Cursor, Packed};
 pub use curve::draw;
-pub use data::{Found, Piece, read};
-pub use drill::{Drill, Exercise, Measured, STUDY, Score, Task, Variant, measure, measure_all, write_report};
-pub use metrics::{Metrics, Record};
-pub use optim::{Optimiser, OptimiserKind, Schedule};
-pub use settings::{Architecture, Changes, Settings, Size};
-pub use trainer::{Ended, Event, Outcome, Places, Trainer};
+pub use metrics::{Metrics, MetricsRow};
+pub use objective::{NextToken, Objective, correct_targets};
+pub use optim::{Optimizer, OptimizerConfig, OptimizerKind, Schedule};
+pub use run::{Run, RunPaths, TextSummary, task_data};
+pub use settings::{Architecture, Overrides, Preset, Settings};
+pub use state::DataSource;
+pub use step::{Gradients, StepOptions, StepStats, gradients, train_step};
+pub use trainer::{Event, Observer, RunStatus, Trainer, TrainerParts, Validation, ValidationMetric};

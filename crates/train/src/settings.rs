@@ -1,49 +1,48 @@
-//! Every number of a run: one dial sets them all, a TOML file and flags change some.
+//! The settings of a run: a preset sets all of them; a TOML file and flags override some.
 
-use crate::{OptimiserKind, Task};
+use crate::data::Task;
+use crate::{OptimizerConfig, OptimizerKind, Schedule};
 use alluvium_core::{Error, Result};
 use alluvium_lm::Config;
 use alluvium_lm::models::qwen3_5::{MixtureKeys, RopeParameters, Sizes};
-use alluvium_ops::{AdamW, Correction};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// The dial: how large a model, and what goes with it.
+/// A preset: the size of the model and the settings that suit it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
-pub enum Size {
-    /// About a million parameters: minutes on a laptop's processor.
+pub enum Preset {
+    /// About a million parameters: minutes on a laptop's CPU.
     #[default]
     Tiny,
-    /// About five million parameters: an hour on a processor.
+    /// About five million parameters: an hour on a CPU.
     Small,
     /// About a hundred million parameters: for a GPU.
     Base,
 }
 
-impl std::fmt::Display for Size {
+impl std::fmt::Display for Preset {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Size::Tiny => "tiny",
-            Size::Small => "small",
-            Size::Base => "base",
+            Preset::Tiny => "tiny",
+            Preset::Small => "small",
+            Preset::Base => "base",
         })
     }
 }
 
-/// Declares [`Settings`], [`Architecture`] and [`Changes`] from one table, so that no number is in one and not in the
-/// other.
+/// Declares [`Settings`], [`Architecture`] and [`Overrides`] from one table, so that none lacks a setting.
 macro_rules! settings {
     (
-        run { $($(#[doc = $doc:literal])+ $name:ident: $ty:ty,)* }
+        run { $($(#[doc = $doc:literal])+ $name:ident: $ty:ty => $value:literal $(alias $flag:literal $key:literal)?,)* }
         shape { $($(#[doc = $shape_doc:literal])+ $shape:ident: usize,)* }
     ) => {
-        /// Every number of a run.
+        /// The settings of a run.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         pub struct Settings {
-            /// The dial.
-            pub size: Size,
+            /// The preset that the run began with.
+            pub preset: Preset,
             $($(#[doc = $doc])+ pub $name: $ty,)*
             /// The model's shape.
             pub architecture: Architecture,
@@ -55,43 +54,45 @@ macro_rules! settings {
             $($(#[doc = $shape_doc])+ pub $shape: usize,)*
         }
 
-        /// Changes to what the dial sets: keys of a TOML file, and flags.
+        /// Settings that differ from the preset: keys of a TOML file, and flags.
         #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
         #[serde(deny_unknown_fields, default)]
         #[cfg_attr(feature = "clap", derive(clap::Args))]
-        pub struct Changes {
-            /// The dial that sets all other numbers: tiny (a million parameters), small (five), base (a hundred)
-            #[cfg_attr(feature = "clap", arg(long))]
-            pub size: Option<Size>,
+        pub struct Overrides {
+            /// Preset for all other settings: tiny (1 million parameters), small (5 million), base (100 million)
+            #[cfg_attr(feature = "clap", arg(long, visible_alias = "size", value_enum))]
+            #[serde(alias = "size")]
+            pub preset: Option<Preset>,
             $(
                 $(#[doc = $doc])+
-                #[cfg_attr(feature = "clap", arg(long, value_name = "X"))]
+                #[cfg_attr(feature = "clap", arg(long, value_name = $value $(, alias = $flag)?))]
+                $(#[serde(alias = $key)])?
                 pub $name: Option<$ty>,
             )*
             $(
                 $(#[doc = $shape_doc])+
-                #[cfg_attr(feature = "clap", arg(long, value_name = "N", help_heading = "Shape of the model"))]
+                #[cfg_attr(feature = "clap", arg(long, value_name = "N", help_heading = "Model shape"))]
                 pub $shape: Option<usize>,
             )*
         }
 
-        impl Changes {
-            /// The settings of the dial with these changes.
+        impl Overrides {
+            /// The settings of the preset with these overrides.
             ///
             /// # Errors
-            /// When a number is out of range.
+            /// When a setting is out of range.
             pub fn settings(&self) -> Result<Settings> {
-                let mut settings = Settings::of(self.size.unwrap_or_default());
+                let mut settings = Settings::of(self.preset.unwrap_or_default());
                 if let Some(iters) = self.iters {
                     settings.warmup = iters / 20;
                 }
-                self.applied(settings)
+                self.applied(settings)?.fit_for_text()
             }
 
-            /// The settings that suit a task with these changes; the dial and what concerns text say nothing here.
+            /// The settings that suit a synthetic task with these overrides; the preset is ignored.
             ///
             /// # Errors
-            /// When a number is out of range.
+            /// When a setting is out of range.
             pub fn settings_for(&self, task: Task) -> Result<Settings> {
                 let mut settings = Settings::of_task(task);
                 if let Some(iters) = self.iters {
@@ -100,33 +101,40 @@ macro_rules! settings {
                 self.over(settings).checked()
             }
 
-            /// Other settings with these changes.
+            /// Other settings with these overrides.
             ///
             /// # Errors
-            /// When a number is out of range.
+            /// When a setting is out of range.
             pub fn applied(&self, settings: Settings) -> Result<Settings> {
-                self.over(settings).checked()?.fit_for_text()
+                self.over(settings).checked()
             }
 
             fn over(&self, mut settings: Settings) -> Settings {
-                settings.size = self.size.unwrap_or(settings.size);
+                settings.preset = self.preset.unwrap_or(settings.preset);
                 $(if let Some(x) = self.$name { settings.$name = x; })*
                 $(if let Some(x) = self.$shape { settings.architecture.$shape = x; })*
                 settings
             }
 
-            /// These changes, and those of `over` where it says something.
+            /// These overrides and those of `over`, which win.
             pub fn overlaid(self, over: Self) -> Self {
-                Changes {
-                    size: over.size.or(self.size),
+                Overrides {
+                    preset: over.preset.or(self.preset),
                     $($name: over.$name.or(self.$name),)*
                     $($shape: over.$shape.or(self.$shape),)*
                 }
             }
         }
 
+        impl Architecture {
+            /// Every size by its name.
+            fn sizes(&self) -> impl Iterator<Item = (&'static str, usize)> + Clone {
+                [$((stringify!($shape), self.$shape),)*].into_iter()
+            }
+        }
+
         impl Settings {
-            /// Every setting's name and value, for a person.
+            /// The name and value of every setting.
             pub fn listing(&self) -> Vec<(&'static str, String)> {
                 vec![
                     $((stringify!($name), self.$name.to_string()),)*
@@ -134,11 +142,11 @@ macro_rules! settings {
                 ]
             }
 
-            /// The names of the settings that differ between two runs, with both values.
+            /// The settings that differ from those of another run, with both values.
             pub fn differences(&self, other: &Self) -> Vec<String> {
                 let mut all = Vec::new();
-                if self.size != other.size {
-                    all.push(format!("size was {}, now {}", self.size, other.size));
+                if self.preset != other.preset {
+                    all.push(format!("preset was {}, now {}", self.preset, other.preset));
                 }
                 $(if self.$name != other.$name {
                     all.push(format!("{} was {}, now {}", stringify!($name), self.$name, other.$name));
@@ -155,53 +163,53 @@ macro_rules! settings {
 
 settings! {
   run {
-    /// Optimiser steps
-    iters: u64,
-    /// Sequences of `max_seq_length` tokens in a batch; they are packed, not padded
-    batch_size: usize,
-    /// Longest piece of a document
-    max_seq_length: usize,
-    /// Highest learning rate; it rises over `warmup` steps and falls to a tenth along a cosine
-    learning_rate: f32,
-    /// Steps of the rise
-    warmup: u64,
-    /// Decay of the matrices, decoupled from the gradient
-    weight_decay: f32,
-    /// Memory of the mean of gradients
-    beta1: f32,
-    /// Memory of the mean of squared gradients
-    beta2: f32,
-    /// The gradient's norm is held below this; 0 leaves it
-    grad_clip: f32,
-    /// Batches whose gradients are summed before a step
-    grad_accumulation_steps: usize,
+    /// Number of optimizer steps
+    iters: u64 => "N",
+    /// Sequences of `max_seq_length` tokens in a batch; texts are packed without padding
+    batch_size: usize => "N",
+    /// Maximum sequence length; longer documents are cut into sequences of this length
+    max_seq_length: usize => "N",
+    /// Peak learning rate; it rises over `warmup` steps and falls along a cosine to a tenth
+    learning_rate: f32 => "X",
+    /// Number of warm-up steps
+    warmup: u64 => "N",
+    /// Decoupled weight decay of the matrices
+    weight_decay: f32 => "X",
+    /// AdamW: decay of the mean of gradients
+    beta1: f32 => "X",
+    /// AdamW: decay of the mean of squared gradients
+    beta2: f32 => "X",
+    /// Maximum norm of the gradient; 0 disables clipping
+    grad_clip: f32 => "X",
+    /// Batches whose gradients are averaged before a step
+    grad_accumulation_steps: usize => "N",
     /// adamw or muon
-    optimizer: OptimiserKind,
-    /// Run layers again in the backward pass instead of keeping what they computed
-    grad_checkpoint: bool,
-    /// Weight of the squared log-sum-exp in the loss
-    z_loss: f32,
-    /// Seed of weights and order
-    seed: u64,
-    /// Share of the text that is kept from training
-    held_out: f64,
-    /// Batches of the held-out loss; 0 takes all
-    val_batches: usize,
-    /// Steps between reports
-    steps_per_report: u64,
-    /// Steps between held-out losses
-    steps_per_eval: u64,
+    optimizer: OptimizerKind => "NAME",
+    /// Recompute layers in the backward pass instead of keeping their activations
+    grad_checkpoint: bool => "BOOL",
+    /// Weight of the squared log-sum-exp in the loss; 0 disables it
+    z_loss: f32 => "X",
+    /// Seed of weights and data order
+    seed: u64 => "N",
+    /// Share of the text, in bytes, that is set apart for validation; 0 disables validation
+    val_split: f64 => "X" alias "held-out" "held_out",
+    /// Number of validation batches; 0 takes all
+    val_batches: usize => "N",
+    /// Steps between reports of the training loss
+    steps_per_report: u64 => "N",
+    /// Steps between validations
+    steps_per_eval: u64 => "N",
     /// Steps between checkpoints
-    save_every: u64,
+    save_every: u64 => "N",
   }
   shape {
     /// Width of the residual stream
     hidden_size: usize,
     /// Width of the SwiGLU layers
     intermediate_size: usize,
-    /// Layers; every `full_attention_interval`-th is attention, the others Gated DeltaNet
+    /// Number of layers: every `full_attention_interval`-th is attention, the others are Gated DeltaNet
     num_hidden_layers: usize,
-    /// One attention layer in so many
+    /// Interval of the attention layers
     full_attention_interval: usize,
     /// Query heads of an attention layer
     num_attention_heads: usize,
@@ -217,23 +225,23 @@ settings! {
     linear_key_head_dim: usize,
     /// Width of a value head
     linear_value_head_dim: usize,
-    /// Taps of the short convolution
+    /// Kernel size of the short convolution
     linear_conv_kernel_dim: usize,
-    /// Words of the tokenizer that is trained; an existing one brings its own
+    /// Vocabulary size of the tokenizer that is trained; ignored with --tokenizer
     vocab_size: usize,
   }
 }
 
 impl Settings {
-    /// What the dial sets.
-    pub fn of(size: Size) -> Self {
-        let (iters, batch_size, max_seq_length, learning_rate) = match size {
-            Size::Tiny => (600, 8, 256, 4e-3),
-            Size::Small => (2_000, 8, 512, 2e-3),
-            Size::Base => (20_000, 16, 2_048, 6e-4),
+    /// The settings of a preset.
+    pub fn of(preset: Preset) -> Self {
+        let (iters, batch_size, max_seq_length, learning_rate) = match preset {
+            Preset::Tiny => (600, 8, 256, 4e-3),
+            Preset::Small => (2_000, 8, 512, 2e-3),
+            Preset::Base => (20_000, 16, 2_048, 6e-4),
         };
         Settings {
-            size,
+            preset,
             iters,
             batch_size,
             max_seq_length,
@@ -244,20 +252,20 @@ impl Settings {
             beta2: 0.95,
             grad_clip: 1.0,
             grad_accumulation_steps: 1,
-            optimizer: OptimiserKind::AdamW,
-            grad_checkpoint: size == Size::Base,
+            optimizer: OptimizerKind::AdamW,
+            grad_checkpoint: preset == Preset::Base,
             z_loss: 0.0,
             seed: 0,
-            held_out: 0.05,
+            val_split: 0.05,
             val_batches: 8,
             steps_per_report: 10,
             steps_per_eval: 100,
             save_every: 100,
-            architecture: Architecture::of(size),
+            architecture: Architecture::of(preset),
         }
     }
 
-    /// What suits a task: two Gated DeltaNet layers of width 64 and no attention.
+    /// Settings for a synthetic task: two Gated DeltaNet layers of width 64 and no attention.
     pub fn of_task(task: Task) -> Self {
         let (iters, max_seq_length, vocab_size) = match task {
             Task::Recall => (1_000, 64, 128),
@@ -270,8 +278,8 @@ impl Settings {
             learning_rate: 5e-3,
             warmup: iters / 20,
             weight_decay: 0.01,
-            // leaves the long flat start of these tasks sooner than AdamW, whatever the seed
-            optimizer: OptimiserKind::Muon,
+            // passes the long initial plateau of these tasks earlier than AdamW, for every seed
+            optimizer: OptimizerKind::Muon,
             val_batches: 16,
             steps_per_report: 50,
             steps_per_eval: 100,
@@ -285,15 +293,14 @@ impl Settings {
                 linear_num_key_heads: 2,
                 linear_num_value_heads: 2,
                 vocab_size,
-                ..Architecture::of(Size::Tiny)
+                ..Architecture::of(Preset::Tiny)
             },
-            ..Settings::of(Size::Tiny)
+            ..Settings::of(Preset::Tiny)
         }
     }
 
     fn checked(self) -> Result<Self> {
         let wrong = |name: &str, why: &str| Err(Error::value("settings", format!("{name} {why}")));
-        let shape = &self.architecture;
         let counts = [
             ("iters", self.iters as usize),
             ("batch_size", self.batch_size),
@@ -302,22 +309,29 @@ impl Settings {
             ("steps_per_report", self.steps_per_report as usize),
             ("steps_per_eval", self.steps_per_eval as usize),
             ("save_every", self.save_every as usize),
-            ("full_attention_interval", shape.full_attention_interval),
         ];
-        if let Some((name, _)) = counts.iter().find(|(_, n)| *n == 0) {
+        let zero = counts.into_iter().chain(self.architecture.sizes()).find(|(_, n)| *n == 0);
+        if let Some((name, _)) = zero {
             return wrong(name, "is 0, expected 1 or more");
         }
         if self.batch_size.checked_mul(self.max_seq_length).is_none_or(|n| n > u32::MAX as usize) {
-            return wrong("batch_size", "times max_seq_length is more than a batch can hold");
+            let why = format!(
+                "times max_seq_length is {} × {}, expected at most {}",
+                self.batch_size,
+                self.max_seq_length,
+                u32::MAX
+            );
+            return wrong("batch_size", &why);
         }
         if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
-            return wrong("learning_rate", &format!("is {}, expected a number above 0", self.learning_rate));
+            return wrong("learning_rate", &format!("is {}, expected a finite value above 0", self.learning_rate));
         }
         let weights = [("weight_decay", self.weight_decay), ("grad_clip", self.grad_clip), ("z_loss", self.z_loss)];
         if let Some((name, x)) = weights.iter().find(|(_, x)| !(*x >= 0.0 && x.is_finite())) {
             return wrong(name, &format!("is {x}, expected 0 or more"));
         }
-        let shares = [("beta1", f64::from(self.beta1)), ("beta2", f64::from(self.beta2)), ("held_out", self.held_out)];
+        let shares =
+            [("beta1", f64::from(self.beta1)), ("beta2", f64::from(self.beta2)), ("val_split", self.val_split)];
         if let Some((name, x)) = shares.iter().find(|(_, x)| !(0.0..1.0).contains(x)) {
             return wrong(name, &format!("is {x}, expected 0 or more and less than 1"));
         }
@@ -328,39 +342,52 @@ impl Settings {
         let shape = &self.architecture;
         let wrong = |name: &str, why: &str| Err(Error::value("settings", format!("{name} {why}")));
         if shape.num_hidden_layers < shape.full_attention_interval {
-            return wrong("num_hidden_layers", "is below full_attention_interval: there would be no attention layer");
+            return wrong(
+                "num_hidden_layers",
+                &format!(
+                    "is {}, expected at least full_attention_interval = {}: there would be no attention layer",
+                    shape.num_hidden_layers, shape.full_attention_interval
+                ),
+            );
         }
         if shape.vocab_size < 257 {
-            return wrong("vocab_size", "is below 257: 256 bytes and the end of text");
+            return wrong(
+                "vocab_size",
+                &format!("is {}, expected 257 or more: 256 bytes and the end of text", shape.vocab_size),
+            );
         }
         Ok(self)
     }
 
-    pub(crate) fn adamw(&self) -> AdamW {
-        AdamW {
-            learning_rate: self.learning_rate,
+    /// The constants of the run's optimizer.
+    pub fn optimizer_config(&self) -> OptimizerConfig {
+        OptimizerConfig {
+            kind: self.optimizer,
             beta1: self.beta1,
             beta2: self.beta2,
-            eps: 1e-8,
             weight_decay: self.weight_decay,
-            step: 1,
-            correction: Correction::Yes,
+            ..OptimizerConfig::default()
         }
+    }
+
+    /// The learning rates of the run.
+    pub fn schedule(&self) -> Schedule {
+        Schedule { peak: self.learning_rate, warmup: self.warmup, steps: self.iters }
     }
 }
 
 impl Architecture {
-    /// What the dial sets.
-    pub fn of(size: Size) -> Self {
-        let (hidden, wide, layers, head_dim, linear_dim) = match size {
-            Size::Tiny => (128, 384, 4, 32, 32),
-            Size::Small => (256, 768, 4, 64, 64),
-            Size::Base => (768, 2_048, 12, 64, 128),
+    /// The settings of a preset.
+    pub fn of(preset: Preset) -> Self {
+        let (hidden, wide, layers, head_dim, linear_dim) = match preset {
+            Preset::Tiny => (128, 384, 4, 32, 32),
+            Preset::Small => (256, 768, 4, 64, 64),
+            Preset::Base => (768, 2_048, 12, 64, 128),
         };
-        let vocab_size = match size {
-            Size::Tiny => 1_024,
-            Size::Small => 4_096,
-            Size::Base => 16_384,
+        let vocab_size = match preset {
+            Preset::Tiny => 1_024,
+            Preset::Small => 4_096,
+            Preset::Base => 16_384,
         };
         let heads = hidden / head_dim;
         Architecture {
@@ -413,11 +440,11 @@ impl Architecture {
     }
 }
 
-impl Changes {
-    /// The changes in a TOML file.
+impl Overrides {
+    /// Reads a TOML file.
     ///
     /// # Errors
-    /// When it cannot be read, is no TOML, or has a key that is no setting.
+    /// When it cannot be read, is not TOML, or has an unknown key.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         toml::from_str(&text).map_err(|e| Error::file(path, e.to_string().trim_end()))
@@ -429,33 +456,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flag_wins_over_the_file_and_the_file_over_the_dial() {
+    fn a_flag_overrides_the_file_and_the_file_the_preset() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.toml");
         std::fs::write(&path, "size = \"small\"\niters = 7\nlearning_rate = 0.5\nhidden_size = 64\n").unwrap();
-        let flags = Changes { iters: Some(9), ..Changes::default() };
-        let settings = Changes::read(&path).unwrap().overlaid(flags).settings().unwrap();
-        let want = Settings { iters: 9, learning_rate: 0.5, warmup: 0, ..Settings::of(Size::Small) };
+        let flags = Overrides { iters: Some(9), ..Overrides::default() };
+        let settings = Overrides::read(&path).unwrap().overlaid(flags).settings().unwrap();
+        let want = Settings { iters: 9, learning_rate: 0.5, warmup: 0, ..Settings::of(Preset::Small) };
         let want = Settings { architecture: Architecture { hidden_size: 64, ..want.architecture }, ..want };
         assert_eq!(settings, want);
     }
 
     #[test]
-    fn a_key_that_is_no_setting_and_a_number_out_of_range_are_refused_in_words() {
+    fn an_unknown_key_and_a_setting_out_of_range_are_errors() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.toml");
         std::fs::write(&path, "itres = 7\n").unwrap();
-        let error = Changes::read(&path).unwrap_err().to_string();
+        let error = Overrides::read(&path).unwrap_err().to_string();
         assert!(error.contains("unknown field `itres`") && error.contains("run.toml"), "{error}");
-        let changes = Changes { batch_size: Some(0), ..Changes::default() };
-        assert_eq!(changes.settings().unwrap_err().to_string(), "settings: batch_size is 0, expected 1 or more");
-        let changes = Changes { learning_rate: Some(f32::NAN), ..Changes::default() };
-        assert!(changes.settings().is_err());
+        let overrides = Overrides { batch_size: Some(0), ..Overrides::default() };
+        assert_eq!(overrides.settings().unwrap_err().to_string(), "settings: batch_size is 0, expected 1 or more");
+        let overrides = Overrides { head_dim: Some(0), ..Overrides::default() };
+        assert_eq!(overrides.settings().unwrap_err().to_string(), "settings: head_dim is 0, expected 1 or more");
+        let overrides = Overrides { learning_rate: Some(f32::NAN), ..Overrides::default() };
+        assert!(overrides.settings().is_err());
     }
 
     #[test]
-    fn what_differs_is_named_with_both_values() {
-        let (a, mut b) = (Settings::of(Size::Tiny), Settings::of(Size::Tiny));
+    fn differences_are_named_with_both_values() {
+        let (a, mut b) = (Settings::of(Preset::Tiny), Settings::of(Preset::Tiny));
         assert!(a.differences(&b).is_empty());
         b.seed = 5;
         assert_eq!(a.differences(&b), ["seed was 0, now 5"]);

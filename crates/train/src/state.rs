@@ -1,59 +1,66 @@
-//! What a run needs to go on: one file, written whole or not at all.
+//! `trainer.safetensors`: what a run needs to resume, in one file that is written whole or not at all.
 
-use crate::{Cursor, Optimiser, Settings};
+use crate::data::{DataPosition, Task};
+use crate::meter::WeightedSum;
+use crate::{Optimizer, Settings};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::nn::{Init, Source};
 use alluvium_lm::{Config, LanguageModel};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Its name in the run's folder. Tools that read checkpoints look for `model*.safetensors`, so it is none of those.
+/// The file's name in the folder of a run. Tools that read checkpoints look for `model*.safetensors`, so it is none of those.
 pub(crate) const FILE: &str = "trainer.safetensors";
-/// The key of the metadata under which [`Progress`] stands.
+/// The metadata key of [`Progress`].
 const KEY: &str = "alluvium_run";
+
+/// The data of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataSource {
+    /// Files and folders of text.
+    Text(Vec<PathBuf>),
+    /// A synthetic task.
+    Task(Task),
+}
 
 /// Where a run stands, besides its tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Progress {
     pub(crate) step: u64,
     pub(crate) tokens: u64,
-    pub(crate) epoch: u64,
-    pub(crate) document: usize,
-    pub(crate) token: usize,
-    /// Of the tokens that are trained on: another text must not continue this run.
-    pub(crate) corpus: u64,
-    /// Where the text was, absolute; empty where a path is no UTF-8.
+    pub(crate) position: DataPosition,
+    /// Hash of the training data: other data must not continue this run.
+    pub(crate) fingerprint: u64,
+    /// Absolute paths of the text, or the task; `None` where a path is not UTF-8 or the data came from a program.
     #[serde(default)]
-    pub(crate) data: Vec<String>,
-    /// The losses of the steps since the last line of the metrics, in sum, and how many there are.
+    pub(crate) source: Option<DataSource>,
+    /// Losses since the last row of the metrics.
     #[serde(default)]
-    pub(crate) unreported: (f64, u64),
+    pub(crate) unreported: WeightedSum,
     pub(crate) settings: Settings,
 }
 
 impl Progress {
-    pub(crate) fn cursor(&self) -> Cursor {
-        Cursor { epoch: self.epoch, document: self.document, token: self.token }
-    }
-
-    /// Whether these counts can be those of a run, so that nothing that counts on can overflow.
+    /// Whether a run can have counted this far: larger counts would overflow later.
     fn is_possible(&self) -> bool {
         const MOST: u64 = 1 << 53;
-        let counts = [self.step, self.tokens, self.epoch, self.unreported.1];
-        counts.iter().all(|&n| n < MOST) && self.unreported.0.is_finite()
+        let counts = [self.step, self.tokens, self.position.epoch, self.position.index];
+        let sums = [self.unreported.sum, self.unreported.weight];
+        counts.iter().all(|&n| n < MOST) && sums.iter().all(|x| x.is_finite())
     }
 }
 
-pub(crate) fn save(path: &Path, model: &dyn LanguageModel, optimiser: &Optimiser, progress: &Progress) -> Result<()> {
+pub(crate) fn save(path: &Path, model: &dyn LanguageModel, optimizer: &Optimizer, progress: &Progress) -> Result<()> {
     let mut tensors: Vec<(String, &Tensor)> = Vec::new();
     model.visit("", &mut |name, parameter| tensors.push((format!("parameter.{name}"), parameter)));
-    tensors.extend(optimiser.state().into_iter().map(|(name, tensor)| (format!("moment.{name}"), tensor)));
+    tensors.extend(optimizer.state().into_iter().map(|(name, tensor)| (format!("moment.{name}"), tensor)));
     let progress = serde_json::to_string(progress).map_err(|e| Error::file(path, e.to_string()))?;
     safetensors::write(path, &tensors, &[(KEY.to_owned(), progress)])
 }
 
-/// Reads where the run stands, without its tensors.
+/// Reads the progress of a run without its tensors.
 pub(crate) fn progress(path: &Path) -> Result<Progress> {
     if !path.exists() {
         return Err(Error::file(path, "there is no run to resume; leave --resume out to begin one"));
@@ -68,14 +75,13 @@ pub(crate) fn progress(path: &Path) -> Result<Progress> {
     }
 }
 
-/// The run's model. Each tensor is held against the file before there is memory for it, so that a state which claims
-/// another shape costs nothing.
+/// Reads the run's model. Each tensor's shape is compared with the configuration before memory is allocated for it.
 pub(crate) fn model(path: &Path, config: &Config, device: &Device) -> Result<Box<dyn LanguageModel>> {
     let mut parameters = Parameters { file: safetensors::read(path)?, path, device };
     alluvium_lm::build(config, &mut parameters)
 }
 
-/// The parameters in a state.
+/// The parameters in a state file.
 struct Parameters<'a> {
     file: safetensors::File,
     path: &'a Path,
@@ -95,10 +101,10 @@ impl Source for Parameters<'_> {
     }
 }
 
-/// Puts the run's moments back.
-pub(crate) fn restore(path: &Path, optimiser: &mut Optimiser, device: &Device) -> Result<()> {
+/// Reads the optimizer's moments.
+pub(crate) fn restore(path: &Path, optimizer: &mut Optimizer, device: &Device) -> Result<()> {
     let file = safetensors::read(path)?;
     let moments: Vec<String> = file.names().filter_map(|n| Some(n.strip_prefix("moment.")?.to_owned())).collect();
     let tensors = moments.into_iter().map(|name| Ok((name.clone(), file.tensor(&format!("moment.{name}"), device)?)));
-    optimiser.restore(tensors.collect::<Result<_>>()?)
+    optimizer.restore(tensors.collect::<Result<_>>()?)
 }

@@ -6,8 +6,9 @@ use alluvium_core::gpu::{Builder, Gpu, adapters};
 use alluvium_core::{Device, Tensor};
 use alluvium_lm::LanguageModel;
 use alluvium_ops::argmax;
-use alluvium_train::{Ended, Event, Outcome, Places, Settings, Size, Trainer};
+use alluvium_train::{DataSource, Event, Preset, Run, RunPaths, RunStatus, Settings, Trainer};
 use std::fmt::Write as _;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 /// A GPU; none, said aloud, where there is not even a software one.
@@ -22,7 +23,7 @@ fn open(builder: Builder) -> Option<Gpu> {
 
 /// The smallest model that has every part.
 fn settings(iters: u64) -> Settings {
-    let mut settings = Settings::of(Size::Tiny);
+    let mut settings = Settings::of(Preset::Tiny);
     (settings.iters, settings.warmup, settings.save_every, settings.steps_per_report) = (iters, 5, 3, 1);
     (settings.batch_size, settings.max_seq_length) = (2, 96);
     let shape = &mut settings.architecture;
@@ -34,7 +35,7 @@ fn settings(iters: u64) -> Settings {
 }
 
 /// Sums, with their results: text that a small model learns something of.
-fn places(folder: &Path, out: &str) -> Places {
+fn paths(folder: &Path, out: &str) -> RunPaths {
     let text = folder.join("sums.txt");
     if !text.exists() {
         let sums = (0..3_000).fold(String::new(), |mut sums, i| {
@@ -44,15 +45,19 @@ fn places(folder: &Path, out: &str) -> Places {
         });
         std::fs::write(&text, sums).unwrap();
     }
-    Places { data: vec![text], tokenizer: None, out: folder.join(out) }
+    RunPaths { source: Some(DataSource::Text(vec![text])), tokenizer: None, out: folder.join(out) }
 }
 
 fn begin(folder: &Path, out: &str, settings: &Settings, device: &Device) -> Trainer {
-    Trainer::begin(&places(folder, out), settings.clone(), device, &mut |_| ()).unwrap()
+    Run::begin(&paths(folder, out), settings.clone(), device, &mut |_| ControlFlow::Continue(())).unwrap().trainer
+}
+
+fn resume(paths: &RunPaths) -> Trainer {
+    Run::resume(paths, |old| Ok(old.clone()), &Device::cpu(), &mut |_| ControlFlow::Continue(())).unwrap().trainer
 }
 
 fn losses(trainer: &Trainer) -> Vec<f64> {
-    trainer.metrics.records.iter().filter_map(|record| record.loss).collect()
+    trainer.metrics().iter().filter_map(|record| record.loss).collect()
 }
 
 /// The likeliest tokens after a prompt, and by how much the likeliest is ahead where that is least.
@@ -80,7 +85,7 @@ fn fifty_steps_lose_what_they_lose_on_the_processor() {
     let folder = tempfile::tempdir().unwrap();
     let run = |device: &Device, out: &str| {
         let mut trainer = begin(folder.path(), out, &settings(50), device);
-        assert_eq!(trainer.run(&mut |_| Outcome::Continue).unwrap(), Ended::Finished);
+        assert_eq!(trainer.run(&mut |_| ControlFlow::Continue(())).unwrap(), RunStatus::Finished);
         trainer
     };
     let (of_gpu, of_cpu) = (losses(&run(&gpu.into(), "gpu")), losses(&run(&Device::cpu(), "cpu")));
@@ -113,18 +118,18 @@ fn a_gpu_that_is_lost_in_a_run_is_an_error_and_the_processor_goes_on_from_the_ch
         if let Event::Stepped { step: 5, .. } = event {
             gpu.lose();
         }
-        Outcome::Continue
+        ControlFlow::Continue(())
     });
     let error = outcome.unwrap_err().to_string();
     assert!(error.contains("the device was lost"), "{error}");
     drop(trainer);
 
-    let places = Places { data: Vec::new(), ..places(folder.path(), "run") };
-    let mut trainer = Trainer::resume(&places, |old| Ok(old.clone()), &Device::cpu(), &mut |_| ()).unwrap();
+    let paths = RunPaths { source: None, ..paths(folder.path(), "run") };
+    let mut trainer = resume(&paths);
     assert_eq!(trainer.step(), 3, "the checkpoint before");
-    assert_eq!(trainer.run(&mut |_| Outcome::Continue).unwrap(), Ended::Finished);
+    assert_eq!(trainer.run(&mut |_| ControlFlow::Continue(())).unwrap(), RunStatus::Finished);
     let mut whole = begin(folder.path(), "whole", &settings(8), &Device::cpu());
-    whole.run(&mut |_| Outcome::Continue).unwrap();
+    whole.run(&mut |_| ControlFlow::Continue(())).unwrap();
     for (resumed, whole) in losses(&trainer).iter().zip(losses(&whole)) {
         assert!((resumed - whole).abs() < 1e-3, "{resumed} after the loss of the GPU, {whole} without it");
     }
@@ -137,10 +142,10 @@ fn a_gpu_whose_memory_is_full_is_an_error_with_the_sizes_and_leaves_nothing_half
     let mut settings = settings(8);
     settings.max_seq_length = 2_048;
     let mut trainer = begin(folder.path(), "run", &settings, &gpu.into());
-    let error = trainer.run(&mut |_| Outcome::Continue).unwrap_err().to_string();
+    let error = trainer.run(&mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
     assert!(error.contains("1.0 MiB") || error.contains("1048576"), "{error}");
     let left = std::fs::read_dir(folder.path().join("run")).unwrap();
     let left: Vec<String> = left.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
-    assert!(left.contains(&"tokenizer.json".to_owned()), "{left:?}");
+    assert_eq!(left, ["metrics.jsonl"]);
     assert!(!left.iter().any(|name| name.contains("safetensors") || name.contains("tmp")), "{left:?}");
 }

@@ -11,9 +11,7 @@ pub(crate) mod info;
 pub(crate) mod ops;
 pub(crate) mod perplexity;
 pub(crate) mod quantize;
-pub(crate) mod recall;
 pub(crate) mod train;
-pub(crate) mod values;
 
 use alluvium::Device;
 use alluvium::core::cpu::Cpu;

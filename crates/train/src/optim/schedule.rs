@@ -1,17 +1,17 @@
-//! The learning rate over a run.
+//! The learning-rate schedule.
 
-/// Warm-up, then half a cosine down to a tenth.
+/// Linear warm-up, then a half cosine down to a tenth of the peak.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     /// The highest learning rate.
     pub peak: f32,
-    /// Steps of the linear rise.
+    /// Steps of the linear warm-up.
     pub warmup: u64,
-    /// Steps of the whole run.
+    /// Steps of the run.
     pub steps: u64,
 }
 
-/// The share of the peak that is left at the end.
+/// The learning rate at the end, as a share of the peak.
 const FLOOR: f64 = 0.1;
 
 impl Schedule {
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rate_rises_linearly_then_falls_to_a_tenth() {
+    fn the_rate_rises_linearly_and_falls_to_a_tenth() {
         let schedule = Schedule { peak: 1.0, warmup: 10, steps: 110 };
         assert_eq!((schedule.rate(1), schedule.rate(5), schedule.rate(10)), (0.1, 0.5, 1.0));
         assert!((schedule.rate(60) - 0.55).abs() < 1e-6);

@@ -1,0 +1,236 @@
+//! Runs that start from files: a model of its own trained on text or on a synthetic task, begun or resumed.
+
+use crate::data::{
+    Corpus, Document, SequenceSize, Skipped, Task, TaskData, TextFiles, TokenData, TrainingData, encode, read_text,
+    split,
+};
+use crate::state::{self, DataSource, Progress};
+use crate::trainer::{Event, Observer, Trainer, TrainerParts, Validation, ValidationMetric};
+use crate::{NextToken, Settings};
+use alluvium_core::{Device, Error, Result};
+use alluvium_lm::{Keep, LanguageModel, Tokenizer, initialise};
+use std::path::{Path, PathBuf};
+
+/// The paths of a run.
+#[derive(Clone, Debug)]
+pub struct RunPaths {
+    /// What is trained on; `None` takes the source that the run to resume was begun with.
+    pub source: Option<DataSource>,
+    /// An existing `tokenizer.json`, or a folder with one; `None` trains a tokenizer on the text.
+    pub tokenizer: Option<PathBuf>,
+    /// Folder of checkpoints and measurements.
+    pub out: PathBuf,
+}
+
+/// What was read for a run on text.
+#[derive(Clone, Debug)]
+pub struct TextSummary {
+    /// Files that were read.
+    pub files: usize,
+    /// Bytes of text.
+    pub bytes: usize,
+    /// Files that were not read.
+    pub skipped: Skipped,
+    /// Tokens in an epoch.
+    pub train_tokens: usize,
+    /// Tokens of the validation text.
+    pub validation_tokens: usize,
+    /// Validation loss of a model that knows token frequencies alone; `None` without validation text.
+    pub unigram_loss: Option<f64>,
+    /// The start of a line of the validation text.
+    pub sample_prompt: Option<String>,
+}
+
+/// A run and what was read for it.
+#[derive(Debug)]
+pub struct Run {
+    /// The training loop.
+    pub trainer: Trainer,
+    /// What was read; `None` for a synthetic task.
+    pub text: Option<TextSummary>,
+}
+
+/// Settings that may differ when a run is resumed; `vocab_size` is always the tokenizer's.
+const CHANGEABLE_ON_RESUME: [&str; 7] =
+    ["iters", "steps_per_report", "steps_per_eval", "save_every", "val_batches", "warmup", "vocab_size"];
+
+impl Run {
+    /// Prepares a new run.
+    ///
+    /// # Errors
+    /// When the folder holds a run, a model or files that the run would overwrite, there is too little text, or the settings
+    /// fit no model.
+    pub fn begin(paths: &RunPaths, settings: Settings, device: &Device, observe: &mut Observer<'_>) -> Result<Self> {
+        let source = paths.source.clone().ok_or_else(|| Error::value("train", "no text and no task was given"))?;
+        // before the text is read, which may take long, and again once there is something to write
+        crate::folder::claim(&paths.out)?;
+        let preparation = Preparation { source, tokenizer: paths.tokenizer.clone(), out: &paths.out, device };
+        let (parts, text, source) = preparation.parts(settings, None, observe)?;
+        let trainer = Trainer::new(parts).with_folder(&paths.out)?.with_source(source);
+        Ok(Run { trainer, text })
+    }
+
+    /// Resumes the run in a folder at its last checkpoint. `change` gets the settings of the run and returns those to
+    /// continue with: intervals, `iters` and `warmup` may differ.
+    ///
+    /// # Errors
+    /// When there is no run, a setting that changes the result differs, or the text is another one or gone.
+    pub fn resume(
+        paths: &RunPaths,
+        change: impl FnOnce(&Settings) -> Result<Settings>,
+        device: &Device,
+        observe: &mut Observer<'_>,
+    ) -> Result<Self> {
+        let path = paths.out.join(state::FILE);
+        let progress = state::progress(&path)?;
+        let settings = change(&progress.settings)?;
+        let mut differences = progress.settings.differences(&settings);
+        differences.retain(|d| !CHANGEABLE_ON_RESUME.iter().any(|name| d.split(' ').next() == Some(name)));
+        if !differences.is_empty() {
+            let why = format!("the run cannot be resumed with other settings: {}", differences.join("; "));
+            return Err(Error::file(&path, why));
+        }
+        let source = match &paths.source {
+            Some(source) => source.clone(),
+            None => remembered(&path, &progress)?,
+        };
+        let preparation = Preparation { source, tokenizer: Some(paths.out.clone()), out: &paths.out, device };
+        let (parts, text, source) = preparation.parts(settings, Some(&progress), observe)?;
+        let trainer = Trainer::new(parts).restored(&paths.out, &progress)?.with_source(source);
+        Ok(Run { trainer, text })
+    }
+}
+
+/// The source that a run was begun with.
+fn remembered(state: &Path, progress: &Progress) -> Result<DataSource> {
+    let source = progress
+        .source
+        .clone()
+        .ok_or_else(|| Error::file(state, "it does not say where the text of this run is; give --data"))?;
+    if let DataSource::Text(paths) = &source
+        && let Some(gone) = paths.iter().find(|path| !path.exists())
+    {
+        let why = format!("the text of this run was at {}, which is gone; give --data", gone.display());
+        return Err(Error::file(state, why));
+    }
+    Ok(source)
+}
+
+/// What [`Run::begin`] and [`Run::resume`] make a trainer from.
+struct Preparation<'a> {
+    source: DataSource,
+    tokenizer: Option<PathBuf>,
+    out: &'a Path,
+    device: &'a Device,
+}
+
+type Prepared = (TrainerParts, Option<TextSummary>, Option<DataSource>);
+
+impl Preparation<'_> {
+    fn parts(self, settings: Settings, before: Option<&Progress>, observe: &mut Observer<'_>) -> Result<Prepared> {
+        match self.source.clone() {
+            DataSource::Text(paths) => self.text_parts(&paths, settings, before, observe),
+            DataSource::Task(task) => self.task_parts(task, settings, before),
+        }
+    }
+
+    fn text_parts(
+        self,
+        paths: &[PathBuf],
+        mut settings: Settings,
+        before: Option<&Progress>,
+        observe: &mut Observer<'_>,
+    ) -> Result<Prepared> {
+        let mut prepare = |what| {
+            // nothing can be saved yet, so there is nothing to stop for
+            let _ = observe(Event::Preparing(what));
+        };
+        prepare("reading text");
+        let absolute = |path: &PathBuf| std::path::absolute(path).map_err(Error::io(path, "read"));
+        let absolute: Vec<PathBuf> = paths.iter().map(absolute).collect::<Result<_>>()?;
+        let TextFiles { documents, files, bytes, skipped } = read_text(paths, Some(self.out))?;
+        let documents = split(documents, settings.val_split, settings.seed)?;
+        let tokenizer = match &self.tokenizer {
+            Some(path) => Tokenizer::load(path)?,
+            None => {
+                prepare("training the tokenizer");
+                let texts = documents.train.iter().flat_map(|document| encode::bounded_words(&document.text));
+                Tokenizer::train(texts, settings.architecture.vocab_size, &|_| ())?
+            }
+        };
+        settings.architecture.vocab_size = tokenizer.vocab_size();
+        prepare("tokenizing");
+        let corpus = Corpus::new(encode::documents(&tokenizer, &documents.train)?)?;
+        let validation = match documents.validation.is_empty() {
+            true => None,
+            false => Some(Corpus::new(encode::documents(&tokenizer, &documents.validation)?)?),
+        };
+        let summary = TextSummary {
+            files,
+            bytes,
+            skipped,
+            train_tokens: corpus.tokens(),
+            validation_tokens: validation.as_ref().map_or(0, Corpus::tokens),
+            unigram_loss: validation.as_ref().map(|v| corpus.unigram_loss(v, settings.architecture.vocab_size)),
+            sample_prompt: documents.validation.iter().find_map(sample_prompt),
+        };
+        prepare("making the model");
+        let end = tokenizer.eos_token_ids().first().copied();
+        let model = self.model(&settings, end.unwrap_or(0), before)?;
+        let (block, rows) = (settings.max_seq_length, settings.batch_size);
+        let mut batches = validation.map_or(Vec::new(), |corpus| corpus.batches(block * rows, block));
+        if settings.val_batches > 0 {
+            batches.truncate(settings.val_batches);
+        }
+        let validation = Validation { batches, metric: ValidationMetric::Loss, baseline: summary.unigram_loss };
+        let data = Box::new(TokenData::new(corpus, block, rows, settings.seed)?);
+        let source = absolute.iter().all(|path| path.to_str().is_some()).then_some(DataSource::Text(absolute));
+        Ok((self.assemble(model, Some(tokenizer), data, validation, settings), Some(summary), source))
+    }
+
+    fn task_parts(self, task: Task, settings: Settings, before: Option<&Progress>) -> Result<Prepared> {
+        let model = self.model(&settings, 0, before)?;
+        let (data, validation) = task_data(task, &settings)?;
+        let parts = self.assemble(model, None, Box::new(data), validation, settings);
+        Ok((parts, None, Some(DataSource::Task(task))))
+    }
+
+    fn model(&self, settings: &Settings, end: u32, before: Option<&Progress>) -> Result<Box<dyn LanguageModel>> {
+        let config = settings.architecture.config(settings.max_seq_length, end)?;
+        match before {
+            Some(_) => state::model(&self.out.join(state::FILE), &config, self.device),
+            None => initialise(&config, settings.seed, self.device),
+        }
+    }
+
+    fn assemble(
+        &self,
+        model: Box<dyn LanguageModel>,
+        tokenizer: Option<Tokenizer>,
+        data: Box<dyn TrainingData>,
+        validation: Validation,
+        settings: Settings,
+    ) -> TrainerParts {
+        let checkpointing = if settings.grad_checkpoint { Keep::Inputs } else { Keep::Activations };
+        let objective = NextToken { z_loss: settings.z_loss, checkpointing, device: self.device.clone() };
+        let (objective, device) = (Box::new(objective), self.device.clone());
+        TrainerParts { model, tokenizer, objective, data, validation, settings, device }
+    }
+}
+
+/// The training and validation batches of a task.
+///
+/// # Errors
+/// When the settings' lengths or vocabulary are too small for the task.
+pub fn task_data(task: Task, settings: &Settings) -> Result<(TaskData, Validation)> {
+    let sizes = SequenceSize { length: settings.max_seq_length, vocab_size: settings.architecture.vocab_size };
+    let data = TaskData { task, batch_size: settings.batch_size, sizes, seed: settings.seed, batches: 0 };
+    let batches = (0..settings.val_batches.max(1)).map(|i| data.validation_batch(i)).collect::<Result<_>>()?;
+    Ok((data, Validation { batches, metric: ValidationMetric::LossAndAccuracy, baseline: None }))
+}
+
+/// The start of the first line that is long enough to be a prompt.
+fn sample_prompt(document: &Document) -> Option<String> {
+    let line = document.text.lines().find(|line| line.len() > 8)?;
+    Some(line.chars().take(24).collect())
+}
