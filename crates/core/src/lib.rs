@@ -9,6 +9,7 @@ mod device;
 mod dtype;
 mod error;
 pub mod gpu;
+mod pool;
 pub mod rng;
 mod shape;
 pub mod tape;

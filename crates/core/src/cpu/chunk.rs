@@ -1,11 +1,10 @@
 //! Memory from the system, alone or in pieces of a chunk that share its huge pages.
 
+use crate::pool::ALIGN;
 use std::alloc::Layout;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// Wide enough for any SIMD register and a cache line.
-pub(super) const ALIGN: usize = 64;
 /// The size of a huge page.
 const HUGE: usize = 2 << 20;
 /// The size of a chunk, at most.
@@ -62,7 +61,15 @@ fn page() -> usize {
     usize::try_from(said).ok().filter(|page| page.is_power_of_two()).unwrap_or(HUGE)
 }
 
-/// A piece of a chunk that nobody else has, initialised.
+/// A range of a chunk that no piece has yet, not initialized.
+#[derive(Debug)]
+pub(super) struct Cut {
+    chunk: Arc<Chunk>,
+    from: usize,
+    len: usize,
+}
+
+/// Initialized bytes of a chunk that no other piece has.
 #[derive(Debug)]
 pub(super) struct Piece {
     start: NonNull<u8>,
@@ -76,19 +83,16 @@ unsafe impl Send for Piece {}
 unsafe impl Sync for Piece {}
 
 impl Piece {
-    /// A chunk of its own, of `len` bytes: a multiple of [`ALIGN`], not 0.
+    /// A whole chunk of `len` bytes: a multiple of [`ALIGN`], not 0.
     pub(super) fn alone(len: usize) -> Option<Self> {
-        let chunk = Arc::new(Chunk::new(len)?);
-        // SAFETY: nobody else has a part of it.
-        Some(unsafe { Piece::of(chunk, 0, len) })
+        Some(Piece::new(Cut { chunk: Arc::new(Chunk::new(len)?), from: 0, len }))
     }
 
-    /// # Safety
-    /// The chunk has these bytes, and no other piece has one of them.
-    unsafe fn of(chunk: Arc<Chunk>, from: usize, len: usize) -> Self {
-        // SAFETY: inside the chunk.
+    /// The bytes of a cut, zeroed.
+    pub(super) fn new(Cut { chunk, from, len }: Cut) -> Self {
+        // SAFETY: a cut lies inside its chunk.
         let start = unsafe { chunk.start.add(from) };
-        // SAFETY: as above, and nobody else knows of it yet.
+        // SAFETY: as above, and cuts of a chunk never overlap: nothing else knows of these bytes.
         unsafe { start.as_ptr().write_bytes(0, len) };
         Piece { start, len, chunk }
     }
@@ -121,36 +125,36 @@ impl Drop for Piece {
     }
 }
 
-/// A chunk of which pieces are still to be had.
+/// The chunk that pieces are cut from, one after the other.
 #[derive(Debug, Default)]
-pub(super) struct Open {
-    chunk: Option<Arc<Chunk>>,
-    /// Bytes of the chunk that were handed out.
+pub(super) struct Chunks {
+    open: Option<Arc<Chunk>>,
+    /// Bytes of the open chunk that were cut.
     used: usize,
-    /// Bytes of all chunks that were.
-    all: usize,
+    /// Bytes that were cut from all chunks.
+    total: usize,
 }
 
-impl Open {
-    /// A piece of `len` bytes, a multiple of [`ALIGN`] and not 0: of this chunk or of a new one, alone where it is large.
-    pub(super) fn piece(&mut self, len: usize) -> Option<Piece> {
+impl Chunks {
+    /// Cuts `len` bytes, a multiple of [`ALIGN`] and not 0; `None` for a large piece, which gets a chunk of its own, and
+    /// where the system has no memory.
+    pub(super) fn cut(&mut self, len: usize) -> Option<Cut> {
         if len > CHUNK / 4 {
-            return Piece::alone(len);
+            return None;
         }
-        let chunk = match &self.chunk {
+        let chunk = match &self.open {
             Some(chunk) if len <= chunk.layout.size() - self.used => chunk.clone(),
             _ => {
-                // as much again as there was: who asks for little gets little
-                let chunk = Arc::new(Chunk::new(self.all.clamp(len, CHUNK))?);
-                (self.chunk, self.used) = (Some(chunk.clone()), 0);
+                // as large as all before together: a small model gets small chunks
+                let chunk = Arc::new(Chunk::new(self.total.clamp(len, CHUNK))?);
+                (self.open, self.used) = (Some(chunk.clone()), 0);
                 chunk
             }
         };
         let from = self.used;
         self.used += len;
-        self.all += len;
-        // SAFETY: it fits, and what was handed out ends where it begins.
-        Some(unsafe { Piece::of(chunk, from, len) })
+        self.total += len;
+        Some(Cut { chunk, from, len })
     }
 }
 
@@ -158,12 +162,16 @@ impl Open {
 mod tests {
     use super::*;
 
+    fn piece(chunks: &mut Chunks, len: usize) -> Piece {
+        chunks.cut(len).map(Piece::new).or_else(|| Piece::alone(len)).unwrap()
+    }
+
     #[test]
     fn pieces_are_aligned_apart_and_outlive_who_handed_them_out() {
-        let mut open = Open::default();
+        let mut open = Chunks::default();
         // more than a chunk in all, one of them too large to share
         let mut pieces: Vec<Piece> = [64, 1 << 20, 192, 5 << 20, 8 << 20, CHUNK, 64, 8 << 20, 8 << 20, 8 << 20]
-            .map(|len| open.piece(len).unwrap())
+            .map(|len| piece(&mut open, len))
             .into();
         drop(open);
         for (i, piece) in pieces.iter_mut().enumerate() {
@@ -179,8 +187,8 @@ mod tests {
 
     #[test]
     fn what_follows_in_a_chunk_lies_side_by_side() {
-        let mut open = Open::default();
-        let [first, a, b] = [128, 64, 64].map(|len| open.piece(len).unwrap());
+        let mut open = Chunks::default();
+        let [first, a, b] = [128, 64, 64].map(|len| piece(&mut open, len));
         assert_eq!(b.start.as_ptr() as usize - a.start.as_ptr() as usize, 64);
         assert!(Arc::ptr_eq(&a.chunk, &b.chunk) && !Arc::ptr_eq(&a.chunk, &first.chunk));
         assert_eq!([&first, &a].map(|piece| piece.chunk.layout.size()), [128; 2]);
@@ -199,9 +207,9 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn a_piece_gives_its_pages_back_while_its_neighbours_stay() {
-        let mut open = Open::default();
-        let _first = open.piece(8 << 20).unwrap();
-        let [a, b, c] = [1 << 20, 2 << 20, 1 << 20].map(|len| open.piece(len).unwrap());
+        let mut open = Chunks::default();
+        let _first = piece(&mut open, 8 << 20);
+        let [a, b, c] = [1 << 20, 2 << 20, 1 << 20].map(|len| piece(&mut open, len));
         let (start, len) = (b.start, 2 << 20);
         assert!(Arc::ptr_eq(&a.chunk, &c.chunk) && (start.as_ptr() as usize).is_multiple_of(page()));
         assert_eq!(held(start, len), len / page());

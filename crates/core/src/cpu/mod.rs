@@ -10,8 +10,8 @@ mod stream;
 
 pub use floats::Floats;
 pub use gemm::{Made, Mat, Right, Source, gemm};
+pub(crate) use memory::Bytes;
 pub use memory::{Buffer, Memory};
-pub(crate) use memory::{Bytes, size_class};
 pub use simd::Level;
 pub use stream::{Ahead, Stores, Stream, prefetch};
 
@@ -176,12 +176,12 @@ impl Cpu {
 
     /// Memory for `len` elements. What it holds before it is written is not said.
     pub fn buffer<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        self.0.memory.take(len)
+        self.0.memory.allocate(len)
     }
 
     /// As [`Cpu::buffer`], no larger than asked for: for what lives as long as a model.
     pub(crate) fn exact_buffer<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        self.0.memory.take_exact(len)
+        self.0.memory.allocate_exact(len)
     }
 
     /// Memory for `len` zeros.

@@ -3,7 +3,7 @@
 //! A dropped buffer may be handed out while launches that use it are still queued: the queue runs in order.
 
 use super::failed;
-use crate::cpu::size_class;
+use crate::pool::size_class;
 use crate::{Error, Kind, Result};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
