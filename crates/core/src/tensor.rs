@@ -115,7 +115,7 @@ impl Tensor {
                 Ok(Tensor::new(Storage::Cpu(buffer.into_bytes()), shape, dtype, device.clone()))
             }
             Device::Gpu(gpu) => {
-                let mut bytes = vec![0; shape.elements() * dtype.size()];
+                let mut bytes = gpu.memory().host_buffer(shape.elements() * dtype.size())?;
                 fill(&mut bytes)?;
                 gpu.upload(&bytes, shape, dtype)
             }
@@ -168,7 +168,7 @@ impl Tensor {
     pub fn known(&self) -> Option<&[u32]> {
         match &self.storage {
             Storage::Cpu(_) => self.slice().ok(),
-            Storage::Gpu(bytes) => bytes.known()?.get(self.offset / 4..)?.get(..self.elements()),
+            Storage::Gpu(bytes) => bytes.mirror()?.get(self.offset / 4..)?.get(..self.elements()),
         }
     }
 
@@ -223,10 +223,15 @@ impl Tensor {
         self.offset
     }
 
-    /// Everything from the start of the memory it shares to its end, as bytes.
-    pub(crate) fn whole(&self) -> Result<Self> {
-        let shape = Shape::from([self.offset + self.elements() * self.dtype.size()]);
-        Ok(Tensor { shape, offset: 0, dtype: DType::U8, ..self.detach() })
+    /// The bytes of its elements.
+    pub(crate) fn bytes_len(&self) -> usize {
+        self.elements() * self.dtype.size()
+    }
+
+    /// The bytes from the start of the memory it shares to the end of its elements.
+    pub(crate) fn from_buffer_start(&self) -> Self {
+        let shape = Shape::from([self.offset + self.bytes_len()]);
+        Tensor { shape, offset: 0, dtype: DType::U8, ..self.detach() }
     }
 
     /// The elements for writing, if nobody else holds this memory: what lets an optimiser update in place.
@@ -244,10 +249,10 @@ impl Tensor {
         match &mut self.storage {
             Storage::Cpu(bytes) => bytes.as_mut_slice().is_some(),
             // a view that no binding may start at is bound as a copy, which must not be written to
-            Storage::Gpu(bytes) if self.offset.is_multiple_of(gpu::ALIGNMENT) => {
-                Arc::get_mut(bytes).map(gpu::Bytes::forget).is_some()
-            }
-            Storage::Gpu(_) => false,
+            Storage::Gpu(bytes) => match &self.device {
+                Device::Gpu(gpu) if self.offset.is_multiple_of(gpu.limits().alignment) => Arc::get_mut(bytes).is_some(),
+                _ => false,
+            },
         }
     }
 

@@ -83,7 +83,7 @@ fn half_precision_storage_costs_only_its_roundings() {
 
 #[test]
 fn shaders_that_no_case_reaches_are_within_the_limits_of_metal() {
-    let mut shaders = unreached_shaders();
+    let mut shaders = unreached_shaders().unwrap();
     written::write(&shaders).unwrap();
     // Apple's GPUs have matrices of f32 alone
     shaders.retain(|shader| !shader.text.starts_with("enable f16;"));

@@ -116,7 +116,7 @@ fn a_gpu_that_is_lost_in_a_run_is_an_error_and_the_processor_goes_on_from_the_ch
     let mut trainer = begin(folder.path(), "run", &settings(8), &gpu.clone().into());
     let outcome = trainer.run(&mut |event| {
         if let Event::Stepped { step: 5, .. } = event {
-            gpu.lose();
+            gpu.destroy_for_test();
         }
         ControlFlow::Continue(())
     });

@@ -1,59 +1,69 @@
-//! Shaders: put together from parts, compiled once, remembered.
+//! Kernels: text with holes that a launch fills.
 
-use super::cache::Cache;
-use super::failed;
-use crate::{DType, Result};
-use std::collections::HashMap;
+use crate::{DType, Error, Result};
 use std::fmt::Write as _;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 
-/// A compute shader as WGSL text with holes: constants, storage types and reductions are filled in by the launch.
+/// A compute kernel as text with holes: the launch fills in constants, storage dtypes and reductions.
+///
+/// The text of [`Kernel::new`] is compiled with bounds checks and bounded loops, so that no launch of it reaches past its
+/// bindings.
 #[derive(Debug)]
 pub struct Kernel {
-    /// What errors and lists call it.
+    /// The name that errors and lists use.
     pub name: &'static str,
     /// The WGSL text, in pieces that kernels share.
     pub wgsl: &'static [&'static str],
     /// The CUDA text, in pieces that kernels share; empty where the kernel has none.
     pub cuda: &'static [&'static str],
     /// Whether the text calls `group_sum` or `group_max`.
-    pub reduces: Reduces,
-}
-
-/// Whether a kernel calls the reductions over a workgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reduces {
-    /// It takes a `Lane` and calls `group_sum`, `group_max`; `WG` invocations make a workgroup.
-    Yes,
-    /// It does not.
-    No,
+    reduces: bool,
+    /// Whether it is compiled without bounds checks.
+    trusted: bool,
 }
 
 impl Kernel {
-    /// A kernel without reductions.
+    /// A kernel that calls no reduction over its workgroup.
     pub const fn new(name: &'static str, wgsl: &'static [&'static str]) -> Self {
-        Kernel { name, wgsl, cuda: &[], reduces: Reduces::No }
+        Kernel { name, wgsl, cuda: &[], reduces: false, trusted: false }
     }
 
-    /// The same kernel, which calls `group_sum` or `group_max`.
+    /// As [`Kernel::new`], compiled without bounds checks and loop bounds.
+    ///
+    /// # Safety
+    /// Every launch of this kernel that its crate makes reads and writes inside its bindings, and its loops end.
+    pub const unsafe fn trusted(name: &'static str, wgsl: &'static [&'static str]) -> Self {
+        Kernel { trusted: true, ..Kernel::new(name, wgsl) }
+    }
+
+    /// The same kernel, whose text takes a `Lane` and calls `group_sum` or `group_max`; `WG` invocations make a
+    /// workgroup.
     pub const fn reducing(self) -> Self {
-        Kernel { reduces: Reduces::Yes, ..self }
+        Kernel { reduces: true, ..self }
     }
 
-    /// What an adapter would get: what tests translate that no adapter here can run.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.trusted
+    }
+
+    /// The WGSL source of a variant for an adapter with subgroups; tests validate variants that this machine cannot run.
+    ///
+    /// # Errors
+    /// When a storage dtype is no floating one.
     pub fn shader(
         &self,
         entry: &'static str,
         constants: &[(&'static str, u32)],
         stored: &[(&'static str, DType)],
-    ) -> Shader {
+    ) -> Result<Shader> {
         let variant = Variant { entry, constants, stored };
-        Shader { name: self.name.to_owned(), entry, text: self.text(&variant, true) }
+        Ok(Shader { name: self.name.to_owned(), entry, text: self.text(&variant, true)? })
     }
 
-    /// The whole text of one variant.
-    fn text(&self, variant: &Variant<'_>, subgroups: bool) -> String {
+    /// The whole WGSL text of one variant.
+    ///
+    /// # Errors
+    /// As [`Kernel::shader`].
+    pub(super) fn text(&self, variant: &Variant<'_>, subgroups: bool) -> Result<String> {
         let mut text = String::new();
         if self.wgsl.iter().any(|part| part.contains("// needs f16")) {
             text.push_str("enable f16;\n");
@@ -65,29 +75,32 @@ impl Kernel {
             let _ = writeln!(text, "const {name}: u32 = {value}u;");
         }
         for (name, dtype) in variant.stored {
-            text.push_str(&storage(*dtype).replace("NAME", name));
+            text.push_str(&storage(self.name, *dtype)?.replace("NAME", name));
         }
-        text.push_str(include_str!("text/prelude.wgsl"));
+        text.push_str(include_str!("wgsl/prelude.wgsl"));
         match (self.reduces, subgroups) {
-            (Reduces::No, _) => {}
-            (Reduces::Yes, true) => text.push_str(include_str!("text/reduce_subgroups.wgsl")),
-            (Reduces::Yes, false) => text.push_str(include_str!("text/reduce_tree.wgsl")),
+            (false, _) => {}
+            (true, true) => text.push_str(include_str!("wgsl/reduce_subgroups.wgsl")),
+            (true, false) => text.push_str(include_str!("wgsl/reduce_tree.wgsl")),
         }
         self.wgsl.iter().for_each(|part| text.push_str(part));
-        text
+        Ok(text)
     }
 }
 
-/// Four numbers as they are stored: `NAME4`, `widen_NAME`, `narrow_NAME`.
-fn storage(dtype: DType) -> &'static str {
+/// The WGSL of four stored elements: `NAME4`, `widen_NAME`, `narrow_NAME`.
+fn storage(kernel: &'static str, dtype: DType) -> Result<&'static str> {
     match dtype {
-        DType::F16 => include_str!("text/stored_f16.wgsl"),
-        DType::BF16 => include_str!("text/stored_bf16.wgsl"),
-        _ => include_str!("text/stored_f32.wgsl"),
+        DType::F32 => Ok(include_str!("wgsl/stored_f32.wgsl")),
+        DType::F16 => Ok(include_str!("wgsl/stored_f16.wgsl")),
+        DType::BF16 => Ok(include_str!("wgsl/stored_bf16.wgsl")),
+        DType::U32 | DType::U8 => {
+            Err(Error::value(kernel, format!("its elements are stored as {dtype}, expected a floating dtype")))
+        }
     }
 }
 
-/// The function of a kernel that is called, and what fills the holes.
+/// The entry point of a kernel and what fills its holes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Variant<'a> {
     pub(super) entry: &'static str,
@@ -100,91 +113,23 @@ pub(super) struct Variant<'a> {
 pub struct Shader {
     /// The kernel's name, with what filled its holes.
     pub name: String,
-    /// The function that is called.
+    /// The entry point.
     pub entry: &'static str,
     /// WGSL.
     pub text: String,
 }
 
-/// A compiled kernel.
-pub(super) struct Compiled {
-    pub(super) pipeline: wgpu::ComputePipeline,
-    pub(super) layout: wgpu::BindGroupLayout,
-    constants: Vec<(&'static str, u32)>,
-    stored: Vec<(&'static str, DType)>,
-    shader: Shader,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Compiled {
-    fn variant(&self) -> Variant<'_> {
-        Variant { entry: self.shader.entry, constants: &self.constants, stored: &self.stored }
-    }
-}
-
-/// What was compiled so far.
-pub(super) struct Kernels {
-    device: wgpu::Device,
-    subgroups: bool,
-    /// By the kernel's name: it has few variants, which are quicker compared than hashed.
-    compiled: Mutex<HashMap<&'static str, Vec<Arc<Compiled>>>>,
-    pub(super) cache: Option<Cache>,
-}
-
-impl Kernels {
-    pub(super) fn new(adapter: &wgpu::Adapter, device: &wgpu::Device, subgroups: bool, folder: Option<&Path>) -> Self {
-        let cache = folder.and_then(|folder| Cache::open(adapter, device, folder));
-        Kernels { device: device.clone(), subgroups, compiled: Mutex::default(), cache }
-    }
-
-    pub(super) fn shaders(&self) -> Vec<Shader> {
-        let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut shaders: Vec<Shader> = compiled.values().flatten().map(|c| c.shader.clone()).collect();
-        shaders.sort_by(|a, b| (&a.name, a.entry).cmp(&(&b.name, b.entry)));
-        shaders
-    }
-
-    /// # Errors
-    /// When the adapter refuses the shader.
-    pub(super) fn get(&self, device: &str, kernel: &'static Kernel, variant: Variant<'_>) -> Result<Arc<Compiled>> {
-        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let variants = compiled.entry(kernel.name).or_default();
-        if let Some(found) = variants.iter().find(|found| found.variant() == variant) {
-            return Ok(found.clone());
+    #[test]
+    fn elements_that_are_no_floats_cannot_fill_a_hole_for_floats() {
+        static COPY: Kernel = Kernel::new("tests stored", &[]);
+        for dtype in [DType::U32, DType::U8] {
+            let error = COPY.shader("main", &[], &[("X", dtype)]).unwrap_err().to_string();
+            assert_eq!(error, format!("tests stored: its elements are stored as {dtype}, expected a floating dtype"));
         }
-        let new = Arc::new(self.compile(device, kernel, variant)?);
-        variants.push(new.clone());
-        Ok(new)
-    }
-
-    fn compile(&self, device: &str, kernel: &'static Kernel, variant: Variant<'_>) -> Result<Compiled> {
-        let text = kernel.text(&variant, self.subgroups);
-        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let source = wgpu::ShaderModuleDescriptor {
-            label: Some(kernel.name),
-            source: wgpu::ShaderSource::Wgsl(text.as_str().into()),
-        };
-        // SAFETY: the text is our own; tests run every kernel over poisoned memory and hold its loops to ends.
-        let module =
-            unsafe { self.device.create_shader_module_trusted(source, wgpu::ShaderRuntimeChecks::unchecked()) };
-        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(kernel.name),
-            layout: None,
-            module: &module,
-            entry_point: Some(variant.entry),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                constants: &[],
-                zero_initialize_workgroup_memory: false,
-            },
-            cache: self.cache.as_ref().map(|cache| &cache.handle),
-        });
-        let layout = pipeline.get_bind_group_layout(0);
-        if let Some(error) = pollster::block_on(scope.pop()) {
-            return Err(failed(device, format!("the kernel {} ({variant:?}) was refused: {error}", kernel.name)));
-        }
-        let holes = variant.constants.iter().map(|(name, value)| format!(" {name}={value}"));
-        let stored = variant.stored.iter().map(|(name, dtype)| format!(" {name}={dtype}"));
-        let name = kernel.name.to_owned() + &holes.chain(stored).collect::<String>();
-        let (constants, stored) = (variant.constants.to_vec(), variant.stored.to_vec());
-        Ok(Compiled { pipeline, layout, constants, stored, shader: Shader { name, entry: variant.entry, text } })
+        assert!(COPY.shader("main", &[], &[("X", DType::F16)]).unwrap().text.contains("widen_X"));
     }
 }

@@ -1,18 +1,17 @@
-//! A pool of buffers that reuses what was dropped, with a limit and a peak.
+//! A pool of GPU buffers that reuses dropped ones, with a limit and a peak.
 //!
-//! A dropped buffer may be handed out while launches that use it are still queued: the queue runs in order.
+//! A dropped buffer may be reused while launches that use it are still enqueued: the queue runs in order.
 
+use super::engine::{Buffer, Engine};
 use super::failed;
-use crate::pool::size_class;
-use crate::{Error, Kind, Result};
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use wgpu::BufferUsages;
+use crate::pool::{Admitted, Pool, size_class};
+use crate::{Kind, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A pool of buffers. Cheap to clone: a handle.
 #[derive(Clone)]
-pub struct Memory(Arc<Pool>);
+pub struct Memory(Arc<Inner>);
 
 impl std::fmt::Debug for Memory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -20,249 +19,173 @@ impl std::fmt::Debug for Memory {
     }
 }
 
-struct Pool {
-    device: wgpu::Device,
+struct Inner {
     name: String,
-    limit: Option<usize>,
-    largest: usize,
-    usage: BufferUsages,
-    books: Mutex<Books>,
+    engine: Arc<Engine>,
+    /// The most bytes of a buffer.
+    longest: usize,
+    pool: Pool<Block>,
 }
 
-#[derive(Default)]
-struct Books {
-    free: HashMap<usize, Vec<Block>>,
-    kept: usize,
-    used: usize,
-    peak: usize,
-    /// Buffers that were made so far.
-    made: u64,
-    /// What binds buffers, by what it binds: a step of training binds the same ones as the step before.
-    groups: HashMap<Box<[u64]>, wgpu::BindGroup>,
-}
-
-impl Books {
-    /// Gives what nobody uses back to the driver, with all that might hold it.
-    fn give_back(&mut self) {
-        self.free.clear();
-        self.kept = 0;
-        self.groups.clear();
-    }
-}
-
-/// Groups that are remembered at most.
-const GROUPS: usize = 1 << 13;
-
-/// A buffer, its number among all that were ever made, and the batch of launches that used it last.
+/// A buffer of one size class.
 #[derive(Debug)]
 struct Block {
-    buffer: wgpu::Buffer,
-    number: u64,
+    buffer: Buffer,
     class: usize,
-    batch: AtomicU64,
 }
 
 impl Memory {
-    pub(super) fn new(name: &str, device: &wgpu::Device, limit: Option<usize>, largest: usize, unified: bool) -> Self {
-        let mapped = if unified { BufferUsages::MAP_READ } else { BufferUsages::empty() };
-        let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST | mapped;
-        let books = Mutex::default();
-        Memory(Arc::new(Pool { device: device.clone(), name: name.to_owned(), limit, largest, usage, books }))
+    pub(super) fn new(name: &str, engine: &Arc<Engine>, limit: Option<usize>, longest: usize) -> Self {
+        Memory(Arc::new(Inner { name: name.to_owned(), engine: engine.clone(), longest, pool: Pool::new(limit) }))
     }
 
-    /// Bytes handed out now.
+    /// Bytes in use.
     pub fn in_use(&self) -> usize {
-        self.books().used
+        self.0.pool.in_use()
     }
 
-    /// The most bytes that were handed out at once.
+    /// The most bytes that were in use at once.
     pub fn peak(&self) -> usize {
-        self.books().peak
+        self.0.pool.peak()
     }
 
     /// Starts a new measurement of [`Memory::peak`].
     pub fn reset_peak(&self) {
-        let mut books = self.books();
-        books.peak = books.used;
+        self.0.pool.reset_peak();
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
-        // the books stay true when a thread panics elsewhere: each change below is a few assignments
-        self.0.books.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Memory for this many bytes, rounded up to a size class, with unspecified contents.
+    ///
+    /// # Errors
+    /// When the limit, the largest buffer or the device's memory does not allow it.
+    pub(super) fn allocate(&self, bytes: usize) -> Result<Bytes> {
+        self.block(bytes, None).map(|(bytes, _)| bytes)
     }
 
-    /// Memory for so many bytes, rounded up to a size class; what it holds is not said.
-    pub(super) fn take(&self, bytes: usize) -> Result<Bytes> {
-        let class = self.admit(bytes)?;
-        let reused = {
-            let mut books = self.books();
-            let block = books.free.get_mut(&class).and_then(Vec::pop);
-            books.kept -= block.as_ref().map_or(0, |block| block.class);
-            block
+    /// Memory that holds `data`: a new buffer is made with it, a reused one is written.
+    ///
+    /// # Errors
+    /// As [`Memory::allocate`].
+    pub(super) fn allocate_with(&self, data: &[u8]) -> Result<Bytes> {
+        let (bytes, reused) = self.block(data.len(), Some(data))?;
+        if reused {
+            self.0.engine.write(bytes.buffer()?, data);
+        }
+        Ok(bytes)
+    }
+
+    /// A block for this many bytes, and whether it was in use before.
+    fn block(&self, bytes: usize, data: Option<&[u8]>) -> Result<(Bytes, bool)> {
+        let inner = &*self.0;
+        let class = self.class(bytes)?;
+        let Admitted { reused, trimmed } = inner.pool.admit(class, class)?;
+        if !trimmed.is_empty() {
+            drop(trimmed);
+            inner.engine.reclaim();
+        }
+        let (block, reused) = match reused {
+            Some(block) => (block, true),
+            None => (self.create(class, data)?, false),
         };
-        match reused {
-            Some(block) => Ok(self.hand_out(block)),
-            None => self.create(class, Mapped::No).map(|block| self.hand_out(block)),
-        }
+        Ok((Bytes { block: Some(block), memory: self.clone(), mirror: None, stale: AtomicBool::new(false) }, reused))
     }
 
-    /// Memory that holds these bytes, without a second copy on the way where a new buffer is needed anyway.
-    pub(super) fn fill(&self, data: &[u8], write: impl FnOnce(&Bytes)) -> Result<Bytes> {
-        let class = self.admit(data.len())?;
-        if self.books().free.get(&class).is_some_and(|blocks| !blocks.is_empty()) {
-            let bytes = self.take(data.len())?;
-            write(&bytes);
-            return Ok(bytes);
-        }
-        let block = self.create(class, Mapped::Yes)?;
-        let range = block.buffer.get_mapped_range_mut(..);
-        let mut range = range.map_err(|e| failed(&self.0.name, format!("a buffer cannot be written: {e}")))?;
-        range.slice(..data.len()).copy_from_slice(data);
-        drop(range);
-        block.buffer.unmap();
-        Ok(self.hand_out(block))
-    }
-
-    /// The size class of a request that the limits admit.
-    fn admit(&self, bytes: usize) -> Result<usize> {
-        let limit = self.0.limit;
-        let refused = |asked, used| Error::from(Kind::Memory { asked, used, limit });
-        let mut books = self.books();
-        let class = size_class(bytes).ok_or_else(|| refused(bytes, books.used))?;
-        if class > self.0.largest {
-            let [asked, most] = [class, self.0.largest].map(crate::error::Bytes);
-            let why =
-                format!("a tensor of {asked} was asked for, but a buffer holds at most {most}; use smaller sizes");
+    /// The size class of a request.
+    ///
+    /// # Errors
+    /// When no buffer is that large.
+    fn class(&self, bytes: usize) -> Result<usize> {
+        let too_large = Kind::Memory { asked: bytes, used: self.in_use(), limit: None };
+        let class = size_class(bytes).ok_or(too_large)?;
+        if class > self.0.longest {
+            let [asked, most] = [class, self.0.longest].map(crate::error::Bytes);
+            let why = format!("a tensor needs {asked}, but a buffer holds at most {most}; use smaller sizes");
             return Err(failed(&self.0.name, why));
-        }
-        if let Some(limit) = limit {
-            if books.used + class > limit {
-                return Err(refused(class, books.used));
-            }
-            if books.used + class + books.kept > limit {
-                books.give_back();
-            }
         }
         Ok(class)
     }
 
-    fn create(&self, class: usize, mapped: Mapped) -> Result<Block> {
-        if let Some(block) = self.try_create(class, mapped) {
-            return Ok(block);
-        }
-        // what nobody uses goes back to the driver before a request is refused
-        self.books().give_back();
-        let _ = self.0.device.poll(wgpu::PollType::wait_indefinitely());
-        let block = self.try_create(class, mapped);
-        block.ok_or_else(|| Kind::Memory { asked: class, used: self.in_use(), limit: None }.into())
+    /// Host memory of zeros whose contents fit a buffer.
+    ///
+    /// # Errors
+    /// When no buffer is that large, or the host is out of memory.
+    pub(crate) fn host_buffer(&self, bytes: usize) -> Result<Vec<u8>> {
+        self.class(bytes)?;
+        let mut buffer = Vec::new();
+        let refused = |_| Kind::Memory { asked: bytes, used: self.in_use(), limit: None };
+        buffer.try_reserve_exact(bytes).map_err(refused)?;
+        buffer.resize(bytes, 0);
+        Ok(buffer)
     }
 
-    fn try_create(&self, class: usize, mapped: Mapped) -> Option<Block> {
-        let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let buffer = self.0.device.create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size: class as u64,
-            usage: self.0.usage,
-            mapped_at_creation: mapped == Mapped::Yes,
+    fn create(&self, class: usize, data: Option<&[u8]>) -> Result<Block> {
+        let inner = &*self.0;
+        let created = inner.engine.create(class, data).and_then(|buffer| match buffer {
+            Some(buffer) => Ok(Some(buffer)),
+            // free buffers go back to the driver before a request is refused
+            None => {
+                drop(inner.pool.trim());
+                inner.engine.reclaim();
+                inner.engine.create(class, data)
+            }
         });
-        if pollster::block_on(scope.pop()).is_some() {
-            return None;
+        match created {
+            Ok(Some(buffer)) => Ok(Block { buffer, class }),
+            Ok(None) => Err(inner.pool.cancel(class)),
+            Err(error) => {
+                inner.pool.cancel(class);
+                Err(error)
+            }
         }
-        let mut books = self.books();
-        books.made += 1;
-        Some(Block { buffer, number: books.made, class, batch: AtomicU64::new(0) })
-    }
-
-    /// The group of this key, which says by numbers of buffers what it binds; it is made where it is not remembered.
-    pub(super) fn group(&self, key: &[u64], make: impl FnOnce() -> Result<wgpu::BindGroup>) -> Result<wgpu::BindGroup> {
-        if let Some(group) = self.books().groups.get(key) {
-            return Ok(group.clone());
-        }
-        let group = make()?;
-        let mut books = self.books();
-        if books.groups.len() >= GROUPS {
-            books.groups.clear();
-        }
-        books.groups.insert(key.into(), group.clone());
-        Ok(group)
-    }
-
-    /// How many groups are remembered.
-    #[cfg(test)]
-    pub(super) fn groups(&self) -> usize {
-        self.books().groups.len()
-    }
-
-    fn hand_out(&self, block: Block) -> Bytes {
-        let mut books = self.books();
-        books.used += block.class;
-        books.peak = books.peak.max(books.used);
-        Bytes { block: Some(block), memory: self.clone(), known: None }
     }
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Mapped {
-    No,
-    Yes,
-}
-
-/// A buffer of the pool; it goes back when dropped.
+/// A buffer of the pool, recycled when dropped.
 #[derive(Debug)]
 pub(crate) struct Bytes {
     block: Option<Block>,
     memory: Memory,
-    /// What whole numbers that came from the processor are: ids and offsets are checked without a read.
-    known: Option<Vec<u32>>,
+    /// The host's copy of u32 elements that came from there: ids and offsets are checked without a read.
+    mirror: Option<Vec<u32>>,
+    /// Whether a launch wrote to the buffer since.
+    stale: AtomicBool,
 }
 
 impl Bytes {
-    pub(super) fn remember(&mut self, numbers: Vec<u32>) {
-        self.known = Some(numbers);
+    /// Keeps the elements that the buffer was made with.
+    pub(super) fn with_mirror(mut self, elements: Vec<u32>) -> Self {
+        self.mirror = Some(elements);
+        self
     }
 
-    pub(crate) fn known(&self) -> Option<&[u32]> {
-        self.known.as_deref()
+    /// The elements as the host knows them; `None` if a launch may have written others.
+    pub(crate) fn mirror(&self) -> Option<&[u32]> {
+        self.mirror.as_deref().filter(|_| !self.stale.load(Ordering::Acquire))
     }
 
-    /// A kernel will write here.
-    pub(crate) fn forget(&mut self) {
-        self.known = None;
+    /// A launch writes to the buffer.
+    pub(super) fn invalidate_mirror(&self) {
+        self.stale.store(true, Ordering::Release);
     }
 
-    pub(super) fn buffer(&self) -> Option<&wgpu::Buffer> {
-        self.block.as_ref().map(|block| &block.buffer)
-    }
-
-    /// The buffer's number among all that were ever made.
-    pub(super) fn number(&self) -> u64 {
-        self.block.as_ref().map_or(0, |block| block.number)
+    /// # Errors
+    /// Never, until it is dropped.
+    pub(super) fn buffer(&self) -> Result<&Buffer> {
+        let block = self.block.as_ref().ok_or_else(|| failed(&self.memory.0.name, "a buffer is gone"))?;
+        Ok(&block.buffer)
     }
 
     /// The bytes of the whole buffer.
     pub(super) fn capacity(&self) -> usize {
         self.block.as_ref().map_or(0, |block| block.class)
     }
-
-    /// Remembers that launches of this batch use it.
-    pub(super) fn touch(&self, batch: u64) {
-        if let Some(block) = &self.block {
-            block.batch.store(batch, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether launches of this batch use it.
-    pub(super) fn touched(&self, batch: u64) -> bool {
-        self.block.as_ref().is_some_and(|block| block.batch.load(Ordering::Relaxed) == batch)
-    }
 }
 
 impl Drop for Bytes {
     fn drop(&mut self) {
-        let Some(block) = self.block.take() else { return };
-        let mut books = self.memory.books();
-        books.used -= block.class;
-        books.kept += block.class;
-        books.free.entry(block.class).or_default().push(block);
+        if let Some(block) = self.block.take() {
+            let class = block.class;
+            self.memory.0.pool.recycle(block, class, class);
+        }
     }
 }

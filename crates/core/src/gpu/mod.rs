@@ -1,51 +1,56 @@
-//! GPUs through wgpu: Metal, Vulkan and DX12 from one host path and one shader text.
+//! GPUs: one handle, one kind of kernel and launch, and an engine for each library below.
 //!
-//! [`Gpu`] is one adapter with its queue. A [`Launch`] is recorded and returns at once; launches are submitted in
-//! batches, run in the order they were asked for, and wgpu places the barriers between them. Reading a tensor waits.
+//! [`Gpu`] is one adapter with its queue and memory. A [`Launch`] is enqueued and returns at once; launches run in the
+//! order they were made. Reading a tensor waits for them.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `kernel` | [`Kernel`]: text with holes, in the language of each engine |
+//! | `launch` | [`Launch`], and the checks before one is enqueued |
+//! | `limits` | [`Limits`]: what plans of launches may ask for |
+//! | `memory` | the pool of buffers, and the host's mirror of ids |
+//! | `elementwise` | the kernels of tensors themselves: fill, convert, copy, add |
+//! | `tables` | small tables that are sent once |
+//! | `engine` | the functions that a library provides, and nothing above it knows which one |
+//! | `wgpu` | the engine for Metal, Vulkan and DX12 |
 
-mod adapter;
-mod cache;
+mod elementwise;
+mod engine;
 mod kernel;
+mod launch;
+mod limits;
 mod memory;
-mod queue;
-mod tensors;
+mod tables;
 #[cfg(test)]
 mod tests;
+mod wgpu;
 
-pub use adapter::{Adapter, adapters};
+pub(crate) use elementwise::accumulate;
 pub use kernel::{Kernel, Shader};
+pub use launch::{Bind, Groups, Launch};
+pub use limits::Limits;
 pub(crate) use memory::Bytes;
 pub use memory::Memory;
-pub use queue::{BATCH, Bind, Groups, Launch};
-pub(crate) use tensors::accumulate;
+pub use wgpu::{BATCH, adapters};
 
 use crate::{Error, Kind, Result};
-use kernel::Kernels;
-use queue::Queue;
-use std::collections::HashMap;
+use engine::Engine;
+use kernel::Variant;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-
-/// On every adapter a binding may start at a multiple of so many bytes.
-pub const ALIGNMENT: usize = 256;
+use std::sync::{Arc, OnceLock};
+use tables::Tables;
 
 /// A handle on a GPU: its queue, its memory pool and its compiled kernels.
 #[derive(Clone)]
 pub struct Gpu(Arc<Inner>);
 
 struct Inner {
-    name: String,
     adapter: Adapter,
-    device: wgpu::Device,
     limits: Limits,
+    engine: Arc<Engine>,
     memory: Memory,
-    queue: Queue,
-    kernels: Kernels,
-    failure: Failure,
     poison: bool,
-    unified: bool,
-    /// Small tables that were sent, by what they hold.
-    tables: Mutex<HashMap<Vec<u32>, Arc<Bytes>>>,
+    tables: Tables,
 }
 
 /// Two handles are equal when they share a queue and memory.
@@ -57,48 +62,43 @@ impl PartialEq for Gpu {
 
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.0.name, self.0.adapter)
+        write!(f, "{}: {}", self.name(), self.0.adapter)
     }
 }
 
-/// What the adapter allows, as far as plans of launches depend on it.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// The most bytes of a buffer that a kernel sees at once.
-    pub binding: usize,
-    /// The most bytes of a buffer.
-    pub buffer: usize,
-    /// A binding starts at a multiple of so many bytes.
-    pub alignment: usize,
-    /// Workgroups along one axis of the grid.
-    pub groups: usize,
-    /// Bytes of memory that a workgroup shares.
-    pub shared: usize,
-    /// Invocations of a workgroup.
-    pub invocations: usize,
-    /// Whether reductions may use subgroups.
-    pub subgroups: bool,
-    /// Cooperative matrices of 8×8 f32, as Apple's GPUs have them.
-    pub matrices_f32: bool,
-    /// Cooperative matrices of 16×16 f16 with f32 sums, as NVIDIA's GPUs have them.
-    pub matrices_f16: bool,
+/// The description of a GPU, as its driver gives it.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    device: String,
+    name: String,
+    software: bool,
+    details: String,
 }
 
-/// The first thing that went wrong behind the queue's back.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Failure(Arc<Mutex<Option<String>>>);
-
-impl Failure {
-    fn set(&self, why: String) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+impl Adapter {
+    /// The name that `--device` takes: `wgpu:0`.
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
-    fn get(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The product's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it is emulated on the CPU: right, but slow.
+    pub fn is_software(&self) -> bool {
+        self.software
     }
 }
 
-/// How to open a [`Gpu`].
+impl std::fmt::Display for Adapter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.name, self.details)
+    }
+}
+
+/// Options for opening a [`Gpu`].
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
     index: Option<usize>,
@@ -110,7 +110,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// The adapter of this number in [`adapters`]; the best one when left out.
+    /// The adapter of this number in [`adapters`]; the best one if it is left out.
     pub fn index(mut self, index: usize) -> Self {
         self.index = Some(index);
         self
@@ -122,26 +122,26 @@ impl Builder {
         self
     }
 
-    /// At most this many bytes in one binding, though the adapter takes more: what tests the splitting of launches.
+    /// At most this many bytes in one binding, even if the adapter takes more: tests of split launches use it.
     pub fn binding_limit(mut self, bytes: usize) -> Self {
         self.binding_limit = Some(bytes);
         self
     }
 
-    /// Without subgroups and cooperative matrices, though the adapter has them: what the plainest adapter runs.
+    /// Without subgroups and cooperative matrices, even if the adapter has them: tests of the plainest adapter use it.
     pub fn plain(mut self) -> Self {
         self.plain = true;
         self
     }
 
-    /// Fills memory with NaN before it is handed out, so that tests see what was not written.
+    /// Fills memory with NaN before it is handed out, so that tests find elements that were never written.
     pub fn poison(mut self) -> Self {
         self.poison = true;
         self
     }
 
-    /// Keeps compiled kernels in this folder when the handle is dropped, where the driver can and the folder may be written
-    /// to. A file that is damaged, or of another driver, is not used.
+    /// Saves compiled kernels in this folder when the handle is dropped, if the driver can and the folder is writable. A
+    /// damaged file, or one of another driver, is not used.
     pub fn cache(mut self, folder: impl Into<PathBuf>) -> Self {
         self.cache = Some(folder.into());
         self
@@ -150,43 +150,18 @@ impl Builder {
     /// Opens the adapter.
     ///
     /// # Errors
-    /// [`Kind::Gpu`] when there is no such adapter, it lacks something that every kernel needs, or it refuses.
+    /// [`Kind::Gpu`] when there is no such adapter, it lacks a feature that every kernel needs, or the driver refuses.
     pub fn open(self) -> Result<Gpu> {
-        let (name, handle, adapter) = adapter::choose(self.index)?;
-        adapter.check(&name)?;
-        let opened = pollster::block_on(handle.request_device(&adapter::descriptor(&handle, self.plain)));
-        let (device, queue) = opened.map_err(|e| failed(&name, format!("it cannot be opened: {e}")))?;
-        let failure = Failure::default();
-        let lost = failure.clone();
-        device
-            .set_device_lost_callback(move |reason, why| lost.set(format!("the device was lost ({reason:?}: {why})")));
-        let wrong = failure.clone();
-        device.on_uncaptured_error(Arc::new(move |error| wrong.set(error.to_string())));
-
-        let limits = adapter::limits(&handle, &device, self.binding_limit);
-        let unified = device.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
-        let memory = Memory::new(&name, &device, self.memory_limit, limits.buffer, unified);
-        let kernels = Kernels::new(&handle, &device, limits.subgroups, self.cache.as_deref());
-        let queue = Queue::new(queue);
-        let (poison, tables) = (self.poison, Mutex::default());
-        Ok(Gpu(Arc::new(Inner {
-            name,
-            adapter,
-            device,
-            limits,
-            memory,
-            queue,
-            kernels,
-            failure,
-            poison,
-            unified,
-            tables,
-        })))
+        let (adapter, limits, engine) = wgpu::open(&self)?;
+        let engine = Arc::new(Engine::Wgpu(engine));
+        let memory = Memory::new(&adapter.device, &engine, self.memory_limit, limits.buffer);
+        let tables = Tables::default();
+        Ok(Gpu(Arc::new(Inner { adapter, limits, engine, memory, poison: self.poison, tables })))
     }
 }
 
 impl Gpu {
-    /// How to open an adapter.
+    /// Options for opening an adapter.
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -206,15 +181,15 @@ impl Gpu {
 
     /// The name that `--device` takes: `wgpu:0`.
     pub fn name(&self) -> &str {
-        &self.0.name
+        &self.0.adapter.device
     }
 
-    /// What it is.
+    /// The adapter's description.
     pub fn adapter(&self) -> &Adapter {
         &self.0.adapter
     }
 
-    /// What it allows.
+    /// The adapter's limits.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
     }
@@ -226,40 +201,36 @@ impl Gpu {
 
     /// Every shader that was compiled so far, as the adapter got it.
     pub fn shaders(&self) -> Vec<Shader> {
-        self.0.kernels.shaders()
+        self.engine().shaders()
     }
 
-    /// Submits what was recorded and waits until all of it ran.
+    /// Waits until everything that was enqueued is done.
     ///
     /// # Errors
     /// [`Kind::Gpu`] when the device was lost or refused something.
     pub fn wait(&self) -> Result<()> {
-        self.0.queue.submit(&self.0.device);
-        self.poll()
+        self.engine().wait()
     }
 
-    /// Breaks the device, as a crash of the driver does: what tests the errors after that.
-    pub fn lose(&self) {
-        self.0.device.destroy();
+    /// Loses the device, as a crash of the driver does: tests of the errors after that use it.
+    pub fn destroy_for_test(&self) {
+        self.engine().destroy_for_test();
     }
 
-    /// Waits for everything that was submitted.
-    fn poll(&self) -> Result<()> {
-        let waited = self.0.device.poll(wgpu::PollType::wait_indefinitely());
-        self.sound()?;
-        waited.map(drop).map_err(|e| failed(&self.0.name, e.to_string()))
+    fn check_alive(&self) -> Result<()> {
+        self.engine().check_alive()
     }
 
-    /// Errs if something went wrong since the device was opened.
-    fn sound(&self) -> Result<()> {
-        match self.0.failure.get() {
-            Some(why) => Err(failed(&self.0.name, format!("{why}; files that were written are intact: start again"))),
-            None => Ok(()),
-        }
+    fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
+    fn tables(&self) -> &Tables {
+        &self.0.tables
     }
 }
 
-/// What a GPU could not do.
+/// An error of this device.
 fn failed(device: &str, why: impl Into<String>) -> Error {
     Kind::Gpu { device: device.to_owned(), why: why.into() }.into()
 }

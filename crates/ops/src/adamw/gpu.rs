@@ -6,7 +6,7 @@ use crate::common::gpu::copy::duplicate;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
 
-static KERNEL: Kernel = Kernel::new("adamw", &[include_str!("kernel.wgsl")]);
+static KERNEL: Kernel = crate::common::gpu::kernel("adamw", &[include_str!("kernel.wgsl")]);
 
 /// Invocations of a workgroup; each takes four weights.
 const GROUP: usize = 256;

@@ -14,12 +14,15 @@ const QUAD_TAPS: &str = include_str!("quads.wgsl");
 const SINGLE_TAPS: &str = include_str!("singles.wgsl");
 
 static FEW_TAPS: [Kernel; 2] = [
-    Kernel::new("causal_conv1d", &[MATH, QUADS, QUADS_MATH, QUAD_TAPS, RUNS, WINDOW]),
-    Kernel::new("causal_conv1d of single channels", &[MATH, SINGLES, SINGLES_MATH, SINGLE_TAPS, RUNS, WINDOW]),
+    crate::common::gpu::kernel("causal_conv1d", &[MATH, QUADS, QUADS_MATH, QUAD_TAPS, RUNS, WINDOW]),
+    crate::common::gpu::kernel(
+        "causal_conv1d of single channels",
+        &[MATH, SINGLES, SINGLES_MATH, SINGLE_TAPS, RUNS, WINDOW],
+    ),
 ];
 static MANY_TAPS: [Kernel; 2] = [
-    Kernel::new("causal_conv1d with many taps", &[MATH, QUADS, QUADS_MATH, QUAD_TAPS, RUNS, MANY]),
-    Kernel::new(
+    crate::common::gpu::kernel("causal_conv1d with many taps", &[MATH, QUADS, QUADS_MATH, QUAD_TAPS, RUNS, MANY]),
+    crate::common::gpu::kernel(
         "causal_conv1d of single channels with many taps",
         &[MATH, SINGLES, SINGLES_MATH, SINGLE_TAPS, RUNS, MANY],
     ),

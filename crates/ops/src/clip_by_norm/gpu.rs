@@ -3,7 +3,7 @@
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
 
-static KERNEL: Kernel = Kernel::new("clip_by_norm", &[include_str!("kernel.wgsl")]);
+static KERNEL: Kernel = crate::common::gpu::kernel("clip_by_norm", &[include_str!("kernel.wgsl")]);
 
 /// Invocations of a workgroup; each takes four numbers.
 const GROUP: usize = 256;

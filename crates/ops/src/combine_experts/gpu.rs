@@ -10,12 +10,13 @@ const TEXT: &str = include_str!("kernel.wgsl");
 const WEIGHTS_TEXT: &str = include_str!("weights.wgsl");
 
 static KERNELS: [Kernel; 2] = [
-    Kernel::new("combine_experts", &[QUADS, TEXT]),
-    Kernel::new("combine_experts of single numbers", &[SINGLES, TEXT]),
+    crate::common::gpu::kernel("combine_experts", &[QUADS, TEXT]),
+    crate::common::gpu::kernel("combine_experts of single numbers", &[SINGLES, TEXT]),
 ];
 static WEIGHTS: [Kernel; 2] = [
-    Kernel::new("combine_experts, to weights", &[QUADS, ROWS, WEIGHTS_TEXT]).reducing(),
-    Kernel::new("combine_experts of single numbers, to weights", &[SINGLES, ROWS, WEIGHTS_TEXT]).reducing(),
+    crate::common::gpu::kernel("combine_experts, to weights", &[QUADS, ROWS, WEIGHTS_TEXT]).reducing(),
+    crate::common::gpu::kernel("combine_experts of single numbers, to weights", &[SINGLES, ROWS, WEIGHTS_TEXT])
+        .reducing(),
 ];
 
 /// Invocations of a workgroup.

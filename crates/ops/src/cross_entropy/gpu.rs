@@ -8,8 +8,8 @@ use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Error, Result, Tensor};
 use std::ops::Range;
 
-static KERNEL: Kernel = Kernel::new("cross_entropy", &[MATH, include_str!("kernel.wgsl")]).reducing();
-static SCALED: Kernel = Kernel::new("scaled gradient", &[include_str!("scaled.wgsl")]);
+static KERNEL: Kernel = crate::common::gpu::kernel("cross_entropy", &[MATH, include_str!("kernel.wgsl")]).reducing();
+static SCALED: Kernel = crate::common::gpu::kernel("scaled gradient", &[include_str!("scaled.wgsl")]);
 
 /// Invocations of a workgroup.
 const WG: u32 = 256;

@@ -3,7 +3,7 @@
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
-static KERNEL: Kernel = Kernel::new("cumsum", &[include_str!("kernel.wgsl")]);
+static KERNEL: Kernel = crate::common::gpu::kernel("cumsum", &[include_str!("kernel.wgsl")]);
 
 /// Which end a sum begins at.
 #[derive(Clone, Copy, PartialEq)]

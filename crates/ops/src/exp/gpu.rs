@@ -7,7 +7,7 @@ use crate::common::gpu::{
 };
 use alluvium_core::gpu::Kernel;
 
-static KERNEL: Kernel = Kernel::new("exp", &[MATH, UNARY, include_str!("kernel.wgsl")]);
+static KERNEL: Kernel = crate::common::gpu::kernel("exp", &[MATH, UNARY, include_str!("kernel.wgsl")]);
 
 impl Shaded for Exp {
     fn kernel(self) -> &'static Kernel {

@@ -5,7 +5,7 @@ use crate::common::gpu::MATH;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result};
 
-static KERNEL: Kernel = Kernel::new("gated_delta_step", &[MATH, include_str!("kernel.wgsl")]);
+static KERNEL: Kernel = crate::common::gpu::kernel("gated_delta_step", &[MATH, include_str!("kernel.wgsl")]);
 
 /// Rows of a workgroup.
 const ROWS: usize = 8;

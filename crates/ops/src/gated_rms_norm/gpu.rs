@@ -11,9 +11,13 @@ use alluvium_core::{Result, Tensor};
 const TEXT: &str = include_str!("kernel.wgsl");
 
 static KERNELS: [Kernel; 2] = [
-    Kernel::new("gated_rms_norm", &[MATH, QUADS, QUADS_MATH, ROWS, NORM, NORM_GRADIENT, TEXT]).reducing(),
-    Kernel::new("gated_rms_norm of single numbers", &[MATH, SINGLES, SINGLES_MATH, ROWS, NORM, NORM_GRADIENT, TEXT])
+    crate::common::gpu::kernel("gated_rms_norm", &[MATH, QUADS, QUADS_MATH, ROWS, NORM, NORM_GRADIENT, TEXT])
         .reducing(),
+    crate::common::gpu::kernel(
+        "gated_rms_norm of single numbers",
+        &[MATH, SINGLES, SINGLES_MATH, ROWS, NORM, NORM_GRADIENT, TEXT],
+    )
+    .reducing(),
 ];
 
 fn norm<'a>([x, z, w]: [&'a Tensor; 3]) -> Norm<'a> {

@@ -6,7 +6,7 @@ use crate::common::gpu::totals::{PARTS, totals};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
-static KERNEL: Kernel = Kernel::new("gdn_gate", &[MATH, include_str!("kernel.wgsl")]);
+static KERNEL: Kernel = crate::common::gpu::kernel("gdn_gate", &[MATH, include_str!("kernel.wgsl")]);
 
 /// Invocations of a workgroup.
 const GROUP: usize = 256;

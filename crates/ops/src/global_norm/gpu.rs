@@ -3,7 +3,7 @@
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
-static KERNEL: Kernel = Kernel::new("global_norm", &[include_str!("kernel.wgsl")]).reducing();
+static KERNEL: Kernel = crate::common::gpu::kernel("global_norm", &[include_str!("kernel.wgsl")]).reducing();
 
 /// Invocations of a workgroup.
 const GROUP: usize = 256;

@@ -8,8 +8,8 @@ use alluvium_core::{DType, Dims, Result, Tensor};
 const TEXT: &str = include_str!("kernel.wgsl");
 
 static KERNELS: [Kernel; 2] = [
-    Kernel::new("kl_div", &[MATH, ODD, include_str!("quads.wgsl"), TEXT]).reducing(),
-    Kernel::new("kl_div of odd rows", &[MATH, ODD, include_str!("singles.wgsl"), TEXT]).reducing(),
+    crate::common::gpu::kernel("kl_div", &[MATH, ODD, include_str!("quads.wgsl"), TEXT]).reducing(),
+    crate::common::gpu::kernel("kl_div of odd rows", &[MATH, ODD, include_str!("singles.wgsl"), TEXT]).reducing(),
 ];
 
 /// Invocations of a workgroup.

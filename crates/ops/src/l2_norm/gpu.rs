@@ -10,8 +10,8 @@ use alluvium_core::{Result, Tensor};
 const TEXT: &str = include_str!("kernel.wgsl");
 
 static KERNELS: [Kernel; 2] = [
-    Kernel::new("l2_norm", &[QUADS, ROWS, NORM, TEXT]).reducing(),
-    Kernel::new("l2_norm of single numbers", &[SINGLES, ROWS, NORM, TEXT]).reducing(),
+    crate::common::gpu::kernel("l2_norm", &[QUADS, ROWS, NORM, TEXT]).reducing(),
+    crate::common::gpu::kernel("l2_norm of single numbers", &[SINGLES, ROWS, NORM, TEXT]).reducing(),
 ];
 
 fn norm(x: &Tensor) -> Norm<'_> {

@@ -4,7 +4,7 @@ use crate::common::gpu::reduce::largest;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Shape, Tensor};
 
-static KERNEL: Kernel = Kernel::new("max", &[include_str!("kernel.wgsl")]);
+static KERNEL: Kernel = crate::common::gpu::kernel("max", &[include_str!("kernel.wgsl")]);
 
 fn launch(gpu: &Gpu, entry: &'static str, width: usize, [at, x, y]: [&Tensor; 3]) -> Result<()> {
     gpu.launch(&Launch {

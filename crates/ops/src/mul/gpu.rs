@@ -4,7 +4,7 @@ use super::cpu::Mul;
 use crate::common::gpu::map::{BINARY, Shaded};
 use alluvium_core::gpu::Kernel;
 
-static KERNEL: Kernel = Kernel::new("mul", &[BINARY, include_str!("kernel.wgsl")]);
+static KERNEL: Kernel = crate::common::gpu::kernel("mul", &[BINARY, include_str!("kernel.wgsl")]);
 
 impl Shaded for Mul {
     fn kernel(self) -> &'static Kernel {

@@ -6,7 +6,7 @@ use crate::scale;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
-static KERNEL: Kernel = Kernel::new("newton_schulz", &[include_str!("kernel.wgsl")]).reducing();
+static KERNEL: Kernel = crate::common::gpu::kernel("newton_schulz", &[include_str!("kernel.wgsl")]).reducing();
 
 /// Invocations of a workgroup, and parts of the sum of squares at most.
 const WG: usize = 256;

@@ -5,7 +5,7 @@ use crate::common::quantized::{Packed, Packing};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
-static KERNEL: Kernel = Kernel::new("quantize_affine", &[ENCODE, include_str!("kernel.wgsl")]);
+static KERNEL: Kernel = crate::common::gpu::kernel("quantize_affine", &[ENCODE, include_str!("kernel.wgsl")]);
 
 /// Invocations of a workgroup.
 const WG: usize = 64;

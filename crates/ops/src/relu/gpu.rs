@@ -7,7 +7,7 @@ use crate::common::gpu::{
 };
 use alluvium_core::gpu::Kernel;
 
-static KERNEL: Kernel = Kernel::new("relu", &[MATH, UNARY, include_str!("kernel.wgsl")]);
+static KERNEL: Kernel = crate::common::gpu::kernel("relu", &[MATH, UNARY, include_str!("kernel.wgsl")]);
 
 impl Shaded for Relu {
     fn kernel(self) -> &'static Kernel {

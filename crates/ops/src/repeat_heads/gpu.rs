@@ -7,8 +7,10 @@ use alluvium_core::{DType, Result, Shape, Tensor};
 
 const TEXT: &str = include_str!("kernel.wgsl");
 
-static KERNELS: [Kernel; 2] =
-    [Kernel::new("repeat_heads", &[QUADS, TEXT]), Kernel::new("repeat_heads of single numbers", &[SINGLES, TEXT])];
+static KERNELS: [Kernel; 2] = [
+    crate::common::gpu::kernel("repeat_heads", &[QUADS, TEXT]),
+    crate::common::gpu::kernel("repeat_heads of single numbers", &[SINGLES, TEXT]),
+];
 
 /// Invocations of a workgroup.
 const GROUP: usize = 256;

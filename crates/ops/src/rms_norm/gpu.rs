@@ -10,8 +10,8 @@ use alluvium_core::{Result, Tensor};
 const TEXT: &str = include_str!("kernel.wgsl");
 
 static KERNELS: [Kernel; 2] = [
-    Kernel::new("rms_norm", &[QUADS, ROWS, NORM, NORM_GRADIENT, TEXT]).reducing(),
-    Kernel::new("rms_norm of single numbers", &[SINGLES, ROWS, NORM, NORM_GRADIENT, TEXT]).reducing(),
+    crate::common::gpu::kernel("rms_norm", &[QUADS, ROWS, NORM, NORM_GRADIENT, TEXT]).reducing(),
+    crate::common::gpu::kernel("rms_norm of single numbers", &[SINGLES, ROWS, NORM, NORM_GRADIENT, TEXT]).reducing(),
 ];
 
 fn norm<'a>(x: &'a Tensor, w: &'a Tensor) -> Norm<'a> {

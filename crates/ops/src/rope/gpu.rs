@@ -8,8 +8,8 @@ use alluvium_core::{Result, Tensor};
 const TEXT: &str = include_str!("kernel.wgsl");
 
 static KERNELS: [Kernel; 2] = [
-    Kernel::new("rope", &[QUADS, "alias Bits = vec4<u32>;\nalias Whole = vec4<i32>;\n", TEXT]),
-    Kernel::new("rope of single pairs", &[SINGLES, "alias Bits = u32;\nalias Whole = i32;\n", TEXT]),
+    crate::common::gpu::kernel("rope", &[QUADS, "alias Bits = vec4<u32>;\nalias Whole = vec4<i32>;\n", TEXT]),
+    crate::common::gpu::kernel("rope of single pairs", &[SINGLES, "alias Bits = u32;\nalias Whole = i32;\n", TEXT]),
 ];
 
 /// Invocations of a workgroup.

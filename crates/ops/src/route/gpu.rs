@@ -5,7 +5,7 @@ use crate::common::gpu::MATH;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
-static KERNEL: Kernel = Kernel::new("route", &[MATH, include_str!("kernel.wgsl")]).reducing();
+static KERNEL: Kernel = crate::common::gpu::kernel("route", &[MATH, include_str!("kernel.wgsl")]).reducing();
 
 /// Invocations of a workgroup: few, because each choice waits for all of them.
 const WG: u32 = 64;

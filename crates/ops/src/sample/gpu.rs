@@ -5,7 +5,7 @@ use crate::common::gpu::MATH;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
-static KERNEL: Kernel = Kernel::new("sample", &[MATH, include_str!("kernel.wgsl")]);
+static KERNEL: Kernel = crate::common::gpu::kernel("sample", &[MATH, include_str!("kernel.wgsl")]);
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

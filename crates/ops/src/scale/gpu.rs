@@ -4,7 +4,7 @@ use super::cpu::Scale;
 use crate::common::gpu::map::{Shaded, UNARY};
 use alluvium_core::gpu::Kernel;
 
-static KERNEL: Kernel = Kernel::new("scale", &[UNARY, include_str!("kernel.wgsl")]);
+static KERNEL: Kernel = crate::common::gpu::kernel("scale", &[UNARY, include_str!("kernel.wgsl")]);
 
 impl Shaded for Scale {
     fn kernel(self) -> &'static Kernel {

@@ -7,7 +7,7 @@ use crate::common::gpu::{
 };
 use alluvium_core::gpu::Kernel;
 
-static KERNEL: Kernel = Kernel::new("swiglu", &[MATH, BINARY, include_str!("kernel.wgsl")]);
+static KERNEL: Kernel = crate::common::gpu::kernel("swiglu", &[MATH, BINARY, include_str!("kernel.wgsl")]);
 
 impl Shaded for Swiglu {
     fn kernel(self) -> &'static Kernel {

@@ -7,10 +7,11 @@ const SIZES: &str = include_str!("kernel.wgsl");
 const UNITS: &str = include_str!("units.wgsl");
 const WORD: &str = "alias Unit = u32;\n";
 
-static QUADS: Kernel = Kernel::new("transpose of quads", &["alias Unit = vec4<u32>;\n", SIZES, UNITS]);
-static WORDS: Kernel = Kernel::new("transpose of words", &[WORD, SIZES, UNITS]);
-static TILES: Kernel = Kernel::new("transpose by tiles", &[WORD, SIZES, include_str!("tiles.wgsl")]);
-static ELEMENTS: Kernel = Kernel::new("transpose of elements", &[WORD, SIZES, include_str!("elements.wgsl")]);
+static QUADS: Kernel = crate::common::gpu::kernel("transpose of quads", &["alias Unit = vec4<u32>;\n", SIZES, UNITS]);
+static WORDS: Kernel = crate::common::gpu::kernel("transpose of words", &[WORD, SIZES, UNITS]);
+static TILES: Kernel = crate::common::gpu::kernel("transpose by tiles", &[WORD, SIZES, include_str!("tiles.wgsl")]);
+static ELEMENTS: Kernel =
+    crate::common::gpu::kernel("transpose of elements", &[WORD, SIZES, include_str!("elements.wgsl")]);
 
 /// Invocations of a workgroup, and the side of a tile.
 const GROUP: usize = 256;

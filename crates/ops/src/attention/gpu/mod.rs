@@ -19,27 +19,29 @@ const TOGETHER: &str = include_str!("together.wgsl");
 type Pair = [Kernel; 2];
 
 static FORWARD_ONE: Pair = [
-    Kernel::new("attention", &[MATH, ODD, SIZES, ONE, QUADS, DOTS, FORWARD]),
-    Kernel::new("attention, odd", &[MATH, ODD, SIZES, ONE, SINGLES, DOTS, FORWARD]),
+    crate::common::gpu::kernel("attention", &[MATH, ODD, SIZES, ONE, QUADS, DOTS, FORWARD]),
+    crate::common::gpu::kernel("attention, odd", &[MATH, ODD, SIZES, ONE, SINGLES, DOTS, FORWARD]),
 ];
 static FORWARD_APART: Pair = [
-    Kernel::new("packed attention", &[MATH, ODD, SIZES, APART, QUADS, DOTS, FORWARD]),
-    Kernel::new("packed attention, odd", &[MATH, ODD, SIZES, APART, SINGLES, DOTS, FORWARD]),
+    crate::common::gpu::kernel("packed attention", &[MATH, ODD, SIZES, APART, QUADS, DOTS, FORWARD]),
+    crate::common::gpu::kernel("packed attention, odd", &[MATH, ODD, SIZES, APART, SINGLES, DOTS, FORWARD]),
 ];
 static BACKWARD_ONE: Pair = [
-    Kernel::new("attention's gradient", &[MATH, ODD, SIZES, ONE, QUADS, DOTS, BACKWARD]),
-    Kernel::new("attention's gradient, odd", &[MATH, ODD, SIZES, ONE, SINGLES, DOTS, BACKWARD]),
+    crate::common::gpu::kernel("attention's gradient", &[MATH, ODD, SIZES, ONE, QUADS, DOTS, BACKWARD]),
+    crate::common::gpu::kernel("attention's gradient, odd", &[MATH, ODD, SIZES, ONE, SINGLES, DOTS, BACKWARD]),
 ];
 static BACKWARD_APART: Pair = [
-    Kernel::new("packed attention's gradient", &[MATH, ODD, SIZES, APART, QUADS, DOTS, BACKWARD]),
-    Kernel::new("packed attention's gradient, odd", &[MATH, ODD, SIZES, APART, SINGLES, DOTS, BACKWARD]),
+    crate::common::gpu::kernel("packed attention's gradient", &[MATH, ODD, SIZES, APART, QUADS, DOTS, BACKWARD]),
+    crate::common::gpu::kernel("packed attention's gradient, odd", &[MATH, ODD, SIZES, APART, SINGLES, DOTS, BACKWARD]),
 ];
 static TOGETHER_PAIR: Pair = [
-    Kernel::new("parts of attention", &[MATH, ODD, SIZES, QUADS, TOGETHER]),
-    Kernel::new("parts of attention, odd", &[MATH, ODD, SIZES, SINGLES, TOGETHER]),
+    crate::common::gpu::kernel("parts of attention", &[MATH, ODD, SIZES, QUADS, TOGETHER]),
+    crate::common::gpu::kernel("parts of attention, odd", &[MATH, ODD, SIZES, SINGLES, TOGETHER]),
 ];
-static DECODE: Kernel = Kernel::new("attention of one query", &[MATH, ODD, SIZES, include_str!("decode.wgsl")]);
-static WITH_O: Kernel = Kernel::new("attention's results by gradients", &[ODD, SIZES, include_str!("with_o.wgsl")]);
+static DECODE: Kernel =
+    crate::common::gpu::kernel("attention of one query", &[MATH, ODD, SIZES, include_str!("decode.wgsl")]);
+static WITH_O: Kernel =
+    crate::common::gpu::kernel("attention's results by gradients", &[ODD, SIZES, include_str!("with_o.wgsl")]);
 
 /// Rows of a tile.
 const SIDE: usize = 64;

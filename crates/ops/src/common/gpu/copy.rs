@@ -1,13 +1,14 @@
 //! Rows moved from one place to another: joining, slicing, repeating and writing into caches are one copy.
 
-use alluvium_core::gpu::{ALIGNMENT, Bind, Gpu, Groups, Kernel, Launch};
+use crate::common::gpu::ALIGNMENT;
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
 
 const ROWS: &str = include_str!("copy.wgsl");
 
-static QUADS: Kernel = Kernel::new("copy of quads", &["alias Unit = vec4<u32>;\n", ROWS]);
-static WORDS: Kernel = Kernel::new("copy of words", &["alias Unit = u32;\n", ROWS]);
-static ELEMENTS: Kernel = Kernel::new("copy of elements", &[include_str!("elements.wgsl")]);
+static QUADS: Kernel = crate::common::gpu::kernel("copy of quads", &["alias Unit = vec4<u32>;\n", ROWS]);
+static WORDS: Kernel = crate::common::gpu::kernel("copy of words", &["alias Unit = u32;\n", ROWS]);
+static ELEMENTS: Kernel = crate::common::gpu::kernel("copy of elements", &[include_str!("elements.wgsl")]);
 
 /// Invocations of a workgroup.
 const GROUP: usize = 256;

@@ -2,7 +2,8 @@
 
 use super::form::{Form, QUADS, SINGLES};
 use super::rows::{ROWS, Sharing};
-use alluvium_core::gpu::{ALIGNMENT, Bind, Gpu, Groups, Kernel, Launch};
+use crate::common::gpu::ALIGNMENT;
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Shape, Tensor};
 use std::ops::Range;
 
@@ -10,12 +11,14 @@ const SUMS_TEXT: &str = include_str!("sums.wgsl");
 const SPREAD_TEXT: &str = include_str!("spread.wgsl");
 
 static SUMS: [Kernel; 2] = [
-    Kernel::new("sums", &[QUADS, ROWS, SUMS_TEXT]).reducing(),
-    Kernel::new("sums of single numbers", &[SINGLES, ROWS, SUMS_TEXT]).reducing(),
+    crate::common::gpu::kernel("sums", &[QUADS, ROWS, SUMS_TEXT]).reducing(),
+    crate::common::gpu::kernel("sums of single numbers", &[SINGLES, ROWS, SUMS_TEXT]).reducing(),
 ];
-static SPREAD: [Kernel; 2] =
-    [Kernel::new("spread", &[QUADS, SPREAD_TEXT]), Kernel::new("spread of single numbers", &[SINGLES, SPREAD_TEXT])];
-static LARGEST: Kernel = Kernel::new("largest", &[include_str!("largest.wgsl")]);
+static SPREAD: [Kernel; 2] = [
+    crate::common::gpu::kernel("spread", &[QUADS, SPREAD_TEXT]),
+    crate::common::gpu::kernel("spread of single numbers", &[SINGLES, SPREAD_TEXT]),
+];
+static LARGEST: Kernel = crate::common::gpu::kernel("largest", &[include_str!("largest.wgsl")]);
 
 /// Invocations of a workgroup.
 const GROUP: usize = 256;

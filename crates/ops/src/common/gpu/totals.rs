@@ -3,7 +3,7 @@
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Shape, Tensor};
 
-static KERNEL: Kernel = Kernel::new("totals", &[include_str!("totals.wgsl")]);
+static KERNEL: Kernel = crate::common::gpu::kernel("totals", &[include_str!("totals.wgsl")]);
 
 /// The number of workgroups that sums over rows are left by: enough to fill a large GPU, whatever the adapter.
 pub(crate) const PARTS: usize = 512;

@@ -17,14 +17,14 @@ use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Error, Result, Tensor};
 use std::ops::Range;
 
-static GATES: Kernel = Kernel::new("chunk gates", &[MATH, include_str!("gates.wgsl")]);
-static STATE: Kernel = Kernel::new("chunk state", &[include_str!("state.wgsl")]);
-static SOLVE: Kernel = Kernel::new("chunk solve", &[include_str!("solve.wgsl")]);
-static SQUARES: Kernel = Kernel::new("chunk squares", &[include_str!("squares.wgsl")]);
-static ROWS: Kernel = Kernel::new("chunk rows", &[include_str!("rows.wgsl")]);
-static SUMS: Kernel = Kernel::new("chunk sums", &[include_str!("sums.wgsl")]);
-static STEPS: Kernel = Kernel::new("chunk steps", &[include_str!("steps.wgsl")]);
-static LAST: Kernel = Kernel::new("chunk last", &[include_str!("last.wgsl")]).reducing();
+static GATES: Kernel = crate::common::gpu::kernel("chunk gates", &[MATH, include_str!("gates.wgsl")]);
+static STATE: Kernel = crate::common::gpu::kernel("chunk state", &[include_str!("state.wgsl")]);
+static SOLVE: Kernel = crate::common::gpu::kernel("chunk solve", &[include_str!("solve.wgsl")]);
+static SQUARES: Kernel = crate::common::gpu::kernel("chunk squares", &[include_str!("squares.wgsl")]);
+static ROWS: Kernel = crate::common::gpu::kernel("chunk rows", &[include_str!("rows.wgsl")]);
+static SUMS: Kernel = crate::common::gpu::kernel("chunk sums", &[include_str!("sums.wgsl")]);
+static STEPS: Kernel = crate::common::gpu::kernel("chunk steps", &[include_str!("steps.wgsl")]);
+static LAST: Kernel = crate::common::gpu::kernel("chunk last", &[include_str!("last.wgsl")]).reducing();
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

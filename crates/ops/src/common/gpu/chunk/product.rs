@@ -4,7 +4,7 @@ use super::{Chunks, Gates};
 use alluvium_core::gpu::{Bind, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
-static PRODUCT: Kernel = Kernel::new("chunk product", &[include_str!("product.wgsl")]);
+static PRODUCT: Kernel = crate::common::gpu::kernel("chunk product", &[include_str!("product.wgsl")]);
 
 /// A side of a product: for each chunk and value head a matrix, found in a tensor by strides.
 #[derive(Clone, Copy, Debug)]

@@ -24,36 +24,48 @@ const FEW: &str = include_str!("few.wgsl");
 const TILES: &str = include_str!("tile.wgsl");
 const GRADIENT_TEXT: &str = include_str!("gradient.wgsl");
 
-static SORT: Kernel = Kernel::new("choices by expert", &[include_str!("sort.wgsl")]);
+static SORT: Kernel = crate::common::gpu::kernel("choices by expert", &[include_str!("sort.wgsl")]);
 /// Of numbers and of codes, each with results as quads and one by one.
 static TILE_KERNELS: [[Kernel; 2]; 2] = [
     [
-        Kernel::new("rows times experts", &[ODD, PARAMS, SIDES, ROWS, BLOCKS, NARROW_SUMS, QUADS, TILES]),
-        Kernel::new("rows times experts, odd", &[ODD, PARAMS, SIDES, ROWS, BLOCKS, NARROW_SUMS, SINGLES, TILES]),
+        crate::common::gpu::kernel(
+            "rows times experts",
+            &[ODD, PARAMS, SIDES, ROWS, BLOCKS, NARROW_SUMS, QUADS, TILES],
+        ),
+        crate::common::gpu::kernel(
+            "rows times experts, odd",
+            &[ODD, PARAMS, SIDES, ROWS, BLOCKS, NARROW_SUMS, SINGLES, TILES],
+        ),
     ],
     [
-        Kernel::new(
+        crate::common::gpu::kernel(
             "rows times quantised experts",
             &[ODD, PARAMS, CODES, PACKED_SIDES, ROWS, BLOCKS, NARROW_SUMS, QUADS, TILES],
         ),
-        Kernel::new(
+        crate::common::gpu::kernel(
             "rows times quantised experts, odd",
             &[ODD, PARAMS, CODES, PACKED_SIDES, ROWS, BLOCKS, NARROW_SUMS, SINGLES, TILES],
         ),
     ],
 ];
 static GRADIENT: [Kernel; 2] = [
-    Kernel::new("gradient of experts", &[ODD, PARAMS, SIDES, GRADIENT_TEXT, BLOCKS, NARROW_SUMS, QUADS]),
-    Kernel::new("gradient of experts, odd", &[ODD, PARAMS, SIDES, GRADIENT_TEXT, BLOCKS, NARROW_SUMS, SINGLES]),
+    crate::common::gpu::kernel("gradient of experts", &[ODD, PARAMS, SIDES, GRADIENT_TEXT, BLOCKS, NARROW_SUMS, QUADS]),
+    crate::common::gpu::kernel(
+        "gradient of experts, odd",
+        &[ODD, PARAMS, SIDES, GRADIENT_TEXT, BLOCKS, NARROW_SUMS, SINGLES],
+    ),
 ];
 static FEW_KERNELS: [Kernel; 2] = [
-    Kernel::new("few rows times experts", &[ODD, PARAMS, SIDES, include_str!("dense_units.wgsl"), JOB, FEW]),
-    Kernel::new(
+    crate::common::gpu::kernel(
+        "few rows times experts",
+        &[ODD, PARAMS, SIDES, include_str!("dense_units.wgsl"), JOB, FEW],
+    ),
+    crate::common::gpu::kernel(
         "few rows times quantised experts",
         &[ODD, PARAMS, CODES, PACKED_SIDES, include_str!("packed_units.wgsl"), JOB, FEW],
     ),
 ];
-static SUM: Kernel = Kernel::new("sum over choices", &[include_str!("sum.wgsl")]);
+static SUM: Kernel = crate::common::gpu::kernel("sum over choices", &[include_str!("sum.wgsl")]);
 
 /// Invocations of a workgroup.
 const GROUP: usize = 256;

@@ -1,6 +1,6 @@
 //! How the rows of choices meet the matrices of their experts.
 
-use alluvium_core::gpu::ALIGNMENT;
+use crate::common::gpu::ALIGNMENT;
 
 /// How products with the matrices of experts are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! Products of tensors that are larger than a binding, as products that each see parts of them.
 
 use super::{Gemm, Lines, Mat, Sizes};
+use crate::common::gpu::ALIGNMENT;
 use alluvium_core::Result;
-use alluvium_core::gpu::ALIGNMENT;
 
 /// What a product may be cut along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -34,10 +34,10 @@ const SINGLES: &str = include_str!("singles.wgsl");
 /// The kernels of tiles: of a plain right side, with results as quads and one by one, then the same of a quantised one.
 macro_rules! tiles {
     ($name:literal, [$($plain:expr),*], [$($packed:expr),*], $($sums:expr),*) => {[
-        Kernel::new($name, &[$($plain,)* QUADS, $($sums),*]),
-        Kernel::new(concat!($name, ", odd"), &[$($plain,)* SINGLES, $($sums),*]),
-        Kernel::new(concat!($name, ", quantised"), &[$($packed,)* QUADS, $($sums),*]),
-        Kernel::new(concat!($name, ", quantised, odd"), &[$($packed,)* SINGLES, $($sums),*]),
+        crate::common::gpu::kernel($name, &[$($plain,)* QUADS, $($sums),*]),
+        crate::common::gpu::kernel(concat!($name, ", odd"), &[$($plain,)* SINGLES, $($sums),*]),
+        crate::common::gpu::kernel(concat!($name, ", quantised"), &[$($packed,)* QUADS, $($sums),*]),
+        crate::common::gpu::kernel(concat!($name, ", quantised, odd"), &[$($packed,)* SINGLES, $($sums),*]),
     ]};
 }
 
@@ -56,13 +56,19 @@ static WIDE_TILES: [Kernel; 4] = tiles!(
 );
 static F32_TILES: [Kernel; 4] =
     tiles!("product by f32 matrices", [ODD, PARAMS, RIGHT, F32], [ODD, PARAMS, CODES, PACKED_RIGHT, F32], MATRICES);
-static F16_QUADS: Kernel = Kernel::new("product by f16 matrices", &[PARAMS, F16, QUADS, MATRICES]);
-static F16_SINGLES: Kernel = Kernel::new("product by f16 matrices, odd", &[PARAMS, F16, SINGLES, MATRICES]);
-static FEW: Kernel = Kernel::new("product of few lines", &[ODD, PARAMS, SIDES, include_str!("few.wgsl")]);
-static PACKED_FEW: Kernel =
-    Kernel::new("product of few lines, quantised", &[ODD, PARAMS, CODES, PACKED_SIDES, include_str!("few.wgsl")]);
-static SUM_QUADS: Kernel = Kernel::new("sum of a product's parts", &[PARAMS, include_str!("sum.wgsl"), QUADS]);
-static SUM_SINGLES: Kernel = Kernel::new("sum of a product's parts, odd", &[PARAMS, include_str!("sum.wgsl"), SINGLES]);
+static F16_QUADS: Kernel = crate::common::gpu::kernel("product by f16 matrices", &[PARAMS, F16, QUADS, MATRICES]);
+static F16_SINGLES: Kernel =
+    crate::common::gpu::kernel("product by f16 matrices, odd", &[PARAMS, F16, SINGLES, MATRICES]);
+static FEW: Kernel =
+    crate::common::gpu::kernel("product of few lines", &[ODD, PARAMS, SIDES, include_str!("few.wgsl")]);
+static PACKED_FEW: Kernel = crate::common::gpu::kernel(
+    "product of few lines, quantised",
+    &[ODD, PARAMS, CODES, PACKED_SIDES, include_str!("few.wgsl")],
+);
+static SUM_QUADS: Kernel =
+    crate::common::gpu::kernel("sum of a product's parts", &[PARAMS, include_str!("sum.wgsl"), QUADS]);
+static SUM_SINGLES: Kernel =
+    crate::common::gpu::kernel("sum of a product's parts, odd", &[PARAMS, include_str!("sum.wgsl"), SINGLES]);
 
 /// The sides of the tiles that cooperative matrices compute: eight fragments.
 const F16_SIDE: usize = 128;
@@ -115,6 +121,12 @@ impl<'a> Mat<'a> {
     /// What is left after some lines.
     pub(crate) fn after(self, lines: usize) -> Self {
         Mat { at: self.at + lines * self.stride, ..self }
+    }
+
+    /// The dtype that its elements are stored in; packed codes, which a text of its own unpacks, count as f32.
+    fn storage(&self) -> DType {
+        let dtype = self.tensor.dtype();
+        if dtype.is_float() { dtype } else { DType::F32 }
     }
 
     fn bind(&self) -> Bind<'a> {
@@ -270,7 +282,7 @@ fn tiles(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<()> 
                 ("C_AT", 2),
             ],
         ),
-        stored: &[("A", a.tensor.dtype()), ("B", b.tensor.dtype()), ("C", c.tensor.dtype())],
+        stored: &[("A", a.storage()), ("B", b.storage()), ("C", c.tensor.dtype())],
         binds: &sides(a, b, c),
         params: bytemuck::bytes_of(&params),
         groups: Groups::Grid([sizes.n.div_ceil(side), sizes.m.div_ceil(side), groups]),
@@ -300,7 +312,7 @@ fn matrices(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<(
                 ("C_AT", 2),
             ],
         ),
-        stored: &[("B", b.tensor.dtype()), ("C", c.tensor.dtype())],
+        stored: &[("B", b.storage()), ("C", c.tensor.dtype())],
         binds: &sides(a, b, c),
         params: bytemuck::bytes_of(&params),
         groups: Groups::Grid([sizes.n.div_ceil(side), sizes.m.div_ceil(side), groups]),
@@ -309,7 +321,10 @@ fn matrices(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<(
 
 /// Kernels that no case here reaches, as adapters get them: cases are too small for tiles of 128, and few adapters have
 /// cooperative matrices. Tests read them.
-pub fn unreached() -> Vec<Shader> {
+///
+/// # Errors
+/// Never: every storage dtype here is a floating one.
+pub fn unreached() -> Result<Vec<Shader>> {
     let codes = [("BITS", 5), ("GROUP", 64), ("MEANING", 0), ("SCALES", 2), ("BIASES", 2)];
     let mut shaders = Vec::new();
     for (a, b, edge) in [(0, 0, 0), (1, 0, 1), (0, 1, 1), (1, 1, 0)] {
@@ -317,12 +332,16 @@ pub fn unreached() -> Vec<Shader> {
         let of_tiles = [("TILE", 128), ("DEPTH", depth(128) as u32), ("A_ODD", edge)];
         let constants = [&sides[..], &codes, &of_tiles].concat();
         let stored = [("A", DType::BF16), ("B", DType::F32), ("C", DType::F16)];
-        shaders.extend(WIDE_TILES.iter().map(|kernel| kernel.shader("tile", &constants, &stored)));
+        for kernel in &WIDE_TILES {
+            shaders.push(kernel.shader("tile", &constants, &stored)?);
+        }
         let constants = [&sides[..], &codes].concat();
         let by_matrices = F32_TILES.iter().chain([&F16_QUADS, &F16_SINGLES]);
-        shaders.extend(by_matrices.map(|kernel| kernel.shader("tile", &constants, &stored[1..])));
+        for kernel in by_matrices {
+            shaders.push(kernel.shader("tile", &constants, &stored[1..])?);
+        }
     }
-    shaders
+    Ok(shaders)
 }
 
 /// Adds up what the splits of each sum made.
@@ -375,7 +394,7 @@ fn lines(gpu: &Gpu, args: &Gemm<'_>, few: Few, params: Params) -> Result<()> {
                 ("B_ODD", flag(!many_side.is_even())),
             ],
         ),
-        stored: &[("A", few_side.tensor.dtype()), ("B", many_side.tensor.dtype())],
+        stored: &[("A", few_side.storage()), ("B", many_side.storage())],
         binds: &sides(&few_side, &many_side, c),
         params: bytemuck::bytes_of(&params),
         groups: Groups::Line(many.div_ceil(4 * 256 / few.lanes) * sizes.count),
@@ -428,7 +447,9 @@ mod tests {
     fn kernels_of_matrices_are_valid_for_the_adapters_that_have_them() {
         use naga::back::{msl, spv};
         use naga::valid::{Capabilities, ValidationFlags, Validator};
-        for Shader { name, text, .. } in unreached().into_iter().filter(|shader| shader.name.contains("matrices")) {
+        for Shader { name, text, .. } in
+            unreached().unwrap().into_iter().filter(|shader| shader.name.contains("matrices"))
+        {
             let module =
                 naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&text)));
             let info = Validator::new(ValidationFlags::all(), Capabilities::all())

@@ -16,9 +16,9 @@ pub(crate) const CODES: &str = include_str!("codes.wgsl");
 pub(crate) const ENCODE: &str =
     concat!("fn roughly(a: f32, b: f32) -> f32 { return a / b; }\n", include_str!("encode.wgsl"));
 
-static EXPAND: Kernel = Kernel::new("quantised rows as numbers", &[CODES, include_str!("expand.wgsl")]);
-static FOLD: Kernel = Kernel::new("gradients of scales", &[CODES, include_str!("fold.wgsl")]);
-static DOTS: Kernel = Kernel::new("few rows times quantised rows", &[CODES, include_str!("dots.wgsl")]);
+static EXPAND: Kernel = crate::common::gpu::kernel("quantised rows as numbers", &[CODES, include_str!("expand.wgsl")]);
+static FOLD: Kernel = crate::common::gpu::kernel("gradients of scales", &[CODES, include_str!("fold.wgsl")]);
+static DOTS: Kernel = crate::common::gpu::kernel("few rows times quantised rows", &[CODES, include_str!("dots.wgsl")]);
 
 /// Invocations of a workgroup.
 const GROUP: usize = 256;
@@ -224,12 +224,12 @@ mod tests {
         fn main(@builtin(global_invocation_id) own: vec3<u32>) {
             words[own.x] = quotient(ab[own.x].x, ab[own.x].y);
         }";
-    static EXACT: Kernel = Kernel::new("quotients", &[ENCODE, DIVIDE]);
-    static LOW: Kernel = Kernel::new(
+    static EXACT: Kernel = crate::common::gpu::kernel("quotients", &[ENCODE, DIVIDE]);
+    static LOW: Kernel = crate::common::gpu::kernel(
         "quotients from below",
         &["fn roughly(a: f32, b: f32) -> f32 { return a / b * (1.0 - 3e-7); }", include_str!("encode.wgsl"), DIVIDE],
     );
-    static HIGH: Kernel = Kernel::new(
+    static HIGH: Kernel = crate::common::gpu::kernel(
         "quotients from above",
         &["fn roughly(a: f32, b: f32) -> f32 { return a / b * (1.0 + 3e-7); }", include_str!("encode.wgsl"), DIVIDE],
     );

@@ -5,9 +5,9 @@ use alluvium_core::{DType, Result, Tensor};
 
 const SORT: &str = include_str!("sort.wgsl");
 
-static BY_FIRST: Kernel = Kernel::new("ids by their lowest digit", &[SORT, include_str!("ids.wgsl")]);
-static BY_NEXT: Kernel = Kernel::new("ids by their next digit", &[SORT, include_str!("pairs.wgsl")]);
-static STARTS: Kernel = Kernel::new("starts of sorted ids", &[include_str!("starts.wgsl")]);
+static BY_FIRST: Kernel = crate::common::gpu::kernel("ids by their lowest digit", &[SORT, include_str!("ids.wgsl")]);
+static BY_NEXT: Kernel = crate::common::gpu::kernel("ids by their next digit", &[SORT, include_str!("pairs.wgsl")]);
+static STARTS: Kernel = crate::common::gpu::kernel("starts of sorted ids", &[include_str!("starts.wgsl")]);
 
 /// Invocations of a workgroup, and values that a digit has at most.
 const GROUP: usize = 256;

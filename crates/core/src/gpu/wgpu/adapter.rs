@@ -1,66 +1,13 @@
-//! Which GPUs there are, and what is asked of one.
+//! The adapters of this machine, and the features and limits that a device is opened with.
 
-use super::{Limits, failed};
+use super::{Adapter, Limits, failed};
 use crate::Result;
 use wgpu::{Backends, CooperativeScalarType, DeviceType, Features};
 
-/// What a GPU says of itself.
-#[derive(Clone, Debug)]
-pub struct Adapter {
-    info: wgpu::AdapterInfo,
-    features: Features,
-    /// Bytes of a binding, of a buffer, of shared memory.
-    sizes: [u64; 3],
-}
-
-impl Adapter {
-    /// The product's name.
-    pub fn name(&self) -> &str {
-        &self.info.name
-    }
-
-    /// Whether it is the processor pretending: right, but slow.
-    pub fn is_software(&self) -> bool {
-        self.info.device_type == DeviceType::Cpu
-    }
-
-    /// Errs, naming what is missing, if it lacks what every kernel needs.
-    pub(super) fn check(&self, name: &str) -> Result<()> {
-        let missing = NEEDED - self.features;
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let names: Vec<&str> = missing.iter_names().map(|(name, _)| name).collect();
-        Err(failed(
-            name,
-            format!("{} lacks {}, which every kernel needs; use another --device", self, names.join(", ")),
-        ))
-    }
-}
-
-impl std::fmt::Display for Adapter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let kind = match self.info.device_type {
-            DeviceType::DiscreteGpu => "discrete",
-            DeviceType::IntegratedGpu => "integrated",
-            DeviceType::VirtualGpu => "virtual",
-            DeviceType::Cpu => "software",
-            DeviceType::Other => "other",
-        };
-        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
-        let [binding, buffer, shared] = self.sizes;
-        write!(f, "{} ({}, {kind}", self.info.name, self.info.backend)?;
-        if !self.info.driver_info.is_empty() {
-            write!(f, ", {}", self.info.driver_info)?;
-        }
-        write!(f, "), {:.2} GiB a binding, {:.2} GiB a buffer, {} KiB shared", gib(binding), gib(buffer), shared >> 10)
-    }
-}
-
-/// What every kernel needs: sizes come as immediates.
+/// The feature that every kernel needs: sizes come as immediates.
 const NEEDED: Features = Features::IMMEDIATES;
 
-/// What kernels use where it is there.
+/// Features that kernels use if the adapter has them.
 const WANTED: Features = Features::SUBGROUP
     .union(Features::SHADER_F16)
     .union(Features::PIPELINE_CACHE)
@@ -73,23 +20,50 @@ fn all() -> Vec<wgpu::Adapter> {
     pollster::block_on(wgpu::Instance::new(descriptor).enumerate_adapters(backends))
 }
 
-fn describe(handle: &wgpu::Adapter) -> Adapter {
-    let limits = handle.limits();
-    let sizes = [
-        limits.max_storage_buffer_binding_size,
-        limits.max_buffer_size,
-        u64::from(limits.max_compute_workgroup_storage_size),
-    ];
-    Adapter { info: handle.get_info(), features: handle.features(), sizes }
+fn describe(index: usize, handle: &wgpu::Adapter) -> Adapter {
+    let (limits, info) = (handle.limits(), handle.get_info());
+    let kind = match info.device_type {
+        DeviceType::DiscreteGpu => "discrete",
+        DeviceType::IntegratedGpu => "integrated",
+        DeviceType::VirtualGpu => "virtual",
+        DeviceType::Cpu => "software",
+        DeviceType::Other => "other",
+    };
+    let driver = if info.driver_info.is_empty() { String::new() } else { format!(", {}", info.driver_info) };
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    let [binding, buffer] = [limits.max_storage_buffer_binding_size, limits.max_buffer_size].map(gib);
+    let shared = limits.max_compute_workgroup_storage_size >> 10;
+    let sizes = format!("{binding:.2} GiB a binding, {buffer:.2} GiB a buffer, {shared} KiB shared");
+    Adapter {
+        device: format!("wgpu:{index}"),
+        software: info.device_type == DeviceType::Cpu,
+        details: format!("({}, {kind}{driver}), {sizes}", info.backend),
+        name: info.name,
+    }
 }
 
-/// The GPUs that are here, in the order of `--device wgpu:n`.
+/// Errs, naming what is missing, if the adapter lacks a feature that every kernel needs.
+pub(super) fn check_features(name: &str, handle: &wgpu::Adapter) -> Result<()> {
+    let missing = NEEDED - handle.features();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = missing.iter_names().map(|(name, _)| name).collect();
+    let why = format!(
+        "{} lacks {}, which every kernel needs; use another --device",
+        handle.get_info().name,
+        names.join(", ")
+    );
+    Err(failed(name, why))
+}
+
+/// The GPUs of this machine, in the order of `--device wgpu:n`.
 pub fn adapters() -> Vec<Adapter> {
-    all().iter().map(describe).collect()
+    all().iter().enumerate().map(|(index, handle)| describe(index, handle)).collect()
 }
 
 /// The adapter of this number, or the best: discrete before integrated, software last.
-pub(super) fn choose(index: Option<usize>) -> Result<(String, wgpu::Adapter, Adapter)> {
+pub(super) fn choose(index: Option<usize>) -> Result<(wgpu::Adapter, Adapter)> {
     let all = all();
     let rank = |handle: &wgpu::Adapter| match handle.get_info().device_type {
         DeviceType::DiscreteGpu => 0,
@@ -109,17 +83,17 @@ pub(super) fn choose(index: Option<usize>) -> Result<(String, wgpu::Adapter, Ada
         };
         return Err(failed(&asked, why));
     };
-    let adapter = describe(&handle);
-    Ok((format!("wgpu:{i}"), handle, adapter))
+    let adapter = describe(i, &handle);
+    Ok((handle, adapter))
 }
 
-/// What is asked of an adapter: all of its limits, and of its features those that kernels use.
+/// The descriptor of a device with all of the adapter's limits, and those of its features that kernels use.
 pub(super) fn descriptor(handle: &wgpu::Adapter, plain: bool) -> wgpu::DeviceDescriptor<'static> {
     let mut wanted = NEEDED | WANTED;
     if plain {
         wanted.remove(Features::SUBGROUP | Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
     }
-    // where the processor and the GPU share memory, a tensor is read where it lies
+    // where the CPU and the GPU share memory, the CPU reads tensors in place
     if matches!(handle.get_info().device_type, DeviceType::IntegratedGpu | DeviceType::Cpu) {
         wanted |= Features::MAPPABLE_PRIMARY_BUFFERS;
     }
@@ -147,7 +121,7 @@ pub(super) fn limits(handle: &wgpu::Adapter, device: &wgpu::Device, binding: Opt
     let has = |side: u32, ab, cr| {
         matrices.iter().any(|m| [m.m_size, m.n_size, m.k_size] == [side; 3] && m.ab_type == ab && m.cr_type == cr)
     };
-    // kernels with matrices count on subgroups of 32, which Apple's GPUs have, though Metal does not say so
+    // kernels with matrices rely on subgroups of 32, which Apple's GPUs have, though Metal does not report it
     let info = handle.get_info();
     let by_32 = info.backend == wgpu::Backend::Metal || [info.subgroup_min_size, info.subgroup_max_size] == [32, 32];
     // whole quads of f32 in each binding

@@ -1,23 +1,25 @@
-//! Tensors of a GPU: made, filled, converted, read.
+//! Tensors of a GPU: allocating, filling, converting, copying, adding and reading them.
 
-use super::{ALIGNMENT, Bind, Gpu, Groups, Kernel, Launch};
+use super::{Bind, Bytes, Gpu, Groups, Kernel, Launch};
 use crate::tensor::Storage;
 use crate::{DType, Error, Result, Shape, Tensor};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 /// Quads that one invocation of a plain loop takes at most, and invocations of its workgroups.
 const WG: usize = 256;
 
-static FILL: Kernel = Kernel::new("fill", &[include_str!("text/fill.wgsl")]);
-static ADD: Kernel = Kernel::new("accumulate", &[include_str!("text/add.wgsl")]);
-static CONVERT: Kernel = Kernel::new("convert", &[include_str!("text/convert.wgsl")]);
-static SHIFT: Kernel = Kernel::new("realign", &[include_str!("text/shift.wgsl")]);
+static FILL: Kernel = trusted("fill", &[include_str!("wgsl/fill.wgsl")]);
+static ADD: Kernel = trusted("accumulate", &[include_str!("wgsl/add.wgsl")]);
+static CONVERT: Kernel = trusted("convert", &[include_str!("wgsl/convert.wgsl")]);
+static SHIFT: Kernel = trusted("realign", &[include_str!("wgsl/shift.wgsl")]);
 
-/// Words of a table that is remembered, at most, and how many tables are: a megabyte.
-const LONGEST_TABLE: usize = 4096;
-const TABLES: usize = 64;
+/// A kernel of this file.
+const fn trusted(name: &'static str, wgsl: &'static [&'static str]) -> Kernel {
+    // SAFETY: each loop below ends at `n`, and the launches bind at least `n` quads or words.
+    unsafe { Kernel::trusted(name, wgsl) }
+}
 
-/// What NaN-filled memory holds in every floating type.
+/// The word of memory that is NaN in every floating dtype.
 const POISON: u32 = u32::MAX;
 
 #[repr(C)]
@@ -34,8 +36,8 @@ impl Gpu {
     /// When the memory, or its limit, is used up.
     pub fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         let shape = shape.into().checked()?;
-        let bytes = self.memory().take(shape.elements() * dtype.size())?;
-        let tensor = self.tensor(bytes, shape, dtype);
+        let bytes = self.memory().allocate(shape.elements() * dtype.size())?;
+        let tensor = self.tensor(Arc::new(bytes), shape, dtype);
         if self.0.poison {
             self.fill_words(&tensor, POISON)?;
         }
@@ -45,66 +47,46 @@ impl Gpu {
     /// A tensor of zeros.
     pub fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         let shape = shape.into().checked()?;
-        let bytes = self.memory().take(shape.elements() * dtype.size())?;
-        self.clear(&bytes);
-        Ok(self.tensor(bytes, shape, dtype))
+        let bytes = self.memory().allocate(shape.elements() * dtype.size())?;
+        self.engine().clear(bytes.buffer()?);
+        Ok(self.tensor(Arc::new(bytes), shape, dtype))
     }
 
     /// An f32 tensor filled with one number.
     pub fn full(&self, shape: impl Into<Shape>, value: f32) -> Result<Tensor> {
         let shape = shape.into().checked()?;
-        let tensor = self.tensor(self.memory().take(shape.elements() * 4)?, shape, DType::F32);
+        let bytes = self.memory().allocate(shape.elements() * 4)?;
+        let tensor = self.tensor(Arc::new(bytes), shape, DType::F32);
         self.fill_words(&tensor, value.to_bits())?;
         Ok(tensor)
     }
 
     /// A tensor of these bytes.
-    pub(crate) fn upload(&self, data: &[u8], shape: Shape, dtype: DType) -> Result<Tensor> {
-        self.sound()?;
-        Ok(self.tensor(self.uploaded(data, dtype)?, shape, dtype))
-    }
-
-    fn uploaded(&self, data: &[u8], dtype: DType) -> Result<super::Bytes> {
-        let mut bytes = self.memory().fill(data, |bytes| self.write(bytes, data))?;
-        if dtype == DType::U32 {
-            bytes.remember(bytemuck::pod_collect_to_vec(data));
-        }
-        Ok(bytes)
-    }
-
-    /// A small u32 table that launches after this one are likely to want again, such as a rotation's frequencies: it is
-    /// sent once and remembered by what it holds. Its memory stays in use.
     ///
     /// # Errors
-    /// When the memory, or its limit, is used up.
-    pub fn table(&self, words: &[u32]) -> Result<Tensor> {
-        self.sound()?;
-        if words.len() > LONGEST_TABLE {
-            return self.upload(bytemuck::cast_slice(words), [words.len()].into(), DType::U32);
-        }
-        let mut tables = self.0.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = match tables.get(words) {
-            Some(bytes) => bytes.clone(),
-            None => {
-                if tables.len() >= TABLES {
-                    tables.clear();
-                }
-                let bytes = Arc::new(self.uploaded(bytemuck::cast_slice(words), DType::U32)?);
-                tables.insert(words.to_vec(), bytes.clone());
-                bytes
-            }
-        };
-        Ok(Tensor::new(Storage::Gpu(bytes), [words.len()].into(), DType::U32, self.clone().into()))
+    /// When the memory, or its limit, is used up, or the device was lost.
+    pub(crate) fn upload(&self, data: &[u8], shape: Shape, dtype: DType) -> Result<Tensor> {
+        self.check_alive()?;
+        Ok(self.tensor(Arc::new(self.uploaded(data, dtype)?), shape, dtype))
     }
 
-    fn tensor(&self, bytes: super::Bytes, shape: Shape, dtype: DType) -> Tensor {
-        Tensor::new(Storage::Gpu(Arc::new(bytes)), shape, dtype, self.clone().into())
+    pub(super) fn uploaded(&self, data: &[u8], dtype: DType) -> Result<Bytes> {
+        let bytes = self.memory().allocate_with(data)?;
+        Ok(if dtype == DType::U32 { bytes.with_mirror(bytemuck::pod_collect_to_vec(data)) } else { bytes })
     }
 
-    /// The bytes of a tensor, on the processor. Waits for what was launched before.
+    pub(super) fn tensor(&self, bytes: Arc<Bytes>, shape: Shape, dtype: DType) -> Tensor {
+        Tensor::new(Storage::Gpu(bytes), shape, dtype, self.clone().into())
+    }
+
+    /// The bytes of a tensor. Waits for the launches before.
+    ///
+    /// # Errors
+    /// When the tensor is of another handle, or the device was lost.
     pub(crate) fn download(&self, x: &Tensor) -> Result<Vec<u8>> {
-        let first = x.offset();
-        self.fetch(x.gpu_bytes()?, first..first + x.elements() * x.dtype().size())
+        self.check_own("read", x)?;
+        let (bytes, first) = (x.gpu_bytes()?, x.offset());
+        self.engine().read(bytes.buffer()?, bytes.capacity(), first..first + x.bytes_len())
     }
 
     fn fill_words(&self, x: &Tensor, value: u32) -> Result<()> {
@@ -124,12 +106,13 @@ impl Gpu {
         Ok(())
     }
 
-    /// Cuts `units` of at most `bytes` each into runs that fit a binding and start where one may. Units so long that no
-    /// such cut exists stay one run, which the launch then refuses.
+    /// Cuts `units` of at most `bytes` each into runs that fit a binding and a u32 and start where a binding may. Units so
+    /// long that there is no such cut stay one run, which the launch then refuses.
     pub fn segments(&self, units: usize, bytes: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-        let most = self.limits().binding / bytes.max(1);
-        let most = if most >= units || most < ALIGNMENT { units.max(1) } else { most / ALIGNMENT * ALIGNMENT };
-        (0..units).step_by(most).map(move |first| first..(first + most).min(units))
+        let alignment = self.limits().alignment;
+        let most = (self.limits().binding / bytes.max(1)).min(u32::MAX as usize);
+        let most = if most >= units || most < alignment { units.max(1) } else { most / alignment * alignment };
+        (0..units).step_by(most).map(move |first| first..first.saturating_add(most).min(units))
     }
 
     /// The elements as f32: the tensor itself, or a widened copy of half-precision storage.
@@ -171,42 +154,44 @@ impl Gpu {
         Ok(y)
     }
 
-    /// A copy in memory of its own.
+    /// A copy in new memory.
     ///
     /// # Errors
-    /// When memory is used up.
+    /// When the tensor is of another handle, or memory is used up.
     pub fn copied(&self, x: &Tensor) -> Result<Tensor> {
+        self.check_own("copy", x)?;
         self.aligned(x)
     }
 
-    /// A copy of a view whose place in its buffer no binding may start at.
+    /// A copy, which starts where a binding may.
     pub(super) fn aligned(&self, x: &Tensor) -> Result<Tensor> {
-        let size = x.elements() * x.dtype().size();
-        let bytes = self.memory().take(size.next_multiple_of(4))?;
-        let y = self.tensor(bytes, x.shape(), x.dtype());
+        let len = x.bytes_len();
+        let bytes = self.memory().allocate(len.next_multiple_of(4))?;
+        let y = self.tensor(Arc::new(bytes), x.shape(), x.dtype());
         if x.offset().is_multiple_of(4) {
-            let source = x.gpu_bytes()?;
-            let size = size.next_multiple_of(4).min(source.capacity() - x.offset());
-            self.copy((x, x.offset()), (&y, 0), size)?;
+            let (source, target) = (x.gpu_bytes()?, y.gpu_bytes()?);
+            let len = len.next_multiple_of(4).min(source.capacity() - x.offset());
+            self.engine().copy((source.buffer()?, x.offset()), (target.buffer()?, 0), len);
             return Ok(y);
         }
-        // half-precision rows of odd length: the words are put together from two
-        let whole = x.whole()?;
-        let params = Count { n: size.div_ceil(4) as u32, value: x.offset() as u32 };
+        // half-precision rows of odd length: each word is put together from two
+        let first = x.offset() / self.limits().alignment * self.limits().alignment;
+        let words = len.div_ceil(4);
+        let params = Count { n: words as u32, value: (x.offset() - first) as u32 };
         self.launch(&Launch {
             kernel: &SHIFT,
             entry: "main",
             constants: &[],
             stored: &[],
-            binds: &[Bind::All(&whole), Bind::All(&y)],
+            binds: &[Bind::Part(&x.from_buffer_start(), first..x.offset() + len), Bind::All(&y)],
             params: bytemuck::bytes_of(&params),
-            groups: Groups::Line(size.div_ceil(4).div_ceil(WG)),
+            groups: Groups::Line(words.div_ceil(WG)),
         })?;
         Ok(y)
     }
 }
 
-/// `sum + x` of tensors of one floating dtype, in place where nobody else holds `sum`.
+/// `sum + x` of tensors of one floating dtype, in place if nothing else holds `sum`.
 pub(crate) fn accumulate(gpu: &Gpu, mut sum: Tensor, x: &Tensor) -> Result<Tensor> {
     let y = if sum.is_unique() { None } else { Some(gpu.empty(sum.shape(), sum.dtype())?) };
     let quad = 4 * x.dtype().size();

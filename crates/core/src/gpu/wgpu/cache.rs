@@ -1,17 +1,17 @@
-//! What a driver made of kernels, kept in a file from run to run.
+//! The driver's compiled kernels, saved in a file from run to run.
 
 use std::hash::{DefaultHasher, Hasher};
 use std::path::{Path, PathBuf};
 
-/// The driver's cache, and the file that it is read from and written to.
+/// The driver's cache, and the file that holds it.
 pub(super) struct Cache {
     pub(super) handle: wgpu::PipelineCache,
     file: PathBuf,
-    /// The sum of what the file held, if it was sound.
+    /// The checksum of the file's contents, if it was sound.
     found: Option<[u8; 8]>,
 }
 
-/// What tells damaged bytes: wgpu looks at their length alone, and a driver may trust them.
+/// A checksum against damaged bytes: wgpu checks their length alone, and a driver may trust them.
 fn sum(data: &[u8]) -> [u8; 8] {
     let mut hasher = DefaultHasher::new();
     hasher.write(data);
@@ -29,8 +29,8 @@ impl Cache {
         let sound = kept.split_last_chunk().filter(|(data, end)| sum(data) == **end);
         let descriptor =
             wgpu::PipelineCacheDescriptor { label: None, data: sound.map(|(data, _)| data), fallback: true };
-        // SAFETY: the sum says that these are the bytes that `drop` got from a driver; wgpu holds their header, which names
-        // adapter and driver, against those that are here.
+        // SAFETY: the checksum says that `drop` got these bytes from a driver; wgpu compares their header, which names
+        // adapter and driver, with the present ones.
         let handle = unsafe { device.create_pipeline_cache(&descriptor) };
         let found = sound.map(|(_, end)| *end);
         Some(Cache { handle, file, found })
@@ -44,7 +44,7 @@ impl Cache {
 }
 
 impl Drop for Cache {
-    /// Keeps what the driver made; that it cannot be kept is no reason to fail.
+    /// Saves the driver's kernels; a failure to save is ignored.
     fn drop(&mut self) {
         let Some(mut data) = self.handle.get_data() else { return };
         let end = sum(&data);
@@ -52,7 +52,7 @@ impl Drop for Cache {
             return;
         }
         data.extend(end);
-        // another program may write its own at the same time
+        // another process may write its file at the same time
         let beside = self.file.with_extension(std::process::id().to_string());
         let _ = self.file.parent().map(std::fs::create_dir_all);
         if std::fs::write(&beside, data).and_then(|()| std::fs::rename(&beside, &self.file)).is_err() {
