@@ -13,7 +13,7 @@ pub use gemm::{Made, Mat, Right, Source, gemm};
 pub(crate) use memory::Bytes;
 pub use memory::{Buffer, Memory};
 pub use simd::Level;
-pub use stream::{Ahead, Stores, Stream, prefetch};
+pub use stream::{NonTemporalWriter, Prefetch, StoreHint, prefetch};
 
 use crate::tensor::Storage;
 use crate::{DType, Element, Error, Result, Shape, Tensor};

@@ -3,7 +3,7 @@
 use super::kernel::{self, BLOCK, Cotangent, Window, place, room};
 use super::{Saved, Sequences};
 use crate::common::Few;
-use alluvium_core::cpu::{Buffer, Cpu, Floats, Stores, Stream};
+use alluvium_core::cpu::{Buffer, Cpu, Floats, NonTemporalWriter, StoreHint};
 use alluvium_core::{Result, Tensor};
 use std::ops::Range;
 
@@ -98,7 +98,7 @@ pub(super) fn forward(cpu: &Cpu, saved: &Saved) -> Result<(Tensor, Option<Tensor
     let mut y = cpu.buffer(rows.x.len())?;
     if let Sequences::Even { tokens: 1, .. } = rows.sequences {
         for (sequence, y) in y.chunks_exact_mut(rows.channels).enumerate() {
-            convolve(cpu, &rows, saved, &Run { sequence, tokens: 0..1 }, (y, Stores::ORDINARY));
+            convolve(cpu, &rows, saved, &Run { sequence, tokens: 0..1 }, (y, StoreHint::CACHED));
         }
     } else {
         let large = is_large(&y);
@@ -111,11 +111,13 @@ pub(super) fn forward(cpu: &Cpu, saved: &Saved) -> Result<(Tensor, Option<Tensor
         }
         cpu.each(work, |(run, y)| {
             if large {
-                let mut stream = Stream::new(y);
-                let y = stream.next(run.tokens.len() * rows.channels);
-                convolve(cpu, &rows, saved, &run, y);
+                NonTemporalWriter::with(y, |mut writer| {
+                    // SAFETY: `convolve` stores with the hint to `y` alone.
+                    let y = unsafe { writer.next(run.tokens.len() * rows.channels) };
+                    convolve(cpu, &rows, saved, &run, y);
+                });
             } else {
-                convolve(cpu, &rows, saved, &run, (y, Stores::ORDINARY));
+                convolve(cpu, &rows, saved, &run, (y, StoreHint::CACHED));
             }
         });
     }
@@ -125,10 +127,10 @@ pub(super) fn forward(cpu: &Cpu, saved: &Saved) -> Result<(Tensor, Option<Tensor
 
 /// Whether a result is stored past the caches.
 fn is_large(result: &[f32]) -> bool {
-    size_of_val(result) >= Stream::<f32>::WORTH
+    size_of_val(result) >= NonTemporalWriter::<f32>::THRESHOLD
 }
 
-fn convolve(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, run: &Run, (y, stores): (&mut [f32], Stores)) {
+fn convolve(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, run: &Run, (y, stores): (&mut [f32], StoreHint<'_>)) {
     let mut x: Few<&[f32], 16> = Few::new(rows.taps - 1 + BLOCK, &[]);
     for span in rows.spans() {
         let mut token = run.tokens.start;
@@ -193,11 +195,13 @@ pub(super) fn backward(
         cpu.each(work, |(part, Sums { dx, dstate, dw })| {
             if large {
                 let numbers = dx.len();
-                let mut stream = Stream::new(dx);
-                let (dx, stores) = stream.next(numbers);
-                undo(cpu, &rows, saved, &dy, (&part, Sums { dx, dstate, dw }, stores));
+                NonTemporalWriter::with(dx, |mut writer| {
+                    // SAFETY: the kernels below store with the hint to `dx` alone.
+                    let (dx, stores) = unsafe { writer.next(numbers) };
+                    undo(cpu, &rows, saved, &dy, (&part, Sums { dx, dstate, dw }, stores));
+                });
             } else {
-                undo(cpu, &rows, saved, &dy, (&part, Sums { dx, dstate, dw }, Stores::ORDINARY));
+                undo(cpu, &rows, saved, &dy, (&part, Sums { dx, dstate, dw }, StoreHint::CACHED));
             }
         });
     }
@@ -223,7 +227,13 @@ struct Sums<'a> {
     dw: &'a mut [f32],
 }
 
-fn undo(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, dy: &[f32], (part, sums, stores): (&[Run], Sums<'_>, Stores)) {
+fn undo(
+    cpu: &Cpu,
+    rows: &Rows<'_>,
+    saved: &Saved,
+    dy: &[f32],
+    (part, sums, stores): (&[Run], Sums<'_>, StoreHint<'_>),
+) {
     let (channels, before) = (rows.channels, rows.taps - 1);
     let mut dz = vec![0.0; room(before, channels)];
     let (mut dx, mut dstate) = (sums.dx.chunks_exact_mut(channels), sums.dstate.chunks_exact_mut(channels));

@@ -5,7 +5,7 @@
 
 use super::Activation;
 use alluvium_core::cpu::simd::{F32s, math};
-use alluvium_core::cpu::{Level, Stores, prefetch};
+use alluvium_core::cpu::{Level, StoreHint, prefetch};
 use std::ops::Range;
 
 /// Tokens of a block.
@@ -21,7 +21,7 @@ pub(super) struct Window<'a> {
     pub(super) span: Range<usize>,
     pub(super) activation: Activation,
     /// How results are stored.
-    pub(super) stores: Stores,
+    pub(super) stores: StoreHint<'a>,
 }
 
 /// Channels whose taps lie side by side: a cache line, and a multiple of every register.
@@ -282,6 +282,6 @@ fn write<S: F32s, const WHOLE: bool>(row: &mut [f32], at: usize, n: usize, x: S)
 
 /// Stores a result of `n` numbers to the start of a row.
 #[inline(always)]
-fn put<S: F32s, const WHOLE: bool>(row: &mut [f32], n: usize, x: S, stores: Stores) {
+fn put<S: F32s, const WHOLE: bool>(row: &mut [f32], n: usize, x: S, stores: StoreHint<'_>) {
     if WHOLE { x.put(row, stores) } else { x.store_head(&mut row[..n]) }
 }

@@ -213,17 +213,18 @@ fn launch<T: Stored, const N: usize, const M: usize>(
 ) {
     let n = outputs[0].len();
     let grain = cpu.grain(n, 1).next_multiple_of(BLOCK);
-    let run = |range: Range<usize>, outputs: [_; M]| {
+    let run = |range: Range<usize>, outputs: [Target<'_, T>; M]| {
         let mut inputs = inputs.map(|x| (x, [0.0; BLOCK]));
-        let mut outputs = outputs.map(Target::writer);
-        for at in range.clone().step_by(BLOCK) {
-            let len = BLOCK.min(range.end - at);
-            kernel(
-                inputs.each_mut().map(|(x, wide)| T::widen(&x[at..][..len], wide)),
-                outputs.each_mut().map(|y| y.open(len)),
-            );
-            outputs.iter_mut().for_each(|y| y.close(len));
-        }
+        Target::write_all(outputs, |mut outputs| {
+            for at in range.clone().step_by(BLOCK) {
+                let len = BLOCK.min(range.end - at);
+                kernel(
+                    inputs.each_mut().map(|(x, wide)| T::widen(&x[at..][..len], wide)),
+                    outputs.each_mut().map(|y| y.open(len)),
+                );
+                outputs.iter_mut().for_each(|y| y.close(len));
+            }
+        });
     };
     if n <= grain {
         return run(0..n, outputs.each_mut().map(|rest| rest.cut(n)));

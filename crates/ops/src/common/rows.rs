@@ -42,10 +42,12 @@ pub(crate) fn map<T: Stored>(
     let (mut target, mut numbers) = to;
     let grain = cpu.grain(numbers.len(), width).next_multiple_of(at_once(width));
     let run = |from: &[T], numbers: &mut [f32], target: Target<'_, T>| {
-        let (mut wide, mut target) = (T::room(width * at_once(width)), target.writer());
-        for (from, numbers) in from.chunks(width * at_once(width)).zip(numbers.chunks_mut(at_once(width))) {
-            kernel(T::widen(from, &mut wide), numbers, &mut target);
-        }
+        let mut wide = T::room(width * at_once(width));
+        target.write_with(|target| {
+            for (from, numbers) in from.chunks(width * at_once(width)).zip(numbers.chunks_mut(at_once(width))) {
+                kernel(T::widen(from, &mut wide), numbers, target);
+            }
+        });
     };
     if numbers.len() <= grain {
         return run(from, numbers, target);
@@ -67,16 +69,18 @@ pub(crate) fn map_and_sum<T: Stored, const N: usize>(
     kernel: impl Fn([&[f32]; N], &[f32], &mut Writer<'_, T>, &mut [f32]) + Sync,
 ) -> Result<Buffer<f32>> {
     super::partial_sums(cpu, numbers.len(), sums, [to], |part, [to], sums| {
-        let (mut wide, mut target) = (from.map(|_| T::room(width * at_once(width))), to.writer());
-        for first in part.clone().step_by(at_once(width)) {
-            let rows = first..part.end.min(first + at_once(width));
-            let mut wide = wide.iter_mut();
-            let block = from.map(|from| {
-                let wide = wide.next().map_or(&mut [][..], |wide| &mut wide[..]);
-                T::widen(&from[rows.start * width..rows.end * width], wide)
-            });
-            kernel(block, &numbers[rows], &mut target, sums);
-        }
+        let mut wide = from.map(|_| T::room(width * at_once(width)));
+        to.write_with(|target| {
+            for first in part.clone().step_by(at_once(width)) {
+                let rows = first..part.end.min(first + at_once(width));
+                let mut wide = wide.iter_mut();
+                let block = from.map(|from| {
+                    let wide = wide.next().map_or(&mut [][..], |wide| &mut wide[..]);
+                    T::widen(&from[rows.start * width..rows.end * width], wide)
+                });
+                kernel(block, &numbers[rows], target, sums);
+            }
+        });
     })
 }
 

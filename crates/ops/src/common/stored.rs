@@ -3,7 +3,7 @@
 use super::writer::BLOCK;
 use alluvium_core::Element;
 use alluvium_core::cpu::simd::F32s;
-use alluvium_core::cpu::{Stores, Stream};
+use alluvium_core::cpu::{NonTemporalWriter, StoreHint};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -26,10 +26,14 @@ pub(crate) trait Stored: Element {
     fn close(block: &mut [Self], wide: &[f32]);
     /// The numbers to read before those of a block are written: themselves; or none, and they are widened into the block.
     fn source<'a>(from: &'a [Self], to: &mut [f32]) -> Option<&'a [f32]>;
-    /// The next numbers to write past the caches: memory itself, or the start of `wide` until [`Stored::finish`].
-    fn next<'a>(stream: &'a mut Stream<'_, Self>, len: usize, wide: &'a mut [f32]) -> (&'a mut [f32], Stores);
+    /// The next elements to write without the caches: memory itself, or the start of `wide` until [`Stored::finish`].
+    fn next<'a>(
+        to: &'a mut NonTemporalWriter<'_, Self>,
+        len: usize,
+        wide: &'a mut [f32],
+    ) -> (&'a mut [f32], StoreHint<'a>);
     /// Writes what was rounded, if it is not there yet.
-    fn finish(stream: &mut Stream<'_, Self>, wide: &[f32]);
+    fn finish(to: &mut NonTemporalWriter<'_, Self>, wide: &[f32]);
 }
 
 impl Stored for f32 {
@@ -55,10 +59,15 @@ impl Stored for f32 {
     fn source<'a>(from: &'a [f32], _to: &mut [f32]) -> Option<&'a [f32]> {
         Some(from)
     }
-    fn next<'a>(stream: &'a mut Stream<'_, f32>, len: usize, _wide: &'a mut [f32]) -> (&'a mut [f32], Stores) {
-        stream.next(len)
+    fn next<'a>(
+        to: &'a mut NonTemporalWriter<'_, f32>,
+        len: usize,
+        _wide: &'a mut [f32],
+    ) -> (&'a mut [f32], StoreHint<'a>) {
+        // SAFETY: both go to one kernel as one `Block`, whose stores with the hint are to its memory.
+        unsafe { to.next(len) }
     }
-    fn finish(_stream: &mut Stream<'_, f32>, _wide: &[f32]) {}
+    fn finish(_to: &mut NonTemporalWriter<'_, f32>, _wide: &[f32]) {}
 }
 
 macro_rules! half {
@@ -93,14 +102,18 @@ macro_rules! half {
                 from.convert_to_f32_slice(to);
                 None
             }
-            fn next<'a>(_: &'a mut Stream<'_, $half>, len: usize, wide: &'a mut [f32]) -> (&'a mut [f32], Stores) {
-                (&mut wide[..len], Stores::ORDINARY)
+            fn next<'a>(
+                _: &'a mut NonTemporalWriter<'_, $half>,
+                len: usize,
+                wide: &'a mut [f32],
+            ) -> (&'a mut [f32], StoreHint<'a>) {
+                (&mut wide[..len], StoreHint::CACHED)
             }
-            fn finish(stream: &mut Stream<'_, $half>, wide: &[f32]) {
+            fn finish(to: &mut NonTemporalWriter<'_, $half>, wide: &[f32]) {
                 let mut narrow = [<$half>::ZERO; BLOCK];
                 let narrow = &mut narrow[..wide.len()];
                 narrow.convert_from_f32_slice(wide);
-                stream.write(narrow);
+                to.write(narrow);
             }
         }
     )*};

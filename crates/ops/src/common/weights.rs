@@ -6,7 +6,7 @@
 use super::few::Few;
 use super::stored::Stored;
 use alluvium_core::cpu::simd::F32s;
-use alluvium_core::cpu::{Ahead, Cpu, Level, Made, Mat, Right, Source, gemm, prefetch};
+use alluvium_core::cpu::{Cpu, Level, Made, Mat, Prefetch, Right, Source, gemm, prefetch};
 use alluvium_core::{DType, Result};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -188,11 +188,11 @@ fn dots<S: F32s, T: Stored, const M: usize, const K: usize>(w: &[T], x: [&[f32];
     for x in x {
         assert!(w.len() >= inner && x.len() == inner);
     }
-    let (whole, ahead) = (inner - inner % step, Ahead::of::<T>(w.len() - inner));
+    let (whole, ahead) = (inner - inner % step, Prefetch::of::<T>(w.len() - inner));
     let mut sums = [[S::splat(0.0); K]; M];
     for i in (0..whole).step_by(step) {
         for at in (i..i + step).step_by(line) {
-            ahead.prefetch(w, at);
+            ahead.after(w, at);
         }
         for k in 0..K {
             let at = i + k * S::LANES;

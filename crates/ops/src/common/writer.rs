@@ -1,7 +1,7 @@
 //! Where kernels write: block by block, in f32, whatever the storage and wherever the result lives.
 
 use super::stored::Stored;
-use alluvium_core::cpu::{Stores, Stream};
+use alluvium_core::cpu::{NonTemporalWriter, StoreHint};
 
 /// Numbers of a block, a multiple of every register: a few blocks fit in the first-level cache.
 pub(crate) const BLOCK: usize = 1024;
@@ -23,7 +23,7 @@ enum Before<'a, T> {
 impl<'a, T: Stored> Target<'a, T> {
     /// New memory: a kernel must not look at what it holds.
     pub(crate) fn new(to: &'a mut [T]) -> Self {
-        let large = size_of_val(to) >= Stream::<T>::WORTH;
+        let large = size_of_val(to) >= NonTemporalWriter::<T>::THRESHOLD;
         Target { to, before: Before::Nothing, large }
     }
 
@@ -37,10 +37,25 @@ impl<'a, T: Stored> Target<'a, T> {
         Target { before: Before::Other(before), ..Target::new(to) }
     }
 
-    /// On the thread that writes: how.
-    pub(crate) fn writer(self) -> Writer<'a, T> {
-        let place = if self.large { Place::Past(Stream::new(self.to)) } else { Place::Memory(self.to) };
-        Writer { place, before: self.before, wide: [0.0; BLOCK] }
+    /// Calls `write` with a writer of this memory, for the thread that it runs on.
+    pub(crate) fn write_with<R>(self, write: impl FnOnce(&mut Writer<'_, T>) -> R) -> R {
+        Target::write_all([self], |[mut writer]| write(&mut writer))
+    }
+
+    /// As [`Target::write_with`], for several results.
+    pub(crate) fn write_all<const N: usize, R>(targets: [Self; N], write: impl FnOnce([Writer<'_, T>; N]) -> R) -> R {
+        let wide = [0.0; BLOCK];
+        if targets.iter().all(|target| !target.large) {
+            return write(targets.map(|Target { to, before, .. }| Writer { place: Place::Memory(to), before, wide }));
+        }
+        let mut rest = targets.each_ref().map(|target| (target.before, target.large)).into_iter();
+        NonTemporalWriter::with_all(targets.map(|target| target.to), |writers| {
+            write(writers.map(|writer| match rest.next() {
+                Some((before, true)) => Writer { place: Place::NonTemporal(writer), before, wide },
+                Some((before, false)) => Writer { place: Place::Memory(writer.into_rest()), before, wide },
+                None => Writer { place: Place::Memory(writer.into_rest()), before: Before::Nothing, wide },
+            }))
+        })
     }
 }
 
@@ -82,7 +97,7 @@ pub(crate) struct Block<'a> {
     pub(crate) to: &'a mut [f32],
     /// What the kernel finds there; `to` itself holds it where this is none.
     pub(crate) before: Option<&'a [f32]>,
-    pub(crate) stores: Stores,
+    pub(crate) stores: StoreHint<'a>,
 }
 
 /// Writes a target from its start on, block by block.
@@ -94,7 +109,7 @@ pub(crate) struct Writer<'a, T: Stored> {
 
 enum Place<'a, T: Stored> {
     Memory(&'a mut [T]),
-    Past(Stream<'a, T>),
+    NonTemporal(NonTemporalWriter<'a, T>),
 }
 
 impl<T: Stored> Writer<'_, T> {
@@ -107,10 +122,10 @@ impl<T: Stored> Writer<'_, T> {
     /// The next `len` numbers, for a kernel; [`Writer::close`] must follow.
     pub(crate) fn open(&mut self, len: usize) -> Block<'_> {
         let (to, stores) = match &mut self.place {
-            Place::Past(stream) => T::next(stream, len, &mut self.wide),
+            Place::NonTemporal(stream) => T::next(stream, len, &mut self.wide),
             Place::Memory(rest) => match self.before {
-                Before::Itself => (T::open(&mut rest[..len], &mut self.wide), Stores::ORDINARY),
-                _ => (T::fresh(&mut rest[..len], &mut self.wide), Stores::ORDINARY),
+                Before::Itself => (T::open(&mut rest[..len], &mut self.wide), StoreHint::CACHED),
+                _ => (T::fresh(&mut rest[..len], &mut self.wide), StoreHint::CACHED),
             },
         };
         let before = match self.before {
@@ -124,7 +139,7 @@ impl<T: Stored> Writer<'_, T> {
     pub(crate) fn close(&mut self, len: usize) {
         match &mut self.place {
             Place::Memory(rest) => T::close(rest.cut(len), &self.wide),
-            Place::Past(stream) => T::finish(stream, &self.wide[..len]),
+            Place::NonTemporal(stream) => T::finish(stream, &self.wide[..len]),
         }
         if let Before::Other(from) = &mut self.before {
             *from = &from[len..];

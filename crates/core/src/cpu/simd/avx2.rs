@@ -1,13 +1,16 @@
 //! AVX2 and FMA: 8 lanes.
 
-use super::{F32s, U32s, quad};
+use super::{F32s, U32s, quad, sealed};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
 /// Eight numbers in a register.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx2(__m256);
+pub(super) struct Avx2(__m256);
+
+impl sealed::Register for Avx2 {}
+impl sealed::Register for Bits256 {}
 
 macro_rules! lanewise {
     ($($trait:ident $method:ident $intrinsic:ident),*) => {$(
@@ -209,14 +212,14 @@ impl F32s for Avx2 {
 
 /// Which number each lane takes, and how many there are.
 #[derive(Clone, Copy, Debug)]
-pub struct Spread256 {
+pub(super) struct Spread256 {
     at: __m256i,
     numbers: __m256i,
 }
 
 /// Eight whole numbers in a register.
 #[derive(Clone, Copy, Debug)]
-pub struct Bits256(__m256i);
+pub(super) struct Bits256(__m256i);
 
 impl BitAnd for Bits256 {
     type Output = Self;

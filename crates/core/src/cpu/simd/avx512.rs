@@ -1,13 +1,16 @@
 //! AVX-512: 16 lanes, and masks that make tails cheap.
 
-use super::{F32s, U32s};
+use super::{F32s, U32s, sealed};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
 /// Sixteen numbers in a register.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512(__m512);
+pub(super) struct Avx512(__m512);
+
+impl sealed::Register for Avx512 {}
+impl sealed::Register for Bits512 {}
 
 macro_rules! lanewise {
     ($($trait:ident $method:ident $intrinsic:ident),*) => {$(
@@ -215,14 +218,14 @@ impl F32s for Avx512 {
 
 /// Which number each lane takes, and how many there are.
 #[derive(Clone, Copy, Debug)]
-pub struct Spread512 {
+pub(super) struct Spread512 {
     at: __m512i,
     numbers: __mmask16,
 }
 
 /// Sixteen whole numbers in a register.
 #[derive(Clone, Copy, Debug)]
-pub struct Bits512(__m512i);
+pub(super) struct Bits512(__m512i);
 
 impl BitAnd for Bits512 {
     type Output = Self;

@@ -21,6 +21,21 @@
 //! scale(Level::best(), 2.0, &[1.0, 2.0, 3.0], &mut y);
 //! assert_eq!(y, [2.0, 4.0, 6.0]);
 //! ```
+//!
+//! Safe code cannot run an instruction that the CPU lacks: the register types have no public name, and only
+//! [`dispatch`] puts one in the place of `S`, by a [`Level`] that was detected.
+//!
+//! ```compile_fail,E0603
+//! use alluvium_core::cpu::simd::Scalar;
+//! ```
+//!
+//! ```compile_fail,E0277
+//! use alluvium_core::cpu::simd::F32s;
+//! fn lanes<S: F32s>() -> usize {
+//!     S::LANES
+//! }
+//! lanes::<f32>();
+//! ```
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -32,31 +47,26 @@ mod neon;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
-#[doc(hidden)]
-pub use avx2::Avx2;
+use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-#[doc(hidden)]
-pub use avx512::Avx512;
+use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
-#[doc(hidden)]
-pub use neon::Neon;
-#[doc(hidden)]
-pub use scalar::Scalar;
+use neon::Neon;
+use scalar::Scalar;
 
-use super::Stores;
+use super::StoreHint;
 use half::{bf16, f16};
 use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
-/// An instruction set that this processor has.
+/// An instruction set that this CPU has.
 ///
-/// A value is proof that it may be used: only [`Level::available`] makes one.
+/// A value is proof that its instructions may run: only [`Level::available`] makes one.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Level(pub(crate) Set);
+pub struct Level(Set);
 
-/// The instruction sets with lanes of their own.
-#[doc(hidden)]
+/// The instruction sets with a register type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Set {
+enum Set {
     /// No SIMD beyond what the compiler makes of plain loops.
     Scalar,
     /// AVX2, FMA and F16C: 8 lanes.
@@ -71,12 +81,12 @@ pub enum Set {
 }
 
 impl Level {
-    /// The best one here.
+    /// The best one of this CPU.
     pub fn best() -> Self {
         Self::available().pop().unwrap_or(Level(Set::Scalar))
     }
 
-    /// All that this processor has, the best last.
+    /// All that this CPU has, the best last.
     pub fn available() -> Vec<Self> {
         let mut levels = vec![Level(Set::Scalar)];
         #[cfg(target_arch = "x86_64")]
@@ -95,12 +105,7 @@ impl Level {
         levels
     }
 
-    #[doc(hidden)]
-    pub fn set(self) -> Set {
-        self.0
-    }
-
-    /// f32 numbers in a register.
+    /// The number of f32 in a register.
     pub fn lanes(self) -> usize {
         match self.0 {
             Set::Scalar => Scalar::LANES,
@@ -134,11 +139,15 @@ impl std::fmt::Debug for Level {
     }
 }
 
-/// A register of f32 numbers.
-///
-/// Implementations are for use inside [`simd!`](crate::simd) only, which compiles the kernel for the instruction set.
+mod sealed {
+    /// Implemented by the register types of this module alone.
+    pub trait Register {}
+}
+
+/// A register of f32. Kernels get one from [`simd!`](crate::simd); only this module implements it.
 pub trait F32s:
-    Copy
+    sealed::Register
+    + Copy
     + Add<Output = Self>
     + Sub<Output = Self>
     + Mul<Output = Self>
@@ -171,19 +180,21 @@ pub trait F32s:
     unsafe fn load_f16(src: *const f16) -> Self;
     /// Writes all lanes to the start of a slice that is long enough.
     fn store(self, dst: &mut [f32]);
-    /// As [`F32s::store`], past the caches where the slice is aligned to a register and the processor has to be told.
+    /// As [`F32s::store`], bypassing the caches if the slice is aligned to a register and the CPU has such a store.
     ///
     /// # Safety
-    /// A fence follows before another thread may read, as the end of a [`Stream`](crate::cpu::Stream) is one.
+    /// This thread executes a fence before another thread reads the slice, as
+    /// [`NonTemporalWriter::with`](crate::cpu::NonTemporalWriter::with) does.
     #[inline(always)]
     unsafe fn stream(self, dst: &mut [f32]) {
         self.store(dst);
     }
-    /// As [`F32s::store`], how `stores` says.
+    /// As [`F32s::store`], by the kind of store that `hint` asks for.
     #[inline(always)]
-    fn put(self, dst: &mut [f32], stores: Stores) {
-        if stores.past {
-            // SAFETY: only a `Stream` says so, and it fences at its end.
+    fn put(self, dst: &mut [f32], hint: StoreHint<'_>) {
+        if hint.is_non_temporal() {
+            // SAFETY: who took the hint from a `NonTemporalWriter` promised that `dst` is the writer's memory; the writer
+            // fences on this thread, which the hint cannot leave, before the memory's borrow ends.
             unsafe { self.stream(dst) }
         } else {
             self.store(dst);
@@ -247,10 +258,8 @@ pub trait F32s:
     unsafe fn load_spread(src: *const f32, spread: Self::Spread) -> Self;
 }
 
-/// A register of u32 numbers, for what is packed: as many as its [`F32s`] has.
-///
-/// Implementations are for use inside [`simd!`](crate::simd) only.
-pub trait U32s: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + BitXor<Output = Self> {
+/// A register of u32, with as many lanes as its [`F32s`]: integers, bit patterns and packed codes.
+pub trait U32s: sealed::Register + Copy + BitAnd<Output = Self> + BitOr<Output = Self> + BitXor<Output = Self> {
     /// The same number in every lane.
     fn splat(x: u32) -> Self;
     /// The numbers at the start of a slice of any length; lanes past its end are 0.
@@ -301,6 +310,41 @@ fn quad(stream: &[u32], at: usize, bits: u32) -> u32 {
     ((of(word) | of(word + 1) << 32) >> shift) as u32
 }
 
+/// A computation over registers of any instruction set, as [`simd!`](crate::simd) defines them.
+pub trait SimdKernel {
+    /// The result.
+    type Output;
+    /// Computes with registers of type `S`. Implementations are `#[inline(always)]`, to be compiled for the instruction
+    /// set of `S`.
+    fn run<S: F32s>(self) -> Self::Output;
+}
+
+/// Runs a kernel with the registers of an instruction set.
+#[inline]
+pub fn dispatch<K: SimdKernel>(level: Level, kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    fn avx512<K: SimdKernel>(kernel: K) -> K::Output {
+        kernel.run::<Avx512>()
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn avx2<K: SimdKernel>(kernel: K) -> K::Output {
+        kernel.run::<Avx2>()
+    }
+    match level.0 {
+        Set::Scalar => kernel.run::<Scalar>(),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a Level is made only where the CPU has the instruction set.
+        Set::Avx2 => unsafe { avx2(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a Level is made only where the CPU has the instruction set.
+        Set::Avx512 => unsafe { avx512(kernel) },
+        #[cfg(target_arch = "aarch64")]
+        Set::Neon => kernel.run::<Neon>(),
+    }
+}
+
 /// Defines a kernel that is compiled for each instruction set and takes a [`Level`] before its arguments.
 ///
 /// `fn name<S>(…) { … }` becomes `fn name(level: Level, …)`; inside, `S` is an [`F32s`]. One more type parameter with a
@@ -312,31 +356,20 @@ macro_rules! simd {
     ) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$meta])*
         $vis fn $name$(<$param: $bound>)?(level: $crate::cpu::Level, $($arg: $ty),*) $(-> $ret)? {
-            #[inline(always)]
-            fn lanes<$lanes: $crate::cpu::simd::F32s $(, $param: $bound)?>($($arg: $ty),*) $(-> $ret)? $body
-
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-            fn avx512$(<$param: $bound>)?($($arg: $ty),*) $(-> $ret)? {
-                lanes::<$crate::cpu::simd::Avx512 $(, $param)?>($($arg),*)
+            struct Call<A, P>(A, ::std::marker::PhantomData<P>);
+            #[allow(unused_parens, clippy::let_unit_value)]
+            impl$(<$param: $bound>)? $crate::cpu::simd::SimdKernel for Call<($($ty,)*), ($($param)?)> {
+                type Output = ($($ret)?);
+                #[inline(always)]
+                fn run<$lanes: $crate::cpu::simd::F32s>(self) -> Self::Output {
+                    // a function of its own, so that references keep what the compiler knows of arguments
+                    #[inline(always)]
+                    fn lanes<$lanes: $crate::cpu::simd::F32s $(, $param: $bound)?>($($arg: $ty),*) $(-> $ret)? $body
+                    let ($($arg,)*) = self.0;
+                    lanes::<$lanes $(, $param)?>($($arg),*)
+                }
             }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c")]
-            fn avx2$(<$param: $bound>)?($($arg: $ty),*) $(-> $ret)? {
-                lanes::<$crate::cpu::simd::Avx2 $(, $param)?>($($arg),*)
-            }
-
-            match level.set() {
-                $crate::cpu::simd::Set::Scalar => lanes::<$crate::cpu::simd::Scalar $(, $param)?>($($arg),*),
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: a Level is made only where the processor has the instruction set.
-                $crate::cpu::simd::Set::Avx2 => unsafe { avx2$(::<$param>)?($($arg),*) },
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: a Level is made only where the processor has the instruction set.
-                $crate::cpu::simd::Set::Avx512 => unsafe { avx512$(::<$param>)?($($arg),*) },
-                #[cfg(target_arch = "aarch64")]
-                $crate::cpu::simd::Set::Neon => lanes::<$crate::cpu::simd::Neon $(, $param)?>($($arg),*),
-            }
+            $crate::cpu::simd::dispatch(level, Call(($($arg,)*), ::std::marker::PhantomData::<($($param)?)>))
         }
     )*};
 }

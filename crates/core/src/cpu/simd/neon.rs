@@ -1,6 +1,6 @@
 //! NEON: 4 lanes. Every 64-bit Arm processor has it.
 
-use super::{F32s, U32s, code, quad};
+use super::{F32s, U32s, code, quad, sealed};
 use half::{bf16, f16};
 use std::arch::aarch64::*;
 use std::array::from_fn;
@@ -8,7 +8,10 @@ use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
 /// Four numbers in a register.
 #[derive(Clone, Copy, Debug)]
-pub struct Neon(float32x4_t);
+pub(super) struct Neon(float32x4_t);
+
+impl sealed::Register for Neon {}
+impl sealed::Register for NeonBits {}
 
 macro_rules! lanewise {
     ($($trait:ident $method:ident $intrinsic:ident),*) => {$(
@@ -183,7 +186,7 @@ impl F32s for Neon {
 
 /// Four whole numbers in a register.
 #[derive(Clone, Copy, Debug)]
-pub struct NeonBits(uint32x4_t);
+pub(super) struct NeonBits(uint32x4_t);
 
 impl BitAnd for NeonBits {
     type Output = Self;

@@ -1,13 +1,16 @@
 //! Eight numbers in plain loops: what the compiler can turn into any baseline SIMD, and the last resort.
 
-use super::{F32s, U32s, code, quad};
+use super::{F32s, U32s, code, quad, sealed};
 use half::{bf16, f16};
 use std::array::from_fn;
 use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
 /// Eight numbers in an array.
 #[derive(Clone, Copy, Debug)]
-pub struct Scalar([f32; 8]);
+pub(super) struct Scalar([f32; 8]);
+
+impl sealed::Register for Scalar {}
+impl sealed::Register for ScalarBits {}
 
 macro_rules! lanewise {
     ($($trait:ident $method:ident $op:tt),*) => {$(
@@ -176,7 +179,7 @@ impl F32s for Scalar {
 
 /// Eight whole numbers in an array.
 #[derive(Clone, Copy, Debug)]
-pub struct ScalarBits([u32; 8]);
+pub(super) struct ScalarBits([u32; 8]);
 
 impl BitAnd for ScalarBits {
     type Output = Self;

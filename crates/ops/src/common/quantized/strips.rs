@@ -2,7 +2,7 @@
 
 use super::forward::{Arranged, Product, Row, Rows};
 use super::{Codes, Layout};
-use alluvium_core::cpu::Ahead;
+use alluvium_core::cpu::Prefetch;
 use alluvium_core::cpu::simd::F32s;
 
 /// Rows of the matrix that are multiplied at once.
@@ -150,7 +150,7 @@ fn multiply<S: F32s, P: Product, const N: usize, const M: usize>(
         *row = x.row(pick);
     }
     let (tile, Shape { layout, lanes, line, .. }) = (strip.tile::<N, M>(o, rows), strip.shape);
-    let (blocks, ahead) = (lanes.div_ceil(S::LANES), Ahead::of::<u32>(strip.words.len() - (o + N) * layout.words));
+    let (blocks, ahead) = (lanes.div_ceil(S::LANES), Prefetch::of::<u32>(strip.words.len() - (o + N) * layout.words));
     for row in rows {
         assert!(row.units.len() == blocks * S::LANES && row.words.len() == blocks * S::LANES * P::WORDS);
     }
@@ -159,7 +159,7 @@ fn multiply<S: F32s, P: Product, const N: usize, const M: usize>(
         let first = block * S::LANES;
         // asked for in the order in which they lie in memory
         for n in 0..N {
-            ahead.prefetch(strip.words, o * layout.words + (block * N + n) * line);
+            ahead.after(strip.words, o * layout.words + (block * N + n) * line);
         }
         // SAFETY: the rows of numbers have all lanes of these registers, and those of the matrix are counted.
         unsafe {
