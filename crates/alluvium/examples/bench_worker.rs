@@ -3,7 +3,7 @@
 
 use alluvium::core::{Error, rng::Rng};
 use alluvium::lm::models::qwen3_5::{RopeParameters, Sizes};
-use alluvium::lm::{Batch, Keep, LanguageModel, Options, generate, initialise, load};
+use alluvium::lm::{Batch, Checkpointing, LanguageModel, Options, generate, initialise, load};
 use alluvium::ops::check::{Zeros, check};
 use alluvium::ops::{
     AdamW, Correction, CrossEntropy, Reduction, Sampling, Transpose, adamw, bench, cross_entropy, matmul,
@@ -179,9 +179,9 @@ impl Training {
         let tape = Tape::new();
         model.visit_mut("", &mut |_, parameter| *parameter = tape.watch(parameter));
         let mut gradients = device.run(|| {
-            let hidden = model.hidden(&Batch { ids, positions, cu_seqlens: None }, Keep::Activations)?;
+            let hidden = model.forward(&Batch { ids, positions, cu_seqlens: None }, Checkpointing::None)?;
             let x = hidden.reshape([ROWS * TOKENS, hidden.shape().last()])?;
-            let w = model.head().dense()?;
+            let w = model.lm_head().dense()?;
             let loss = CrossEntropy {
                 x: &x,
                 w,

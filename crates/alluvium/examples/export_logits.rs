@@ -30,7 +30,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
 
     let mut cache = loaded.model.cache(1)?;
     let input = Tensor::from_slice(&ids, [1, ids.len()], &device)?;
-    let hidden = loaded.model.step(&input, &mut cache)?;
+    let hidden = loaded.model.forward_cached(&input, &mut cache)?;
     let logits = perplexity::logits(loaded.model.as_ref(), &hidden)?;
     let logits = logits.reshape([ids.len(), logits.shape().last()])?;
     let options = Options {

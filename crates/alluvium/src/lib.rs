@@ -32,3 +32,8 @@ pub use alluvium_core::{DType, Device, Error, Result, Shape, Tape, Tensor};
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+/// The example of a model of one's own is compiled and run with the documentation's.
+#[cfg(doctest)]
+#[doc = concat!("```\n", include_str!("../examples/own_model.rs"), "\n```")]
+struct OwnModel;

@@ -1,7 +1,7 @@
 //! What a model remembers of the tokens it has read.
 
 use alluvium_core::{Error, Result, Shape, Tensor};
-use alluvium_ops::{Attention, attention, concat, write_rows};
+use alluvium_ops::{concat, write_rows};
 
 /// Buffers of keys and values grow by this many tokens.
 const GROWTH: usize = 256;
@@ -24,6 +24,32 @@ pub enum LayerCache {
     Delta(DeltaCache),
     /// Of an attention layer: keys and values of every token.
     Attention(AttentionCache),
+}
+
+impl LayerCache {
+    /// The cache of a linear layer.
+    ///
+    /// # Errors
+    /// When it is one of an attention layer.
+    pub fn delta(&mut self) -> Result<&mut DeltaCache> {
+        match self {
+            LayerCache::Delta(cache) => Ok(cache),
+            LayerCache::Attention(_) => {
+                Err(Error::value("cache", "it is an attention layer's, expected a linear layer's"))
+            }
+        }
+    }
+
+    /// The cache of an attention layer.
+    ///
+    /// # Errors
+    /// When it is one of a linear layer.
+    pub fn attention(&mut self) -> Result<&mut AttentionCache> {
+        match self {
+            LayerCache::Attention(cache) => Ok(cache),
+            LayerCache::Delta(_) => Err(Error::value("cache", "it is a linear layer's, expected an attention layer's")),
+        }
+    }
 }
 
 /// The last inputs of the convolution and the state of the delta rule; none before the first token.
@@ -51,7 +77,7 @@ pub(crate) struct KeysAndValues {
 
 /// What one layer remembers of one sequence, by its sizes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum LayerShape {
+pub enum CacheShape {
     /// Of a linear layer.
     Delta {
         /// `[1, K-1, C]`; none where the convolution has one tap.
@@ -82,6 +108,21 @@ impl Cache {
         Cache { layers, offsets: vec![0; batch] }
     }
 
+    /// An empty cache for `batch` sequences of a model whose layers have these shapes.
+    ///
+    /// # Errors
+    /// When `batch` is 0.
+    pub fn empty(batch: usize, shapes: &[CacheShape]) -> Result<Self> {
+        if batch == 0 {
+            return Err(Error::value("cache", "a batch of 0 sequences was asked for, expected 1 or more"));
+        }
+        let layer = |shape: &CacheShape| match shape {
+            CacheShape::Delta { .. } => LayerCache::Delta(DeltaCache::default()),
+            CacheShape::Attention { .. } => LayerCache::Attention(AttentionCache::default()),
+        };
+        Ok(Cache::new(batch, shapes.iter().map(layer).collect()))
+    }
+
     pub(crate) fn at(offset: usize, layers: Vec<LayerCache>) -> Self {
         Cache { layers, offsets: vec![offset] }
     }
@@ -96,8 +137,8 @@ impl Cache {
         self.offsets.first().copied().unwrap_or(0)
     }
 
-    /// Every sequence has read so many more.
-    pub(crate) fn advance(&mut self, tokens: usize) {
+    /// Moves the position of every sequence by `tokens`, once all layers have taken them in.
+    pub fn advance(&mut self, tokens: usize) {
         self.offsets.iter_mut().for_each(|offset| *offset += tokens);
     }
 
@@ -261,37 +302,46 @@ impl AttentionCache {
         &self.sequences
     }
 
-    /// Takes in `k` and `v` `[B, T, G, D]` and attends from `q` `[B, T, A, D]` to all tokens so far.
+    /// Appends keys and values `[B, T, G, D]`; [`AttentionCache::view`] has them with all earlier ones.
     ///
     /// # Errors
-    /// As the operations; the cache is of no use after one.
-    pub fn attend(&mut self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f32) -> Result<Tensor> {
+    /// When memory runs out. The cache cannot be used after an error.
+    pub fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<()> {
         let &[batch, tokens, kv_heads, head] = k.shape().dims() else {
             return Err(Error::value("cache", format!("keys are {}, expected [B, T, G, D]", k.shape())));
         };
         self.sequences.resize(batch, KeysAndValues::default());
-        let one = |index: usize, sequence: &mut KeysAndValues| {
-            let len = sequence.len + tokens;
+        for (index, sequence) in self.sequences.iter_mut().enumerate() {
             let own = |x: &Tensor| x.rows(index, 1)?.reshape([tokens, kv_heads, head]);
             append(&mut sequence.keys, &own(k)?, sequence.len)?;
             append(&mut sequence.values, &own(v)?, sequence.len)?;
-            let seen = |x: &Option<Tensor>| match x {
-                Some(x) => x.rows(0, len)?.reshape([1, len, kv_heads, head]),
-                None => Err(Error::value("cache", "an earlier error left it empty")),
-            };
-            let (keys, values) = (seen(&sequence.keys)?, seen(&sequence.values)?);
-            sequence.len = len;
-            attention(Attention { q: &q.rows(index, 1)?, k: &keys, v: &values, cu_seqlens: None, scale })
-        };
-        match &mut self.sequences[..] {
-            [sequence] => one(0, sequence),
-            several => {
-                let results: Vec<Tensor> =
-                    several.iter_mut().enumerate().map(|(i, s)| one(i, s)).collect::<Result<_>>()?;
-                concat(&results.iter().collect::<Vec<_>>(), 0)
-            }
+            sequence.len += tokens;
         }
+        Ok(())
     }
+
+    /// All keys and values of a sequence of the batch.
+    ///
+    /// # Errors
+    /// When the sequence has read nothing or is not in the batch.
+    pub fn view(&self, index: usize) -> Result<KvView> {
+        let empty = || Error::value("cache", format!("sequence {index} has no keys and values"));
+        let sequence = self.sequences.get(index).ok_or_else(empty)?;
+        let view = |x: &Option<Tensor>| {
+            let x = x.as_ref().ok_or_else(empty)?;
+            x.rows(0, sequence.len)?.reshape([1, sequence.len, x.shape()[1], x.shape()[2]])
+        };
+        Ok(KvView { keys: view(&sequence.keys)?, values: view(&sequence.values)? })
+    }
+}
+
+/// The keys and values of one sequence, `[1, S, G, D]` each.
+#[derive(Clone, Debug)]
+pub struct KvView {
+    /// All keys so far.
+    pub keys: Tensor,
+    /// All values so far.
+    pub values: Tensor,
 }
 
 /// Writes `rows [T, G, D]` behind the `len` rows that `buffer` holds, in place; a full buffer moves to a larger one.

@@ -7,7 +7,8 @@ use crate::formats::json::pretty;
 use crate::formats::quantization::{Quantization, in_words};
 use crate::formats::safetensors;
 use crate::formats::tokenizer::Tokenizer;
-use crate::models::{self, LanguageModel};
+use crate::model::LanguageModel;
+use crate::models::{ModelType, Registry};
 use crate::weights::Weights;
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::Packing;
@@ -41,9 +42,40 @@ impl std::fmt::Debug for Loaded {
 /// one is not what it should be: a configuration of an unknown model or with sizes that cannot be, a tensor that is
 /// missing, that nothing asks for, or that has another shape than the configuration says.
 pub fn load(folder: &Path, device: &Device) -> Result<Loaded> {
+    load_with(folder, &LoadOptions::new(device))
+}
+
+/// How a model is loaded.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Where its tensors are to be.
+    pub device: Device,
+    /// The types of models that are known.
+    pub registry: Registry,
+}
+
+impl LoadOptions {
+    /// For the built-in models.
+    pub fn new(device: &Device) -> Self {
+        LoadOptions { device: device.clone(), registry: Registry::default() }
+    }
+
+    /// The same with a type of model of the caller's own.
+    pub fn with_model_type(mut self, model_type: ModelType) -> Self {
+        self.registry.register(model_type);
+        self
+    }
+}
+
+/// As [`load`], with options.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(folder: &Path, options: &LoadOptions) -> Result<Loaded> {
     let config = Config::read(folder)?;
-    let mut weights = Weights::open(folder, &config, device)?;
-    let model = models::build(&config, &mut weights)?;
+    let model_type = options.registry.get(&config)?;
+    let mut weights = Weights::open(folder, &config, &model_type, &options.device)?;
+    let model = model_type.build(&config, &mut weights)?;
     weights.finish()?;
     let tokenizer = Tokenizer::find(folder)?;
     Ok(Loaded { model, tokenizer, config })
@@ -58,6 +90,22 @@ pub fn load(folder: &Path, device: &Device) -> Result<Loaded> {
 /// [`Kind::Io`](alluvium_core::Kind::Io) when the system refuses; `Kind::File` when the folder holds other weights that
 /// a reader would take for a part of this model.
 pub fn save(model: &dyn LanguageModel, tokenizer: Option<&Tokenizer>, folder: &Path) -> Result<()> {
+    let config = model.config().ok_or_else(|| {
+        Error::value("save", "the model has no configuration of its own; give it to `save_with_config`")
+    })?;
+    save_with_config(model, config, tokenizer, folder)
+}
+
+/// As [`save`], for a model that does not hold its configuration.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_with_config(
+    model: &dyn LanguageModel,
+    config: &Config,
+    tokenizer: Option<&Tokenizer>,
+    folder: &Path,
+) -> Result<()> {
     check_destination(folder)?;
     std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
     let weights = folder.join(WEIGHTS);
@@ -71,7 +119,7 @@ pub fn save(model: &dyn LanguageModel, tokenizer: Option<&Tokenizer>, folder: &P
         Ok(())
     };
     stage(INDEX, pretty(&index(&tensors)).as_bytes())?;
-    stage("config.json", pretty(&config_of_saved(model.config(), &tensors)).as_bytes())?;
+    stage("config.json", pretty(&config_of_saved(config, &tensors)).as_bytes())?;
     for (name, text) in tokenizer.map(Tokenizer::files).transpose()?.unwrap_or_default() {
         stage(name, text.as_bytes())?;
     }

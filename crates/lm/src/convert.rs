@@ -10,10 +10,10 @@ use crate::formats::json::pretty;
 use crate::formats::layout::Recipe;
 use crate::formats::quantization::Quantization;
 use crate::formats::safetensors::{Shard, StoredDtype, TensorSpec};
-use crate::models::{self, ModelType};
+use crate::init::{Init, WeightSource};
+use crate::models::Registry;
 use crate::nn::Weight;
-use crate::nn::build::{Init, Source};
-use crate::nn::params::join;
+use crate::parameters::join;
 use crate::scheme::{Module, Scheme};
 use crate::weights::{Matrix, Weights};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
@@ -109,7 +109,7 @@ enum Found {
     Matrix(Matrix, Shape),
 }
 
-impl Source for Survey {
+impl WeightSource for Survey {
     fn tensor(&mut self, name: &str, shape: Shape, _: Init) -> Result<Tensor> {
         let recipe = self.weights.tensor(name, shape)?;
         self.found.push((name.to_owned(), Found::Tensor(recipe, shape)));
@@ -119,7 +119,7 @@ impl Source for Survey {
     fn weight(&mut self, module: &str, shape: Shape, _: Init) -> Result<Weight> {
         let matrix = self.weights.matrix(module, shape)?;
         self.found.push((module.to_owned(), Found::Matrix(matrix, shape)));
-        Ok(Weight::Dense(self.nothing.clone()))
+        Ok(Weight::Dense(self.nothing.clone().into()))
     }
 }
 
@@ -149,11 +149,13 @@ impl Plan {
     fn new(from: &Path, mut config: Config, dtype: Option<DType>, change: &Change) -> Result<Self> {
         let device = Device::cpu();
         let nothing = Tensor::zeros([1], DType::F32, &device)?;
-        let mut survey = Survey { weights: Weights::open(from, &config, &device)?, found: Vec::new(), nothing };
-        models::build(&config, &mut survey)?;
+        let model_type = Registry::default().get(&config)?;
+        let weights = Weights::open(from, &config, &model_type, &device)?;
+        let mut survey = Survey { weights, found: Vec::new(), nothing };
+        model_type.build(&config, &mut survey)?;
         survey.weights.finish()?;
         let Survey { weights, found, .. } = survey;
-        let keeps = ModelType::of(&config)?.keeps_dtype;
+        let keeps = model_type.keeps_dtype;
         let modules: Vec<Module<'_>> = found
             .iter()
             .filter_map(|(name, found)| match found {
@@ -163,7 +165,7 @@ impl Plan {
             .collect();
         let mut quantization = Quantization::read(&config)?;
         let mut chosen = match change {
-            Change::Quantize(scheme) => scheme.choose(&config, &modules, &mut quantization)?,
+            Change::Quantize(scheme) => scheme.choose((&config, &model_type), &modules, &mut quantization)?,
             Change::None | Change::Dequantize => Default::default(),
         };
         let step = |(name, found): (String, Found)| {
@@ -308,8 +310,8 @@ impl Step {
             Found::Matrix(matrix, _) => matrix,
         };
         match (weights.read_matrix(matrix)?, self.then) {
-            (Weight::Dense(w), Then::Pack(packing)) => Scheme::pack(&cast(w)?, packing),
-            (Weight::Dense(w), _) => Ok(vec![cast(w)?]),
+            (Weight::Dense(w), Then::Pack(packing)) => Scheme::pack(&cast(w.into())?, packing),
+            (Weight::Dense(w), _) => Ok(vec![cast(w.into())?]),
             (packed @ Weight::Quantized { .. }, Then::Unpack) => {
                 let dtype = match matrix {
                     Matrix::Packed { scales, .. } => self.unpacked(weights, scales)?,
@@ -322,7 +324,7 @@ impl Step {
                 ])
             }
             (Weight::Quantized { w, scales, biases, .. }, _) => {
-                [Some(w), Some(scales), biases].into_iter().flatten().map(cast).collect()
+                [Some(w), Some(scales), biases].into_iter().flatten().map(|x| cast(x.into())).collect()
             }
         }
     }

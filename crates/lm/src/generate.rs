@@ -1,10 +1,10 @@
 //! Text from a model, one token after the other.
 
 use crate::formats::tokenizer::Tokenizer;
-use crate::models::LanguageModel;
+use crate::model::LanguageModel;
 pub use crate::sampler::{Likely, Repetition, Sampler};
 use crate::session::Session;
-use alluvium_core::{Device, Result};
+use alluvium_core::Result;
 pub use alluvium_ops::Sampling;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -169,10 +169,6 @@ pub fn generate_batch(
         batch.step(&kept, &next)?;
     }
     Ok(texts.into_iter().zip(prompts).map(|(text, prompt)| text[prompt.len()..].to_vec()).collect())
-}
-
-pub(crate) fn device(model: &dyn LanguageModel) -> &Device {
-    model.head().device()
 }
 
 /// Gives text out, but for what may be the beginning of a stop text.

@@ -9,23 +9,37 @@ pub mod checkpoint;
 pub mod convert;
 pub mod formats;
 pub mod generate;
+pub mod init;
+pub mod model;
 pub mod models;
 pub mod nn;
+pub mod parameters;
 pub mod perplexity;
 pub mod sampler;
 pub mod scheme;
 pub mod session;
 mod weights;
 
-pub use cache::{Cache, LayerCache, LayerShape};
+pub use cache::{Cache, CacheShape, LayerCache};
 pub use chat_template::ChatTemplate;
-pub use checkpoint::{CheckpointInfo, Loaded, TensorInfo, check_destination, inspect, load, save};
+pub use checkpoint::{
+    CheckpointInfo, LoadOptions, Loaded, TensorInfo, check_destination, inspect, load, load_with, save,
+    save_with_config,
+};
 pub use convert::{Change, Converted, convert};
 pub use formats::config::Config;
 pub use formats::tokenizer::Tokenizer;
 pub use generate::{Options, Reason, Summary, generate, generate_batch};
-pub use models::{Batch, Keep, LanguageModel, build, initialise};
-pub use nn::params::{Parameters, parameter_count};
+pub use init::{Init, RandomInit, VarBuilder, WeightSource};
+pub use model::{Batch, Checkpointing, LanguageModel};
+pub use models::{ModelType, Registry, build, initialise, initialize_decoder};
+pub use parameters::{
+    Parameter, Parameters, Role, freeze, join, parameter_count, unfreeze, visit_trainable, visit_trainable_mut,
+};
 pub use sampler::{Likely, Repetition};
 pub use scheme::{Mixed, Scheme};
 pub use session::Session;
+
+// for `params!`, which must name the tensor's type in crates that depend on this one alone
+#[doc(hidden)]
+pub use alluvium_core as __core;

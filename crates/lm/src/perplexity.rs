@@ -1,7 +1,6 @@
 //! How well a model predicts a text.
 
-use crate::generate::device;
-use crate::models::{Batch, Keep, LanguageModel};
+use crate::model::{Batch, Checkpointing, LanguageModel};
 use alluvium_core::{Error, Result, Tensor};
 use rayon::prelude::*;
 
@@ -13,7 +12,7 @@ const ROWS: usize = 64;
 /// # Errors
 /// As [`linear`](alluvium_ops::linear).
 pub fn logits(model: &dyn LanguageModel, hidden: &Tensor) -> Result<Tensor> {
-    model.head().linear(hidden)
+    model.logits(hidden)
 }
 
 /// The logarithm of the sum of the exponentials of the logits, for each row of `hidden [R, D]`.
@@ -33,19 +32,19 @@ pub fn nll(model: &dyn LanguageModel, ids: &[u32]) -> Result<Vec<f64>> {
     if ids.len() < 2 {
         return Err(Error::value("perplexity", format!("{} tokens were given, expected 2 or more", ids.len())));
     }
-    let vocab = model.head().shape()[0];
+    let vocab = model.lm_head().shape()[0];
     if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
         return Err(Error::value("perplexity", format!("token {id} is not in the vocabulary of {vocab}")));
     }
     let inputs = ids.len() - 1;
-    let device = device(model);
+    let device = model.device();
     let positions: Vec<u32> = (0..inputs as u32).collect();
     let batch = Batch {
         ids: &Tensor::from_slice(&ids[..inputs], [1, inputs], device)?,
         positions: &Tensor::from_slice(&positions, [1, inputs], device)?,
         cu_seqlens: None,
     };
-    let hidden = model.hidden(&batch, Keep::Inputs)?;
+    let hidden = model.forward(&batch, Checkpointing::Layers)?;
     let hidden = hidden.reshape([inputs, hidden.shape().last()])?;
     each_row(model, &hidden, |index, row| log_sum_exp(row) - f64::from(row[ids[index + 1] as usize]))
 }

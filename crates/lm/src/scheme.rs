@@ -95,7 +95,7 @@ impl Scheme {
     /// When a module that is packed is to be something else, or the scheme names a module that is not there.
     pub(crate) fn choose(
         &self,
-        config: &Config,
+        (config, model_type): (&Config, &ModelType),
         modules: &[Module<'_>],
         quantization: &mut Quantization,
     ) -> Result<BTreeMap<String, Packing>> {
@@ -107,7 +107,7 @@ impl Scheme {
                 return Err(Error::value("quantize", format!("no module has `{pattern}` in its name")));
             }
         }
-        let sensitive = ModelType::of(config)?.sensitive;
+        let sensitive = model_type.sensitive;
         let router = |module: &str| {
             let is_router = sensitive.iter().any(|end| module.ends_with(end));
             is_router.then_some(Packing::Affine { bits: 8, group: 64 })

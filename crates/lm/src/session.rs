@@ -1,8 +1,7 @@
 //! A model and what it has read: a prompt that begins like the one before is not read again.
 
 use crate::cache::{Cache, Snapshot};
-use crate::generate::device;
-use crate::models::LanguageModel;
+use crate::model::LanguageModel;
 use crate::sampler::{Likely, Sampler};
 use alluvium_core::{Device, Error, Result, Tensor};
 use alluvium_ops::concat;
@@ -53,7 +52,7 @@ impl<'a> Session<'a> {
     /// Of a model whose cache comes from elsewhere: prompts follow what it has read.
     pub fn resume(model: &'a dyn LanguageModel, cache: Cache) -> Self {
         let (before, snapshots) = (cache.offset(), vec![cache.snapshot()]);
-        let at_once = at_once(device(model));
+        let at_once = at_once(model.device());
         Session { model, cache, tokens: Vec::new(), before, snapshots, at_once, most: SNAPSHOTS, hidden: None }
     }
 
@@ -89,11 +88,10 @@ impl<'a> Session<'a> {
         if prompt.is_empty() {
             return Err(Error::value("generate", "the prompt is empty; give at least one token"));
         }
-        let words = self.model.config().vocab_size()?;
-        if let Some(token) = prompt.iter().find(|&&token| token as usize >= words) {
-            let why = format!("token {token} is outside the vocabulary: `vocab_size` of config.json is {words}");
-            let what = format!("{why}, the tokenizer has more tokens; take the tokenizer that belongs to the model");
-            return Err(self.model.config().wrong(what));
+        let vocab_size = self.model.lm_head().shape()[0];
+        if let Some(token) = prompt.iter().find(|&&token| token as usize >= vocab_size) {
+            let why = format!("token {token} is outside the vocabulary of {vocab_size} tokens");
+            return Err(Error::value("generate", format!("{why}; use the tokenizer that belongs to the model")));
         }
         let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         // the last token is read again where all are known: what follows it is not kept
@@ -125,12 +123,12 @@ impl<'a> Session<'a> {
     /// When nothing was read.
     pub fn logits(&self) -> Result<Tensor> {
         let hidden = self.hidden.as_ref().ok_or_else(|| Error::value("generate", "no token was read"))?;
-        self.model.head().linear(hidden)
+        self.model.logits(hidden)
     }
 
     /// Reads the last token where there is one and chooses the next: all of it where the device's threads are.
     pub(crate) fn choose(&mut self, sampler: &mut Sampler, last: Option<u32>) -> Result<(u32, Option<Likely>)> {
-        device(self.model).run(|| {
+        self.model.device().run(|| {
             last.map_or(Ok(()), |token| self.step(token))?;
             sampler.next(&self.logits()?, self.tokens(), 0)
         })
@@ -185,8 +183,8 @@ fn at_once(device: &Device) -> usize {
 
 /// What is known after the last of these tokens, `[1, D]`.
 fn last(model: &dyn LanguageModel, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
-    let ids = Tensor::from_slice(ids, [1, ids.len()], device(model))?;
-    let hidden = device(model).run(|| model.step(&ids, cache))?;
+    let ids = Tensor::from_slice(ids, [1, ids.len()], model.device())?;
+    let hidden = model.device().run(|| model.forward_cached(&ids, cache))?;
     let [tokens, width] = [hidden.shape()[1], hidden.shape()[2]];
     hidden.reshape([tokens, width])?.rows(tokens - 1, 1)
 }
@@ -224,7 +222,7 @@ impl<'a> Batched<'a> {
 
     /// `[B, V]`.
     pub(crate) fn logits(&self) -> Result<Tensor> {
-        self.model.head().linear(&self.hidden)
+        self.model.logits(&self.hidden)
     }
 
     /// Keeps these rows, each of which reads one more token.
@@ -233,8 +231,8 @@ impl<'a> Batched<'a> {
             self.cache.keep(rows)?;
             self.places = rows.iter().map(|&row| self.places[row]).collect();
         }
-        let ids = Tensor::from_slice(tokens, [tokens.len(), 1], device(self.model))?;
-        let hidden = device(self.model).run(|| self.model.step(&ids, &mut self.cache))?;
+        let ids = Tensor::from_slice(tokens, [tokens.len(), 1], self.model.device())?;
+        let hidden = self.model.device().run(|| self.model.forward_cached(&ids, &mut self.cache))?;
         self.hidden = hidden.reshape([tokens.len(), hidden.shape().last()])?;
         Ok(())
     }

@@ -4,14 +4,15 @@ use crate::formats::config::Config;
 use crate::formats::folder::Folder;
 use crate::formats::layout::{Recipe, Recipes};
 use crate::formats::quantization::{Quantization, infer, misfit, parts};
-use crate::models;
+use crate::init::{Init, WeightSource};
+use crate::models::ModelType;
 use crate::nn::Weight;
-use crate::nn::build::{Init, Source};
+use crate::parameters::{Parameter, Role};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::{Packing, cast};
 use std::path::Path;
 
-/// The weight files of a folder as a [`Source`]: tensors are read when the model asks for them.
+/// The weight files of a folder as a [`WeightSource`]: tensors are read when the model asks for them.
 pub(crate) struct Weights {
     folder: Folder,
     quantization: Quantization,
@@ -38,9 +39,9 @@ impl Matrix {
 }
 
 impl Weights {
-    pub(crate) fn open(folder: &Path, config: &Config, device: &Device) -> Result<Self> {
+    pub(crate) fn open(folder: &Path, config: &Config, model_type: &ModelType, device: &Device) -> Result<Self> {
         let folder = Folder::open(folder)?;
-        let left = models::recipes(&folder, config)?;
+        let left = model_type.recipes(&folder.stored(), config)?;
         let quantization = Quantization::read(config)?;
         Ok(Weights { folder, quantization, left, device: device.clone() })
     }
@@ -137,11 +138,11 @@ impl Weights {
     /// Reads a matrix as it is stored.
     pub(crate) fn read_matrix(&self, matrix: &Matrix) -> Result<Weight> {
         Ok(match matrix {
-            Matrix::Plain(recipe) => Weight::Dense(self.read(recipe)?),
+            Matrix::Plain(recipe) => Weight::Dense(self.read(recipe)?.into()),
             Matrix::Packed { w, scales, biases, packing } => Weight::Quantized {
-                w: self.read(w)?,
-                scales: self.read(scales)?,
-                biases: biases.as_ref().map(|biases| self.read(biases)).transpose()?,
+                w: self.read(w)?.into(),
+                scales: frozen(self.read(scales)?),
+                biases: biases.as_ref().map(|biases| self.read(biases).map(frozen)).transpose()?,
                 packing: *packing,
             },
         })
@@ -160,11 +161,16 @@ impl Weights {
     }
 }
 
+/// Scales and biases of a quantized weight are not trained unless they are made trainable.
+fn frozen(tensor: Tensor) -> Parameter {
+    Parameter::new(tensor, Role::Frozen)
+}
+
 fn stored(recipe: &Recipe) -> &str {
     recipe.stored().first().map_or("", String::as_str)
 }
 
-impl Source for Weights {
+impl WeightSource for Weights {
     fn tensor(&mut self, name: &str, shape: Shape, _: Init) -> Result<Tensor> {
         let recipe = Weights::tensor(self, name, shape)?;
         match self.read(&recipe)? {

@@ -54,10 +54,10 @@ unsafe impl GlobalAlloc for Counted {
 
 /// The likeliest token after these.
 fn next(model: &dyn LanguageModel, ids: &[u32], cache: &mut Cache, device: &Device) -> Result<u32> {
-    let hidden = model.step(&Tensor::from_slice(ids, [1, ids.len()], device)?, cache)?;
+    let hidden = model.forward_cached(&Tensor::from_slice(ids, [1, ids.len()], device)?, cache)?;
     let [tokens, width] = [hidden.shape()[1], hidden.shape()[2]];
     let last = hidden.reshape([tokens, width])?.rows(tokens - 1, 1)?;
-    let chosen = sample(&model.head().linear(&last)?, &Sampling::default(), &[0.5])?;
+    let chosen = sample(&model.lm_head().linear(&last)?, &Sampling::default(), &[0.5])?;
     Ok(chosen.ids()?[0])
 }
 

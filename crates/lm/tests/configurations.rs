@@ -23,8 +23,8 @@ fn new(config: &Value) -> Result<Box<dyn LanguageModel>, String> {
 /// What a model makes of a few tokens.
 fn logits(model: &dyn LanguageModel) -> Vec<f32> {
     let ids = Tensor::from_slice(&[5u32, 9, 200, 31], [1, 4], &Device::cpu()).unwrap();
-    let hidden = model.step(&ids, &mut model.cache(1).unwrap()).unwrap();
-    model.head().linear(&hidden).unwrap().to_vec().unwrap()
+    let hidden = model.forward_cached(&ids, &mut model.cache(1).unwrap()).unwrap();
+    model.lm_head().linear(&hidden).unwrap().to_vec().unwrap()
 }
 
 /// A model of the fixtures in another folder, with another configuration.
@@ -87,8 +87,9 @@ fn what_projects_to_words_where_a_file_does_not_say_is_the_embedding_for_llama_a
         let folder = tempfile::tempdir().unwrap();
         save(model.as_ref(), None, folder.path()).unwrap();
         if tied {
-            let head = Tensor::zeros(model.head().dense().unwrap().shape(), alluvium_core::DType::F32, &Device::cpu())
-                .unwrap();
+            let head =
+                Tensor::zeros(model.lm_head().dense().unwrap().shape(), alluvium_core::DType::F32, &Device::cpu())
+                    .unwrap();
             let path = folder.path().join("model-head.safetensors");
             safetensors::write(&path, &[("lm_head.weight".to_owned(), &head)], &[]).unwrap();
         }

@@ -140,8 +140,8 @@ fn a_model_made_plain_again_computes_the_same() {
         let logits = |folder: &Path| {
             let model = load(folder, &Device::cpu()).unwrap().model;
             let ids = Tensor::from_slice(&[5u32, 9, 200, 31], [1, 4], &Device::cpu()).unwrap();
-            let hidden = model.step(&ids, &mut model.cache(1).unwrap()).unwrap();
-            model.head().linear(&hidden).unwrap().to_vec::<f32>().unwrap()
+            let hidden = model.forward_cached(&ids, &mut model.cache(1).unwrap()).unwrap();
+            model.lm_head().linear(&hidden).unwrap().to_vec::<f32>().unwrap()
         };
         let far = logits(&to).iter().zip(logits(&fixture(from))).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(far < 5e-5, "{from}: {far}");
@@ -159,7 +159,7 @@ fn modules_can_have_bits_of_their_own_and_stay_plain() {
     assert_eq!(all["model.layers.0.self_attn.v_proj.scales"].1[1], 2);
     assert_eq!(json(&to.join("config.json"))["quantization"]["lm_head"], false);
     let model = load(&to, &Device::cpu()).unwrap().model;
-    assert_eq!(model.head().dense().unwrap().dtype(), DType::F32);
+    assert_eq!(model.lm_head().dense().unwrap().dtype(), DType::F32);
 
     let unknown =
         Scheme { modules: vec![("nothing".to_owned(), None)], ..Scheme::of(packing_of("affine", None, None).unwrap()) };

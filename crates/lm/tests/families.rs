@@ -75,7 +75,7 @@ fn row(ids: &[u32], device: &Device) -> Tensor {
 
 fn hidden(model: &dyn LanguageModel, ids: &[u32], device: &Device) -> Tensor {
     let mut cache = model.cache(1).unwrap();
-    let hidden = model.step(&row(ids, device), &mut cache).unwrap();
+    let hidden = model.forward_cached(&row(ids, device), &mut cache).unwrap();
     hidden.reshape([ids.len(), hidden.shape().last()]).unwrap()
 }
 
@@ -84,7 +84,7 @@ fn greedy(model: &dyn LanguageModel, prompt: &[u32], length: usize, device: &Dev
     let mut cache = model.cache(1).unwrap();
     let (mut input, mut made) = (prompt.to_vec(), Vec::new());
     while made.len() < length {
-        let hidden = model.step(&row(&input, device), &mut cache).unwrap();
+        let hidden = model.forward_cached(&row(&input, device), &mut cache).unwrap();
         let [tokens, width] = [hidden.shape()[1], hidden.shape()[2]];
         let last = hidden.reshape([tokens, width]).unwrap().rows(tokens - 1, 1).unwrap();
         input = argmax(&logits(model, &last).unwrap()).unwrap().to_vec::<u32>().unwrap();

@@ -126,7 +126,7 @@ fn configurations(inputs: usize) {
     let taken = fuzz.run(|bytes| {
         std::fs::write(&path, bytes).unwrap();
         let Ok(config) = Config::read(folder.path()) else { return false };
-        let _ = (config.eos_token_ids(), config.is_tied(), config.vocab_size());
+        let _ = (config.eos_token_ids(), config.vocab_size());
         alluvium_lm::build(&config, &mut Nothing).is_err_and(|e| e.to_string().contains("no tensors here"))
     });
     assert!(taken > inputs / 20, "{taken}");
@@ -135,8 +135,8 @@ fn configurations(inputs: usize) {
 /// A source without tensors: what comes before the first one is the configuration.
 struct Nothing;
 
-impl alluvium_lm::nn::Source for Nothing {
-    fn tensor(&mut self, _: &str, _: alluvium_core::Shape, _: alluvium_lm::nn::Init) -> alluvium_core::Result<Tensor> {
+impl alluvium_lm::WeightSource for Nothing {
+    fn tensor(&mut self, _: &str, _: alluvium_core::Shape, _: alluvium_lm::Init) -> alluvium_core::Result<Tensor> {
         Err(alluvium_core::Error::value("fuzz", "no tensors here"))
     }
 }

@@ -7,7 +7,8 @@ use alluvium_core::{Device, Tensor};
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::perplexity::{logits, logsumexp, nll};
 use alluvium_lm::{
-    Batch, Keep, LanguageModel, Loaded, Options, Reason, Session, generate, generate_batch, load, parameter_count, save,
+    Batch, Checkpointing, LanguageModel, Loaded, Options, Reason, Session, generate, generate_batch, load,
+    parameter_count, save,
 };
 use alluvium_ops::{Sampling, scale};
 use serde_json::Value;
@@ -44,7 +45,7 @@ fn prefill(model: &dyn LanguageModel, ids: &[u32], piece: usize) -> Tensor {
     let mut cache = model.cache(1).unwrap();
     let mut rows = Vec::new();
     for part in ids.chunks(piece) {
-        rows.extend(model.step(&tensor(part), &mut cache).unwrap().to_vec::<f32>().unwrap());
+        rows.extend(model.forward_cached(&tensor(part), &mut cache).unwrap().to_vec::<f32>().unwrap());
     }
     assert_eq!(cache.offset(), ids.len());
     Tensor::from_slice(&rows, [ids.len(), rows.len() / ids.len()], &Device::cpu()).unwrap()
@@ -59,10 +60,10 @@ fn worst(ours: &[f32], theirs: &[f32]) -> f64 {
     gap(ours, &theirs.iter().map(|&x| f64::from(x)).collect::<Vec<_>>())
 }
 
-fn training_forward(model: &dyn LanguageModel, ids: &[u32], keep: Keep) -> Vec<f32> {
+fn training_forward(model: &dyn LanguageModel, ids: &[u32], keep: Checkpointing) -> Vec<f32> {
     let positions: Vec<u32> = (0..ids.len() as u32).collect();
     let batch = Batch { ids: &tensor(ids), positions: &tensor(&positions), cu_seqlens: None };
-    model.hidden(&batch, keep).unwrap().to_vec().unwrap()
+    model.forward(&batch, keep).unwrap().to_vec().unwrap()
 }
 
 #[test]
@@ -158,10 +159,10 @@ fn training_and_inference_compute_the_same() {
     let (Loaded { model, .. }, expected) = model();
     let ids = ids(&expected["prompts"][4]["ids"]);
     let inference = prefill(model.as_ref(), &ids, ids.len()).to_vec::<f32>().unwrap();
-    let training = training_forward(model.as_ref(), &ids, Keep::Activations);
+    let training = training_forward(model.as_ref(), &ids, Checkpointing::None);
     assert_eq!(training.len(), inference.len());
     assert!(worst(&training, &inference) < 1e-5);
-    assert_eq!(training, training_forward(model.as_ref(), &ids, Keep::Inputs));
+    assert_eq!(training, training_forward(model.as_ref(), &ids, Checkpointing::Layers));
 }
 
 #[test]
@@ -173,9 +174,9 @@ fn packed_texts_do_not_see_each_other() {
     let positions: Vec<u32> = (0..70).chain(0..65).collect();
     let offsets = Tensor::from_slice(&[0u32, 70, 135], [3], &Device::cpu()).unwrap();
     let batch = Batch { ids: &tensor(&packed), positions: &tensor(&positions), cu_seqlens: Some(&offsets) };
-    let apart = [first, second].map(|ids| training_forward(model.as_ref(), ids, Keep::Activations)).concat();
-    for keep in [Keep::Activations, Keep::Inputs] {
-        let together = model.hidden(&batch, keep).unwrap().to_vec::<f32>().unwrap();
+    let apart = [first, second].map(|ids| training_forward(model.as_ref(), ids, Checkpointing::None)).concat();
+    for keep in [Checkpointing::None, Checkpointing::Layers] {
+        let together = model.forward(&batch, keep).unwrap().to_vec::<f32>().unwrap();
         assert!(worst(&together, &apart) < 1e-4);
     }
 }
@@ -190,7 +191,7 @@ fn a_batch_of_two_generates_what_each_alone_does() {
     for part in [0..12, 12..13, 13..20] {
         let rows = [&a[part.clone()], &b[part.clone()]].concat();
         let rows = Tensor::from_slice(&rows, [2, part.len()], &Device::cpu()).unwrap();
-        both = model.step(&rows, &mut cache).unwrap().to_vec::<f32>().unwrap();
+        both = model.forward_cached(&rows, &mut cache).unwrap().to_vec::<f32>().unwrap();
     }
     let alone = [a, b].map(|ids| prefill(model.as_ref(), ids, 20).rows(13, 7).unwrap().to_vec::<f32>().unwrap());
     assert!(worst(&both, &alone.concat()) < 1e-4);

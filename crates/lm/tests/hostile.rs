@@ -260,7 +260,7 @@ fn a_token_that_the_model_has_no_row_for_is_named_before_any_is_read() {
     let model = initialise(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
     let mut session = alluvium_lm::Session::new(model.as_ref()).unwrap();
     let error = session.read(&[3, 16, 2]).unwrap_err().to_string();
-    let want = "token 16 is outside the vocabulary: `vocab_size` of config.json is 16, the tokenizer has more tokens";
+    let want = "token 16 is outside the vocabulary of 16 tokens; use the tokenizer that belongs to the model";
     assert!(error.contains(want), "{error}");
     // it was refused before it did harm
     session.read(&[3, 15, 2]).unwrap();

@@ -5,7 +5,7 @@
 
 use alluvium_core::{DType, Device, Tape, Tensor};
 use alluvium_lm::formats::safetensors;
-use alluvium_lm::{Batch, Keep, LanguageModel, load};
+use alluvium_lm::{Batch, Checkpointing, LanguageModel, load};
 use alluvium_ops::{AdamW, AdamWState, Correction, CrossEntropy, Reduction, adamw, add, cross_entropy, scale};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -36,7 +36,7 @@ fn ids(value: &Value) -> Vec<u32> {
 }
 
 /// That of mlx-lm's trainer: targets are the next tokens, the first and last that count are given per row.
-fn loss(model: &dyn LanguageModel, golden: &Value, keep: Keep) -> Tensor {
+fn loss(model: &dyn LanguageModel, golden: &Value, keep: Checkpointing) -> Tensor {
     let rows: Vec<Vec<u32>> = golden["batch"].as_array().unwrap().iter().map(ids).collect();
     let spans: Vec<Vec<u32>> = golden["lengths"].as_array().unwrap().iter().map(ids).collect();
     let tokens = rows[0].len() - 1;
@@ -49,10 +49,10 @@ fn loss(model: &dyn LanguageModel, golden: &Value, keep: Keep) -> Tensor {
     let device = Device::cpu();
     let of = |data: &[u32]| Tensor::from_slice(data, [rows.len(), tokens], &device).unwrap();
     let batch = Batch { ids: &of(&inputs), positions: &of(&positions), cu_seqlens: None };
-    let hidden = model.hidden(&batch, keep).unwrap();
+    let hidden = model.forward(&batch, keep).unwrap();
     cross_entropy(CrossEntropy {
         x: &hidden.reshape([targets.len(), hidden.shape().last()]).unwrap(),
-        w: model.head().dense().unwrap(),
+        w: model.lm_head().dense().unwrap(),
         targets: &Tensor::from_slice(&targets, [targets.len()], &device).unwrap(),
         ignore_index: Some(u32::MAX),
         reduction: Reduction::Mean,
@@ -63,7 +63,7 @@ fn loss(model: &dyn LanguageModel, golden: &Value, keep: Keep) -> Tensor {
 }
 
 /// The loss and all gradients by name; the model's tensors are plain again afterwards.
-fn gradients(model: &mut dyn LanguageModel, golden: &Value, keep: Keep) -> (f64, BTreeMap<String, Tensor>) {
+fn gradients(model: &mut dyn LanguageModel, golden: &Value, keep: Checkpointing) -> (f64, BTreeMap<String, Tensor>) {
     let tape = Tape::new();
     model.visit_mut("", &mut |_, tensor| *tensor = tape.watch(tensor));
     let loss = loss(model, golden, keep);
@@ -110,7 +110,7 @@ fn differences(ours: &BTreeMap<String, Tensor>, summary: &Value, bound: f64) -> 
 fn the_loss_and_every_gradient_are_those_of_mlx_lm() {
     for (name, golden) in goldens() {
         let folder = root().join(golden["model"].as_str().unwrap());
-        for keep in [Keep::Activations, Keep::Inputs] {
+        for keep in [Checkpointing::None, Checkpointing::Layers] {
             let mut model = load(&folder, &Device::cpu()).unwrap().model;
             let (loss, ours) = gradients(model.as_mut(), &golden, keep);
             let want = golden["loss"].as_f64().unwrap();
@@ -168,7 +168,7 @@ fn five_steps_of_each_optimiser_are_those_of_mlx() {
             let mut moments = Moments::new();
             let mut losses = Vec::new();
             for i in 1..=6 {
-                let (loss, grads) = gradients(model.as_mut(), &golden, Keep::Activations);
+                let (loss, grads) = gradients(model.as_mut(), &golden, Checkpointing::None);
                 losses.push(loss);
                 if i < 6 {
                     step(model.as_mut(), &grads, optimiser, &mut moments, i);

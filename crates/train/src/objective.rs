@@ -2,7 +2,7 @@
 
 use crate::data::{IGNORE_INDEX, PackedBatch};
 use alluvium_core::{Device, Result, Tensor};
-use alluvium_lm::{Keep, LanguageModel};
+use alluvium_lm::{Checkpointing, LanguageModel};
 use alluvium_ops::{CrossEntropy, Reduction, argmax, cross_entropy, embedding};
 
 /// A loss of a model `M` on a batch `B`.
@@ -45,7 +45,7 @@ pub struct NextToken {
     /// Weight of the squared log-sum-exp of the logits, added to the training loss; 0.0 disables it.
     pub z_loss: f32,
     /// What a layer keeps for the backward pass.
-    pub checkpointing: Keep,
+    pub checkpointing: Checkpointing,
     /// The device of the model.
     pub device: Device,
 }
@@ -53,13 +53,13 @@ pub struct NextToken {
 impl NextToken {
     /// Cross-entropy alone, on a device.
     pub fn new(device: &Device) -> Self {
-        NextToken { z_loss: 0.0, checkpointing: Keep::Activations, device: device.clone() }
+        NextToken { z_loss: 0.0, checkpointing: Checkpointing::None, device: device.clone() }
     }
 
     fn cross_entropy(&self, model: &dyn LanguageModel, batch: &PackedBatch, z_loss: f32) -> Result<Tensor> {
         let batch = batch.to_device(&self.device)?;
-        let hidden = model.hidden(&batch.batch(), self.checkpointing)?;
-        let w = model.head().dense()?;
+        let hidden = model.forward(&batch.batch(), self.checkpointing)?;
+        let w = model.lm_head().dense()?;
         let x = hidden.reshape([batch.targets.elements(), hidden.shape().last()])?;
         cross_entropy(CrossEntropy {
             x: &x,
@@ -101,9 +101,9 @@ pub fn correct_targets(model: &dyn LanguageModel, batch: &PackedBatch, device: &
         return Ok(0);
     }
     let batch = batch.to_device(device)?;
-    let hidden = model.hidden(&batch.batch(), Keep::Activations)?;
+    let hidden = model.forward(&batch.batch(), Checkpointing::None)?;
     let rows = hidden.reshape([batch.targets.elements(), hidden.shape().last()])?;
     let rows = embedding(&rows, &Tensor::from_slice(&places, [places.len()], device)?)?;
-    let likeliest = argmax(&model.head().linear(&rows)?)?.to_vec::<u32>()?;
+    let likeliest = argmax(&model.lm_head().linear(&rows)?)?.to_vec::<u32>()?;
     Ok(likeliest.iter().zip(&targets).filter(|(a, b)| a == b).count())
 }

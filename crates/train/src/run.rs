@@ -8,7 +8,7 @@ use crate::state::{self, DataSource, Progress};
 use crate::trainer::{Event, Observer, Trainer, TrainerParts, Validation, ValidationMetric};
 use crate::{NextToken, Settings};
 use alluvium_core::{Device, Error, Result};
-use alluvium_lm::{Keep, LanguageModel, Tokenizer, initialise};
+use alluvium_lm::{Checkpointing, LanguageModel, Tokenizer, initialise};
 use std::path::{Path, PathBuf};
 
 /// The paths of a run.
@@ -211,7 +211,7 @@ impl Preparation<'_> {
         validation: Validation,
         settings: Settings,
     ) -> TrainerParts {
-        let checkpointing = if settings.grad_checkpoint { Keep::Inputs } else { Keep::Activations };
+        let checkpointing = if settings.grad_checkpoint { Checkpointing::Layers } else { Checkpointing::None };
         let objective = NextToken { z_loss: settings.z_loss, checkpointing, device: self.device.clone() };
         let (objective, device) = (Box::new(objective), self.device.clone());
         TrainerParts { model, tokenizer, objective, data, validation, settings, device }

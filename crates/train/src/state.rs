@@ -5,7 +5,7 @@ use crate::meter::WeightedSum;
 use crate::{Optimizer, Settings};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_lm::formats::safetensors;
-use alluvium_lm::nn::{Init, Source};
+use alluvium_lm::init::{Init, WeightSource};
 use alluvium_lm::{Config, LanguageModel};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -88,7 +88,7 @@ struct Parameters<'a> {
     device: &'a Device,
 }
 
-impl Source for Parameters<'_> {
+impl WeightSource for Parameters<'_> {
     fn tensor(&mut self, name: &str, shape: Shape, _: Init) -> Result<Tensor> {
         let stored = format!("parameter.{name}");
         if let Some(entry) = self.file.entry(&stored)

@@ -2,7 +2,7 @@
 
 use crate::{Objective, Optimizer};
 use alluvium_core::{Device, Error, Result, Tape, Tensor, tape};
-use alluvium_lm::Parameters;
+use alluvium_lm::{Parameters, visit_trainable, visit_trainable_mut};
 use alluvium_ops::{clip_by_norm, global_norm, scale};
 use std::collections::BTreeMap;
 
@@ -55,7 +55,7 @@ pub struct Gradients {
 /// [`StepStats::read`] tells.
 ///
 /// # Errors
-/// When there is no batch with a target, a parameter has no gradient, or memory runs out.
+/// When there is no batch with a target, a trainable parameter has no gradient, or memory runs out.
 pub fn train_step<M: Parameters + Send + Sync + ?Sized, B: Sync>(
     model: &mut M,
     objective: &(impl Objective<M, B> + ?Sized),
@@ -84,10 +84,10 @@ pub fn train_step<M: Parameters + Send + Sync + ?Sized, B: Sync>(
     Ok(stats)
 }
 
-/// The mean loss of `batches` and its gradient with respect to every parameter. Each batch counts by its weight.
+/// The mean loss of `batches` and its gradient with respect to every trainable parameter. Each batch counts by its weight.
 ///
 /// # Errors
-/// When there is no batch with a target, a parameter has no gradient, or memory runs out.
+/// When there is no batch with a target, a trainable parameter has no gradient, or memory runs out.
 pub fn gradients<M: Parameters + Send + Sync + ?Sized, B: Sync>(
     model: &mut M,
     objective: &(impl Objective<M, B> + ?Sized),
@@ -99,17 +99,17 @@ pub fn gradients<M: Parameters + Send + Sync + ?Sized, B: Sync>(
         let share = (objective.weight(batch) / weight) as f32;
         let tape = Tape::new();
         let mut device = None;
-        model.visit_mut("", &mut |_, parameter| {
+        visit_trainable_mut(model, &mut |_, parameter| {
             device.get_or_insert_with(|| parameter.device().clone());
             *parameter = tape.watch(parameter);
         });
-        let device: Device = device.ok_or_else(|| Error::value("train", "the model has no parameters"))?;
+        let device: Device = device.ok_or_else(|| Error::value("train", "the model has no trainable parameters"))?;
         let loss = device.run(|| objective.loss(model, batch))?;
         add(&mut sum, scale(&loss.detach(), share)?)?;
         let seed = Tensor::full(loss.shape(), share, &device)?;
         let mut gradients = device.run(|| tape.backward(&[(&loss, &seed)]))?;
         let mut found = Vec::new();
-        model.visit("", &mut |name, parameter| found.push((name, gradients.take(parameter))));
+        visit_trainable(model, &mut |name, parameter| found.push((name, gradients.take(parameter))));
         for (name, gradient) in found {
             let gradient =
                 gradient.ok_or_else(|| Error::value("train", format!("the loss does not depend on `{name}`")))?;
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
     use crate::data::{IGNORE_INDEX, PackedBatch};
     use crate::{NextToken, Preset, Settings};
-    use alluvium_lm::{LanguageModel, initialise};
+    use alluvium_lm::{LanguageModel, freeze, initialise};
 
     fn model() -> Box<dyn LanguageModel> {
         let mut settings = Settings::of(Preset::Tiny);
@@ -177,6 +177,19 @@ mod tests {
         let alone = |batch: &PackedBatch| objective.loss(model.as_ref(), batch).unwrap().item().unwrap();
         let plain = (alone(&a) + alone(&b)) / 2.0;
         assert!((plain - together.loss.item().unwrap()).abs() > 1e-3);
+    }
+
+    #[test]
+    fn a_frozen_parameter_gets_no_gradient_and_the_others_keep_theirs() {
+        let (objective, batch) = (NextToken::new(&Device::cpu()), [sequence(1, 20, 0)]);
+        let mut model = model();
+        let all = gradients(model.as_mut(), &objective, &batch).unwrap().by_name;
+        freeze(model.as_mut(), &|name| !name.contains("mlp"));
+        let some = gradients(model.as_mut(), &objective, &batch).unwrap().by_name;
+        assert!(!some.is_empty() && some.len() < all.len() && some.keys().all(|name| name.contains("mlp")));
+        for (name, gradient) in some {
+            assert_eq!(gradient.to_vec::<f32>().unwrap(), all[&name].to_vec::<f32>().unwrap(), "{name}");
+        }
     }
 
     #[test]

@@ -66,10 +66,10 @@ fn greedy(model: &dyn LanguageModel, device: &Device, prompt: &[u32]) -> (Vec<u3
     let (mut input, mut made, mut closest) = (prompt.to_vec(), Vec::new(), f32::INFINITY);
     while made.len() < 32 {
         let ids = Tensor::from_slice(&input, [1, input.len()], device).unwrap();
-        let hidden = model.step(&ids, &mut cache).unwrap();
+        let hidden = model.forward_cached(&ids, &mut cache).unwrap();
         let [tokens, width] = [hidden.shape()[1], hidden.shape()[2]];
         let last = hidden.reshape([tokens, width]).unwrap().rows(tokens - 1, 1).unwrap();
-        let logits = model.head().linear(&last).unwrap();
+        let logits = model.lm_head().linear(&last).unwrap();
         input = argmax(&logits).unwrap().to_vec::<u32>().unwrap();
         made.extend(&input);
         let mut logits = logits.to_vec::<f32>().unwrap();

@@ -2,7 +2,7 @@
 
 use alluvium::core::cpu::Cpu;
 use alluvium::core::{Device, Error, Result};
-use alluvium::lm::initialise;
+use alluvium::lm::initialize_decoder;
 use alluvium::lm::nn::Ablation;
 use alluvium::train::data::Task;
 use alluvium::train::{
@@ -95,11 +95,11 @@ fn measure(experiment: &Experiment, device: &Device, observe: &dyn Fn(&MetricsRo
     let started = Instant::now();
     let Experiment { task, settings, ablation } = experiment.clone();
     let config = settings.architecture.config(settings.max_seq_length, 0)?;
-    let mut model = initialise(&config, settings.seed, device)?;
+    let mut model = initialize_decoder(&config, settings.seed, device)?;
     model.ablate(ablation);
     let (data, validation) = task_data(task, &settings)?;
     let mut trainer = Trainer::new(TrainerParts {
-        model,
+        model: Box::new(model),
         tokenizer: None,
         objective: Box::new(NextToken::new(device)),
         data: Box::new(data),

@@ -1,7 +1,6 @@
 //! `config.json`: what kind of model, and its sizes.
 
 use super::{SMALL, read_whole};
-use crate::models::ModelType;
 use alluvium_core::{DType, Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -22,6 +21,27 @@ impl Config {
     /// When it is no object.
     pub fn new(json: Value) -> Result<Self> {
         Self::of(PathBuf::from("config.json"), json)
+    }
+
+    /// A configuration of a type of model, to be filled by [`Config::with`].
+    pub fn of_type(model_type: &str) -> Self {
+        let config = Config { path: PathBuf::from("config.json"), root: Map::new() };
+        config.with("model_type", model_type)
+    }
+
+    /// The same with a key of the top level.
+    pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.set(key, value);
+        self
+    }
+
+    /// The integer under a key of [`Config::text`].
+    ///
+    /// # Errors
+    /// When the key is missing or no integer of at least 0.
+    pub fn integer(&self, key: &str) -> Result<usize> {
+        let value = self.text().get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
+        value.ok_or_else(|| self.wrong(format!("`{key}` is missing or no integer")))
     }
 
     /// Reads `config.json` of a checkpoint's folder.
@@ -110,27 +130,12 @@ impl Config {
         T::deserialize(Value::Object(self.text().clone())).map_err(|e| self.wrong(format!("{part}{e}")))
     }
 
-    /// The number of words, `vocab_size`.
+    /// The number of tokens of the vocabulary, `vocab_size`.
     ///
     /// # Errors
     /// When the key is missing or no whole number.
     pub fn vocab_size(&self) -> Result<usize> {
-        let size = self.text().get("vocab_size").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
-        size.ok_or_else(|| self.wrong("`vocab_size` is missing or no whole number"))
-    }
-
-    /// Whether the output projection is the embedding: `tie_word_embeddings`, and else what the type of model does.
-    ///
-    /// # Errors
-    /// When the key is neither true nor false, or the type of model is not known where the key is missing.
-    pub fn is_tied(&self) -> Result<bool> {
-        match self.text().get("tie_word_embeddings") {
-            None => Ok(ModelType::of(self)?.tied),
-            Some(Value::Bool(tied)) => Ok(*tied),
-            Some(other) => {
-                Err(self.wrong(format!("`tie_word_embeddings` is {}, expected true or false", brief(other))))
-            }
-        }
+        self.integer("vocab_size")
     }
 
     /// The tokens that end a text: `eos_token_id`, one or a list.

@@ -61,18 +61,6 @@ pub type Recipes = BTreeMap<String, Recipe>;
 /// The shapes of stored tensors by their names.
 pub type Stored<'a> = BTreeMap<&'a str, Shape>;
 
-/// Finds the recipes of a model's tensors among what is stored. What it leaves out is of no use to the model.
-pub type Sanitize = fn(&Stored<'_>, &Config) -> Result<Recipes>;
-
-/// Every tensor as it is, but for tables of angles and for a projection to words that is the embedding anyway.
-pub(crate) fn plain(stored: &Stored<'_>, config: &Config) -> Result<Recipes> {
-    let tied = config.is_tied()?;
-    let left_out =
-        |name: &str| name.contains("self_attn.rotary_emb.inv_freq") || (tied && name.starts_with("lm_head."));
-    let names = stored.keys().filter(|name| !left_out(name));
-    Ok(names.map(|&name| (name.to_owned(), Recipe::Same(name.to_owned()))).collect())
-}
-
 /// Adds a recipe; two for one name are an error.
 pub(crate) fn add(recipes: &mut Recipes, name: String, recipe: Recipe, config: &Config) -> Result<()> {
     match recipes.entry(name) {

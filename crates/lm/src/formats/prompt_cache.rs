@@ -5,8 +5,8 @@
 
 use super::atomic::write_atomic;
 use super::safetensors::{self, File, StoredDtype, TensorSpec};
-use crate::cache::{AttentionCache, Cache, DeltaCache, KeysAndValues, LayerCache, LayerShape};
-use crate::models::LanguageModel;
+use crate::cache::{AttentionCache, Cache, CacheShape, DeltaCache, KeysAndValues, LayerCache};
+use crate::model::LanguageModel;
 use alluvium_core::{DType, Error, Result, Shape, Tensor};
 use alluvium_ops::{cast, transpose};
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,10 +101,10 @@ pub fn load(path: &Path, model: &dyn LanguageModel) -> Result<(Cache, BTreeMap<S
     for (index, shape) in shapes.into_iter().enumerate() {
         let class = file.metadata().get(&format!("1.{index}")).map_or("", String::as_str);
         read.push(match (shape, class) {
-            (LayerShape::Delta { window, state }, "ArraysCache") => {
+            (CacheShape::Delta { window, state }, "ArraysCache") => {
                 LayerCache::Delta(reader.delta(index, window, state)?)
             }
-            (LayerShape::Attention { heads, width }, "KVCache") => {
+            (CacheShape::Attention { heads, width }, "KVCache") => {
                 let sequence = reader.attention(index, heads, width)?;
                 let first = *offset.get_or_insert(sequence.len);
                 if sequence.len != first || first == 0 {
@@ -146,7 +146,7 @@ impl Reader<'_> {
             let why = format!("tensor `{name}` is {} {}, that of this model's cache {want}", entry.dtype, entry.shape);
             return Err(self.wrong(why));
         }
-        let tensor = single(&self.file.tensor(&name, self.model.head().device())?)?;
+        let tensor = single(&self.file.tensor(&name, self.model.device())?)?;
         self.asked.insert(name);
         Ok(tensor)
     }

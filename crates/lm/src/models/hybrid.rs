@@ -5,7 +5,7 @@ use super::{multiple_of, size_within};
 use crate::formats::config::Config;
 use crate::nn::attention::{AttentionSizes, Gate, HeadNorm};
 use crate::nn::decoder::{DEVIATION, DecoderSizes, FeedForwardSizes, Head, LayerSizes, MixerSizes, output_deviation};
-use crate::nn::gated_delta_net::DeltaSizes;
+use crate::nn::gated_delta_net::GatedDeltaNetConfig;
 use crate::nn::in_proj::Layout;
 use crate::nn::linear::Bias;
 use crate::nn::mlp::MlpSizes;
@@ -215,8 +215,8 @@ impl Sizes {
         wide(self.hidden_size) * (wide(self.vocab_size) + wide(self.num_hidden_layers) * layer)
     }
 
-    fn delta(&self, layout: Layout) -> DeltaSizes {
-        DeltaSizes {
+    fn delta(&self, layout: Layout) -> GatedDeltaNetConfig {
+        GatedDeltaNetConfig {
             width: self.hidden_size,
             key_heads: self.linear_num_key_heads,
             value_heads: self.linear_num_value_heads,

@@ -2,13 +2,14 @@
 //!
 //! Source: `llama.py` of mlx-lm; its numbers are this module's test.
 
-use super::{LanguageModel, multiple_of, rotary, size_within};
+use super::{ModelType, multiple_of, rotary, size_within};
 use crate::formats::config::Config;
+use crate::init::VarBuilder;
+use crate::nn::Decoder;
 use crate::nn::attention::{AttentionSizes, Gate, HeadNorm};
 use crate::nn::decoder::{DEVIATION, DecoderSizes, FeedForwardSizes, Head, LayerSizes, MixerSizes, output_deviation};
 use crate::nn::linear::Bias;
 use crate::nn::mlp::MlpSizes;
-use crate::nn::{Builder, Decoder};
 use alluvium_core::Result;
 use alluvium_ops::{Pairs, Rope};
 use serde::Deserialize;
@@ -24,7 +25,7 @@ pub(super) struct Sizes {
     head_dim: Option<usize>,
     vocab_size: usize,
     rms_norm_eps: f32,
-    /// By [`Config::is_tied`].
+    /// By [`ModelType::is_tied`].
     #[serde(skip)]
     tied: bool,
     #[serde(default)]
@@ -39,8 +40,8 @@ pub(super) struct Sizes {
 
 impl Sizes {
     /// From a configuration, each size held against what can be meant.
-    pub(super) fn read(config: &Config) -> Result<Self> {
-        let sizes = Sizes { tied: config.is_tied()?, ..config.sizes()? };
+    pub(super) fn read(config: &Config, model_type: &ModelType) -> Result<Self> {
+        let sizes = Sizes { tied: model_type.is_tied(config)?, ..config.sizes()? };
         let within = |key, size, most| size_within(config, key, size, most);
         within("hidden_size", sizes.hidden_size, 1 << 17)?;
         within("intermediate_size", sizes.intermediate_size, 1 << 20)?;
@@ -112,11 +113,11 @@ impl Sizes {
 }
 
 /// Builds the model; see [`super::build`].
-pub(super) fn build(config: &Config, b: Builder) -> Result<Box<dyn LanguageModel>> {
-    let sizes = Sizes::read(config)?;
+pub(super) fn build(config: &Config, b: VarBuilder, model_type: &ModelType) -> Result<Decoder> {
+    let sizes = Sizes::read(config, model_type)?;
     let rope = rotary::rope(config, sizes.head(), Some(10_000.0))?;
     // a key of mlx-lm's: what transformers saves is laid out for halves
     let rope = if sizes.rope_traditional { Rope { pairs: Pairs::Neighbours, ..rope } } else { rope };
     rotary::check(config, sizes.eps(), rope.theta)?;
-    Ok(Box::new(Decoder::build(b, &sizes.decoder(rope, HeadNorm::None), config)?))
+    Decoder::build(b, &sizes.decoder(rope, HeadNorm::None), config)
 }

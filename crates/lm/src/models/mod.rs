@@ -8,83 +8,41 @@ mod qwen3_5_moe;
 mod qwen3_next;
 mod rotary;
 
-use crate::cache::{Cache, LayerShape};
 use crate::formats::config::Config;
-use crate::formats::folder::Folder;
-use crate::formats::layout::{self, Recipes, Sanitize};
-use crate::nn::build::{Builder, Random, Source};
-use crate::nn::params::Parameters;
-use crate::nn::{Ablation, Weight};
-use alluvium_core::{Device, Error, Result, Tensor};
+use crate::formats::layout::{Recipe, Recipes, Stored};
+use crate::init::{RandomInit, VarBuilder, WeightSource};
+use crate::model::LanguageModel;
+use crate::nn::Decoder;
+use alluvium_core::{Device, Error, Result};
+use serde_json::Value;
 
-/// Tokens for training.
-#[derive(Clone, Copy, Debug)]
-pub struct Batch<'a> {
-    /// `[B, T]`, u32.
-    pub ids: &'a Tensor,
-    /// Each token's place in its own text, `[B, T]`, u32.
-    pub positions: &'a Tensor,
-    /// Where packed texts begin and the last one ends, `[N + 1]`, u32, with B = 1; none where each row is one text.
-    pub cu_seqlens: Option<&'a Tensor>,
-}
+/// Builds a model from its configuration.
+pub type Build = fn(&Config, VarBuilder) -> Result<Box<dyn LanguageModel>>;
 
-/// What training keeps of a layer for the backward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// What every operation needs: the quickest.
-    Activations,
-    /// The layer's input alone; the backward pass runs the layer again.
-    Inputs,
-}
+/// Finds how the tensors of a model come out of the stored ones. Tensors that it leaves out are of no use to the model.
+pub type Sanitize = fn(&Stored<'_>, &Config, &ModelType) -> Result<Recipes>;
 
-/// A model that reads tokens and predicts the next one.
-pub trait LanguageModel: Parameters + Send + Sync {
-    /// The `config.json` it was built from.
-    fn config(&self) -> &Config;
-
-    /// Training: what is known after each token, `[B, T, D]`, after the final norm.
-    ///
-    /// # Errors
-    /// When the tensors of the batch do not fit each other, or an id is not in the vocabulary.
-    fn hidden(&self, batch: &Batch, keep: Keep) -> Result<Tensor>;
-
-    /// Inference: as [`LanguageModel::hidden`] for new tokens `ids [B, T]` after those in `cache`, which takes them in.
-    /// A prompt and a single token alike.
-    ///
-    /// # Errors
-    /// As `hidden`, and when the cache was made for another batch; the cache is of no use after one.
-    fn step(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor>;
-
-    /// The output projection, `[V, D]`: the embedding where the two are one.
-    fn head(&self) -> &Weight;
-
-    /// An empty cache for `batch` sequences.
-    ///
-    /// # Errors
-    /// When `batch` is 0.
-    fn cache(&self, batch: usize) -> Result<Cache>;
-
-    /// The sizes of what each layer remembers of a sequence that is not empty.
-    fn cache_shapes(&self) -> Vec<LayerShape>;
-
-    /// For experiments: takes a part out of the model's Gated DeltaNet layers, or puts it back.
-    fn ablate(&mut self, ablation: Ablation);
-}
-
-/// A type of model.
+/// A type of model: what is built and read where `config.json` has its `model_type`.
 #[derive(Clone, Copy)]
 pub struct ModelType {
-    /// As `model_type` of a configuration names it.
+    /// The `model_type` of its configurations.
     pub name: &'static str,
-    build: fn(&Config, Builder) -> Result<Box<dyn LanguageModel>>,
+    /// How it is built.
+    build: Builder,
     sanitize: Sanitize,
-    /// Whether the output projection is the embedding where a configuration does not say: as in mlx-lm, and of `qwen3`, which
-    /// mlx-lm refuses then, as in transformers.
-    pub tied: bool,
-    /// Ends of names whose tensors keep their dtype when a model is converted to another one.
+    /// Whether the embedding is the output projection where a configuration does not say. As in mlx-lm; `qwen3` as in
+    /// transformers, because mlx-lm refuses such a configuration.
+    pub tie_word_embeddings: bool,
+    /// Suffixes of tensors that keep their dtype when a model is converted to another one.
     pub keeps_dtype: &'static [&'static str],
-    /// Ends of modules' names that a quantised model has in 8 bits: routers, whose errors would choose other experts.
+    /// Suffixes of modules that a quantized model has in 8 bits: routers, whose errors would choose other experts.
     pub sensitive: &'static [&'static str],
+}
+
+#[derive(Clone, Copy)]
+enum Builder {
+    Decoder(fn(&Config, VarBuilder, &ModelType) -> Result<Decoder>),
+    Any(Build),
 }
 
 impl std::fmt::Debug for ModelType {
@@ -93,55 +51,146 @@ impl std::fmt::Debug for ModelType {
     }
 }
 
-/// The one table of models, by `model_type`.
-#[rustfmt::skip]
-pub static MODELS: &[ModelType] = &[
-    ModelType { name: "llama", build: llama::build, sanitize: layout::plain, tied: true, keeps_dtype: &[], sensitive: &[] },
-    ModelType { name: "qwen3", build: qwen3::build, sanitize: layout::plain, tied: false, keeps_dtype: &[], sensitive: &[] },
-    ModelType { name: "qwen3_5", build: qwen3_5::build, sanitize: qwen3_5::sanitize, tied: false, keeps_dtype: &["A_log"], sensitive: ROUTERS },
-    ModelType { name: "qwen3_5_moe", build: qwen3_5_moe::build, sanitize: qwen3_5_moe::sanitize, tied: false, keeps_dtype: &["A_log"], sensitive: ROUTERS },
-    ModelType { name: "qwen3_next", build: qwen3_next::build, sanitize: qwen3_next::sanitize, tied: false, keeps_dtype: &[], sensitive: ROUTERS },
-];
-
-/// What chooses experts and weighs the one that all share.
+/// Routers and the gates of shared experts.
 const ROUTERS: &[&str] = &["mlp.gate", "shared_expert_gate"];
 
+/// The built-in models, by `model_type`.
+#[rustfmt::skip]
+static MODELS: &[ModelType] = &[
+    ModelType { name: "llama", build: Builder::Decoder(llama::build), sanitize: plain, tie_word_embeddings: true, keeps_dtype: &[], sensitive: &[] },
+    ModelType { name: "qwen3", build: Builder::Decoder(qwen3::build), sanitize: plain, tie_word_embeddings: false, keeps_dtype: &[], sensitive: &[] },
+    ModelType { name: "qwen3_5", build: Builder::Decoder(qwen3_5::build), sanitize: qwen3_5::sanitize, tie_word_embeddings: false, keeps_dtype: &["A_log"], sensitive: ROUTERS },
+    ModelType { name: "qwen3_5_moe", build: Builder::Decoder(qwen3_5_moe::build), sanitize: qwen3_5_moe::sanitize, tie_word_embeddings: false, keeps_dtype: &["A_log"], sensitive: ROUTERS },
+    ModelType { name: "qwen3_next", build: Builder::Decoder(qwen3_next::build), sanitize: qwen3_next::sanitize, tie_word_embeddings: false, keeps_dtype: &[], sensitive: ROUTERS },
+];
+
 impl ModelType {
+    /// A model of the caller's own, whose files have every tensor under the name that the model asks for.
+    pub const fn new(name: &'static str, build: Build) -> Self {
+        ModelType {
+            name,
+            build: Builder::Any(build),
+            sanitize: plain,
+            tie_word_embeddings: false,
+            keeps_dtype: &[],
+            sensitive: &[],
+        }
+    }
+
+    /// The same with other rules for stored tensors.
+    pub const fn with_sanitize(self, sanitize: Sanitize) -> Self {
+        ModelType { sanitize, ..self }
+    }
+
+    /// Builds the model, its tensors from `source`.
+    ///
+    /// # Errors
+    /// When a key of the configuration is missing or out of range, or the source lacks a tensor.
+    pub fn build(&self, config: &Config, source: &mut dyn WeightSource) -> Result<Box<dyn LanguageModel>> {
+        match self.build {
+            Builder::Decoder(build) => Ok(Box::new(build(config, VarBuilder::new(source), self)?)),
+            Builder::Any(build) => build(config, VarBuilder::new(source)),
+        }
+    }
+
+    /// How the tensors of the model come out of the stored ones.
+    ///
+    /// # Errors
+    /// When the tensors are those of no known layout.
+    pub fn recipes(&self, stored: &Stored<'_>, config: &Config) -> Result<Recipes> {
+        (self.sanitize)(stored, config, self)
+    }
+
+    /// Whether the embedding is the output projection: `tie_word_embeddings`, else what this type of model does.
+    ///
+    /// # Errors
+    /// When the key is neither true nor false.
+    pub fn is_tied(&self, config: &Config) -> Result<bool> {
+        match config.text().get("tie_word_embeddings") {
+            None => Ok(self.tie_word_embeddings),
+            Some(Value::Bool(tied)) => Ok(*tied),
+            Some(other) => {
+                let other: String = other.to_string().chars().take(40).collect();
+                Err(config.wrong(format!("`tie_word_embeddings` is {other}, expected true or false")))
+            }
+        }
+    }
+}
+
+/// The types of models that can be loaded: the built-in ones, and those that were registered.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    types: Vec<ModelType>,
+}
+
+/// The built-in models.
+impl Default for Registry {
+    fn default() -> Self {
+        Registry { types: MODELS.to_vec() }
+    }
+}
+
+impl Registry {
+    /// Adds a type of model. One of the same name is replaced.
+    pub fn register(&mut self, model_type: ModelType) {
+        self.types.retain(|known| known.name != model_type.name);
+        self.types.push(model_type);
+    }
+
+    /// The types, in the order of registration.
+    pub fn types(&self) -> &[ModelType] {
+        &self.types
+    }
+
     /// The type of model that a configuration describes.
     ///
     /// # Errors
-    /// When it is none of [`MODELS`].
-    pub fn of(config: &Config) -> Result<Self> {
+    /// When its `model_type` is missing or not registered.
+    pub fn get(&self, config: &Config) -> Result<ModelType> {
         let name = config.model_type()?;
-        MODELS.iter().find(|known| known.name == name).copied().ok_or_else(|| {
-            let known: Vec<&str> = MODELS.iter().map(|known| known.name).collect();
+        self.types.iter().find(|known| known.name == name).copied().ok_or_else(|| {
+            let known: Vec<&str> = self.types.iter().map(|known| known.name).collect();
             config.wrong(format!("model_type `{name}` is not known; known are {}", known.join(", ")))
         })
     }
 }
 
-/// Builds the model that `config` describes, its tensors from `source`.
+/// Builds the built-in model that `config` describes, its tensors from `source`.
 ///
 /// # Errors
-/// When the `model_type` is none of [`MODELS`], a key is missing or out of range, or the source lacks a tensor.
-pub fn build(config: &Config, source: &mut dyn Source) -> Result<Box<dyn LanguageModel>> {
-    (ModelType::of(config)?.build)(config, Builder::new(source))
+/// When the `model_type` is not built in, a key is missing or out of range, or the source lacks a tensor.
+pub fn build(config: &Config, source: &mut dyn WeightSource) -> Result<Box<dyn LanguageModel>> {
+    Registry::default().get(config)?.build(config, source)
 }
 
-/// How the tensors of the model that `config` describes come out of a folder's files.
-///
-/// # Errors
-/// When the `model_type` is none of [`MODELS`], or the tensors are those of no layout.
-pub fn recipes(folder: &Folder, config: &Config) -> Result<Recipes> {
-    (ModelType::of(config)?.sanitize)(&folder.stored(), config)
-}
-
-/// A new model with random weights; the same seed gives the same bits.
+/// A new built-in model with random weights. The same seed gives bit-identical weights.
 ///
 /// # Errors
 /// As [`build`]; [`Kind::Value`](alluvium_core::Kind::Value) or `Memory` when it does not fit.
 pub fn initialise(config: &Config, seed: u64, device: &Device) -> Result<Box<dyn LanguageModel>> {
-    build(config, &mut Random { seed, device: device.clone() })
+    build(config, &mut RandomInit { seed, device: device.clone() })
+}
+
+/// As [`initialise`], as the concrete type that all built-in models have.
+///
+/// # Errors
+/// As [`initialise`].
+pub fn initialize_decoder(config: &Config, seed: u64, device: &Device) -> Result<Decoder> {
+    let model_type = Registry::default().get(config)?;
+    let mut source = RandomInit { seed, device: device.clone() };
+    match model_type.build {
+        Builder::Decoder(build) => build(config, VarBuilder::new(&mut source), &model_type),
+        Builder::Any(_) => Err(Error::value("initialize_decoder", "the model is no decoder")),
+    }
+}
+
+/// Every tensor under its own name, but for tables of rotary frequencies and for an output projection that is tied.
+fn plain(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<Recipes> {
+    let tied = model_type.is_tied(config)?;
+    let is_left_out =
+        |name: &str| name.contains("self_attn.rotary_emb.inv_freq") || (tied && name.starts_with("lm_head."));
+    let names = stored.keys().filter(|name| !is_left_out(name));
+    Ok(names.map(|&name| (name.to_owned(), Recipe::Same(name.to_owned()))).collect())
 }
 
 /// Holds a size of a configuration against what can be meant.
@@ -157,13 +206,6 @@ pub(crate) fn multiple_of(config: &Config, many: (&str, usize), few: (&str, usiz
     if !many.1.is_multiple_of(few.1) {
         let why = format!("`{}` is {}, expected a multiple of `{}` = {}", many.0, many.1, few.0, few.1);
         return Err(config.wrong(why));
-    }
-    Ok(())
-}
-
-pub(crate) fn batch_of_at_least_one(batch: usize) -> Result<()> {
-    if batch == 0 {
-        return Err(Error::value("cache", "a batch of 0 sequences was asked for, expected 1 or more"));
     }
     Ok(())
 }

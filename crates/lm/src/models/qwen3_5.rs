@@ -4,11 +4,12 @@
 
 use super::hybrid::Family;
 pub use super::hybrid::{MixtureKeys, RopeParameters, Sizes};
-use super::{LanguageModel, rotary};
+use super::{ModelType, rotary};
 use crate::formats::config::Config;
 use crate::formats::layout::{self, Recipe, Recipes, Stored};
+use crate::init::VarBuilder;
+use crate::nn::Decoder;
 use crate::nn::in_proj::Layout;
-use crate::nn::{Builder, Decoder};
 use alluvium_core::Result;
 use alluvium_ops::{Normalise, Pairs, Rope};
 use serde_json::json;
@@ -48,11 +49,11 @@ impl Sizes {
 }
 
 /// Builds the model; see [`super::build`].
-pub(super) fn build(config: &Config, b: Builder) -> Result<Box<dyn LanguageModel>> {
+pub(super) fn build(config: &Config, b: VarBuilder, _: &ModelType) -> Result<Decoder> {
     let sizes = config.sizes::<Sizes>()?.alike();
     sizes.check(config)?;
     let decoder = sizes.decoder(&FAMILY, sizes.rope(config)?);
-    Ok(Box::new(Decoder::build(b, &decoder, config)?))
+    Decoder::build(b, &decoder, config)
 }
 
 /// The parts of a checkpoint that no text model here has.
@@ -60,9 +61,9 @@ const ELSEWHERE: &[&str] = &["model.visual", "vision_tower"];
 
 /// Transformers says `model.language_model.X` for `language_model.model.X`, has filters as `[C, 1, K]`, and with those
 /// norms that start at zero; and parts that are left out.
-pub(super) fn sanitize(stored: &Stored<'_>, config: &Config) -> Result<Recipes> {
+pub(super) fn sanitize(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<Recipes> {
     let foreign = stored.iter().any(|(name, &shape)| layout::is_foreign_filter(name, shape));
-    let tied = config.is_tied()?;
+    let tied = model_type.is_tied(config)?;
     let mut recipes = Recipes::new();
     for (&name, &shape) in stored {
         if name.contains("mtp.") || ELSEWHERE.iter().any(|part| name.starts_with(part)) {
@@ -94,13 +95,14 @@ mod tests {
     #[test]
     fn names_of_transformers_become_those_of_mlx() {
         let config = Config::new(json!({"model_type": "qwen3_5"})).unwrap();
+        let model_type = super::super::Registry::default().get(&config).unwrap();
         let filter = "model.language_model.layers.0.linear_attn.conv1d.weight";
         let norms = ["model.language_model.norm.weight", "model.language_model.layers.0.linear_attn.norm.weight"];
         let names =
             [filter, norms[0], norms[1], "lm_head.weight", "mtp.fc.weight", "model.visual.patch_embed.proj.weight"];
         let stored: Stored<'_> =
             names.into_iter().map(|n| (n, if n == filter { [8, 1, 4].into() } else { [8].into() })).collect();
-        let recipes = sanitize(&stored, &config).unwrap();
+        let recipes = sanitize(&stored, &config, &model_type).unwrap();
         let want = [
             ("language_model.lm_head.weight", Recipe::Same("lm_head.weight".to_owned())),
             ("language_model.model.layers.0.linear_attn.conv1d.weight", Recipe::Filter(filter.to_owned())),

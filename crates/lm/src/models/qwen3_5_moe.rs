@@ -2,16 +2,16 @@
 //!
 //! Source: `qwen3_5_moe.py` of mlx-lm; its numbers are this module's test.
 
-use super::qwen3_5;
 pub(super) use super::qwen3_5::build;
+use super::{ModelType, qwen3_5};
 use crate::formats::config::Config;
 use crate::formats::layout::{self, Recipe, Recipes, Side, Stored};
 use alluvium_core::Result;
 
 /// As the dense model; and transformers has the experts' gate and up projections in one tensor.
-pub(super) fn sanitize(stored: &Stored<'_>, config: &Config) -> Result<Recipes> {
+pub(super) fn sanitize(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<Recipes> {
     let mut recipes = Recipes::new();
-    for (name, recipe) in qwen3_5::sanitize(stored, config)? {
+    for (name, recipe) in qwen3_5::sanitize(stored, config, model_type)? {
         let parts = match (
             &recipe,
             name.strip_suffix(".mlp.experts.gate_up_proj"),

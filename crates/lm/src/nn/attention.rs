@@ -1,12 +1,12 @@
 //! Softmax attention.
 
-use super::build::Builder;
 use super::linear::Bias;
 use super::{Linear, RmsNorm};
-use crate::cache::{AttentionCache, LayerShape};
+use crate::cache::{AttentionCache, CacheShape, KvView};
+use crate::init::VarBuilder;
 use crate::params;
 use alluvium_core::{Result, Tensor};
-use alluvium_ops::{self as ops, Rope, attention, mul, rope, sigmoid, split_in};
+use alluvium_ops::{self as ops, Rope, attention, concat, mul, rope, sigmoid, split_in};
 
 /// A token mixer that attends with softmax: project, norm each head, rotate, attend, gate, project. The norms and the
 /// gate are there where the model has them.
@@ -76,25 +76,25 @@ impl Attention {
     ///
     /// # Errors
     /// As [`Source::tensor`](super::Source::tensor).
-    pub fn build(mut b: Builder, sizes: &AttentionSizes) -> Result<Self> {
+    pub fn build(mut b: VarBuilder, sizes: &AttentionSizes) -> Result<Self> {
         let AttentionSizes { width, heads, kv_heads, head, bias, deviation, output_deviation, .. } = *sizes;
         let queries = if sizes.gate == Gate::Sigmoid { 2 * heads } else { heads };
-        let mut linear = |name, shape, deviation| Linear::biased(b.at(name), shape, deviation, bias);
+        let mut linear = |name, shape, deviation| Linear::biased(b.pp(name), shape, deviation, bias);
         let q_proj = linear("q_proj", [queries * head, width], deviation)?;
         let k_proj = linear("k_proj", [kv_heads * head, width], deviation)?;
         let v_proj = linear("v_proj", [kv_heads * head, width], deviation)?;
         let o_proj = linear("o_proj", [width, heads * head], output_deviation)?;
         let mut norm = |name| match sizes.norm {
             HeadNorm::None => Ok(None),
-            HeadNorm::Rms(eps) => RmsNorm::build(b.at(name), head, eps).map(Some),
+            HeadNorm::Rms(eps) => RmsNorm::build(b.pp(name), head, eps).map(Some),
         };
         let (q_norm, k_norm) = (norm("q_norm")?, norm("k_norm")?);
         Ok(Attention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm, sizes: *sizes })
     }
 
     /// The sizes of what it remembers of a sequence.
-    pub fn cache_shape(&self) -> LayerShape {
-        LayerShape::Attention { heads: self.sizes.kv_heads, width: self.sizes.head }
+    pub fn cache_shape(&self) -> CacheShape {
+        CacheShape::Attention { heads: self.sizes.kv_heads, width: self.sizes.head }
     }
 
     /// All tokens at once, as training has them: `[B, T, D]` to `[B, T, D]`.
@@ -114,7 +114,19 @@ impl Attention {
     /// As the operations; the cache is of no use after one.
     pub fn step(&self, x_btd: &Tensor, positions: &Tensor, cache: &mut AttentionCache) -> Result<Tensor> {
         let heads = self.project(x_btd, positions)?;
-        let o_btak = cache.attend(&heads.q_btak, &heads.k_btgk, &heads.v_btgk, self.scale())?;
+        cache.append(&heads.k_btgk, &heads.v_btgk)?;
+        let attend = |index| {
+            let q = &heads.q_btak.rows(index, 1)?;
+            let KvView { keys: k, values: v } = &cache.view(index)?;
+            attention(ops::Attention { q, k, v, cu_seqlens: None, scale: self.scale() })
+        };
+        let o_btak = match x_btd.shape()[0] {
+            1 => attend(0)?,
+            batch => {
+                let results = (0..batch).map(attend).collect::<Result<Vec<Tensor>>>()?;
+                concat(&results.iter().collect::<Vec<_>>(), 0)?
+            }
+        };
         self.output(&o_btak, heads.gate_btak.as_ref())
     }
 

@@ -1,15 +1,15 @@
 //! What all models here are made of: an embedding, layers that mix tokens and then feed forward, a norm, a projection to words.
 
 use super::attention::AttentionSizes;
-use super::build::Builder;
-use super::gated_delta_net::DeltaSizes;
+use super::gated_delta_net::GatedDeltaNetConfig;
 use super::mlp::MlpSizes;
 use super::moe::MixtureSizes;
-use super::params::{Parameters, join};
 use super::{Ablation, Attention, Embedding, GatedDeltaNet, Linear, Mixture, Mlp, RmsNorm, Weight};
-use crate::cache::{AttentionCache, Cache, DeltaCache, LayerCache, LayerShape};
+use crate::cache::{Cache, CacheShape, LayerCache};
 use crate::formats::config::Config;
-use crate::models::{Batch, Keep, LanguageModel, batch_of_at_least_one};
+use crate::init::VarBuilder;
+use crate::model::{Batch, Checkpointing, LanguageModel};
+use crate::parameters::{Parameters, Role, join};
 use crate::params;
 use alluvium_core::{Error, Result, Tensor, tape};
 use alluvium_ops::add;
@@ -65,7 +65,7 @@ pub struct LayerSizes {
 #[derive(Clone, Copy, Debug)]
 pub enum MixerSizes {
     /// By the gated delta rule.
-    Delta(DeltaSizes),
+    Delta(GatedDeltaNetConfig),
     /// By softmax attention.
     Attention(AttentionSizes),
 }
@@ -123,49 +123,26 @@ pub enum FeedForward {
     Mixture(Mixture),
 }
 
-impl Parameters for Mixer {
-    fn visit<'a>(&'a self, prefix: &str, f: &mut dyn FnMut(String, &'a Tensor)) {
-        match self {
-            Mixer::Delta(mixer) => mixer.visit(&join(prefix, "linear_attn"), f),
-            Mixer::Attention(mixer) => mixer.visit(&join(prefix, "self_attn"), f),
-        }
-    }
+params!(enum Mixer { Delta: "linear_attn", Attention: "self_attn" });
 
-    fn visit_mut<'a>(&'a mut self, prefix: &str, f: &mut dyn FnMut(String, &'a mut Tensor)) {
-        match self {
-            Mixer::Delta(mixer) => mixer.visit_mut(&join(prefix, "linear_attn"), f),
-            Mixer::Attention(mixer) => mixer.visit_mut(&join(prefix, "self_attn"), f),
-        }
+params!(
+    enum FeedForward {
+        Dense,
+        Mixture,
     }
-}
-
-impl Parameters for FeedForward {
-    fn visit<'a>(&'a self, prefix: &str, f: &mut dyn FnMut(String, &'a Tensor)) {
-        match self {
-            FeedForward::Dense(mlp) => mlp.visit(prefix, f),
-            FeedForward::Mixture(mixture) => mixture.visit(prefix, f),
-        }
-    }
-
-    fn visit_mut<'a>(&'a mut self, prefix: &str, f: &mut dyn FnMut(String, &'a mut Tensor)) {
-        match self {
-            FeedForward::Dense(mlp) => mlp.visit_mut(prefix, f),
-            FeedForward::Mixture(mixture) => mixture.visit_mut(prefix, f),
-        }
-    }
-}
+);
 
 impl Parameters for Decoder {
-    fn visit<'a>(&'a self, prefix: &str, f: &mut dyn FnMut(String, &'a Tensor)) {
+    fn parameters<'a>(&'a self, prefix: &str, f: &mut dyn FnMut(String, &'a Tensor, Role)) {
         let prefix = join(prefix, self.prefix);
-        self.model.visit(&join(&prefix, "model"), f);
-        self.lm_head.visit(&join(&prefix, "lm_head"), f);
+        self.model.parameters(&join(&prefix, "model"), f);
+        self.lm_head.parameters(&join(&prefix, "lm_head"), f);
     }
 
-    fn visit_mut<'a>(&'a mut self, prefix: &str, f: &mut dyn FnMut(String, &'a mut Tensor)) {
+    fn parameters_mut<'a>(&'a mut self, prefix: &str, f: &mut dyn FnMut(String, &'a mut Tensor, &mut Role)) {
         let prefix = join(prefix, self.prefix);
-        self.model.visit_mut(&join(&prefix, "model"), f);
-        self.lm_head.visit_mut(&join(&prefix, "lm_head"), f);
+        self.model.parameters_mut(&join(&prefix, "model"), f);
+        self.lm_head.parameters_mut(&join(&prefix, "lm_head"), f);
     }
 }
 
@@ -174,36 +151,45 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`Source::tensor`](super::Source::tensor).
-    pub fn build(mut b: Builder, sizes: &DecoderSizes, config: &Config) -> Result<Self> {
+    pub fn build(mut b: VarBuilder, sizes: &DecoderSizes, config: &Config) -> Result<Self> {
         let table = [sizes.words, sizes.width];
-        let mut b = b.at(sizes.prefix);
+        let mut b = b.pp(sizes.prefix);
         let lm_head = match sizes.head {
             Head::Tied => None,
-            Head::Own => Some(Linear::build(b.at("lm_head"), table, DEVIATION)?),
+            Head::Own => Some(Linear::build(b.pp("lm_head"), table, DEVIATION)?),
         };
-        let mut b = b.at("model");
-        let embed_tokens = Embedding::build(b.at("embed_tokens"), table, DEVIATION)?;
-        let layer = |(i, layer)| Layer::build(b.at(&format!("layers.{i}")), layer, sizes);
+        let mut b = b.pp("model");
+        let embed_tokens = Embedding::build(b.pp("embed_tokens"), table, DEVIATION)?;
+        let layer = |(i, layer)| Layer::build(b.pp(&format!("layers.{i}")), layer, sizes);
         let layers = sizes.layers.iter().enumerate().map(layer).collect::<Result<_>>()?;
-        let norm = RmsNorm::build(b.at("norm"), sizes.width, sizes.eps)?;
+        let norm = RmsNorm::build(b.pp("norm"), sizes.width, sizes.eps)?;
         let model = Trunk { embed_tokens, layers, norm };
         Ok(Decoder { prefix: sizes.prefix, model, lm_head, config: config.clone() })
+    }
+
+    /// Takes a part out of the Gated DeltaNet layers for an experiment, or puts it back. A checkpoint does not record it.
+    pub fn ablate(&mut self, ablation: Ablation) {
+        for layer in &mut self.model.layers {
+            if let Mixer::Delta(mixer) = &mut layer.mixer {
+                mixer.ablate(ablation);
+            }
+        }
     }
 }
 
 impl Layer {
-    fn build(mut b: Builder, layer: &LayerSizes, sizes: &DecoderSizes) -> Result<Self> {
+    fn build(mut b: VarBuilder, layer: &LayerSizes, sizes: &DecoderSizes) -> Result<Self> {
         let (width, eps) = (sizes.width, sizes.eps);
         Ok(Layer {
-            input_layernorm: RmsNorm::build(b.at("input_layernorm"), width, eps)?,
+            input_layernorm: RmsNorm::build(b.pp("input_layernorm"), width, eps)?,
             mixer: match &layer.mixer {
-                MixerSizes::Delta(sizes) => Mixer::Delta(GatedDeltaNet::build(b.at("linear_attn"), sizes)?),
-                MixerSizes::Attention(sizes) => Mixer::Attention(Attention::build(b.at("self_attn"), sizes)?),
+                MixerSizes::Delta(sizes) => Mixer::Delta(GatedDeltaNet::build(b.pp("linear_attn"), sizes)?),
+                MixerSizes::Attention(sizes) => Mixer::Attention(Attention::build(b.pp("self_attn"), sizes)?),
             },
-            post_attention_layernorm: RmsNorm::build(b.at("post_attention_layernorm"), width, eps)?,
+            post_attention_layernorm: RmsNorm::build(b.pp("post_attention_layernorm"), width, eps)?,
             mlp: match &layer.feed_forward {
-                FeedForwardSizes::Dense(sizes) => FeedForward::Dense(Mlp::build(b.at("mlp"), sizes)?),
-                FeedForwardSizes::Mixture(sizes) => FeedForward::Mixture(Mixture::build(b.at("mlp"), sizes)?),
+                FeedForwardSizes::Dense(sizes) => FeedForward::Dense(Mlp::build(b.pp("mlp"), sizes)?),
+                FeedForwardSizes::Mixture(sizes) => FeedForward::Mixture(Mixture::build(b.pp("mlp"), sizes)?),
             },
         })
     }
@@ -236,14 +222,7 @@ impl Layer {
         add(x, &fed)
     }
 
-    fn cache(&self) -> LayerCache {
-        match self.mixer {
-            Mixer::Delta(_) => LayerCache::Delta(DeltaCache::default()),
-            Mixer::Attention(_) => LayerCache::Attention(AttentionCache::default()),
-        }
-    }
-
-    fn cache_shape(&self) -> LayerShape {
+    fn cache_shape(&self) -> CacheShape {
         match &self.mixer {
             Mixer::Delta(mixer) => mixer.cache_shape(),
             Mixer::Attention(mixer) => mixer.cache_shape(),
@@ -252,17 +231,17 @@ impl Layer {
 }
 
 impl LanguageModel for Decoder {
-    fn config(&self) -> &Config {
-        &self.config
+    fn config(&self) -> Option<&Config> {
+        Some(&self.config)
     }
 
-    fn hidden(&self, batch: &Batch, keep: Keep) -> Result<Tensor> {
+    fn forward(&self, batch: &Batch, checkpointing: Checkpointing) -> Result<Tensor> {
         let Batch { ids, positions, cu_seqlens } = *batch;
         let mut x = self.model.embed_tokens.forward(ids)?;
         for layer in &self.model.layers {
-            x = match keep {
-                Keep::Activations => layer.forward(&x, positions, cu_seqlens)?,
-                Keep::Inputs => {
+            x = match checkpointing {
+                Checkpointing::None => layer.forward(&x, positions, cu_seqlens)?,
+                Checkpointing::Layers => {
                     // handles, not copies: what runs again later owns what it needs
                     let (layer, positions, cu_seqlens) = (layer.clone(), positions.clone(), cu_seqlens.cloned());
                     tape::recompute(&x, move |x| layer.forward(x, &positions, cu_seqlens.as_ref()))?
@@ -272,7 +251,7 @@ impl LanguageModel for Decoder {
         self.model.norm.forward(&x)
     }
 
-    fn step(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+    fn forward_cached(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         let positions = cache.positions(ids)?;
         let mut x = self.model.embed_tokens.forward(ids)?;
         for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
@@ -282,27 +261,14 @@ impl LanguageModel for Decoder {
         self.model.norm.forward(&x)
     }
 
-    fn head(&self) -> &Weight {
+    fn lm_head(&self) -> &Weight {
         match &self.lm_head {
             Some(head) => head.weight(),
             None => self.model.embed_tokens.weight(),
         }
     }
 
-    fn cache(&self, batch: usize) -> Result<Cache> {
-        batch_of_at_least_one(batch)?;
-        Ok(Cache::new(batch, self.model.layers.iter().map(Layer::cache).collect()))
-    }
-
-    fn cache_shapes(&self) -> Vec<LayerShape> {
+    fn cache_shapes(&self) -> Vec<CacheShape> {
         self.model.layers.iter().map(Layer::cache_shape).collect()
-    }
-
-    fn ablate(&mut self, ablation: Ablation) {
-        for layer in &mut self.model.layers {
-            if let Mixer::Delta(mixer) = &mut layer.mixer {
-                mixer.ablate(ablation);
-            }
-        }
     }
 }

@@ -1,10 +1,11 @@
 //! The linear-attention half of the hybrid.
 
 use super::ablation::{Ablation, gated_linear_attention, identity};
-use super::build::{Builder, Init};
 use super::in_proj::{InProj, Inputs, Layout};
 use super::{Linear, RmsNorm};
-use crate::cache::{DeltaCache, LayerShape};
+use crate::cache::{CacheShape, DeltaCache};
+use crate::init::{Init, VarBuilder};
+use crate::parameters::Parameter;
 use crate::params;
 use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::{
@@ -25,11 +26,11 @@ const EPS: f32 = 1e-6;
 pub struct GatedDeltaNet {
     in_proj: InProj,
     conv1d: Conv1d,
-    a_log: Tensor,
-    dt_bias: Tensor,
+    a_log: Parameter,
+    dt_bias: Parameter,
     norm: RmsNorm,
     out_proj: Linear,
-    sizes: DeltaSizes,
+    sizes: GatedDeltaNetConfig,
     ablation: Ablation,
 }
 
@@ -38,14 +39,14 @@ params!(GatedDeltaNet { in_proj: "", conv1d, a_log: "A_log", dt_bias, norm, out_
 /// The depthwise filter, as files hold it: `weight [C, K, 1]`.
 #[derive(Clone, Debug)]
 struct Conv1d {
-    weight: Tensor,
+    weight: Parameter,
 }
 
 params!(Conv1d { weight });
 
 /// The sizes of a [`GatedDeltaNet`] and how it starts.
 #[derive(Clone, Copy, Debug)]
-pub struct DeltaSizes {
+pub struct GatedDeltaNetConfig {
     /// The model's width.
     pub width: usize,
     /// Key heads.
@@ -68,7 +69,25 @@ pub struct DeltaSizes {
     pub layout: Layout,
 }
 
-impl DeltaSizes {
+impl GatedDeltaNetConfig {
+    /// A layer of this width with one key and value head of 64 for every 64 columns, as Qwen3.5 has them, and a
+    /// convolution of 4 tokens.
+    pub fn new(width: usize) -> Self {
+        let heads = (width / 64).max(1);
+        GatedDeltaNetConfig {
+            width,
+            key_heads: heads,
+            value_heads: heads,
+            key: 64,
+            value: 64,
+            taps: 4,
+            eps: 1e-6,
+            deviation: 0.02,
+            output_deviation: 0.02,
+            layout: Layout::Separate,
+        }
+    }
+
     /// Channels of all queries; of all keys, too.
     pub fn keys(&self) -> usize {
         self.key_heads * self.key
@@ -90,17 +109,17 @@ impl GatedDeltaNet {
     ///
     /// # Errors
     /// As [`Source::tensor`](super::Source::tensor).
-    pub fn build(mut b: Builder, sizes: &DeltaSizes) -> Result<Self> {
-        let DeltaSizes { width, value_heads, value, taps, eps, output_deviation, .. } = *sizes;
+    pub fn build(mut b: VarBuilder, sizes: &GatedDeltaNetConfig) -> Result<Self> {
+        let GatedDeltaNetConfig { width, value_heads, value, taps, eps, output_deviation, .. } = *sizes;
         let (channels, values) = (sizes.channels(), sizes.values());
         let filter = Init::Uniform((taps as f64).sqrt().recip());
         Ok(GatedDeltaNet {
             in_proj: InProj::build(&mut b, sizes)?,
-            conv1d: Conv1d { weight: b.at("conv1d").tensor("weight", [channels, taps, 1], filter)? },
-            a_log: b.tensor("A_log", [value_heads], Init::LogOfUniform(1.0, 16.0))?,
-            dt_bias: b.tensor("dt_bias", [value_heads], Init::InverseSoftplusOfLogUniform(1e-3, 0.1))?,
-            norm: RmsNorm::build(b.at("norm"), value, eps)?,
-            out_proj: Linear::build(b.at("out_proj"), [width, values], output_deviation)?,
+            conv1d: Conv1d { weight: b.pp("conv1d").parameter("weight", [channels, taps, 1], filter)? },
+            a_log: b.parameter("A_log", [value_heads], Init::LogOfUniform(1.0, 16.0))?,
+            dt_bias: b.parameter("dt_bias", [value_heads], Init::InverseSoftplusOfLogUniform(1e-3, 0.1))?,
+            norm: RmsNorm::build(b.pp("norm"), value, eps)?,
+            out_proj: Linear::build(b.pp("out_proj"), [width, values], output_deviation)?,
             sizes: *sizes,
             ablation: Ablation::None,
         })
@@ -144,16 +163,16 @@ impl GatedDeltaNet {
     }
 
     /// The sizes of what it remembers of a sequence.
-    pub fn cache_shape(&self) -> LayerShape {
-        let DeltaSizes { value_heads, key, value, taps, .. } = self.sizes;
-        LayerShape::Delta {
+    pub fn cache_shape(&self) -> CacheShape {
+        let GatedDeltaNetConfig { value_heads, key, value, taps, .. } = self.sizes;
+        CacheShape::Delta {
             window: (taps > 1).then(|| [1, taps - 1, self.sizes.channels()].into()),
             state: [1, value_heads, value, key].into(),
         }
     }
 
     fn project(&self, x_btd: &Tensor, window: Option<&Tensor>, cu_seqlens: Option<&Tensor>) -> Result<Projected> {
-        let DeltaSizes { key_heads: h, value_heads: g, key, value, taps, .. } = self.sizes;
+        let GatedDeltaNetConfig { key_heads: h, value_heads: g, key, value, taps, .. } = self.sizes;
         let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
         let Inputs { qkv_btc, z_btv, b_btg, a_btg } = self.in_proj.forward(x_btd, &self.sizes)?;
         let filter = self.conv1d.weight.reshape([self.sizes.channels(), taps])?;
@@ -193,7 +212,7 @@ impl GatedDeltaNet {
 
     /// One token of each sequence.
     fn one(&self, heads: &Heads, state: Tensor) -> Result<Delta> {
-        let DeltaSizes { key_heads: h, value_heads: g, key, value, .. } = self.sizes;
+        let GatedDeltaNetConfig { key_heads: h, value_heads: g, key, value, .. } = self.sizes;
         let b = heads.q_bthk.shape()[0];
         let Delta { o, final_state } = gated_delta_step(GatedDeltaStep {
             q: &heads.q_bthk.reshape([b, h, key])?,

@@ -1,9 +1,8 @@
 //! The projections of a Gated DeltaNet layer's input, in the two layouts that files have.
 
 use super::Linear;
-use super::build::Builder;
-use super::gated_delta_net::DeltaSizes;
-use super::params::Parameters;
+use super::gated_delta_net::GatedDeltaNetConfig;
+use crate::init::VarBuilder;
 use crate::params;
 use alluvium_core::{Result, Tensor};
 use alluvium_ops::{concat, split_in};
@@ -44,21 +43,12 @@ pub(super) struct Merged {
 
 params!(Merged { in_proj_qkvz, in_proj_ba });
 
-impl Parameters for InProj {
-    fn visit<'a>(&'a self, prefix: &str, f: &mut dyn FnMut(String, &'a Tensor)) {
-        match self {
-            InProj::Separate(part) => part.visit(prefix, f),
-            InProj::Merged(part) => part.visit(prefix, f),
-        }
+params!(
+    enum InProj {
+        Separate,
+        Merged,
     }
-
-    fn visit_mut<'a>(&'a mut self, prefix: &str, f: &mut dyn FnMut(String, &'a mut Tensor)) {
-        match self {
-            InProj::Separate(part) => part.visit_mut(prefix, f),
-            InProj::Merged(part) => part.visit_mut(prefix, f),
-        }
-    }
-}
+);
 
 /// What they give: channels are all queries, all keys, all values.
 pub(super) struct Inputs {
@@ -69,10 +59,10 @@ pub(super) struct Inputs {
 }
 
 impl InProj {
-    pub(super) fn build(b: &mut Builder, sizes: &DeltaSizes) -> Result<Self> {
-        let DeltaSizes { width, value_heads, deviation, layout, .. } = *sizes;
+    pub(super) fn build(b: &mut VarBuilder, sizes: &GatedDeltaNetConfig) -> Result<Self> {
+        let GatedDeltaNetConfig { width, value_heads, deviation, layout, .. } = *sizes;
         let (channels, values) = (sizes.channels(), sizes.values());
-        let mut linear = |name, rows| Linear::build(b.at(name), [rows, width], deviation);
+        let mut linear = |name, rows| Linear::build(b.pp(name), [rows, width], deviation);
         Ok(match layout {
             Layout::Separate => InProj::Separate(Separate {
                 in_proj_qkv: linear("in_proj_qkv", channels)?,
@@ -87,7 +77,7 @@ impl InProj {
         })
     }
 
-    pub(super) fn forward(&self, x_btd: &Tensor, sizes: &DeltaSizes) -> Result<Inputs> {
+    pub(super) fn forward(&self, x_btd: &Tensor, sizes: &GatedDeltaNetConfig) -> Result<Inputs> {
         match self {
             InProj::Separate(Separate { in_proj_qkv, in_proj_z, in_proj_b, in_proj_a }) => {
                 let parts = [in_proj_qkv, in_proj_z, in_proj_b, in_proj_a];
@@ -100,8 +90,8 @@ impl InProj {
 }
 
 impl Merged {
-    fn forward(&self, x_btd: &Tensor, sizes: &DeltaSizes) -> Result<Inputs> {
-        let DeltaSizes { key_heads: h, value_heads: g, key, value, .. } = *sizes;
+    fn forward(&self, x_btd: &Tensor, sizes: &GatedDeltaNetConfig) -> Result<Inputs> {
+        let GatedDeltaNetConfig { key_heads: h, value_heads: g, key, value, .. } = *sizes;
         let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
         let shared = g / h;
         let [qkvz, ba] = Linear::forward_all([&self.in_proj_qkvz, &self.in_proj_ba], x_btd)?;

@@ -1,7 +1,8 @@
 //! Projections and tables.
 
 use super::Weight;
-use super::build::{Builder, Init};
+use crate::init::{Init, VarBuilder};
+use crate::parameters::Parameter;
 use crate::params;
 use alluvium_core::{Device, Result, Tensor};
 use alluvium_ops::{add, linear};
@@ -24,7 +25,7 @@ pub enum Bias {
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Weight,
-    bias: Option<Tensor>,
+    bias: Option<Parameter>,
 }
 
 params!(Linear { weight: "", bias });
@@ -34,7 +35,7 @@ impl Linear {
     ///
     /// # Errors
     /// As [`Source::weight`](super::Source::weight).
-    pub fn build(b: Builder, sizes: [usize; 2], deviation: f64) -> Result<Self> {
+    pub fn build(b: VarBuilder, sizes: [usize; 2], deviation: f64) -> Result<Self> {
         Self::biased(b, sizes, deviation, Bias::None)
     }
 
@@ -42,11 +43,11 @@ impl Linear {
     ///
     /// # Errors
     /// As [`Source::weight`](super::Source::weight).
-    pub fn biased(mut b: Builder, [output, input]: [usize; 2], deviation: f64, bias: Bias) -> Result<Self> {
+    pub fn biased(mut b: VarBuilder, [output, input]: [usize; 2], deviation: f64, bias: Bias) -> Result<Self> {
         let weight = Weight::build(&mut b, [output, input], deviation)?;
         let bias = match bias {
             Bias::None => None,
-            Bias::Added => Some(b.tensor("bias", [output], Init::Zeros)?),
+            Bias::Added => Some(b.parameter("bias", [output], Init::Zeros)?),
         };
         Ok(Linear { weight, bias })
     }
@@ -82,7 +83,7 @@ impl Linear {
     }
 
     fn is_traced(&self) -> bool {
-        self.weight.is_traced() || self.bias.as_ref().is_some_and(Tensor::is_traced)
+        self.weight.is_traced() || self.bias.as_ref().is_some_and(|bias| bias.is_traced())
     }
 
     /// The matrix, `[O, I]`.
@@ -104,7 +105,7 @@ impl Embedding {
     ///
     /// # Errors
     /// As [`Source::weight`](super::Source::weight).
-    pub fn build(mut b: Builder, [words, width]: [usize; 2], deviation: f64) -> Result<Self> {
+    pub fn build(mut b: VarBuilder, [words, width]: [usize; 2], deviation: f64) -> Result<Self> {
         Ok(Embedding { weight: Weight::build(&mut b, [words, width], deviation)? })
     }
 

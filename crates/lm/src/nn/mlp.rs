@@ -1,8 +1,8 @@
 //! The feed-forward half of a layer.
 
 use super::Linear;
-use super::build::Builder;
 use super::linear::Bias;
+use crate::init::VarBuilder;
 use crate::params;
 use alluvium_core::{Result, Tensor};
 use alluvium_ops::swiglu;
@@ -39,12 +39,12 @@ impl Mlp {
     ///
     /// # Errors
     /// As [`Source::tensor`](super::Source::tensor).
-    pub fn build(mut b: Builder, sizes: &MlpSizes) -> Result<Self> {
+    pub fn build(mut b: VarBuilder, sizes: &MlpSizes) -> Result<Self> {
         let MlpSizes { width, hidden, bias, deviation, output_deviation } = *sizes;
         Ok(Mlp {
-            gate_proj: Linear::biased(b.at("gate_proj"), [hidden, width], deviation, bias)?,
-            up_proj: Linear::biased(b.at("up_proj"), [hidden, width], deviation, bias)?,
-            down_proj: Linear::biased(b.at("down_proj"), [width, hidden], output_deviation, bias)?,
+            gate_proj: Linear::biased(b.pp("gate_proj"), [hidden, width], deviation, bias)?,
+            up_proj: Linear::biased(b.pp("up_proj"), [hidden, width], deviation, bias)?,
+            down_proj: Linear::biased(b.pp("down_proj"), [width, hidden], output_deviation, bias)?,
         })
     }
 

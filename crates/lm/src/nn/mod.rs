@@ -2,7 +2,6 @@
 
 pub mod ablation;
 pub mod attention;
-pub mod build;
 pub mod decoder;
 pub mod gated_delta_net;
 pub mod in_proj;
@@ -10,12 +9,10 @@ pub mod linear;
 pub mod mlp;
 pub mod moe;
 pub mod norm;
-pub mod params;
 pub mod weight;
 
 pub use ablation::Ablation;
 pub use attention::Attention;
-pub use build::{Builder, Init, Random, Source};
 pub use decoder::{Decoder, FeedForward, Mixer};
 pub use gated_delta_net::GatedDeltaNet;
 pub use linear::{Embedding, Linear};

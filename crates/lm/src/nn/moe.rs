@@ -1,8 +1,8 @@
 //! The feed-forward half of a layer, spread over experts.
 
-use super::build::Builder;
 use super::mlp::MlpSizes;
 use super::{Linear, Mlp, Weight};
+use crate::init::VarBuilder;
 use crate::params;
 use alluvium_core::{Result, Tensor};
 use alluvium_ops::{Normalise, Route, add, combine_experts, linear, mul, route, sigmoid, swiglu};
@@ -53,13 +53,13 @@ impl Mixture {
     ///
     /// # Errors
     /// As [`Source::tensor`](super::Source::tensor).
-    pub fn build(mut b: Builder, sizes: &MixtureSizes) -> Result<Self> {
+    pub fn build(mut b: VarBuilder, sizes: &MixtureSizes) -> Result<Self> {
         let MixtureSizes { experts, expert, shared, .. } = *sizes;
         let MlpSizes { width, hidden, deviation, output_deviation, .. } = expert;
-        let gate = Linear::build(b.at("gate"), [experts, width], deviation)?;
-        let mut place = b.at("switch_mlp");
+        let gate = Linear::build(b.pp("gate"), [experts, width], deviation)?;
+        let mut place = b.pp("switch_mlp");
         let mut expert =
-            |name, rows, columns, deviation| Weight::build(&mut place.at(name), [experts, rows, columns], deviation);
+            |name, rows, columns, deviation| Weight::build(&mut place.pp(name), [experts, rows, columns], deviation);
         let switch_mlp = Experts {
             gate_proj: expert("gate_proj", hidden, width, deviation)?,
             up_proj: expert("up_proj", hidden, width, deviation)?,
@@ -68,8 +68,8 @@ impl Mixture {
         Ok(Mixture {
             gate,
             switch_mlp,
-            shared_expert: Mlp::build(b.at("shared_expert"), &shared)?,
-            shared_expert_gate: Linear::build(b.at("shared_expert_gate"), [1, width], deviation)?,
+            shared_expert: Mlp::build(b.pp("shared_expert"), &shared)?,
+            shared_expert_gate: Linear::build(b.pp("shared_expert_gate"), [1, width], deviation)?,
             sizes: *sizes,
         })
     }

@@ -1,6 +1,7 @@
 //! Root-mean-square norms.
 
-use super::build::{Builder, Init};
+use crate::init::{Init, VarBuilder};
+use crate::parameters::Parameter;
 use crate::params;
 use alluvium_core::{Result, Tensor};
 use alluvium_ops::{gated_rms_norm, rms_norm};
@@ -8,7 +9,7 @@ use alluvium_ops::{gated_rms_norm, rms_norm};
 /// Scales rows to unit root-mean-square, then by `weight [D]`.
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
-    weight: Tensor,
+    weight: Parameter,
     eps: f32,
 }
 
@@ -19,8 +20,8 @@ impl RmsNorm {
     ///
     /// # Errors
     /// As [`Source::tensor`](super::Source::tensor).
-    pub fn build(mut b: Builder, width: usize, eps: f32) -> Result<Self> {
-        Ok(RmsNorm { weight: b.tensor("weight", [width], Init::Ones)?, eps })
+    pub fn build(mut b: VarBuilder, width: usize, eps: f32) -> Result<Self> {
+        Ok(RmsNorm { weight: b.parameter("weight", [width], Init::Ones)?, eps })
     }
 
     /// Of the shape of `x`.

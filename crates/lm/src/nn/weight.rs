@@ -1,7 +1,7 @@
 //! A matrix of a model, as it is stored.
 
-use super::build::{Builder, Init};
-use super::params::{Parameters, join};
+use crate::init::{Init, VarBuilder};
+use crate::parameters::{Parameter, Parameters, Role, join};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::{
     Packing, Quantized, cast, embedding, grouped_matmul, linear, quantized_embedding, quantized_grouped_matmul,
@@ -14,15 +14,15 @@ use alluvium_ops::{
 #[allow(clippy::large_enum_variant)] // a model has a few hundred at most
 pub enum Weight {
     /// Plain numbers: f32, f16 or bf16.
-    Dense(Tensor),
+    Dense(Parameter),
     /// Packed numbers, as MLX packs them.
     Quantized {
         /// The codes, u32, `[.., O, I · bits / 32]`.
-        w: Tensor,
+        w: Parameter,
         /// A scale for each group, `[.., O, I / group]`.
-        scales: Tensor,
+        scales: Parameter,
         /// A bias for each group, where the packing has them.
-        biases: Option<Tensor>,
+        biases: Option<Parameter>,
         /// How the codes are packed.
         packing: Packing,
     },
@@ -33,7 +33,7 @@ impl Weight {
     ///
     /// # Errors
     /// As [`Source::weight`](super::Source::weight).
-    pub fn build(b: &mut Builder, shape: impl Into<Shape>, deviation: f64) -> Result<Self> {
+    pub fn build(b: &mut VarBuilder, shape: impl Into<Shape>, deviation: f64) -> Result<Self> {
         b.weight(shape, Init::Normal(deviation))
     }
 
@@ -42,7 +42,7 @@ impl Weight {
         match self {
             Weight::Dense(_) => None,
             Weight::Quantized { w, scales, biases, packing } => {
-                Some(Quantized { w, scales, biases: biases.as_ref(), packing: *packing })
+                Some(Quantized { w, scales, biases: biases.as_deref(), packing: *packing })
             }
         }
     }
@@ -55,7 +55,7 @@ impl Weight {
         match self {
             Weight::Dense(w) => linear(x, w),
             Weight::Quantized { w, scales, biases, packing } => {
-                let q = Quantized { w, scales, biases: biases.as_ref(), packing: *packing };
+                let q = Quantized { w, scales, biases: biases.as_deref(), packing: *packing };
                 quantized_matmul(x, &q)
             }
         }
@@ -70,7 +70,7 @@ impl Weight {
         match self {
             Weight::Dense(w) => grouped_matmul(x, w, experts),
             Weight::Quantized { w, scales, biases, packing } => {
-                let q = Quantized { w, scales, biases: biases.as_ref(), packing: *packing };
+                let q = Quantized { w, scales, biases: biases.as_deref(), packing: *packing };
                 quantized_grouped_matmul(x, &q, experts)
             }
         }
@@ -85,7 +85,7 @@ impl Weight {
             Weight::Dense(w) if w.dtype() == DType::F32 => embedding(w, ids),
             Weight::Dense(w) => cast(&embedding(w, ids)?, DType::F32),
             Weight::Quantized { w, scales, biases, packing } => {
-                let q = Quantized { w, scales, biases: biases.as_ref(), packing: *packing };
+                let q = Quantized { w, scales, biases: biases.as_deref(), packing: *packing };
                 quantized_embedding(&q, ids, DType::F32)
             }
         }
@@ -96,7 +96,7 @@ impl Weight {
         match self {
             Weight::Dense(w) => w.is_traced(),
             Weight::Quantized { scales, biases, .. } => {
-                scales.is_traced() || biases.as_ref().is_some_and(Tensor::is_traced)
+                scales.is_traced() || biases.as_ref().is_some_and(|biases| biases.is_traced())
             }
         }
     }
@@ -136,24 +136,24 @@ impl Weight {
 }
 
 impl Parameters for Weight {
-    fn visit<'a>(&'a self, prefix: &str, f: &mut dyn FnMut(String, &'a Tensor)) {
+    fn parameters<'a>(&'a self, prefix: &str, f: &mut dyn FnMut(String, &'a Tensor, Role)) {
         match self {
-            Weight::Dense(w) => f(join(prefix, "weight"), w),
+            Weight::Dense(w) => w.parameters(&join(prefix, "weight"), f),
             Weight::Quantized { w, scales, biases, .. } => {
-                f(join(prefix, "weight"), w);
-                f(join(prefix, "scales"), scales);
-                biases.visit(&join(prefix, "biases"), f);
+                w.parameters(&join(prefix, "weight"), f);
+                scales.parameters(&join(prefix, "scales"), f);
+                biases.parameters(&join(prefix, "biases"), f);
             }
         }
     }
 
-    fn visit_mut<'a>(&'a mut self, prefix: &str, f: &mut dyn FnMut(String, &'a mut Tensor)) {
+    fn parameters_mut<'a>(&'a mut self, prefix: &str, f: &mut dyn FnMut(String, &'a mut Tensor, &mut Role)) {
         match self {
-            Weight::Dense(w) => f(join(prefix, "weight"), w),
+            Weight::Dense(w) => w.parameters_mut(&join(prefix, "weight"), f),
             Weight::Quantized { w, scales, biases, .. } => {
-                f(join(prefix, "weight"), w);
-                f(join(prefix, "scales"), scales);
-                biases.visit_mut(&join(prefix, "biases"), f);
+                w.parameters_mut(&join(prefix, "weight"), f);
+                scales.parameters_mut(&join(prefix, "scales"), f);
+                biases.parameters_mut(&join(prefix, "biases"), f);
             }
         }
     }

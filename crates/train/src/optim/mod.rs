@@ -5,7 +5,7 @@ mod schedule;
 pub use schedule::Schedule;
 
 use alluvium_core::{DType, Error, Result, Tensor};
-use alluvium_lm::Parameters;
+use alluvium_lm::{Parameters, visit_trainable_mut};
 use alluvium_ops::{AdamW, Correction, adamw, concat, newton_schulz, scale};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -93,7 +93,7 @@ impl Optimizer {
     ) -> Result<()> {
         let step = u32::try_from(step).unwrap_or(u32::MAX);
         let mut result = Ok(());
-        model.visit_mut("", &mut |name, slot| {
+        visit_trainable_mut(model, &mut |name, slot| {
             if let Some(gradient) = gradients.remove(&name)
                 && result.is_ok()
             {
@@ -200,6 +200,7 @@ fn orthogonalized(x: &Tensor) -> Result<Tensor> {
 mod tests {
     use super::*;
     use alluvium_core::Device;
+    use alluvium_lm::Role;
 
     fn tensor<const N: usize>(shape: [usize; N], seed: usize) -> Tensor {
         let values: Vec<f32> = (0..shape.iter().product()).map(|i| ((i * 37 + seed * 11) % 17) as f32 - 8.0).collect();
@@ -210,11 +211,11 @@ mod tests {
     fn stepped(kind: OptimizerKind, name: &str, parameter: &Tensor, gradient: &Tensor) -> Vec<f32> {
         struct One(String, Tensor);
         impl Parameters for One {
-            fn visit<'a>(&'a self, _: &str, f: &mut dyn FnMut(String, &'a Tensor)) {
-                f(self.0.clone(), &self.1);
+            fn parameters<'a>(&'a self, _: &str, f: &mut dyn FnMut(String, &'a Tensor, Role)) {
+                f(self.0.clone(), &self.1, Role::Trainable);
             }
-            fn visit_mut<'a>(&'a mut self, _: &str, f: &mut dyn FnMut(String, &'a mut Tensor)) {
-                f(self.0.clone(), &mut self.1);
+            fn parameters_mut<'a>(&'a mut self, _: &str, f: &mut dyn FnMut(String, &'a mut Tensor, &mut Role)) {
+                f(self.0.clone(), &mut self.1, &mut Role::Trainable);
             }
         }
         let mut model = One(name.to_owned(), parameter.clone());

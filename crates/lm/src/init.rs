@@ -1,7 +1,7 @@
-//! Where the tensors of a new model come from: files, or random numbers.
+//! Where the tensors of a model come from when it is built: files or random values.
 
-use super::Weight;
-use super::params::join;
+use crate::nn::Weight;
+use crate::parameters::{Parameter, join};
 use alluvium_core::rng::Rng;
 use alluvium_core::{Device, Result, Shape, Tensor};
 
@@ -23,7 +23,7 @@ pub enum Init {
 }
 
 /// Gives each named tensor of a model that is being built.
-pub trait Source {
+pub trait WeightSource {
     /// The tensor called `name`, of this shape, f32.
     ///
     /// # Errors
@@ -35,20 +35,20 @@ pub trait Source {
     /// # Errors
     /// As [`Source::tensor`].
     fn weight(&mut self, module: &str, shape: Shape, init: Init) -> Result<Weight> {
-        Ok(Weight::Dense(self.tensor(&join(module, "weight"), shape, init)?))
+        Ok(Weight::Dense(self.tensor(&join(module, "weight"), shape, init)?.into()))
     }
 }
 
-/// Random tensors: each depends on the seed and its own name, and on nothing else.
+/// RandomInit tensors: each depends on the seed and its own name, and on nothing else.
 #[derive(Clone, Debug)]
-pub struct Random {
+pub struct RandomInit {
     /// The same seed gives the same model.
     pub seed: u64,
     /// Where the tensors live.
     pub device: Device,
 }
 
-impl Source for Random {
+impl WeightSource for RandomInit {
     fn tensor(&mut self, name: &str, shape: Shape, init: Init) -> Result<Tensor> {
         let mut rng = Rng::new(self.seed, name);
         let mut draw = || match init {
@@ -69,26 +69,26 @@ fn inverse_softplus(y: f64) -> f64 {
 }
 
 /// A source and the place in the model that is being built.
-pub struct Builder<'a> {
-    source: &'a mut dyn Source,
+pub struct VarBuilder<'a> {
+    source: &'a mut dyn WeightSource,
     place: String,
 }
 
-impl std::fmt::Debug for Builder<'_> {
+impl std::fmt::Debug for VarBuilder<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Builder at `{}`", self.place)
+        write!(f, "VarBuilder at `{}`", self.place)
     }
 }
 
-impl<'a> Builder<'a> {
-    /// At the root of the names.
-    pub fn new(source: &'a mut dyn Source) -> Self {
-        Builder { source, place: String::new() }
+impl<'a> VarBuilder<'a> {
+    /// A builder of the whole model.
+    pub fn new(source: &'a mut dyn WeightSource) -> Self {
+        VarBuilder { source, place: String::new() }
     }
 
-    /// At the part called `name`.
-    pub fn at(&mut self, name: &str) -> Builder<'_> {
-        Builder { place: join(&self.place, name), source: self.source }
+    /// A builder of the part called `name`: "push prefix", as in candle.
+    pub fn pp(&mut self, name: &str) -> VarBuilder<'_> {
+        VarBuilder { place: join(&self.place, name), source: self.source }
     }
 
     /// The tensor called `name` here.
@@ -97,6 +97,14 @@ impl<'a> Builder<'a> {
     /// As [`Source::tensor`].
     pub fn tensor(&mut self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Tensor> {
         self.source.tensor(&join(&self.place, name), shape.into(), init)
+    }
+
+    /// As [`VarBuilder::tensor`], as a parameter that can be frozen.
+    ///
+    /// # Errors
+    /// As [`WeightSource::tensor`].
+    pub fn parameter(&mut self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Parameter> {
+        self.tensor(name, shape, init).map(Parameter::from)
     }
 
     /// The matrix of the module here.

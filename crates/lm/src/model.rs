@@ -1,0 +1,80 @@
+//! What a language model is to training and to generation.
+
+use crate::cache::{Cache, CacheShape};
+use crate::formats::config::Config;
+use crate::nn::Weight;
+use crate::parameters::Parameters;
+use alluvium_core::{Device, Result, Tensor};
+
+/// Tokens for training.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// Token ids `[B, T]`, u32.
+    pub ids: &'a Tensor,
+    /// The position of each token in its own document, `[B, T]`, u32.
+    pub positions: &'a Tensor,
+    /// The starts of packed documents and the end of the last one, `[N + 1]`, u32, with B = 1. `None` where each row is
+    /// one document.
+    pub cu_seqlens: Option<&'a Tensor>,
+}
+
+/// What a forward pass keeps for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checkpointing {
+    /// The activations of every operation: fastest.
+    None,
+    /// The input of each layer. The backward pass runs the layer again.
+    Layers,
+}
+
+/// A decoder-only language model.
+///
+/// Training needs [`forward`](LanguageModel::forward) and [`lm_head`](LanguageModel::lm_head); generation needs
+/// [`forward_cached`](LanguageModel::forward_cached) and [`cache_shapes`](LanguageModel::cache_shapes).
+pub trait LanguageModel: Parameters + Send + Sync {
+    /// Training: hidden states after the final norm, `[B, T, D]`.
+    ///
+    /// # Errors
+    /// When the tensors of the batch do not fit each other, or an id is outside the vocabulary.
+    fn forward(&self, batch: &Batch, checkpointing: Checkpointing) -> Result<Tensor>;
+
+    /// Inference: hidden states of new tokens `ids [B, T]` that follow those in `cache`, `[B, T, D]`. The cache takes
+    /// them in; call [`Cache::advance`] once all layers have.
+    ///
+    /// # Errors
+    /// As `forward`, and when the cache was made for another batch. The cache cannot be used after an error.
+    fn forward_cached(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor>;
+
+    /// The output projection `[V, D]`: the embedding where the two are tied. The fused loss multiplies with it in chunks.
+    fn lm_head(&self) -> &Weight;
+
+    /// The cache of each layer for one sequence.
+    fn cache_shapes(&self) -> Vec<CacheShape>;
+
+    /// Logits `[.., V]` of hidden states `[.., D]`.
+    ///
+    /// # Errors
+    /// As [`linear`](alluvium_ops::linear).
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.lm_head().linear(hidden)
+    }
+
+    /// The device of the parameters.
+    fn device(&self) -> &Device {
+        self.lm_head().device()
+    }
+
+    /// An empty cache for `batch` sequences.
+    ///
+    /// # Errors
+    /// When `batch` is 0.
+    fn cache(&self, batch: usize) -> Result<Cache> {
+        Cache::empty(batch, &self.cache_shapes())
+    }
+
+    /// The configuration that [`save`](crate::save) writes; `None` where it is given to
+    /// [`save_with_config`](crate::save_with_config).
+    fn config(&self) -> Option<&Config> {
+        None
+    }
+}
