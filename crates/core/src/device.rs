@@ -1,30 +1,31 @@
-//! Where a tensor lives.
+//! Devices: the CPU, and GPUs.
 
 use crate::cpu::Cpu;
 use crate::gpu::{Builder, Gpu};
 use crate::{Error, Result};
 
-/// Where tensors live and operations run. Cheap to clone: a handle.
+/// A device that holds tensors and runs operations. Cheap to clone: a handle.
 ///
-/// Work on a device is done in the order it was asked for; nobody writes a barrier.
+/// A device runs operations in the order of the calls; callers need no barriers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Device {
-    /// The processor: threads and SIMD.
+    /// The CPU: threads and SIMD.
     Cpu(Cpu),
-    /// A GPU through wgpu: Metal, Vulkan or DX12.
+    /// A GPU, by the library that its handle was opened with.
     Gpu(Gpu),
 }
 
 impl Device {
-    /// The processor, with all its cores: one handle for the whole process.
+    /// The CPU with all its cores: one handle for the whole process.
     pub fn cpu() -> Self {
         Device::Cpu(Cpu::shared())
     }
 
-    /// The device of a name: `cpu`, `wgpu` (the best GPU), `wgpu:n`, or `auto`: a GPU if there is a real one.
+    /// The device of a name: `cpu`, `wgpu` (the best GPU), `wgpu:n`, or `auto` (a hardware GPU if there is one, or the
+    /// CPU).
     ///
     /// # Errors
-    /// When the name is none of these, or there is no such device.
+    /// When the name is another one, or there is no such device.
     pub fn named(name: &str) -> Result<Self> {
         match name {
             "auto" => Ok(Device::auto()),
@@ -33,14 +34,14 @@ impl Device {
         }
     }
 
-    /// As [`Device::named`], with a handle of its own on a GPU that is opened so.
+    /// As [`Device::named`], with a new handle on a GPU, opened with these options.
     ///
     /// # Errors
     /// As [`Device::named`].
     pub fn open(name: &str, gpu: Builder) -> Result<Self> {
         match name {
             "cpu" => Ok(Device::cpu()),
-            "auto" => Ok(Device::real(gpu.open())),
+            "auto" => Ok(Device::hardware_or_cpu(gpu.open())),
             "wgpu" => Ok(gpu.open()?.into()),
             _ => {
                 let index = name.strip_prefix("wgpu:").and_then(|index| index.parse().ok());
@@ -50,27 +51,27 @@ impl Device {
         }
     }
 
-    /// A GPU if there is a real one that opens, or the processor.
+    /// A hardware GPU if there is one that opens, or the CPU.
     pub fn auto() -> Self {
-        Device::real(Gpu::shared())
+        Device::hardware_or_cpu(Gpu::shared())
     }
 
-    fn real(gpu: Result<Gpu>) -> Self {
+    fn hardware_or_cpu(gpu: Result<Gpu>) -> Self {
         match gpu {
             Ok(gpu) if !gpu.adapter().is_software() => gpu.into(),
             _ => Device::cpu(),
         }
     }
 
-    /// Whether a number can be read without waiting for a queue.
+    /// Whether elements are in host memory and are read without waiting for a queue.
     pub fn reads_at_once(&self) -> bool {
         matches!(self, Device::Cpu(_))
     }
 
-    /// Waits until everything that was asked of the device is done.
+    /// Waits until everything that was enqueued on the device is done.
     ///
     /// # Errors
-    /// When a GPU was lost.
+    /// When the GPU was lost.
     pub fn wait(&self) -> Result<()> {
         match self {
             Device::Cpu(_) => Ok(()),
@@ -78,11 +79,11 @@ impl Device {
         }
     }
 
-    /// Runs work that is made of many operations where the device's own threads are: on the processor each operation
-    /// then finds its threads awake instead of calling them.
+    /// Runs work of many operations. On the CPU its threads spin between the operations instead of sleeping, so that
+    /// short operations do not pay for waking them.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match self {
-            Device::Cpu(cpu) => cpu.run_awake(work),
+            Device::Cpu(cpu) => cpu.run_spinning(work),
             Device::Gpu(_) => work(),
         }
     }

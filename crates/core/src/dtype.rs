@@ -1,10 +1,10 @@
-//! What an element is.
+//! Element types, as values and as Rust types.
 
 use half::{bf16, f16};
 
 /// The type of a tensor's elements, as a value.
 ///
-/// Arithmetic is done in f32 whatever the storage; `F16` and `BF16` are rounded to once, when a result is stored.
+/// Arithmetic is in f32 whatever the storage; a result is rounded to `F16` or `BF16` once, when it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE single precision.
@@ -13,7 +13,7 @@ pub enum DType {
     F16,
     /// The upper half of an f32.
     BF16,
-    /// Unsigned 32-bit: token ids, offsets, packed quantised weights.
+    /// Unsigned 32-bit: token ids, offsets, packed quantized weights.
     U32,
     /// Unsigned 8-bit: scales of the MX formats.
     U8,
@@ -34,7 +34,7 @@ impl DType {
         matches!(self, DType::F32 | DType::F16 | DType::BF16)
     }
 
-    /// The distance from 1 to the next number: what one rounding may cost, relative. 0 for integers.
+    /// The distance from 1 to the next value, the relative cost of one rounding; 0 for integers.
     pub const fn epsilon(self) -> f64 {
         match self {
             DType::F32 => f32::EPSILON as f64,
@@ -57,9 +57,9 @@ impl std::fmt::Display for DType {
     }
 }
 
-/// A Rust type that a tensor's elements can be read as.
+/// A Rust type of tensor elements.
 pub trait Element: bytemuck::Pod + Send + Sync + std::fmt::Debug {
-    /// The dtype of a tensor of these.
+    /// The dtype of these elements.
     const DTYPE: DType;
 }
 

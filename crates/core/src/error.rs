@@ -3,7 +3,7 @@
 use crate::{DType, Device, Shape};
 use std::path::{Path, PathBuf};
 
-/// What every fallible function here returns.
+/// The result of a fallible function of the library.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// The one error of the library. Match on [`Error::kind`]; print it for a person.
@@ -20,9 +20,9 @@ pub enum Kind {
         op: &'static str,
         /// The argument, as the contract names it.
         arg: &'static str,
-        /// What came.
+        /// The actual one.
         got: Shape,
-        /// What was wanted, in words.
+        /// The expected one, in words.
         want: String,
     },
     /// A tensor's dtype is not one the operation takes.
@@ -31,9 +31,9 @@ pub enum Kind {
         op: &'static str,
         /// The argument, as the contract names it.
         arg: &'static str,
-        /// What came.
+        /// The actual one.
         got: DType,
-        /// What was wanted, in words.
+        /// The expected one, in words.
         want: String,
     },
     /// Two arguments live on different devices, or on two handles of one device.
@@ -45,11 +45,11 @@ pub enum Kind {
         /// The names of their devices: `cpu`, `wgpu:0`.
         devices: [String; 2],
     },
-    /// A number, an option or an element that is out of range.
+    /// A value, an option or an element that is out of range.
     Value {
-        /// The operation or the thing that was to be made.
+        /// The operation, or what the call was to make.
         what: &'static str,
-        /// What came, what was wanted.
+        /// The actual value and the expected one.
         why: String,
     },
     /// A traced tensor reached an operation that has no gradient.
@@ -61,21 +61,21 @@ pub enum Kind {
     },
     /// The device's memory, or the limit set for it, is used up.
     Memory {
-        /// Bytes that were asked for.
+        /// Bytes that were requested.
         asked: usize,
         /// Bytes in use.
         used: usize,
-        /// The limit in bytes; none when the system itself refused.
+        /// The limit in bytes; `None` when the system refused.
         limit: Option<usize>,
     },
-    /// A GPU that is not there, lacks something, allows less than was asked for, or was lost.
+    /// A GPU that does not exist, lacks a feature, allows less than requested, or was lost.
     Gpu {
         /// Its name: `wgpu:0`.
         device: String,
         /// What happened, and what to do.
         why: String,
     },
-    /// A file of a checkpoint, a configuration or a data set that is not what it should be.
+    /// A malformed file of a checkpoint, a configuration or a data set.
     File {
         /// The file or folder.
         path: PathBuf,
@@ -86,12 +86,12 @@ pub enum Kind {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What was being done: "read", "write", "create".
+        /// The attempt: "read", "write", "create".
         doing: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The run was ended from outside.
+    /// The run was interrupted.
     Interrupted,
 }
 
@@ -103,22 +103,22 @@ impl Kind {
 }
 
 impl Error {
-    /// What went wrong, for a program.
+    /// The kind of error, for a program.
     pub fn kind(&self) -> &Kind {
         &self.0
     }
 
-    /// A number or an option of `what` that is out of range.
+    /// An error for a value or an option of `what` that is out of range.
     pub fn value(what: &'static str, why: impl Into<String>) -> Self {
         Kind::Value { what, why: why.into() }.into()
     }
 
-    /// A file that is not what it should be.
+    /// An error for a malformed file.
     pub fn file(path: impl AsRef<Path>, why: impl Into<String>) -> Self {
         Kind::File { path: path.as_ref().to_owned(), why: why.into() }.into()
     }
 
-    /// A failure of the system while `doing` something with `path`; made for `map_err`.
+    /// An error of the system while `doing` something with `path`, for `map_err`.
     pub fn io(path: impl AsRef<Path>, doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_owned();
         move |source| Kind::Io { path, doing, source }.into()
@@ -166,7 +166,7 @@ impl std::fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self.kind() {
-            // the system's words stand in ours; a chain that is printed must not say them twice
+            // Display prints the system's error already; a printed chain must not repeat it
             Kind::Io { source, .. } => source.source(),
             _ => None,
         }

@@ -1,7 +1,10 @@
-//! What an array is: tensors, devices, contracts and the tape.
+//! Tensors, devices, contracts and the tape of automatic differentiation.
 //!
-//! Nothing here knows an operation. A [`Tensor`] is shared memory on a [`Device`] with a shape and a [`DType`];
-//! a [`Contract`] says what an operation takes; the [`tape`] remembers what was done so that it can be undone.
+//! Nothing here knows an operation. A [`Tensor`] is shared memory on a [`Device`] with a shape and a [`DType`]; a
+//! [`Contract`] describes the arguments of an operation; the [`tape`] records operations to compute gradients.
+//!
+//! Safe code over this crate has no undefined behavior: sizes are checked for overflow, SIMD registers exist only where
+//! the CPU has them, and GPU kernels of safe code are compiled with bounds checks.
 
 pub mod contract;
 pub mod cpu;

@@ -1,11 +1,11 @@
-//! Random numbers that depend on a seed and a name, and on nothing else.
+//! Random numbers that are a function of a seed and a name.
 
 use rand::{Rng as _, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// A stream of random numbers.
 ///
-/// Streams of different names are independent, so the order in which things are made does not matter:
+/// Streams of different names are independent, so the order of initialization does not matter:
 /// `Rng::new(seed, "model.norm.weight")`.
 #[derive(Clone, Debug)]
 pub struct Rng(ChaCha8Rng);
@@ -37,13 +37,13 @@ impl Rng {
         radius * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
-    /// A whole number below `n`; 0 for `n` = 0.
+    /// A uniform integer below `n`; 0 for `n` = 0.
     pub fn below(&mut self, n: usize) -> usize {
         // the product's high half is uniform enough: the bias is n / 2^64
         ((u128::from(self.0.next_u64()) * n as u128) >> 64) as usize
     }
 
-    /// Puts a slice in random order.
+    /// Shuffles a slice.
     pub fn shuffle<T>(&mut self, slice: &mut [T]) {
         for i in (1..slice.len()).rev() {
             slice.swap(i, self.below(i + 1));

@@ -1,4 +1,4 @@
-//! How many elements along each axis.
+//! Shapes: the lengths of a tensor's axes.
 
 use crate::{Error, Result};
 
@@ -13,7 +13,10 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// From a slice; more than [`MAX_RANK`] axes or more bytes than can be addressed are errors.
+    /// The shape with these axes.
+    ///
+    /// # Errors
+    /// When there are more than [`MAX_RANK`] axes or more bytes than memory can address.
     pub fn new(dims: &[usize]) -> Result<Self> {
         if dims.len() > MAX_RANK {
             return Err(Error::value("shape", format!("{dims:?} has {} axes, at most {MAX_RANK} fit", dims.len())));
@@ -23,10 +26,10 @@ impl Shape {
         shape.checked()
     }
 
-    /// This shape and then more axes; whether its size overflows is not looked at.
+    /// This shape followed by more axes. Its size is not checked.
     ///
     /// # Errors
-    /// When these are more than [`MAX_RANK`] axes.
+    /// When together they are more than [`MAX_RANK`] axes.
     pub fn and(mut self, dims: &[usize]) -> Result<Self> {
         let rank = self.rank + dims.len();
         match self.dims.get_mut(self.rank..rank) {
@@ -39,7 +42,10 @@ impl Shape {
         Ok(Shape { rank, ..self })
     }
 
-    /// The same shape, once its size in bytes is known not to overflow at the widest element.
+    /// The same shape, if its size in bytes cannot overflow.
+    ///
+    /// # Errors
+    /// When it does at the widest element, zeros counted as ones.
     pub(crate) fn checked(self) -> Result<Self> {
         let bytes = self.iter().try_fold(8usize, |n, &d| n.checked_mul(d.max(1)));
         match bytes {
@@ -69,7 +75,7 @@ impl Shape {
         &self.dims[..self.rank]
     }
 
-    /// This shape with the axis `axis` set to `len`. An axis that is not there changes nothing.
+    /// This shape with the axis `axis` set to `len`. Without such an axis, the shape itself.
     pub fn with(mut self, axis: usize, len: usize) -> Self {
         if axis < self.rank {
             self.dims[axis] = len;

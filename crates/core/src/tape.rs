@@ -528,35 +528,19 @@ impl Gradients {
 
 fn add(grads: &mut HashMap<usize, Tensor>, index: usize, dx: Tensor) -> Result<()> {
     let sum = match grads.remove(&index) {
-        Some(sum) => accumulate(sum, &dx)?,
+        Some(sum) => sum.accumulate(&dx)?,
         None => dx,
     };
     grads.insert(index, sum);
     Ok(())
 }
 
-/// `sum + x`, in place where nobody else holds `sum`.
+/// See [`Tensor::accumulate`].
 ///
 /// # Errors
-/// When the shapes, dtypes or devices differ.
-pub fn accumulate(mut sum: Tensor, x: &Tensor) -> Result<Tensor> {
-    if sum.shape() != x.shape() || sum.dtype() != x.dtype() || sum.device() != x.device() {
-        let (a, b) = (format!("{sum:?}"), format!("{x:?}"));
-        return Err(Error::value("accumulate", format!("{a} and {b} cannot be added")));
-    }
-    match x.device() {
-        Device::Cpu(cpu) => {
-            let add = cpu.read(x)?;
-            if sum.slice_mut::<f32>().map(|sum| crate::cpu::add_assign(cpu, sum, &add)).is_some() {
-                return Ok(sum);
-            }
-            let mut out = cpu.buffer::<f32>(x.elements())?;
-            out.copy_from_slice(&cpu.read(&sum)?);
-            crate::cpu::add_assign(cpu, &mut out, &add);
-            cpu.tensor(out, sum.shape(), sum.dtype())
-        }
-        Device::Gpu(gpu) => crate::gpu::accumulate(gpu, sum, x),
-    }
+/// As [`Tensor::accumulate`].
+pub fn accumulate(sum: Tensor, x: &Tensor) -> Result<Tensor> {
+    sum.accumulate(x)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The array.
+//! Tensors: shared memory of a device with a shape and a dtype.
 
 use crate::cpu::Bytes;
 use crate::tape::Node;
@@ -6,7 +6,7 @@ use crate::{DType, Device, Element, Error, Kind, Result, Shape, gpu};
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// An array on a device: shared memory with a shape and a dtype. Cheap to clone: a handle.
+/// A dense array on a device: shared memory with a shape and a dtype. Cheap to clone: a handle.
 ///
 /// Always contiguous and row-major. A tensor that a [`Tape`](crate::Tape) watches, or that was computed from one, is
 /// *traced*: operations on it are recorded.
@@ -36,7 +36,7 @@ impl Tensor {
     /// A tensor of these elements.
     ///
     /// # Errors
-    /// When their number is not that of the shape, or the device is out of memory.
+    /// When their number is not the shape's, or the device is out of memory.
     pub fn from_slice<T: Element>(data: &[T], shape: impl Into<Shape>, device: &Device) -> Result<Self> {
         let shape = shape.into().checked()?;
         if data.len() != shape.elements() {
@@ -53,6 +53,9 @@ impl Tensor {
     }
 
     /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// When the shape is too large or the device is out of memory.
     pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Self> {
         let shape = shape.into().checked()?;
         match device {
@@ -64,7 +67,10 @@ impl Tensor {
         }
     }
 
-    /// An f32 tensor filled with one number.
+    /// An f32 tensor filled with one value.
+    ///
+    /// # Errors
+    /// As [`Tensor::zeros`].
     pub fn full(shape: impl Into<Shape>, value: f32, device: &Device) -> Result<Self> {
         let shape = shape.into().checked()?;
         match device {
@@ -80,7 +86,7 @@ impl Tensor {
     /// A tensor of raw little-endian bytes, as files hold them. The bytes need not be aligned.
     ///
     /// # Errors
-    /// When their number is not that of the shape and dtype.
+    /// When their number is not that of the shape and dtype, or the device is out of memory.
     pub fn from_bytes(bytes: &[u8], shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Self> {
         let shape = shape.into().checked()?;
         if bytes.len() != shape.elements() * dtype.size() {
@@ -96,8 +102,8 @@ impl Tensor {
         }
     }
 
-    /// A tensor whose raw little-endian bytes `fill` writes, all of them: from a file straight into the memory of the
-    /// tensor, which is no larger than it must be.
+    /// A tensor whose raw little-endian bytes `fill` writes: a file is read straight into the tensor's memory, which is
+    /// not rounded up to a size class.
     ///
     /// # Errors
     /// When the device is out of memory, and those of `fill`.
@@ -122,10 +128,10 @@ impl Tensor {
         }
     }
 
-    /// A copy of the elements. On a GPU it waits for what computes them.
+    /// A copy of the elements. On a GPU it waits for the launches that compute them.
     ///
     /// # Errors
-    /// When `T` is not the tensor's dtype.
+    /// When `T` is not the tensor's dtype, or the GPU was lost.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
         self.holds::<T>()?;
         match &self.device {
@@ -134,7 +140,10 @@ impl Tensor {
         }
     }
 
-    /// A copy of the elements as f32, whatever floating dtype they are stored in.
+    /// A copy of the elements of a floating tensor as f32.
+    ///
+    /// # Errors
+    /// When the dtype is no floating one, or the GPU was lost.
     pub fn to_floats(&self) -> Result<Vec<f32>> {
         match &self.device {
             Device::Cpu(cpu) => Ok(cpu.read(self)?.to_vec()),
@@ -142,7 +151,10 @@ impl Tensor {
         }
     }
 
-    /// The raw little-endian bytes, as files hold them.
+    /// A copy of the raw little-endian bytes, as files hold them.
+    ///
+    /// # Errors
+    /// When the GPU was lost.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         match &self.device {
             Device::Cpu(_) => Ok(self.bytes()?.to_vec()),
@@ -150,10 +162,10 @@ impl Tensor {
         }
     }
 
-    /// Ids or offsets, on the processor: where they came from there, nothing waits for a GPU.
+    /// Ids or offsets in host memory. It does not wait for a GPU if they were uploaded from there.
     ///
     /// # Errors
-    /// When the dtype is not u32.
+    /// When the dtype is not u32, or the GPU was lost.
     pub fn ids(&self) -> Result<Cow<'_, [u32]>> {
         match &self.storage {
             Storage::Cpu(_) => Ok(Cow::Borrowed(self.slice()?)),
@@ -164,7 +176,7 @@ impl Tensor {
         }
     }
 
-    /// Ids or offsets, where they can be had without waiting for a GPU.
+    /// Ids or offsets if the host has them: on the CPU, or as uploaded to a GPU and not written since.
     pub fn known(&self) -> Option<&[u32]> {
         match &self.storage {
             Storage::Cpu(_) => self.slice().ok(),
@@ -172,7 +184,10 @@ impl Tensor {
         }
     }
 
-    /// The same elements on another device; the tensor itself where it is there. Not traced.
+    /// The same elements on another device; the tensor itself if it is on that device. Not traced.
+    ///
+    /// # Errors
+    /// When either device fails.
     pub fn to(&self, device: &Device) -> Result<Self> {
         if self.device == *device {
             return Ok(self.detach());
@@ -180,15 +195,18 @@ impl Tensor {
         Tensor::from_bytes(&self.to_bytes()?, self.shape, self.dtype, device)
     }
 
-    /// The number of a tensor that has one.
+    /// The value of a tensor of one element, as f32.
+    ///
+    /// # Errors
+    /// When it has more or less than one element or no floating dtype, or the GPU was lost.
     pub fn item(&self) -> Result<f32> {
         match self.to_floats()?[..] {
             [x] => Ok(x),
-            _ => Err(Error::value("item", format!("{} has more than one element", self.shape))),
+            _ => Err(Error::value("item", format!("{} is not one element", self.shape))),
         }
     }
 
-    /// The elements in the processor's memory, for kernels.
+    /// The elements in host memory, for kernels.
     ///
     /// # Errors
     /// When `T` is not the tensor's dtype, or it is on another device.
@@ -207,7 +225,7 @@ impl Tensor {
     pub(crate) fn bytes(&self) -> Result<&[u8]> {
         match &self.storage {
             Storage::Cpu(bytes) => Ok(&bytes.as_slice()[self.offset..][..self.elements() * self.dtype.size()]),
-            Storage::Gpu(_) => Err(Error::value("read", format!("{self:?} is not in the processor's memory"))),
+            Storage::Gpu(_) => Err(Error::value("read", format!("{self:?} is not in host memory"))),
         }
     }
 
@@ -218,7 +236,7 @@ impl Tensor {
         }
     }
 
-    /// Where its elements begin in the memory it shares, in bytes.
+    /// The byte of the shared memory where its elements begin.
     pub(crate) fn offset(&self) -> usize {
         self.offset
     }
@@ -234,7 +252,7 @@ impl Tensor {
         Tensor { shape, offset: 0, dtype: DType::U8, ..self.detach() }
     }
 
-    /// The elements for writing, if nobody else holds this memory: what lets an optimiser update in place.
+    /// The elements for writing in place, if nothing else holds this memory.
     pub fn slice_mut<T: Element>(&mut self) -> Option<&mut [T]> {
         if T::DTYPE != self.dtype {
             return None;
@@ -244,16 +262,36 @@ impl Tensor {
         Some(bytemuck::cast_slice_mut(&mut bytes.as_mut_slice()?[offset..][..len]))
     }
 
-    /// Whether nobody else holds this memory, so that a kernel may write to it in place.
+    /// Whether nothing else holds this memory, so that a kernel may write to it in place.
     pub fn is_unique(&mut self) -> bool {
         match &mut self.storage {
             Storage::Cpu(bytes) => bytes.as_mut_slice().is_some(),
-            // a view that no binding may start at is bound as a copy, which must not be written to
+            // a kernel cannot write to a view that no binding may start at
             Storage::Gpu(bytes) => match &self.device {
                 Device::Gpu(gpu) if self.offset.is_multiple_of(gpu.limits().alignment) => Arc::get_mut(bytes).is_some(),
                 _ => false,
             },
         }
+    }
+
+    /// `self + x` for floating tensors of one shape, dtype and device, in place if nothing else holds this memory. Not
+    /// traced.
+    ///
+    /// # Errors
+    /// When the shapes, dtypes or devices differ, the dtype is no floating one, or memory is used up.
+    pub fn accumulate(self, x: &Tensor) -> Result<Self> {
+        if self.shape != x.shape || self.dtype != x.dtype || self.device != x.device {
+            return Err(Error::value("accumulate", format!("{self:?} and {x:?} cannot be added")));
+        }
+        match &x.device {
+            Device::Cpu(cpu) => crate::cpu::accumulate(cpu, self.detach_owned(), x),
+            Device::Gpu(gpu) => crate::gpu::accumulate(gpu, self.detach_owned(), x),
+        }
+    }
+
+    /// As [`Tensor::detach`], without another holder of the memory.
+    fn detach_owned(self) -> Self {
+        Tensor { node: None, ..self }
     }
 
     /// The lengths of the axes.
@@ -266,7 +304,7 @@ impl Tensor {
         self.dtype
     }
 
-    /// Where it lives.
+    /// The device that holds it.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -276,7 +314,7 @@ impl Tensor {
         self.shape.elements()
     }
 
-    /// The same elements with other axes: a view. Its gradient is the reverse reshape.
+    /// A view of the same elements with another shape. Its gradient is the reverse reshape.
     ///
     /// # Errors
     /// When the number of elements differs.
@@ -290,10 +328,10 @@ impl Tensor {
         crate::tape::record([self], view, || Reshape { from })
     }
 
-    /// Rows `first .. first + len` along the first axis: a view of an untraced tensor.
+    /// A view of rows `first .. first + len` along the first axis, of an untraced tensor.
     ///
     /// # Errors
-    /// When the rows are not there. On a traced tensor: use the operation `slice`, which has a gradient.
+    /// When there are no such rows, or the tensor is traced: the operation `slice` has a gradient.
     pub fn rows(&self, first: usize, len: usize) -> Result<Self> {
         crate::tape::no_gradient("rows", "it is a view; the operation `slice` has one", [self])?;
         let rows = self.shape.first().copied().unwrap_or(0);
@@ -310,7 +348,7 @@ impl Tensor {
         Tensor { node: None, ..self.clone() }
     }
 
-    /// Whether a living tape follows this tensor.
+    /// Whether a tape that still exists traces this tensor.
     pub fn is_traced(&self) -> bool {
         self.node.as_ref().is_some_and(Node::is_live)
     }
@@ -324,7 +362,7 @@ impl Tensor {
     }
 }
 
-/// A view has its gradient in the shape it came from.
+/// The gradient of a reshape: the same elements in the shape of the input.
 #[derive(Debug)]
 struct Reshape {
     from: Shape,
@@ -340,7 +378,7 @@ impl crate::Backward<1> for Reshape {
     }
 }
 
-/// Shape, dtype and device; the elements may be many.
+/// Shape, dtype and device, without the elements.
 impl std::fmt::Debug for Tensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tensor {} {} on {}", self.shape, self.dtype, self.device)
@@ -373,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_written_only_when_nobody_else_holds_it() {
+    fn memory_is_written_only_when_nothing_else_holds_it() {
         let mut x = Tensor::zeros([4], DType::F32, &Device::cpu()).unwrap();
         let other = x.clone();
         assert!(x.slice_mut::<f32>().is_none());

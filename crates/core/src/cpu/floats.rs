@@ -1,4 +1,4 @@
-//! Half precision is storage only: it is widened when a kernel reads and rounded when a result is stored.
+//! Half precision is storage only: elements are widened to f32 when a kernel reads them and rounded when stored.
 
 use super::{Buffer, Cpu};
 use crate::{DType, Element, Error, Result, Shape, Tensor};
@@ -6,10 +6,10 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-/// Elements a thread converts at a time.
+/// Elements that a thread converts at a time.
 const CHUNK: usize = 1 << 15;
 
-/// f32 numbers to read: a tensor's own memory or a widened copy.
+/// f32 elements to read: a tensor's own memory or a widened copy.
 #[derive(Debug)]
 pub enum Floats<'a> {
     /// The tensor is f32.
@@ -33,7 +33,7 @@ pub(super) fn read<'a>(cpu: &Cpu, x: &'a Tensor) -> Result<Floats<'a>> {
         DType::F32 => Ok(Floats::Own(x.slice::<f32>()?)),
         DType::F16 => widen(cpu, x.slice::<f16>()?, |from, to| from.convert_to_f32_slice(to)),
         DType::BF16 => widen(cpu, x.slice::<bf16>()?, |from, to| from.convert_to_f32_slice(to)),
-        other => Err(Error::value("read", format!("{other} does not hold floating numbers"))),
+        other => Err(Error::value("read", format!("{other} is not a floating dtype"))),
     }
 }
 
@@ -50,7 +50,7 @@ pub(super) fn tensor(cpu: &Cpu, data: Buffer<f32>, shape: Shape, dtype: DType) -
         DType::F32 => cpu.wrap(data, shape),
         DType::F16 => cpu.wrap(narrow::<f16>(cpu, &data, |from, to| to.convert_from_f32_slice(from))?, shape),
         DType::BF16 => cpu.wrap(narrow::<bf16>(cpu, &data, |from, to| to.convert_from_f32_slice(from))?, shape),
-        other => Err(Error::value("tensor", format!("{other} does not hold floating numbers"))),
+        other => Err(Error::value("tensor", format!("{other} is not a floating dtype"))),
     }
 }
 

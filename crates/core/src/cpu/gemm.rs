@@ -1,4 +1,4 @@
-//! Products of matrices: threads take blocks of the result, and a single row has a path of its own.
+//! Matrix products: threads take blocks of the result; a single row takes a separate path.
 
 mod block;
 mod factor;
@@ -11,9 +11,9 @@ use rayon::prelude::*;
 
 /// Threads take rows in multiples of this, and columns in multiples of twice as many.
 const TILES: usize = 16;
-/// Products of two numbers that take as long as to copy one.
+/// Multiply-adds that take as long as copying one element.
 const COPY: usize = 48;
-/// Numbers of a product below which one thread does it.
+/// Multiply-adds below which one thread computes a product.
 const SMALL: usize = 64 * 64 * 64;
 
 /// `c ← alpha · a · b + beta · c`, with `c` row-major, `a.rows × b.cols`. With `beta` = 0, `c` is not read.
@@ -26,7 +26,7 @@ pub fn gemm<'a>(cpu: &Cpu, alpha: f32, a: Mat<'_>, b: impl Into<Right<'a>>, beta
     let b = b.into();
     let (m, k, [steps, n]) = (a.rows, a.cols, b.sizes());
     if steps != k || m.checked_mul(n) != Some(c.len()) {
-        let why = format!("{m} × {k} by {steps} × {n} into {} numbers", c.len());
+        let why = format!("{m} × {k} by {steps} × {n} into {} elements", c.len());
         return Err(Error::value("gemm", why));
     }
     if m == 0 || n == 0 {
@@ -59,8 +59,8 @@ pub fn gemm<'a>(cpu: &Cpu, alpha: f32, a: Mat<'_>, b: impl Into<Right<'a>>, beta
     Ok(())
 }
 
-/// Rows and columns of a thread's block. Each copies its rows of the left factor and its columns of the right one, which
-/// takes twice as long where they are made first: blocks are as square as that and the number of threads let them be.
+/// Rows and columns of a thread's block. A thread copies its rows of the left factor and its columns of the right one,
+/// which takes twice as long if they are generated first; blocks are as square as that and the thread count allow.
 fn share([m, n]: [usize; 2], threads: usize, made: bool) -> [usize; 2] {
     let (multiple, copy) = if made { (Made::COLS, 2 * COPY) } else { (2 * TILES, COPY) };
     let block = |down: usize| {
@@ -72,7 +72,7 @@ fn share([m, n]: [usize; 2], threads: usize, made: bool) -> [usize; 2] {
     (1..=threads).rev().map(block).min_by_key(time).unwrap_or([m, n])
 }
 
-/// Where a block's result goes: rows of `c` that are `stride` apart. Blocks of one product never overlap.
+/// The memory of a block's result: rows of `c` that are `stride` apart. Blocks of one product never overlap.
 #[derive(Clone, Copy)]
 struct Target {
     start: *mut f32,
@@ -90,7 +90,7 @@ impl Target {
     }
 }
 
-/// A row times a matrix is bound by reading the matrix once: decoding spends its time here.
+/// A row times a matrix, bound by reading the matrix once: decoding spends its time here.
 fn one_row(cpu: &Cpu, a: &[f32], b: Mat<'_>, c: &mut [f32]) -> Result<()> {
     let level = cpu.level();
     let n = b.cols;
@@ -160,7 +160,7 @@ mod tests {
         (0..n).map(|_| rng.normal() as f32).collect()
     }
 
-    /// Numbers in memory that are asked for as if they were not.
+    /// A generated matrix whose elements are in memory.
     struct Stored<'a> {
         data: &'a [f32],
         cols: usize,
@@ -253,7 +253,7 @@ mod tests {
         let data = [0.0; 6];
         let a = Mat::new(&data, 2, 3).unwrap();
         let error = gemm(&cpu, 1.0, a, a, 0.0, &mut [0.0; 4]).unwrap_err().to_string();
-        assert_eq!(error, "gemm: 2 × 3 by 2 × 3 into 4 numbers");
+        assert_eq!(error, "gemm: 2 × 3 by 2 × 3 into 4 elements");
         assert!(Mat::new(&data, 3, 3).is_err());
     }
 }

@@ -1,11 +1,11 @@
-//! The processor: threads, SIMD lanes, pooled memory and the GEMM.
+//! The CPU: threads, SIMD kernels, pooled memory and matrix products.
 
-mod awake;
 mod chunk;
 mod floats;
 mod gemm;
 mod memory;
 pub mod simd;
+mod spin;
 mod stream;
 
 pub use floats::Floats;
@@ -17,16 +17,16 @@ pub use stream::{NonTemporalWriter, Prefetch, StoreHint, prefetch};
 
 use crate::tensor::Storage;
 use crate::{DType, Element, Error, Result, Shape, Tensor};
-use awake::Awake;
+use spin::Spinner;
 use std::sync::{Arc, OnceLock};
 
-/// A handle on the processor: its threads, its instruction set and a memory pool.
+/// A handle on the CPU: its threads, its instruction set and a memory pool.
 #[derive(Clone)]
 pub struct Cpu(Arc<Inner>);
 
 struct Inner {
     threads: rayon::ThreadPool,
-    awake: Awake,
+    spinner: Spinner,
     memory: Memory,
     level: Level,
 }
@@ -47,7 +47,7 @@ impl std::fmt::Debug for Cpu {
 /// The most threads that a handle starts.
 const MAX_THREADS: usize = 4096;
 
-/// How to open a [`Cpu`] that is not the shared one.
+/// Options for opening a [`Cpu`] that is not the shared one.
 #[derive(Debug, Default)]
 pub struct Builder {
     threads: usize,
@@ -71,7 +71,8 @@ impl Builder {
         self
     }
 
-    /// Fills memory with NaN before it is handed out and after it is dropped, so that tests see what was not written.
+    /// Fills memory with NaN before it is handed out and after it is dropped, so that tests find elements that were never
+    /// written.
     pub fn poison(mut self) -> Self {
         self.poison = true;
         self
@@ -86,7 +87,7 @@ impl Builder {
     /// Starts the threads.
     ///
     /// # Errors
-    /// When the system refuses a thread, or the instruction set is not there.
+    /// When there are too many threads, or the system refuses one.
     pub fn open(self) -> Result<Cpu> {
         if self.threads > MAX_THREADS {
             let why = format!("{} threads were asked for, expected at most {MAX_THREADS}", self.threads);
@@ -103,7 +104,7 @@ impl Builder {
             .map_err(|e| Error::value("cpu", format!("cannot start threads: {e}")))?;
         Ok(Cpu(Arc::new(Inner {
             threads,
-            awake: Awake::default(),
+            spinner: Spinner::default(),
             memory: Memory::new(self.limit, self.poison),
             level,
         })))
@@ -127,7 +128,7 @@ impl Cpu {
         SHARED.get_or_init(open).clone()
     }
 
-    /// A handle with other settings.
+    /// Options for another handle.
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -149,15 +150,15 @@ impl Cpu {
 
     /// Runs `work` on the pool, where rayon's parallel iterators use its threads. Cheap when already there.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.0.awake.plain(&self.0.threads, work)
+        self.0.spinner.plain(&self.0.threads, work)
     }
 
-    /// As [`Cpu::run`], for work of many short parts: the other threads stay awake until all of it is done.
-    pub(crate) fn run_awake<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.0.awake.run(&self.0.threads, work)
+    /// As [`Cpu::run`], for work of many short parallel parts: the other threads spin until it returns.
+    pub(crate) fn run_spinning<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.0.spinner.run(&self.0.threads, work)
     }
 
-    /// Runs `work` on every task: on all threads, or right here where there is but one, which is not worth their call.
+    /// Runs `work` on every task: on all threads, or on the calling thread if there is one task only.
     pub fn each<T: Send>(&self, tasks: Vec<T>, work: impl Fn(T) + Sync) {
         use rayon::prelude::*;
         if tasks.len() > 1 {
@@ -167,24 +168,29 @@ impl Cpu {
         }
     }
 
-    /// How many rows a task should take so that each is worth a thread: about 32 thousand units of work, and no
-    /// more than what gives each thread four tasks.
+    /// The rows of a task: at least about 32 thousand units of work, and at most what gives each thread four tasks.
     pub fn grain(&self, rows: usize, work_per_row: usize) -> usize {
         let worth = (32 * 1024usize).div_ceil(work_per_row.max(1));
         rows.div_ceil(4 * self.threads()).max(worth).min(rows).max(1)
     }
 
-    /// Memory for `len` elements. What it holds before it is written is not said.
+    /// Memory for `len` elements, with unspecified contents.
+    ///
+    /// # Errors
+    /// When memory, or its limit, is used up.
     pub fn buffer<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         self.0.memory.allocate(len)
     }
 
-    /// As [`Cpu::buffer`], no larger than asked for: for what lives as long as a model.
+    /// As [`Cpu::buffer`], not rounded up to a size class: for allocations that live as long as a model.
     pub(crate) fn exact_buffer<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         self.0.memory.allocate_exact(len)
     }
 
-    /// Memory for `len` zeros.
+    /// Memory for `len` elements of zero.
+    ///
+    /// # Errors
+    /// As [`Cpu::buffer`].
     pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         let mut buffer = self.buffer(len)?;
         buffer.fill(T::zeroed());
@@ -192,16 +198,25 @@ impl Cpu {
     }
 
     /// The elements of a floating tensor as f32: the tensor's own memory, or a widened copy of half-precision storage.
+    ///
+    /// # Errors
+    /// When the dtype is no floating one, the tensor is not in host memory, or memory is used up.
     pub fn read<'a>(&self, x: &'a Tensor) -> Result<Floats<'a>> {
         floats::read(self, x)
     }
 
-    /// A tensor of `dtype` from f32 results; half precision is rounded to here, once.
+    /// A tensor of `dtype` from f32 results, which are rounded to half precision here, once.
+    ///
+    /// # Errors
+    /// When the shape does not fit, the dtype is no floating one, or memory is used up.
     pub fn tensor(&self, data: Buffer<f32>, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         floats::tensor(self, data, shape.into(), dtype)
     }
 
-    /// A tensor that takes a buffer over as it is.
+    /// A tensor that owns this buffer.
+    ///
+    /// # Errors
+    /// When the shape has another number of elements.
     pub fn wrap<T: Element>(&self, data: Buffer<T>, shape: impl Into<Shape>) -> Result<Tensor> {
         let shape = shape.into().checked()?;
         if data.len() != shape.elements() {
@@ -211,8 +226,20 @@ impl Cpu {
     }
 }
 
+/// `sum + x` of tensors of one floating dtype, in place if nothing else holds `sum`.
+pub(crate) fn accumulate(cpu: &Cpu, mut sum: Tensor, x: &Tensor) -> Result<Tensor> {
+    let add = cpu.read(x)?;
+    if sum.slice_mut::<f32>().map(|sum| add_assign(cpu, sum, &add)).is_some() {
+        return Ok(sum);
+    }
+    let mut out = cpu.buffer::<f32>(x.elements())?;
+    out.copy_from_slice(&cpu.read(&sum)?);
+    add_assign(cpu, &mut out, &add);
+    cpu.tensor(out, sum.shape(), sum.dtype())
+}
+
 /// `sum += x`, on all threads.
-pub(crate) fn add_assign(cpu: &Cpu, sum: &mut [f32], x: &[f32]) {
+fn add_assign(cpu: &Cpu, sum: &mut [f32], x: &[f32]) {
     use rayon::prelude::*;
     let grain = cpu.grain(sum.len(), 1);
     let level = cpu.level();

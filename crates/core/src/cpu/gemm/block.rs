@@ -1,23 +1,23 @@
 //! One thread's product: panels of `b` are packed, strips of `a` are copied, tiles of `c` are kept in registers.
 //!
-//! A number of `c` is the sum of its products in their order, cut every [`DEEP`] steps: where its tile lies, and how
-//! threads share the work, does not change its bits.
+//! An element of `c` is the sum of its products in order, cut every [`DEEP`] steps: the position of its tile and the
+//! number of threads do not change it.
 
 use super::{Made, Mat, Right, Target};
 use crate::cpu::simd::F32s;
 use std::cell::RefCell;
 
-/// Steps of the sum between two visits of `c`: a strip then fits the first cache beside the panel that streams past.
+/// Steps of the sum between two updates of `c`: a strip then fits L1 beside the panel that streams through.
 const DEEP: usize = 256;
-/// Columns of `b` that are packed at once: half of a second-level cache.
+/// Columns of `b` that are packed at once: half of L2.
 const WIDE: usize = 512;
 /// Registers across a tile.
 const VECTORS: usize = 2;
-/// Strips that are copied at once, so that lines of a transposed `a` are read whole.
+/// Strips that are copied at once, so that cache lines of a transposed `a` are read whole.
 const GROUP: usize = 8;
-/// Numbers from one row of a strip to the next: off the powers of two, whose rows would meet in a cache.
+/// Elements from one row of a strip to the next; a power of two would map all rows to one cache set.
 const PITCH: usize = DEEP + 16;
-/// Rows of a strip, at most; numbers from one step to the next in a strip that lies step by step.
+/// The most rows of a strip, and the elements from one step to the next in a step-major strip.
 const TALLEST: usize = 16;
 const STRIP: usize = TALLEST * PITCH;
 
@@ -29,14 +29,14 @@ pub(super) struct Factors {
 }
 
 thread_local! {
-    /// Packed panels of `b`, copied strips of `a` and numbers of `b` that were made, kept between calls.
+    /// Packed panels of `b`, copied strips of `a` and generated elements of `b`, kept between calls.
     static PACKED: RefCell<[Vec<f32>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
 }
 
 crate::simd! {
     /// `c ← alpha · a · b + beta · c`. The caller gives it an `a.rows × b.cols` target and a sum of at least one step.
     pub(super) fn multiply<S>(a: Mat<'_>, b: Right<'_>, c: Target, factors: Factors) {
-        // taken out rather than borrowed in a closure, which would not be compiled for the instruction set
+        // taken out, not borrowed in a closure, which would not be compiled for the instruction set
         let mut packed = PACKED.take();
         // tiles of 14 rows where there are 32 registers, of 6 where there are 16
         if S::LANES == 8 {
@@ -66,37 +66,36 @@ fn blocks<S: F32s, const ROWS: usize>(
             let packed = aligned(panels, cols.next_multiple_of(width) * depth);
             match b.part(p, depth, j, cols) {
                 Right::Here(b) => pack(b, width, packed),
-                Right::Made(b) => make(b, width, packed, made),
+                Right::Made(b) => generate(b, width, packed, made),
             }
             for i in (0..m).step_by(GROUP * ROWS) {
                 let rows = (GROUP * ROWS).min(m - i);
-                let lies = copy::<ROWS>(a.part(i, rows, p, depth), strips);
+                let layout = copy::<ROWS>(a.part(i, rows, p, depth), strips);
                 let c = Tiles { c: c.at(i * c.stride + j), rows, cols, factors };
-                match lies {
-                    Lies::RowByRow => c.run::<S, ROWS, PITCH, 1>(strips, packed, depth),
-                    Lies::StepByStep => c.run::<S, ROWS, 1, TALLEST>(strips, packed, depth),
+                match layout {
+                    StripLayout::RowMajor => c.run::<S, ROWS, PITCH, 1>(strips, packed, depth),
+                    StripLayout::StepMajor => c.run::<S, ROWS, 1, TALLEST>(strips, packed, depth),
                 }
             }
         }
     }
 }
 
-/// How a strip lies in memory.
-enum Lies {
-    RowByRow,
-    StepByStep,
+/// The order of a strip's elements in memory.
+enum StripLayout {
+    RowMajor,
+    StepMajor,
 }
 
-/// Copies rows of `a` in strips of `ROWS`, in the order that is cheap to copy: either its rows or its columns are
-/// contiguous.
+/// Copies rows of `a` into strips of `ROWS`, in the order of `a`: either its rows or its columns are contiguous.
 #[inline(always)]
-fn copy<const ROWS: usize>(a: Mat<'_>, strips: &mut [f32]) -> Lies {
+fn copy<const ROWS: usize>(a: Mat<'_>, strips: &mut [f32]) -> StripLayout {
     if a.col_stride == 1 {
         for i in 0..a.rows {
             let at = i / ROWS * STRIP + i % ROWS * PITCH;
             strips[at..at + a.cols].copy_from_slice(&a.data[i * a.row_stride..][..a.cols]);
         }
-        return Lies::RowByRow;
+        return StripLayout::RowMajor;
     }
     for p in 0..a.cols {
         let from = &a.data[p * a.col_stride..];
@@ -104,17 +103,17 @@ fn copy<const ROWS: usize>(a: Mat<'_>, strips: &mut [f32]) -> Lies {
             let rows = ROWS.min(a.rows - i);
             let to = &mut strip[p * TALLEST..][..rows];
             if rows == ROWS {
-                // a length that is known when this is compiled
+                // a length that the compiler knows
                 to[..ROWS].copy_from_slice(&from[i..][..ROWS]);
             } else {
                 to.copy_from_slice(&from[i..][..rows]);
             }
         }
     }
-    Lies::StepByStep
+    StripLayout::StepMajor
 }
 
-/// Tiles of `c` that a group of strips and the packed panels make.
+/// The tiles of `c` that a group of strips and the packed panels give.
 struct Tiles {
     c: Target,
     rows: usize,
@@ -123,7 +122,7 @@ struct Tiles {
 }
 
 impl Tiles {
-    /// Numbers of a strip are `ROW` apart from row to row and `STEP` from step to step.
+    /// Elements of a strip are `ROW` apart from row to row and `STEP` from step to step.
     #[inline(always)]
     fn run<S: F32s, const ROWS: usize, const ROW: usize, const STEP: usize>(
         &self,
@@ -150,7 +149,7 @@ impl Tiles {
         }
     }
 
-    /// A row of tiles: a strip and one panel after the other.
+    /// A row of tiles: a strip times each panel in turn.
     #[inline(always)]
     fn row<S: F32s, const TALL: usize, const ROW: usize, const STEP: usize>(
         &self,
@@ -165,7 +164,7 @@ impl Tiles {
             let cols = width.min(self.cols - j);
             for (row, sums) in sums.into_iter().enumerate() {
                 let start = self.c.at((i + row) * self.c.stride + j).start;
-                // SAFETY: row `i + row` and columns `j .. j + cols` lie in the target, which nobody else touches.
+                // SAFETY: row `i + row` and columns `j .. j + cols` lie in the target, which no other thread touches.
                 store(sums, unsafe { std::slice::from_raw_parts_mut(start, cols) }, self.factors);
             }
         }
@@ -184,10 +183,10 @@ fn sums<S: F32s, const TALL: usize, const ROW: usize, const STEP: usize>(
     let mut sums = [[S::splat(0.0); VECTORS]; TALL];
     let (a, b) = (strip.as_ptr(), panel.as_ptr());
     for p in 0..depth {
-        // SAFETY: `p` < depth, so the panel has `width` numbers from `p · width`.
+        // SAFETY: `p` < depth, so the panel has `width` elements from `p · width`.
         let b: [S; VECTORS] = std::array::from_fn(|v| unsafe { S::load_ptr(b.add(p * width + v * S::LANES)) });
         for (i, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: `i` < TALL and `p` < depth, which the assert holds against the strip.
+            // SAFETY: `i` < TALL and `p` < depth, which the assert compares with the strip.
             let a = S::splat(unsafe { *a.add(i * ROW + p * STEP) });
             for (sum, b) in sums.iter_mut().zip(b) {
                 *sum = a.mul_add(b, *sum);
@@ -211,7 +210,7 @@ fn store<S: F32s>(sums: [S; VECTORS], c: &mut [f32], Factors { alpha, beta }: Fa
     }
 }
 
-/// `len` numbers of a buffer that start on a cache line.
+/// `len` elements of a buffer, from the start of a cache line.
 fn aligned(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if buffer.len() < len + 16 {
         buffer.resize(len + 16, 0.0);
@@ -230,13 +229,13 @@ fn pack(b: Mat<'_>, width: usize, panels: &mut [f32]) {
             panel.fill(0.0);
         }
         if b.col_stride != 1 {
-            turn(b.part(0, depth, j, cols), width, panel);
+            transpose(b.part(0, depth, j, cols), width, panel);
             continue;
         }
         for (p, step) in panel.chunks_exact_mut(width).enumerate() {
             let from = &b.data[p * b.row_stride + j..][..cols];
             if cols == width {
-                // a length that is known when this is compiled
+                // a length that the compiler knows
                 step.copy_from_slice(&from[..width]);
             } else {
                 step[..cols].copy_from_slice(from);
@@ -245,9 +244,9 @@ fn pack(b: Mat<'_>, width: usize, panels: &mut [f32]) {
     }
 }
 
-/// As [`pack`] for numbers that are made for it, a few columns at a time.
+/// As [`pack`] for a generated matrix, a few columns at a time.
 #[inline(always)]
-fn make(b: Made<'_>, width: usize, panels: &mut [f32], made: &mut Vec<f32>) {
+fn generate(b: Made<'_>, width: usize, panels: &mut [f32], made: &mut Vec<f32>) {
     let (depth, n) = (b.rows, b.cols);
     let made = aligned(made, Made::COLS * DEEP);
     for (panels, j) in panels.chunks_mut(Made::COLS * depth).zip((0..n).step_by(Made::COLS)) {
@@ -255,9 +254,9 @@ fn make(b: Made<'_>, width: usize, panels: &mut [f32], made: &mut Vec<f32>) {
     }
 }
 
-/// Packs columns that are contiguous, four by four steps at a time: compilers turn these in registers.
+/// Packs contiguous columns by transposing tiles of 4 × 4, which compilers do in registers.
 #[inline(always)]
-fn turn(b: Mat<'_>, width: usize, panel: &mut [f32]) {
+fn transpose(b: Mat<'_>, width: usize, panel: &mut [f32]) {
     let [steps, cols] = [b.rows, b.cols].map(|n| n - n % 4);
     for p in (0..steps).step_by(4) {
         for j in (0..cols).step_by(4) {

@@ -1,4 +1,4 @@
-//! What is multiplied: matrices in memory, and matrices whose numbers are made where they are needed.
+//! The factors of a product: matrices in memory, and matrices that are generated block by block.
 
 use crate::cpu::{Cpu, Level};
 use crate::{Error, Result};
@@ -15,7 +15,7 @@ pub struct Mat<'a> {
 }
 
 impl<'a> Mat<'a> {
-    /// The first `rows · cols` numbers, row-major.
+    /// A row-major matrix of the first `rows · cols` elements.
     ///
     /// # Errors
     /// When the slice is shorter.
@@ -54,7 +54,7 @@ pub struct Made<'a> {
     first: [usize; 2],
     pub(super) rows: usize,
     pub(super) cols: usize,
-    pub(super) turned: bool,
+    pub(super) transposed: bool,
 }
 
 impl std::fmt::Debug for Made<'_> {
@@ -64,41 +64,41 @@ impl std::fmt::Debug for Made<'_> {
 }
 
 impl<'a> Made<'a> {
-    /// Columns that are made at once, and at whose multiples parts begin.
+    /// Columns that are generated at once; parts start at multiples of it.
     pub(super) const COLS: usize = 128;
 
     /// Whole rows of a source whose rows are `cols` long.
     pub fn new(cpu: &Cpu, source: &'a dyn Source, rows: Range<usize>, cols: usize) -> Self {
-        Made { source, level: cpu.level(), first: [rows.start, 0], rows: rows.len(), cols, turned: false }
+        Made { source, level: cpu.level(), first: [rows.start, 0], rows: rows.len(), cols, transposed: false }
     }
 
     /// The transpose.
     pub fn t(self) -> Self {
-        Made { rows: self.cols, cols: self.rows, turned: !self.turned, ..self }
+        Made { rows: self.cols, cols: self.rows, transposed: !self.transposed, ..self }
     }
 
     pub(super) fn part(self, row: usize, rows: usize, col: usize, cols: usize) -> Self {
-        let [i, j] = if self.turned { [col, row] } else { [row, col] };
+        let [i, j] = if self.transposed { [col, row] } else { [row, col] };
         Made { first: [self.first[0].saturating_add(i), self.first[1].saturating_add(j)], rows, cols, ..self }
     }
 
-    /// Its numbers, written into the start of `to`.
+    /// Its elements, written into the start of `to`.
     pub(super) fn numbers(self, to: &mut [f32]) -> Mat<'_> {
-        let Made { source, level, first: [i, j], rows, cols, turned } = self;
+        let Made { source, level, first: [i, j], rows, cols, transposed } = self;
         let to = &mut to[..rows * cols];
-        let stored = if turned { [cols, rows] } else { [rows, cols] };
+        let stored = if transposed { [cols, rows] } else { [rows, cols] };
         source.write(level, i..i.saturating_add(stored[0]), j..j.saturating_add(stored[1]), to);
         let mat = Mat { data: to, rows: stored[0], cols: stored[1], row_stride: stored[1], col_stride: 1 };
-        if turned { mat.t() } else { mat }
+        if transposed { mat.t() } else { mat }
     }
 }
 
 /// The right factor of a product.
 #[derive(Clone, Copy, Debug)]
 pub enum Right<'a> {
-    /// Its numbers are in memory.
+    /// A matrix in memory.
     Here(Mat<'a>),
-    /// They are made block by block, by each thread those that it needs.
+    /// A matrix that is generated block by block: each thread generates the blocks that it needs.
     Made(Made<'a>),
 }
 

@@ -1,47 +1,48 @@
-//! Threads that stay awake while short pieces of parallel work follow each other.
+//! Threads that spin instead of sleeping while short parallel tasks follow each other.
 
 use rayon::{ThreadPool, Yield};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// Turns while nothing was found, before a thread lets others run.
-const TURNS: usize = 10;
-/// Turns that the work waits for the other threads: some microseconds, what waking takes.
+/// Spin-loop hints between two searches that found no task.
+const HINTS: usize = 10;
+/// Spin-loop hints that a run waits for the other threads: some microseconds, as long as waking takes.
 const PATIENCE: usize = 1000;
 
-/// Who keeps the threads of a pool awake. A thread that looks for work until a run ends must not do so in the middle of a
-/// piece: whoever waits for the piece would wait for ever, because rayon runs what comes while a piece waits for its other
-/// half. So threads begin to look only while no piece is under way.
+/// Lets the threads of a pool spin during a run.
+///
+/// A worker must not start spinning inside a task: rayon runs queued jobs while `join` waits, so a spin loop picked up
+/// there would deadlock the join. Threads start to spin only while no task is running.
 #[derive(Debug, Default)]
-pub(super) struct Awake(Arc<State>);
+pub(super) struct Spinner(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Counts the runs.
+    /// The number of runs so far.
     last: AtomicU64,
-    /// The run that keeps threads awake; 0 is none.
+    /// The run during which threads spin; 0 for none.
     run: AtomicU64,
-    /// The last run of which pieces may be under way.
+    /// The last run whose tasks may be running.
     begun: AtomicU64,
-    /// Threads that have come to look for its pieces.
-    looking: AtomicUsize,
-    /// Works from outside of the pool whose pieces may be under way, too.
+    /// Threads that spin for it.
+    spinning: AtomicUsize,
+    /// Other calls from outside the pool whose tasks may be running.
     others: AtomicUsize,
 }
 
-impl Awake {
-    /// Runs `work` on the pool, from inside as from outside.
+impl Spinner {
+    /// Runs `work` on the pool, called from inside or outside of it.
     pub(super) fn plain<R: Send>(&self, pool: &ThreadPool, work: impl FnOnce() -> R + Send) -> R {
         if pool.current_thread_index().is_some() {
             return work();
         }
         self.0.others.fetch_add(1, Ordering::AcqRel);
-        let _other = Ends(|| self.0.others.fetch_sub(1, Ordering::AcqRel));
+        let _other = OnDrop(|| self.0.others.fetch_sub(1, Ordering::AcqRel));
         pool.install(work)
     }
 
-    /// As [`Awake::plain`]; the pool's other threads look for pieces until all is done: one that has fallen asleep takes
-    /// longer to wake than a piece of a token's work takes. One work at a time has them do so.
+    /// As [`Spinner::plain`]; the pool's other threads spin until `work` returns, because waking a thread takes longer than
+    /// a task of one token's work. Threads spin for one call at a time.
     pub(super) fn run<R: Send>(&self, pool: &ThreadPool, work: impl FnOnce() -> R + Send) -> R {
         let state = &self.0;
         let alone = pool.current_num_threads() == 1 || pool.current_thread_index().is_some();
@@ -50,20 +51,20 @@ impl Awake {
             return self.plain(pool, work);
         }
         // even if `work` panics
-        let _end = Ends(|| state.run.store(0, Ordering::Release));
-        state.looking.store(0, Ordering::Relaxed);
+        let _end = OnDrop(|| state.run.store(0, Ordering::Release));
+        state.spinning.store(0, Ordering::Relaxed);
         pool.install(|| {
             let (own, shared) = (rayon::current_thread_index(), state.clone());
             rayon::spawn_broadcast(move |thread| {
-                // this thread, too, gets one to run when it waits for the others
+                // this thread gets the job, too, and runs it when it waits for the others
                 if Some(thread.index()) != own {
-                    look(&shared, id);
+                    spin(&shared, id);
                 }
             });
             let others = pool.current_num_threads() - 1;
-            let come = |_: &usize| state.looking.load(Ordering::Relaxed) < others;
-            (0..PATIENCE).take_while(come).for_each(|_| std::hint::spin_loop());
-            // who comes later looks at nothing, and sleeps and wakes as rayon has it
+            let missing = |_: &usize| state.spinning.load(Ordering::Relaxed) < others;
+            (0..PATIENCE).take_while(missing).for_each(|_| std::hint::spin_loop());
+            // a thread that is later does not spin
             state.begun.store(id, Ordering::Release);
             work()
         })
@@ -71,33 +72,34 @@ impl Awake {
 }
 
 impl State {
-    /// Whether a thread that is asked to look for pieces of run `id` is in none, and the run goes on.
-    fn may_look(&self, id: u64) -> bool {
-        // whose piece this thread is in had set one of the latter before, and a thread that takes a piece sees that
+    /// Whether a thread that is to spin for run `id` is in no task, and the run goes on.
+    fn may_spin(&self, id: u64) -> bool {
+        // if this thread is inside a task, its owner set `begun` or `others` before publishing it, and the acquire load
+        // sees that
         self.run.load(Ordering::Acquire) == id
             && self.begun.load(Ordering::Acquire) < id
             && self.others.load(Ordering::Acquire) == 0
     }
 }
 
-/// Runs what there is to run until run `id` ends, where a thread may.
-fn look(state: &State, id: u64) {
-    if !state.may_look(id) {
+/// Runs queued tasks until run `id` ends, if this thread may spin.
+fn spin(state: &State, id: u64) {
+    if !state.may_spin(id) {
         return;
     }
-    state.looking.fetch_add(1, Ordering::Relaxed);
+    state.spinning.fetch_add(1, Ordering::Relaxed);
     while state.run.load(Ordering::Acquire) == id {
-        // it lets others run if it finds nothing
+        // yields to other threads of the system if there is no task
         if rayon::yield_now() != Some(Yield::Executed) {
-            (0..TURNS).for_each(|_| std::hint::spin_loop());
+            (0..HINTS).for_each(|_| std::hint::spin_loop());
         }
     }
 }
 
-/// Does something when it is dropped.
-struct Ends<R, F: Fn() -> R>(F);
+/// Calls a function when it is dropped.
+struct OnDrop<R, F: Fn() -> R>(F);
 
-impl<R, F: Fn() -> R> Drop for Ends<R, F> {
+impl<R, F: Fn() -> R> Drop for OnDrop<R, F> {
     fn drop(&mut self) {
         (self.0)();
     }
@@ -118,50 +120,51 @@ mod tests {
 
     #[test]
     fn work_inside_work_and_beside_work_is_done() {
-        let (pool, awake) = (pool(3), Awake::default());
-        let twice = || awake.run(&pool, || sum(1000) + awake.run(&pool, || sum(10)) + awake.plain(&pool, || sum(1)));
+        let (pool, spinner) = (pool(3), Spinner::default());
+        let twice =
+            || spinner.run(&pool, || sum(1000) + spinner.run(&pool, || sum(10)) + spinner.plain(&pool, || sum(1)));
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| (0..200).map(|_| twice()).sum::<usize>())).collect();
             for thread in threads {
                 assert_eq!(thread.join().unwrap(), 200 * (499_500 + 45));
             }
         });
-        let state = &awake.0;
+        let state = &spinner.0;
         assert_eq!((state.run.load(Ordering::Acquire), state.others.load(Ordering::Acquire)), (0, 0));
     }
 
     #[test]
     fn after_a_panic_threads_sleep_and_work_again() {
-        let (pool, awake) = (pool(2), Awake::default());
-        let panics = std::panic::AssertUnwindSafe(|| awake.run(&pool, || assert_eq!(sum(10), 0, "on purpose")));
+        let (pool, spinner) = (pool(2), Spinner::default());
+        let panics = std::panic::AssertUnwindSafe(|| spinner.run(&pool, || assert_eq!(sum(10), 0, "on purpose")));
         assert!(std::panic::catch_unwind(panics).is_err());
-        assert_eq!(awake.0.run.load(Ordering::Acquire), 0);
-        assert_eq!(awake.run(&pool, || sum(10)), 45);
+        assert_eq!(spinner.0.run.load(Ordering::Acquire), 0);
+        assert_eq!(spinner.run(&pool, || sum(10)), 45);
     }
 
     #[test]
-    fn nobody_begins_to_look_in_the_middle_of_a_piece() {
+    fn no_thread_starts_to_spin_inside_a_task() {
         let state = |run: u64, begun: u64, others: usize| State {
             run: run.into(),
             begun: begun.into(),
             others: others.into(),
             ..State::default()
         };
-        assert!(state(7, 6, 0).may_look(7));
-        // in a piece of this run, in one of somebody else, and asked too late
+        assert!(state(7, 6, 0).may_spin(7));
+        // in a task of this run, in a task of another call, and too late
         for state in [state(7, 7, 0), state(7, 6, 1), state(0, 6, 0), state(8, 6, 0), state(8, 8, 0)] {
-            assert!(!state.may_look(7), "{state:?}");
+            assert!(!state.may_spin(7), "{state:?}");
         }
     }
 
     #[test]
     fn many_threads_with_little_to_do_come_to_an_end_each_time() {
-        let (pool, awake) = (pool(16), Awake::default());
-        let sums = (0..5000).map(|_| awake.run(&pool, || sum(64) + sum(64)));
+        let (pool, spinner) = (pool(16), Spinner::default());
+        let sums = (0..5000).map(|_| spinner.run(&pool, || sum(64) + sum(64)));
         assert!(sums.into_iter().all(|sum| sum == 2 * 2016));
     }
 
-    /// The states of the threads whose names begin so: `S` sleeps.
+    /// The states of the threads whose names begin with `prefix`: `S` sleeps.
     #[cfg(target_os = "linux")]
     fn states(prefix: &str) -> String {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
@@ -170,7 +173,7 @@ mod tests {
         stats.filter_map(state).collect()
     }
 
-    /// Whether, after a while, as many threads are not asleep.
+    /// Whether, after a while, this many threads are not asleep.
     #[cfg(target_os = "linux")]
     fn come(prefix: &str, awake: usize) -> bool {
         let pause = || std::thread::sleep(std::time::Duration::from_millis(5));
@@ -179,22 +182,22 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn other_threads_are_awake_while_there_is_work_and_only_then() {
+    fn other_threads_spin_during_a_run_and_only_then() {
         let pool =
             rayon::ThreadPoolBuilder::new().num_threads(3).thread_name(|i| format!("watch-{i}")).build().unwrap();
-        let awake = Awake::default();
-        // the thread that works sees itself running; where others want the processors a thread may come too late or sleep late
+        let spinner = Spinner::default();
+        // the working thread sees itself running; on a busy machine a thread may start to spin, or fall asleep, late
         let often = |work: &(dyn Fn() -> bool + Sync)| (0..50).any(|_| work());
         assert!(often(&|| come("watch-", 0)));
-        let all_looked = || awake.run(&pool, || awake.0.looking.load(Ordering::Relaxed) == 2 && come("watch-", 3));
-        assert!((0..100_000).any(|_| all_looked()), "{}", states("watch-"));
+        let all_spin = || spinner.run(&pool, || spinner.0.spinning.load(Ordering::Relaxed) == 2 && come("watch-", 3));
+        assert!((0..100_000).any(|_| all_spin()), "{}", states("watch-"));
         assert!(often(&|| come("watch-", 0)));
         assert!(often(&|| pool.install(|| come("watch-", 1))));
     }
 
     #[test]
-    fn a_single_thread_has_nobody_to_keep_awake() {
-        let awake = Awake::default();
-        awake.run(&pool(1), || assert_eq!(awake.0.run.load(Ordering::Acquire), 0));
+    fn a_single_thread_does_not_spin() {
+        let spinner = Spinner::default();
+        spinner.run(&pool(1), || assert_eq!(spinner.0.run.load(Ordering::Acquire), 0));
     }
 }
