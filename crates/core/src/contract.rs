@@ -75,28 +75,28 @@ impl Arg {
     }
 }
 
-/// What the random inputs of an argument look like.
+/// The random inputs that tests make for an argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fill {
-    /// Normal numbers of this standard deviation.
+    /// Normal values of this standard deviation.
     Normal(f64),
-    /// Uniform numbers between the two.
+    /// Uniform values between the two.
     Uniform(f64, f64),
     /// Rows (last axis) of unit length.
     UnitRows,
-    /// Whole numbers below the length of the axis with this letter.
+    /// Integers below the length of the axis with this letter.
     Ids(char),
-    /// Whole numbers from the first to the second, both among them.
+    /// Integers from the first to the second, inclusive.
     Whole(u32, u32),
-    /// Words of 32 bits whose four bytes are from the first to the second, both among them.
+    /// u32 whose four bytes are from the first to the second, inclusive.
     Bytes(u8, u8),
     /// Rising offsets from 0 to the length of the axis with this letter: packed sequences.
     Offsets(char),
-    /// Rows of `C` numbers, row `i` non-zero only left of column `i mod C`: a strictly lower triangular matrix per chunk.
+    /// Rows of `C` elements, row `i` non-zero only left of column `i mod C`: a strictly lower triangular matrix per chunk.
     StrictLower(f64),
     /// Like [`Fill::StrictLower`] with ones on the diagonal.
     UnitLower(f64),
-    /// Running sums, along axis 1 and from zero at each multiple of the chunk of 64, of uniform numbers between the two.
+    /// Running sums, along axis 1 and from zero at each multiple of the chunk of 64, of uniform values between the two.
     ChunkSums(f64, f64),
 }
 
@@ -238,7 +238,7 @@ struct Pattern {
 impl Pattern {
     const MALFORMED: Self = Pattern { axes: [Axis::Fixed(0); MAX_RANK], len: 0, malformed: true };
 
-    /// Parses at compile time where the contract is a `static`: a check then compares numbers.
+    /// Parses at compile time where the contract is a `static`: a check then only compares integers.
     const fn parse(text: &str) -> Self {
         let (text, mut at) = (text.as_bytes(), 0);
         let mut pattern = Pattern { malformed: false, ..Pattern::MALFORMED };

@@ -1,4 +1,4 @@
-//! Memory from the system, alone or in pieces of a chunk that share its huge pages.
+//! Memory of the system: single allocations, and pieces of a chunk that share its huge pages.
 
 use crate::pool::ALIGN;
 use std::alloc::Layout;
@@ -10,21 +10,21 @@ const HUGE: usize = 2 << 20;
 /// The size of a chunk, at most.
 const CHUNK: usize = 16 * HUGE;
 
-/// Memory from the system, not initialised.
+/// Memory of the system, not initialized.
 #[derive(Debug)]
 pub(super) struct Chunk {
     start: NonNull<u8>,
     layout: Layout,
 }
 
-// SAFETY: a chunk owns its memory, like a Box<[u8]>; it only says where that is.
+// SAFETY: a chunk owns its memory, like a Box<[u8]>; the pointer is only its address.
 unsafe impl Send for Chunk {}
 // SAFETY: as above.
 unsafe impl Sync for Chunk {}
 
 impl Chunk {
-    /// `len` bytes, a multiple of [`ALIGN`] and not 0; none where the system has none. Many lie in whole huge pages, so
-    /// that a kernel that walks through them finds their addresses in the processor's table of pages.
+    /// `len` bytes, a multiple of [`ALIGN`] and not 0; `None` if the system has none. Large ones are aligned to huge pages,
+    /// so that a kernel that streams through them has few TLB misses.
     pub(super) fn new(len: usize) -> Option<Self> {
         let layout = Layout::from_size_align(len, if len < 2 * HUGE { ALIGN } else { HUGE }).ok()?;
         // SAFETY: the layout is not empty.
@@ -41,7 +41,7 @@ impl Drop for Chunk {
     }
 }
 
-/// Asks for huge pages, before the first write; whether the system has some makes no other difference.
+/// Asks for huge pages, before the first write. Without them the memory is only slower.
 fn ask_for_huge_pages(start: NonNull<u8>, layout: Layout) {
     #[cfg(target_os = "linux")]
     if layout.align() == HUGE {
@@ -52,11 +52,11 @@ fn ask_for_huge_pages(start: NonNull<u8>, layout: Layout) {
     let _ = (start, layout);
 }
 
-/// The size of an ordinary page: 4 KiB on most machines, up to 64 KiB on others. What is given back ends where a page
-/// does, for the system rounds its length up: to a neighbour's bytes.
+/// The size of an ordinary page: 4 KiB on most machines, up to 64 KiB on others. A range that is returned to the system
+/// ends at a page's end: the system rounds its length up, into a neighbor's bytes.
 #[cfg(target_os = "linux")]
 fn page() -> usize {
-    // SAFETY: it only answers.
+    // SAFETY: the call only reads a setting.
     let said = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(said).ok().filter(|page| page.is_power_of_two()).unwrap_or(HUGE)
 }
@@ -111,14 +111,14 @@ impl Piece {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        // the chunk may stay for the sake of other pieces: what only this one used goes back at once
+        // other pieces may keep the chunk: the pages of this one alone are returned at once
         #[cfg(target_os = "linux")]
         if Arc::strong_count(&self.chunk) > 1 {
             let page = page();
             let skip = self.start.align_offset(page);
             let len = self.len.saturating_sub(skip) / page * page;
             if len > 0 {
-                // SAFETY: whole pages of a piece that nobody has any more; whoever gets them writes them first.
+                // SAFETY: whole pages of a piece that is being dropped; they are never cut again.
                 unsafe { libc::madvise(self.start.as_ptr().add(skip).cast(), len, libc::MADV_DONTNEED) };
             }
         }

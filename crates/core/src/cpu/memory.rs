@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_uses_serves_a_request_of_half_its_length_but_none_that_stays() {
+    fn a_free_block_serves_a_request_of_half_its_length_but_no_long_lived_one() {
         let memory = Memory::new(None, false);
         let large = memory.allocate::<u8>(1 << 20).unwrap();
         let place = large.as_ptr();
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_uses_goes_back_before_the_limit_is_passed() {
+    fn free_blocks_are_returned_before_the_limit_is_passed() {
         let memory = Memory::new(Some(1 << 20), false);
         drop(memory.allocate::<u8>(1 << 19).unwrap());
         let all = memory.allocate::<u8>(1 << 20).unwrap();

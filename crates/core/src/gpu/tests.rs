@@ -23,7 +23,7 @@ fn groups(gpu: &Gpu) -> usize {
     engine(gpu).cached_bindings()
 }
 
-fn numbers(gpu: &Gpu, data: &[f32]) -> Tensor {
+fn floats(gpu: &Gpu, data: &[f32]) -> Tensor {
     Tensor::from_slice(data, [data.len()], &gpu.clone().into()).unwrap()
 }
 
@@ -60,15 +60,15 @@ fn a_limit_is_an_error_with_the_sizes_in_it_and_memory_that_is_kept_does_not_cou
 fn what_a_launch_binds_is_remembered_for_the_same_buffers_and_forgotten_with_them() {
     let Some(gpu) = open(Gpu::builder().memory_limit(1 << 20)) else { return };
     let widened = |x: &Tensor| gpu.convert(x, DType::F32).unwrap().to_vec::<f32>().unwrap();
-    let x = gpu.convert(&numbers(&gpu, &[1.0, 2.0, 3.0, 4.0]), DType::F16).unwrap();
-    let other = gpu.convert(&numbers(&gpu, &[5.0, 6.0, 7.0, 8.0]), DType::BF16).unwrap();
+    let x = gpu.convert(&floats(&gpu, &[1.0, 2.0, 3.0, 4.0]), DType::F16).unwrap();
+    let other = gpu.convert(&floats(&gpu, &[5.0, 6.0, 7.0, 8.0]), DType::BF16).unwrap();
     let before = groups(&gpu);
     for _ in 0..3 {
         assert_eq!(widened(&x), [1.0, 2.0, 3.0, 4.0]);
     }
     assert_eq!(groups(&gpu), before + 1);
     // another buffer in its place, another kernel and part of a buffer
-    let again = gpu.convert(&numbers(&gpu, &[9.0, 6.0, 7.0, 8.0]), DType::F16).unwrap();
+    let again = gpu.convert(&floats(&gpu, &[9.0, 6.0, 7.0, 8.0]), DType::F16).unwrap();
     assert_eq!(widened(&again), [9.0, 6.0, 7.0, 8.0]);
     assert_eq!(widened(&other), [5.0, 6.0, 7.0, 8.0]);
     assert_eq!(widened(&x), [1.0, 2.0, 3.0, 4.0]);
@@ -151,7 +151,7 @@ fn an_upload_into_memory_of_the_same_batch_waits_for_its_launches() {
     let mut seen = Vec::new();
     for i in 0..100u16 {
         // the memory of each is that of the one before, whose launch is not yet submitted
-        let x = numbers(&gpu, &[f32::from(i); 1_000]);
+        let x = floats(&gpu, &[f32::from(i); 1_000]);
         seen.push(gpu.convert(&x, DType::F16).unwrap());
     }
     for (i, y) in seen.iter().enumerate() {
@@ -174,7 +174,7 @@ fn memory_is_read_and_written_in_the_order_of_the_launches() {
 }
 
 #[test]
-fn rows_at_any_place_are_read_by_kernels_as_by_the_processor() {
+fn kernels_read_rows_at_any_offset_as_the_cpu_does() {
     let Some(gpu) = open(Gpu::builder().poison()) else { return };
     let device = Device::from(gpu.clone());
     let data: Vec<f32> = (0..210).map(|i| i as f32).collect();

@@ -250,7 +250,7 @@ fn generate(b: Made<'_>, width: usize, panels: &mut [f32], made: &mut Vec<f32>) 
     let (depth, n) = (b.rows, b.cols);
     let made = aligned(made, Made::COLS * DEEP);
     for (panels, j) in panels.chunks_mut(Made::COLS * depth).zip((0..n).step_by(Made::COLS)) {
-        pack(b.part(0, depth, j, Made::COLS.min(n - j)).numbers(made), width, panels);
+        pack(b.part(0, depth, j, Made::COLS.min(n - j)).generate(made), width, panels);
     }
 }
 

@@ -22,7 +22,7 @@ impl<'a> Mat<'a> {
     pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Result<Self> {
         match rows.checked_mul(cols) {
             Some(n) if n <= data.len() => Ok(Mat { data, rows, cols, row_stride: cols, col_stride: 1 }),
-            _ => Err(Error::value("matrix", format!("{} numbers are too few for {rows} × {cols}", data.len()))),
+            _ => Err(Error::value("matrix", format!("{} elements are too few for {rows} × {cols}", data.len()))),
         }
     }
 
@@ -38,19 +38,19 @@ impl<'a> Mat<'a> {
     }
 }
 
-/// A matrix that is stored as something else than f32.
+/// A matrix that is stored in another form than f32 and generated block by block.
 pub trait Source: Sync {
-    /// Writes the columns `cols` of the rows `rows`, row after row, into `to`, which has room for just these. Columns begin
-    /// at a multiple of 128, and end at one or where the rows end.
+    /// Writes the columns `cols` of the rows `rows`, row-major, into `to`, which has exactly their length. `cols` starts
+    /// at a multiple of 128, and ends at one or at the end of the rows.
     fn write(&self, level: Level, rows: Range<usize>, cols: Range<usize>, to: &mut [f32]);
 }
 
-/// Rows of a [`Source`], possibly transposed: a right factor that is never in memory as a whole.
+/// Rows of a [`Source`], possibly transposed: a right factor that is never materialized as a whole.
 #[derive(Clone, Copy)]
 pub struct Made<'a> {
     source: &'a dyn Source,
     level: Level,
-    /// The first row and the first column, of the source.
+    /// The first row and the first column in the source.
     first: [usize; 2],
     pub(super) rows: usize,
     pub(super) cols: usize,
@@ -83,7 +83,7 @@ impl<'a> Made<'a> {
     }
 
     /// Its elements, written into the start of `to`.
-    pub(super) fn numbers(self, to: &mut [f32]) -> Mat<'_> {
+    pub(super) fn generate(self, to: &mut [f32]) -> Mat<'_> {
         let Made { source, level, first: [i, j], rows, cols, transposed } = self;
         let to = &mut to[..rows * cols];
         let stored = if transposed { [cols, rows] } else { [rows, cols] };

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use std::arch::x86_64::*;
 use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
-/// Eight numbers in a register.
+/// Eight f32 in a register.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Avx2(__m256);
 
@@ -18,7 +18,7 @@ macro_rules! lanewise {
             type Output = Self;
             #[inline(always)]
             fn $method(self, other: Self) -> Self {
-                // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
+                // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
                 Avx2(unsafe { $intrinsic(self.0, other.0) })
             }
         }
@@ -46,11 +46,11 @@ impl AddAssign for Avx2 {
 fn head(n: usize) -> __m256i {
     const TABLE: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
     let table = &TABLE[8 - n.min(8)..][..8];
-    // SAFETY: eight numbers are there; the instruction set was checked by `simd!`.
+    // SAFETY: eight elements are there; `dispatch` checked the instruction set.
     unsafe { _mm256_loadu_si256(table.as_ptr().cast()) }
 }
 
-// SAFETY, for every block below: the type is used only inside `simd!`, which checked the instruction set; slices are
+// SAFETY, for every block below: only `dispatch` instantiates the type, with a detected instruction set; slices are
 // checked for length before they are read or written, or a mask keeps the access inside them.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl F32s for Avx2 {
@@ -210,14 +210,14 @@ impl F32s for Avx2 {
     }
 }
 
-/// Which number each lane takes, and how many there are.
+/// The element that each lane takes, and the mask of the elements that are loaded.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spread256 {
     at: __m256i,
     numbers: __m256i,
 }
 
-/// Eight whole numbers in a register.
+/// Eight u32 in a register.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bits256(__m256i);
 
@@ -225,7 +225,7 @@ impl BitAnd for Bits256 {
     type Output = Self;
     #[inline(always)]
     fn bitand(self, other: Self) -> Self {
-        // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
+        // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
         Bits256(unsafe { _mm256_and_si256(self.0, other.0) })
     }
 }
@@ -234,7 +234,7 @@ impl BitOr for Bits256 {
     type Output = Self;
     #[inline(always)]
     fn bitor(self, other: Self) -> Self {
-        // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
+        // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
         Bits256(unsafe { _mm256_or_si256(self.0, other.0) })
     }
 }
@@ -243,12 +243,12 @@ impl BitXor for Bits256 {
     type Output = Self;
     #[inline(always)]
     fn bitxor(self, other: Self) -> Self {
-        // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
+        // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
         Bits256(unsafe { _mm256_xor_si256(self.0, other.0) })
     }
 }
 
-/// Where the two bytes of each of eight numbers lie in the bytes that hold them all, for every width.
+/// The positions of the two bytes of each of eight codes in their packed bytes, by the codes' width.
 static BYTES: [[u8; 32]; 9] = {
     let mut table = [[0x80; 32]; 9];
     let mut bits = 1;
@@ -267,7 +267,7 @@ static BYTES: [[u8; 32]; 9] = {
     table
 };
 
-// SAFETY, for every block below: as for the numbers above.
+// SAFETY, for every block below: as for the f32 above.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl U32s for Bits256 {
     #[inline(always)]
@@ -300,7 +300,7 @@ impl U32s for Bits256 {
         let at = first / 8 * bits as usize;
         assert!(at + bits as usize <= 4 * stream.len() && bits <= 8);
         unsafe {
-            // eight numbers fill `bits` bytes: each lane fetches its two, then shifts and masks
+            // eight codes fill `bits` bytes: each lane shuffles in its two, then shifts and masks
             let start = stream.as_ptr().cast::<u8>().add(at);
             let bytes = if at + 8 <= 4 * stream.len() {
                 start.cast::<i64>().read_unaligned()

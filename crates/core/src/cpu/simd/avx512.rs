@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use std::arch::x86_64::*;
 use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
-/// Sixteen numbers in a register.
+/// Sixteen f32 in a register.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Avx512(__m512);
 
@@ -18,7 +18,7 @@ macro_rules! lanewise {
             type Output = Self;
             #[inline(always)]
             fn $method(self, other: Self) -> Self {
-                // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
+                // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
                 Avx512(unsafe { $intrinsic(self.0, other.0) })
             }
         }
@@ -47,7 +47,7 @@ fn head(n: usize) -> __mmask16 {
     if n >= 16 { !0 } else { (1 << n) - 1 }
 }
 
-// SAFETY, for every block below: the type is used only inside `simd!`, which checked the instruction set; slices are
+// SAFETY, for every block below: only `dispatch` instantiates the type, with a detected instruction set; slices are
 // checked for length before they are read or written, or a mask keeps the access inside them.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl F32s for Avx512 {
@@ -216,14 +216,14 @@ impl F32s for Avx512 {
     }
 }
 
-/// Which number each lane takes, and how many there are.
+/// The element that each lane takes, and the mask of the elements that are loaded.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spread512 {
     at: __m512i,
     numbers: __mmask16,
 }
 
-/// Sixteen whole numbers in a register.
+/// Sixteen u32 in a register.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bits512(__m512i);
 
@@ -231,7 +231,7 @@ impl BitAnd for Bits512 {
     type Output = Self;
     #[inline(always)]
     fn bitand(self, other: Self) -> Self {
-        // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
+        // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
         Bits512(unsafe { _mm512_and_si512(self.0, other.0) })
     }
 }
@@ -240,7 +240,7 @@ impl BitOr for Bits512 {
     type Output = Self;
     #[inline(always)]
     fn bitor(self, other: Self) -> Self {
-        // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
+        // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
         Bits512(unsafe { _mm512_or_si512(self.0, other.0) })
     }
 }
@@ -249,12 +249,12 @@ impl BitXor for Bits512 {
     type Output = Self;
     #[inline(always)]
     fn bitxor(self, other: Self) -> Self {
-        // SAFETY: the type is used only inside `simd!`, which checked the instruction set.
+        // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
         Bits512(unsafe { _mm512_xor_si512(self.0, other.0) })
     }
 }
 
-/// Where the two bytes of each of sixteen numbers lie in the bytes that hold them all, for every width.
+/// The positions of the two bytes of each of sixteen codes in their packed bytes, by the codes' width.
 static BYTES: [[u8; 64]; 9] = {
     let mut table = [[0x80; 64]; 9];
     let mut bits = 1;
@@ -273,7 +273,7 @@ static BYTES: [[u8; 64]; 9] = {
     table
 };
 
-/// Which 16 bits of a stream go where, so that each quarter of a register begins with its sixteen numbers.
+/// Which 16 bits of a stream go where, so that each quarter of a register begins with its sixteen codes.
 static QUARTERS: [[u16; 32]; 7] = {
     let mut table = [[0; 32]; 7];
     let mut bits = 1;
@@ -288,7 +288,7 @@ static QUARTERS: [[u16; 32]; 7] = {
     table
 };
 
-/// Which bytes of a quarter go to each lane: those that hold its four numbers, which begin in the first.
+/// Which bytes of a quarter go to each lane: those that hold its four codes, which begin in the first.
 static LANES: [[u8; 64]; 7] = {
     let mut table = [[0; 64]; 7];
     let mut bits = 1;
@@ -303,7 +303,7 @@ static LANES: [[u8; 64]; 7] = {
     table
 };
 
-// SAFETY, for every block below: as for the numbers above.
+// SAFETY, for every block below: as for the f32 above.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl U32s for Bits512 {
     #[inline(always)]
@@ -336,7 +336,7 @@ impl U32s for Bits512 {
         let (at, width) = (first / 16 * 2 * bits as usize, 2 * bits as usize);
         assert!(at + width <= 4 * stream.len() && bits <= 8);
         unsafe {
-            // sixteen numbers fill `2 · bits` bytes: each lane fetches its two, then shifts and masks
+            // sixteen codes fill `2 · bits` bytes: each lane shuffles in its two, then shifts and masks
             let bytes = _mm_maskz_loadu_epi8(((1u32 << width) - 1) as u16, stream.as_ptr().cast::<i8>().add(at));
             let table = _mm512_loadu_si512(BYTES[bits as usize].as_ptr().cast());
             let pairs = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), table);
@@ -350,7 +350,7 @@ impl U32s for Bits512 {
     #[inline(always)]
     fn quads(stream: &[u32], first: usize, bits: u32) -> Self {
         let words = &stream[stream.len().min(first / 32 * bits as usize)..];
-        // 64 numbers fill `2 · bits` words
+        // 64 codes fill `2 · bits` words
         let mask = head(words.len().min(2 * bits as usize));
         unsafe {
             let packed = _mm512_maskz_loadu_epi32(mask, words.as_ptr().cast());

@@ -1,4 +1,4 @@
-//! Functions over lanes.
+//! Exponential, sigmoid and SiLU over SIMD registers.
 
 use super::F32s;
 

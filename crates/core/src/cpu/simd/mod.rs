@@ -1,4 +1,4 @@
-//! SIMD lanes: one kernel text, compiled for each instruction set, chosen when the program runs.
+//! SIMD kernels: one source, compiled for each instruction set, dispatched at run time.
 //!
 //! A kernel is written once over [`F32s`] inside [`simd!`](crate::simd) and called with a [`Level`]:
 //!
@@ -155,28 +155,28 @@ pub trait F32s:
     + Neg<Output = Self>
     + AddAssign
 {
-    /// Numbers in a register.
+    /// Lanes of a register.
     const LANES: usize;
-    /// A register of as many whole numbers.
+    /// The register of as many u32.
     type Bits: U32s;
-    /// How [`F32s::load_spread`] spreads numbers.
+    /// The lane pattern of [`F32s::load_spread`].
     type Spread: Copy;
 
-    /// The same number in every lane.
+    /// The same value in every lane.
     fn splat(x: f32) -> Self;
-    /// The first [`F32s::LANES`] numbers of a slice that has at least so many.
+    /// The first [`F32s::LANES`] elements of a slice that has at least that many.
     fn load(src: &[f32]) -> Self;
-    /// The numbers of a slice of any length, at most [`F32s::LANES`]; lanes past its end are 0.
+    /// The first elements of a slice, at most [`F32s::LANES`]; lanes past its end are 0.
     fn load_head(src: &[f32]) -> Self;
-    /// The numbers that have these bf16 as their upper halves, unchecked.
+    /// Loads bf16, unchecked.
     ///
     /// # Safety
-    /// `src` is valid for reading [`F32s::LANES`] numbers.
+    /// `src` is valid for reading [`F32s::LANES`] elements.
     unsafe fn load_bf16(src: *const bf16) -> Self;
-    /// As [`F32s::load_bf16`], from the other format of 16 bits.
+    /// Loads f16, unchecked.
     ///
     /// # Safety
-    /// `src` is valid for reading [`F32s::LANES`] numbers.
+    /// `src` is valid for reading [`F32s::LANES`] elements.
     unsafe fn load_f16(src: *const f16) -> Self;
     /// Writes all lanes to the start of a slice that is long enough.
     fn store(self, dst: &mut [f32]);
@@ -205,14 +205,14 @@ pub trait F32s:
     /// As [`F32s::load`], unchecked: the innermost loops of matrix kernels.
     ///
     /// # Safety
-    /// `src` is valid for reading [`F32s::LANES`] numbers.
+    /// `src` is valid for reading [`F32s::LANES`] elements.
     unsafe fn load_ptr(src: *const f32) -> Self;
     /// As [`F32s::store`], unchecked.
     ///
     /// # Safety
-    /// `dst` is valid for writing [`F32s::LANES`] numbers.
+    /// `dst` is valid for writing [`F32s::LANES`] elements.
     unsafe fn store_ptr(self, dst: *mut f32);
-    /// `self · a + b`, in one rounding where the processor can.
+    /// `self · a + b`, in one rounding if the CPU has FMA.
     fn mul_add(self, a: Self, b: Self) -> Self;
     /// The larger of each lane; `other` where either is NaN.
     fn max(self, other: Self) -> Self;
@@ -222,18 +222,18 @@ pub trait F32s:
     fn sqrt(self) -> Self;
     /// `1 / self`, within 2 units in the last place where neither is denormal; 0 and infinity have each other.
     ///
-    /// A division, unless the processor's estimate with one step of Newton's is quicker and still exact for 1 and 2.
+    /// A division, unless the CPU's estimate with one Newton step is faster and still exact for 1 and 2.
     #[inline(always)]
     fn recip(self) -> Self {
         Self::splat(1.0) / self
     }
-    /// The nearest whole number, ties to even.
+    /// The nearest integer, ties to even.
     fn round(self) -> Self;
-    /// `self · 2ⁿ` for whole `n` between -252 and 254.
+    /// `self · 2ⁿ` for integers `n` between -252 and 254.
     fn scale_by_exp2(self, n: Self) -> Self;
     /// The sum of all lanes, in a fixed order.
     fn sum(self) -> f32;
-    /// The sums of four registers, each as [`F32s::sum`] has it.
+    /// [`F32s::sum`] of four registers.
     #[inline(always)]
     fn sums(four: [Self; 4]) -> [f32; 4] {
         let [a, b, c, d] = four;
@@ -241,59 +241,58 @@ pub trait F32s:
     }
     /// The largest lane.
     fn max_lane(self) -> f32;
-    /// Whole numbers with a sign, rounded to the nearest f32.
+    /// Converts i32, rounded to the nearest f32.
     fn from_i32(x: Self::Bits) -> Self;
-    /// Whole numbers, with their signs where they have one. What has no place in 31 bits, or is no number, becomes anything.
+    /// Converts to i32. Lanes that are NaN or out of range give an unspecified value.
     fn to_i32(self) -> Self::Bits;
-    /// The numbers that have these bits.
+    /// The f32 with these bits.
     fn from_bits(x: Self::Bits) -> Self;
-    /// From a table, by the lowest four bits of each lane.
+    /// Looks each lane's lowest four bits up in a table.
     fn pick(table: &[f32; 16], at: Self::Bits) -> Self;
-    /// Each number in as many lanes as `each`, a power of two, says.
+    /// The pattern that repeats each element in `each` lanes, a power of two.
     fn spread(each: usize) -> Self::Spread;
     /// Lane `i` is `src[i / each]`.
     ///
     /// # Safety
-    /// `src` is valid for reading one number, or as many as [`F32s::LANES`] holds `each` if that is more.
+    /// `src` is valid for reading `LANES / each` elements, and at least one.
     unsafe fn load_spread(src: *const f32, spread: Self::Spread) -> Self;
 }
 
 /// A register of u32, with as many lanes as its [`F32s`]: integers, bit patterns and packed codes.
 pub trait U32s: sealed::Register + Copy + BitAnd<Output = Self> + BitOr<Output = Self> + BitXor<Output = Self> {
-    /// The same number in every lane.
+    /// The same value in every lane.
     fn splat(x: u32) -> Self;
-    /// The numbers at the start of a slice of any length; lanes past its end are 0.
+    /// The first elements of a slice of any length; lanes past its end are 0.
     fn load_head(src: &[u32]) -> Self;
-    /// A whole register, unchecked: innermost loops.
+    /// Loads a register, unchecked: for innermost loops.
     ///
     /// # Safety
-    /// `src` is valid for reading as many numbers as there are lanes.
+    /// `src` is valid for reading one element a lane.
     unsafe fn load_ptr(src: *const u32) -> Self;
     /// Each lane shifted up by `n` < 32 bits.
     fn shl(self, n: u32) -> Self;
     /// Each lane shifted down by `n` < 32 bits; zeros come in.
     fn shr(self, n: u32) -> Self;
-    /// Numbers of `bits` ≤ 8 bits from a little-endian stream, the lowest bits first: number `first` and those after it,
-    /// one a lane. `first` is a multiple of the number of lanes; all of them are in the stream.
+    /// Unpacks codes of `bits` ≤ 8 bits from a little-endian stream, the lowest bits first: code `first` and the following
+    /// ones, one a lane. `first` is a multiple of the number of lanes; all of them are in the stream.
     fn codes(stream: &[u32], first: usize, bits: u32) -> Self;
-    /// Numbers of `bits` ≤ 6 bits from a little-endian stream, four in the lowest bits of each lane. `first` is a multiple
-    /// of four times the number of lanes. What is above the four of a lane, and past the end, may be anything.
+    /// Unpacks codes of `bits` ≤ 6 bits from a little-endian stream into the lowest bits of each lane, four a lane. `first`
+    /// is a multiple of four times the number of lanes. The bits above the four, and codes past the end, are unspecified.
     fn quads(stream: &[u32], first: usize, bits: u32) -> Self;
-    /// The four numbers of `bits` < 8 bits in the lowest bits of each lane, a byte for each.
+    /// Widens the four codes of `bits` < 8 bits in the lowest bits of each lane to a byte each.
     #[inline(always)]
     fn bytes(self, bits: u32) -> Self {
         let (one, two) = ((1 << bits) - 1, (1 << (2 * bits)) - 1);
         let pairs = (self & Self::splat(two)) | (self.shl(16 - 2 * bits) & Self::splat(two << 16));
         (pairs & Self::splat(one * 0x1_0001)) | (pairs.shl(8 - bits) & Self::splat(one * 0x100_0100))
     }
-    /// Each byte, below 16, as a table has it.
+    /// Looks each byte, below 16, up in a table.
     fn look_up(self, table: &[u8; 16]) -> Self;
-    /// Adds to each lane, a whole number with a sign, the products of its four bytes: `codes`, below 64, with `digits`,
-    /// which have a sign.
+    /// Adds to each lane, an i32, the four products of its bytes: `codes`, u8 below 64, with `digits`, i8.
     fn dot_bytes(self, codes: Self, digits: Self) -> Self;
 }
 
-/// Number `at` of a stream of `bits` ≤ 8 bits.
+/// Code `at` of a stream of codes of `bits` ≤ 8 bits.
 #[inline(always)]
 fn code(stream: &[u32], at: usize, bits: u32) -> u32 {
     let (word, shift) = (at * bits as usize / 32, (at * bits as usize % 32) as u32);
@@ -302,7 +301,7 @@ fn code(stream: &[u32], at: usize, bits: u32) -> u32 {
     (low | high) & ((1 << bits) - 1)
 }
 
-/// Four numbers of a stream, `at` and those after it, in the lowest bits.
+/// Four codes of a stream, from code `at` on, in the lowest bits.
 #[inline(always)]
 fn quad(stream: &[u32], at: usize, bits: u32) -> u32 {
     let (word, shift) = (at * bits as usize / 32, at * bits as usize % 32);
@@ -453,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn every_level_takes_the_same_numbers_from_a_stream_of_bits() {
+    fn every_level_unpacks_the_same_codes() {
         let stream: Vec<u32> = (0..40u32).map(|i| i.wrapping_mul(0x9e37_79b9) ^ 0x5bd1_e995).collect();
         for bits in 1..=8u32 {
             let count = 40 * 32 / bits as usize / 32 * 32;
@@ -469,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn four_numbers_of_a_stream_become_the_bytes_of_a_lane_even_at_its_end() {
+    fn four_codes_of_a_stream_become_the_bytes_of_a_lane_even_at_its_end() {
         let stream: Vec<u32> = (0..48u32).map(|i| i.wrapping_mul(0x9e37_79b9) ^ 0x5bd1_e995).collect();
         for bits in 1..=6u32 {
             let count = 48 * 32 / bits as usize / 64 * 64;
@@ -521,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_in_half_precision_are_read_exactly() {
+    fn half_precision_is_read_exactly() {
         let x = [1.5, -0.0, 65_504.0, 6e-8, f32::INFINITY, -2.25, 1e-5, 0.1, 3.0, -7.0, 0.5, 1e-4, -1.0, 2.0, 4.0, 8.0];
         let (small, large) = (x.map(f16::from_f32), x.map(bf16::from_f32));
         for level in Level::available() {
@@ -534,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_numbers_are_taken_with_their_signs() {
+    fn integers_are_converted_with_their_signs() {
         let x: Vec<f32> = (-8..8i8).map(|i| f32::from(i) * 1_000_003.0).collect();
         let want: Vec<f32> = x.iter().map(|&x| (x as i32 ^ 5) as f32).collect();
         for level in Level::available() {
@@ -558,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn bits_are_shifted_masked_and_read_as_numbers() {
+    fn bits_are_shifted_masked_and_read_as_floats() {
         for level in Level::available() {
             let mut out = [0.0; 2];
             shifted(level, &[0xff00_0000 | 127, 0xfe00_0000 | 130], 7, &mut out);

@@ -1,4 +1,4 @@
-//! NEON: 4 lanes. Every 64-bit Arm processor has it.
+//! NEON: 4 lanes. Every 64-bit Arm CPU has it.
 
 use super::{F32s, U32s, code, quad, sealed};
 use half::{bf16, f16};
@@ -6,7 +6,7 @@ use std::arch::aarch64::*;
 use std::array::from_fn;
 use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
-/// Four numbers in a register.
+/// Four f32 in a register.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Neon(float32x4_t);
 
@@ -177,14 +177,14 @@ impl F32s for Neon {
     unsafe fn load_spread(src: *const f32, each: usize) -> Self {
         let mut lanes = [0.0; 4];
         for (i, lane) in lanes.iter_mut().enumerate() {
-            // SAFETY: the caller promises as many numbers.
+            // SAFETY: the caller promises as many elements.
             *lane = unsafe { *src.add(i / each) };
         }
         Self::load(&lanes)
     }
 }
 
-/// Four whole numbers in a register.
+/// Four u32 in a register.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NeonBits(uint32x4_t);
 
@@ -215,7 +215,7 @@ impl BitXor for NeonBits {
     }
 }
 
-// SAFETY, for every block below: as for the numbers above.
+// SAFETY, for every block below: as for the f32 above.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl U32s for NeonBits {
     #[inline(always)]

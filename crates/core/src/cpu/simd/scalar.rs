@@ -1,11 +1,11 @@
-//! Eight numbers in plain loops: what the compiler can turn into any baseline SIMD, and the last resort.
+//! Eight f32 in plain loops: the fallback, which compilers vectorize for the baseline.
 
 use super::{F32s, U32s, code, quad, sealed};
 use half::{bf16, f16};
 use std::array::from_fn;
 use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
-/// Eight numbers in an array.
+/// Eight f32 in an array.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scalar([f32; 8]);
 
@@ -63,13 +63,13 @@ impl F32s for Scalar {
 
     #[inline(always)]
     unsafe fn load_bf16(src: *const bf16) -> Self {
-        // SAFETY: the caller promises 8 readable numbers.
+        // SAFETY: the caller promises 8 readable elements.
         Scalar(unsafe { src.cast::<[bf16; 8]>().read_unaligned() }.map(bf16::to_f32))
     }
 
     #[inline(always)]
     unsafe fn load_f16(src: *const f16) -> Self {
-        // SAFETY: the caller promises 8 readable numbers.
+        // SAFETY: the caller promises 8 readable elements.
         Scalar(unsafe { src.cast::<[f16; 8]>().read_unaligned() }.map(f16::to_f32))
     }
 
@@ -85,13 +85,13 @@ impl F32s for Scalar {
 
     #[inline(always)]
     unsafe fn load_ptr(src: *const f32) -> Self {
-        // SAFETY: the caller promises 8 readable numbers.
+        // SAFETY: the caller promises 8 readable elements.
         Scalar(unsafe { src.cast::<[f32; 8]>().read_unaligned() })
     }
 
     #[inline(always)]
     unsafe fn store_ptr(self, dst: *mut f32) {
-        // SAFETY: the caller promises room for 8 numbers.
+        // SAFETY: the caller promises room for 8 elements.
         unsafe { dst.cast::<[f32; 8]>().write_unaligned(self.0) }
     }
 
@@ -170,14 +170,14 @@ impl F32s for Scalar {
     unsafe fn load_spread(src: *const f32, each: usize) -> Self {
         let mut lanes = [0.0; 8];
         for (i, lane) in lanes.iter_mut().enumerate() {
-            // SAFETY: the caller promises as many numbers.
+            // SAFETY: the caller promises as many elements.
             *lane = unsafe { *src.add(i / each) };
         }
         Scalar(lanes)
     }
 }
 
-/// Eight whole numbers in an array.
+/// Eight u32 in an array.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ScalarBits([u32; 8]);
 
@@ -218,7 +218,7 @@ impl U32s for ScalarBits {
 
     #[inline(always)]
     unsafe fn load_ptr(src: *const u32) -> Self {
-        // SAFETY: the caller promises 8 readable numbers.
+        // SAFETY: the caller promises 8 readable elements.
         ScalarBits(unsafe { src.cast::<[u32; 8]>().read_unaligned() })
     }
 
