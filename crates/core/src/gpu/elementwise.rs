@@ -5,7 +5,7 @@ use crate::tensor::Storage;
 use crate::{DType, Error, Result, Shape, Tensor};
 use std::sync::Arc;
 
-/// Quads that one invocation of a plain loop takes at most, and invocations of its workgroups.
+/// Invocations of a workgroup.
 const WG: usize = 256;
 
 static FILL: Kernel = trusted("fill", &[include_str!("wgsl/fill.wgsl")]);
@@ -30,7 +30,7 @@ struct Count {
 }
 
 impl Gpu {
-    /// A tensor to write to. What it holds before is not said.
+    /// A tensor with unspecified contents, for a kernel to write.
     ///
     /// # Errors
     /// When the memory, or its limit, is used up.
@@ -45,6 +45,9 @@ impl Gpu {
     }
 
     /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// As [`Gpu::empty`].
     pub fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         let shape = shape.into().checked()?;
         let bytes = self.memory().allocate(shape.elements() * dtype.size())?;
@@ -52,7 +55,10 @@ impl Gpu {
         Ok(self.tensor(Arc::new(bytes), shape, dtype))
     }
 
-    /// An f32 tensor filled with one number.
+    /// An f32 tensor filled with one value.
+    ///
+    /// # Errors
+    /// As [`Gpu::empty`].
     pub fn full(&self, shape: impl Into<Shape>, value: f32) -> Result<Tensor> {
         let shape = shape.into().checked()?;
         let bytes = self.memory().allocate(shape.elements() * 4)?;
@@ -123,7 +129,7 @@ impl Gpu {
         self.convert(x, DType::F32)
     }
 
-    /// The elements rounded once to `dtype`: the tensor itself where it is stored so.
+    /// The elements rounded once to `dtype`: the tensor itself if it has that dtype.
     ///
     /// # Errors
     /// When either is no floating type, or memory is used up.

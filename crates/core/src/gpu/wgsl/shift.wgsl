@@ -1,4 +1,4 @@
-// Words of `y` from the bytes of `x` that begin in the middle of a word.
+// Writes words of `y` from bytes of `x` that start in the middle of a word.
 struct Params { n: u32, first: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<u32>;

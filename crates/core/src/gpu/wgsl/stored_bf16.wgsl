@@ -2,7 +2,7 @@ alias NAME4 = vec2<u32>;
 fn widen_NAME(x: NAME4) -> vec4<f32> {
     return bitcast<vec4<f32>>(vec4<u32>(x.x << 16u, x.x & 0xffff0000u, x.y << 16u, x.y & 0xffff0000u));
 }
-// to the nearest, ties to even; what is no number stays none
+// rounds to nearest, ties to even; NaN stays NaN
 fn narrow_NAME(x: vec4<f32>) -> NAME4 {
     let bits = bitcast<vec4<u32>>(x);
     let rounded = (bits + vec4<u32>(0x7fffu) + ((bits >> vec4<u32>(16u)) & vec4<u32>(1u))) >> vec4<u32>(16u);

@@ -2,7 +2,7 @@ alias NAME4 = vec2<u32>;
 fn widen_NAME(x: NAME4) -> vec4<f32> {
     return vec4<f32>(unpack2x16float(x.x), unpack2x16float(x.y));
 }
-// one number to the nearest f16, ties to even; the built-in packing leaves rounding and overflow to the driver
+// rounds to the nearest f16, ties to even; the built-in packing leaves rounding and overflow to the driver
 fn narrow1_NAME(x: f32) -> u32 {
     let bits = bitcast<u32>(x);
     let sign = (bits >> 16u) & 0x8000u;
@@ -10,7 +10,7 @@ fn narrow1_NAME(x: f32) -> u32 {
     if size > 0x7f800000u { return sign | 0x7e00u; }
     if size >= 0x477ff000u { return sign | 0x7c00u; }
     if size < 0x38800000u {
-        // below the smallest normal number: units of 2^-24
+        // below the smallest normal value: units of 2^-24
         if size < 0x33000000u { return sign; }
         let shift = 126u - (size >> 23u);
         let whole = (size & 0x7fffffu) | 0x800000u;
