@@ -1,6 +1,6 @@
 //! Text from a model, one token after the other.
 
-use crate::formats::tokenizer::Tokenizer;
+use crate::formats::tokenizer::{Detokenizer, Tokenizer};
 use crate::model::LanguageModel;
 pub use crate::sampler::{Likely, Repetition, Sampler};
 use crate::session::Session;
@@ -16,7 +16,7 @@ pub struct Options {
     pub max_tokens: usize,
     /// How a token is chosen.
     pub sampling: Sampling,
-    /// What tokens cost that were there before.
+    /// The repetition penalty.
     pub repetition: Repetition,
     /// The same seed gives the same text.
     pub seed: u64,
@@ -24,7 +24,7 @@ pub struct Options {
     pub stop: Vec<String>,
     /// Tokens that end the generation, as those of the tokenizer do.
     pub stop_tokens: Vec<u32>,
-    /// Of each token its probability and that of so many likeliest ones are told; none where there is no number.
+    /// Return the log-probability of each generated token and of the `n` most likely alternatives. `None` disables this.
     pub logprobs: Option<usize>,
 }
 
@@ -101,36 +101,132 @@ impl Session<'_> {
         on_text: &mut dyn FnMut(&str) -> Result<ControlFlow<()>>,
     ) -> Result<Summary> {
         let start = Instant::now();
-        let mut sampler = Sampler::new(options, options.seed);
+        let mut tokens = self.tokens_after(tokenizer, prompt, options)?;
+        let mut summary = Summary {
+            prompt_tokens: prompt.len(),
+            reused_tokens: tokens.reused_tokens,
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            prefill_seconds: 0.0,
+            decode_seconds: 0.0,
+            reason: Reason::Length,
+        };
+        let mut first = None;
+        while let Some(piece) = tokens.next() {
+            let piece = piece?;
+            first.get_or_insert_with(Instant::now);
+            summary.tokens.push(piece.token);
+            summary.logprobs.extend(piece.logprob);
+            if !piece.text.is_empty() && on_text(&piece.text)?.is_break() {
+                summary.reason = Reason::Caller;
+                break;
+            }
+            summary.reason = piece.finish.unwrap_or(summary.reason);
+        }
+        let first = first.unwrap_or_else(Instant::now);
+        summary.prefill_seconds = (first - start).as_secs_f64();
+        summary.decode_seconds = first.elapsed().as_secs_f64();
+        Ok(summary)
+    }
+}
+
+impl<'m> Session<'m> {
+    /// Reads a prompt and returns an iterator over the tokens that continue it. What the session has read of the prompt
+    /// before is not read again.
+    ///
+    /// # Errors
+    /// When the prompt is empty or has an id outside the vocabulary.
+    pub fn tokens_after<'s>(
+        &'s mut self,
+        tokenizer: &'s Tokenizer,
+        prompt: &[u32],
+        options: &'s Options,
+    ) -> Result<Generation<'s, 'm>> {
         let reused_tokens = self.read(prompt)?;
-        let mut next = if options.max_tokens > 0 { Some(self.choose(&mut sampler, None)?) } else { None };
-        let prefill_seconds = start.elapsed().as_secs_f64();
-        let start = Instant::now();
-        let mut text = Text { stops: &options.stop, held: String::new(), on_text };
-        let mut stream = tokenizer.detokenizer();
-        let (mut made, mut logprobs): (Vec<u32>, Vec<Likely>) = (Vec::new(), Vec::new());
-        let mut reason = Reason::Length;
-        while let Some((token, likely)) = next.take() {
-            made.push(token);
-            logprobs.extend(likely);
-            if tokenizer.eos_token_ids().contains(&token) || options.stop_tokens.contains(&token) {
-                reason = Reason::EndOfText;
-                break;
-            }
-            if let Some(why) = text.push(&stream.push(token)?)? {
-                reason = why;
-                break;
-            }
-            if made.len() < options.max_tokens {
-                next = Some(self.choose(&mut sampler, Some(token))?);
+        Ok(Generation {
+            session: self,
+            tokenizer,
+            options,
+            sampler: Sampler::new(options, options.seed),
+            detokenizer: tokenizer.detokenizer(),
+            stop: StopBuffer { stops: &options.stop, held: String::new() },
+            last: None,
+            made: 0,
+            is_done: options.max_tokens == 0,
+            reused_tokens,
+        })
+    }
+}
+
+/// One generated token.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// The token's id.
+    pub token: u32,
+    /// The text that it completes. It is empty inside a character and where a stop text may begin.
+    pub text: String,
+    /// Its log-probability, where [`Options::logprobs`] asks for it.
+    pub logprob: Option<Likely>,
+    /// Why the generation ended, with the last token.
+    pub finish: Option<Reason>,
+}
+
+/// An iterator over the tokens that continue a prompt; see [`Session::tokens_after`]. After an error it ends.
+pub struct Generation<'s, 'm> {
+    session: &'s mut Session<'m>,
+    tokenizer: &'s Tokenizer,
+    options: &'s Options,
+    sampler: Sampler,
+    detokenizer: Detokenizer<'s>,
+    stop: StopBuffer<'s>,
+    last: Option<u32>,
+    made: usize,
+    is_done: bool,
+    /// Tokens of the prompt that had been read before.
+    reused_tokens: usize,
+}
+
+impl std::fmt::Debug for Generation<'_, '_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Generation after {} tokens", self.made)
+    }
+}
+
+impl Generation<'_, '_> {
+    fn step(&mut self) -> Result<Piece> {
+        let (token, logprob) = self.session.choose(&mut self.sampler, self.last)?;
+        (self.last, self.made) = (Some(token), self.made + 1);
+        let is_end = self.tokenizer.eos_token_ids().contains(&token) || self.options.stop_tokens.contains(&token);
+        let (mut text, mut is_stop) = (String::new(), false);
+        if !is_end {
+            (text, is_stop) = self.stop.push(&self.detokenizer.push(token)?);
+        }
+        let mut finish = match (is_stop, is_end) {
+            (true, _) => Some(Reason::Stop),
+            (_, true) => Some(Reason::EndOfText),
+            _ => (self.made >= self.options.max_tokens).then_some(Reason::Length),
+        };
+        if finish.is_some() && !is_stop {
+            let (rest, is_stop) = self.stop.finish(&self.detokenizer.finish()?);
+            text += &rest;
+            if is_stop {
+                finish = Some(Reason::Stop);
             }
         }
-        if matches!(reason, Reason::EndOfText | Reason::Length) {
-            reason = text.finish(&stream.finish()?)?.unwrap_or(reason);
+        Ok(Piece { token, text, logprob, finish })
+    }
+}
+
+impl Iterator for Generation<'_, '_> {
+    type Item = Result<Piece>;
+
+    fn next(&mut self) -> Option<Result<Piece>> {
+        if self.is_done {
+            return None;
         }
-        let decode_seconds = start.elapsed().as_secs_f64();
-        let prompt_tokens = prompt.len();
-        Ok(Summary { prompt_tokens, reused_tokens, tokens: made, logprobs, prefill_seconds, decode_seconds, reason })
+        let piece = self.step();
+        self.is_done = piece.as_ref().map_or(true, |piece| piece.finish.is_some());
+        Some(piece)
     }
 }
 
@@ -171,32 +267,29 @@ pub fn generate_batch(
     Ok(texts.into_iter().zip(prompts).map(|(text, prompt)| text[prompt.len()..].to_vec()).collect())
 }
 
-/// Gives text out, but for what may be the beginning of a stop text.
-struct Text<'a> {
+/// Holds back text that may be the beginning of a stop text.
+struct StopBuffer<'a> {
     stops: &'a [String],
     held: String,
-    on_text: &'a mut dyn FnMut(&str) -> Result<ControlFlow<()>>,
 }
 
-impl Text<'_> {
-    fn push(&mut self, piece: &str) -> Result<Option<Reason>> {
+impl StopBuffer<'_> {
+    /// The text that can be given out after the next piece, and whether a stop text follows it.
+    fn push(&mut self, piece: &str) -> (String, bool) {
         self.held += piece;
         let stop = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s.as_str())).min();
         let end = stop.unwrap_or_else(|| self.held.len() - self.begun());
         let rest = self.held.split_off(end);
-        let text = std::mem::replace(&mut self.held, rest);
-        if !text.is_empty() && (self.on_text)(&text)?.is_break() {
-            return Ok(Some(Reason::Caller));
-        }
-        Ok(stop.map(|_| Reason::Stop))
+        (std::mem::replace(&mut self.held, rest), stop.is_some())
     }
 
-    fn finish(&mut self, piece: &str) -> Result<Option<Reason>> {
-        let reason = self.push(piece)?;
-        if reason.is_none() && !self.held.is_empty() && (self.on_text)(&self.held)?.is_break() {
-            return Ok(Some(Reason::Caller));
+    /// As [`StopBuffer::push`] for the last piece: nothing is held back any more.
+    fn finish(&mut self, piece: &str) -> (String, bool) {
+        let (mut text, is_stop) = self.push(piece);
+        if !is_stop {
+            text += &std::mem::take(&mut self.held);
         }
-        Ok(reason)
+        (text, is_stop)
     }
 
     /// The most bytes at the end that are the beginning of a stop text.
@@ -213,35 +306,29 @@ impl Text<'_> {
 mod tests {
     use super::*;
 
-    fn said(stops: &[&str], pieces: &[&str]) -> (String, Option<Reason>) {
+    fn said(stops: &[&str], pieces: &[&str]) -> (String, bool) {
         let stops: Vec<String> = stops.iter().map(|s| (*s).to_owned()).collect();
+        let mut buffer = StopBuffer { stops: &stops, held: String::new() };
         let mut out = String::new();
-        let mut on_text = |piece: &str| {
-            out += piece;
-            Ok(ControlFlow::Continue(()))
-        };
-        let mut text = Text { stops: &stops, held: String::new(), on_text: &mut on_text };
-        let mut reason = None;
         for piece in pieces {
-            reason = text.push(piece).unwrap();
-            if reason.is_some() {
-                break;
+            let (text, is_stop) = buffer.push(piece);
+            out += &text;
+            if is_stop {
+                return (out, true);
             }
         }
-        if reason.is_none() {
-            reason = text.finish("").unwrap();
-        }
-        (out, reason)
+        let (text, is_stop) = buffer.finish("");
+        (out + &text, is_stop)
     }
 
     #[test]
     fn a_stop_text_across_pieces_is_not_given_out() {
-        assert_eq!(said(&["END"], &["one E", "N", "D two"]), ("one ".to_owned(), Some(Reason::Stop)));
+        assert_eq!(said(&["END"], &["one E", "N", "D two"]), ("one ".to_owned(), true));
     }
 
     #[test]
     fn the_beginning_of_a_stop_text_that_does_not_follow_is_given_out() {
-        assert_eq!(said(&["END", ""], &["one E", "N", "ough", " EN"]), ("one ENough EN".to_owned(), None));
-        assert_eq!(said(&["🙂x"], &["🙂", "y"]), ("🙂y".to_owned(), None));
+        assert_eq!(said(&["END", ""], &["one E", "N", "ough", " EN"]), ("one ENough EN".to_owned(), false));
+        assert_eq!(said(&["🙂x"], &["🙂", "y"]), ("🙂y".to_owned(), false));
     }
 }

@@ -29,7 +29,7 @@ pub use checkpoint::{
 pub use convert::{Change, Converted, convert};
 pub use formats::config::Config;
 pub use formats::tokenizer::Tokenizer;
-pub use generate::{Options, Reason, Summary, generate, generate_batch};
+pub use generate::{Generation, Options, Piece, Reason, Summary, generate, generate_batch};
 pub use init::{Init, RandomInit, VarBuilder, WeightSource};
 pub use model::{Batch, Checkpointing, LanguageModel};
 pub use models::{ModelType, Registry, build, initialise, initialize_decoder};

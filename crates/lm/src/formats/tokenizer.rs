@@ -336,7 +336,7 @@ impl Detokenizer<'_> {
     ///
     /// # Errors
     /// When the tokenizer fails.
-    pub fn finish(self) -> Result<String> {
+    pub fn finish(&mut self) -> Result<String> {
         Ok(self.tokenizer.decode(&self.window)?.get(self.sent..).unwrap_or_default().to_owned())
     }
 }
