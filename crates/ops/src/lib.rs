@@ -1,6 +1,6 @@
 //! Every operation, once: its contract, its gradient, its reference in f64, its kernels, its cases.
 //!
-//! An operation is one folder here and one line in [`OPS`]. The check, the tests on every device, the benchmark, the
+//! An operation is one line in [`OPS`] and one folder here, or a row of a table in `elementwise`, or a file in `reduce`. The check, the tests on every device, the benchmark, the
 //! generated documentation and `alluvium ops` all read that list.
 
 pub mod bench;
@@ -9,21 +9,8 @@ pub mod common;
 pub mod docs;
 pub mod op;
 
-// elementwise
-mod add;
-mod cast;
-mod exp;
-mod gelu;
-mod gelu_approx;
-mod log;
-mod mul;
-mod relu;
-mod scale;
-mod sigmoid;
-mod silu;
-mod softplus;
-mod sub;
-mod swiglu;
+mod elementwise;
+mod reduce;
 
 // shape
 mod concat;
@@ -32,13 +19,6 @@ mod slice;
 mod split;
 mod transpose;
 mod write_rows;
-
-// reduce
-mod argmax;
-mod cumsum;
-mod max;
-mod mean;
-mod sum;
 
 // matmul
 mod linear;
@@ -95,20 +75,10 @@ mod route;
 mod sample;
 
 // elementwise
-pub use add::add;
-pub use cast::cast;
-pub use exp::exp;
-pub use gelu::gelu;
-pub use gelu_approx::gelu_approx;
-pub use log::log;
-pub use mul::mul;
-pub use relu::relu;
-pub use scale::scale;
-pub use sigmoid::sigmoid;
-pub use silu::silu;
-pub use softplus::softplus;
-pub use sub::sub;
-pub use swiglu::swiglu;
+pub use elementwise::binary::{add, mul, sub, swiglu};
+pub use elementwise::cast::cast;
+pub use elementwise::scale::scale;
+pub use elementwise::unary::{exp, gelu, gelu_approx, log, relu, sigmoid, silu, softplus};
 
 // shape
 pub use concat::concat;
@@ -119,12 +89,7 @@ pub use transpose::transpose;
 pub use write_rows::write_rows;
 
 // reduce
-pub use argmax::argmax;
-pub use common::reduce::Over;
-pub use cumsum::cumsum;
-pub use max::max;
-pub use mean::mean;
-pub use sum::sum;
+pub use reduce::{Over, argmax, cumsum, max, mean, sum};
 
 // matmul
 pub use linear::linear;
@@ -183,94 +148,107 @@ pub use sample::{Sampling, sample};
 
 pub use op::{Case, Cost, Given, Op};
 
-/// The one list of operations.
+/// Makes the list of operations from their names and entries, and a macro that tests call with the names.
+macro_rules! operations {
+    ($d:tt $($name:ident: $entry:path,)*) => {
+        /// The one list of operations.
+        pub static OPS: &[&Op] = &[$(&$entry),*];
+
+        /// Calls a macro with the names of all operations: `callback! { add sub mul … }`. Tests make a module of each.
+        #[macro_export]
+        macro_rules! for_each_op {
+            ($d callback:ident) => { $d callback! { $($name)* } };
+        }
+    };
+}
+
 #[rustfmt::skip]
-pub static OPS: &[&Op] = &[
+operations! { $
     // elementwise
-    &add::OP,
-    &sub::OP,
-    &mul::OP,
-    &scale::OP,
-    &silu::OP,
-    &sigmoid::OP,
-    &swiglu::OP,
-    &cast::OP,
-    &softplus::OP,
-    &gelu::OP,
-    &gelu_approx::OP,
-    &relu::OP,
-    &exp::OP,
-    &log::OP,
+    add: elementwise::binary::add::OP,
+    sub: elementwise::binary::sub::OP,
+    mul: elementwise::binary::mul::OP,
+    scale: elementwise::scale::OP,
+    silu: elementwise::unary::silu::OP,
+    sigmoid: elementwise::unary::sigmoid::OP,
+    swiglu: elementwise::binary::swiglu::OP,
+    cast: elementwise::cast::OP,
+    softplus: elementwise::unary::softplus::OP,
+    gelu: elementwise::unary::gelu::OP,
+    gelu_approx: elementwise::unary::gelu_approx::OP,
+    relu: elementwise::unary::relu::OP,
+    exp: elementwise::unary::exp::OP,
+    log: elementwise::unary::log::OP,
 
     // shape
-    &slice::OP,
-    &split::OP,
-    &concat::OP,
-    &repeat_heads::OP,
-    &write_rows::OP,
-    &transpose::OP,
+    slice: slice::OP,
+    split: split::OP,
+    concat: concat::OP,
+    repeat_heads: repeat_heads::OP,
+    write_rows: write_rows::OP,
+    transpose: transpose::OP,
 
     // reduce
-    &sum::OP,
-    &mean::OP,
-    &max::OP,
-    &argmax::OP,
-    &cumsum::OP,
+    sum: reduce::SUM,
+    mean: reduce::MEAN,
+    max: reduce::MAX,
+    argmax: reduce::ARGMAX,
+    cumsum: reduce::CUMSUM,
 
     // matmul
-    &matmul::OP,
-    &linear::OP,
+    matmul: matmul::OP,
+    linear: linear::OP,
 
     // norm
-    &l2_norm::OP,
-    &gated_rms_norm::OP,
-    &rms_norm::OP,
+    l2_norm: l2_norm::OP,
+    gated_rms_norm: gated_rms_norm::OP,
+    rms_norm: rms_norm::OP,
 
     // sequence
-    &causal_conv1d::OP,
-    &rope::OP,
-    &embedding::OP,
+    causal_conv1d: causal_conv1d::OP,
+    rope: rope::OP,
+    embedding: embedding::OP,
 
     // attention
-    &attention::OP,
+    attention: attention::OP,
 
     // gated delta rule
-    &gated_delta_rule::OP,
-    &gated_delta_step::OP,
-    &gdn_gate::OP,
-    &chunk_cumsum::OP,
-    &chunk_kkt::OP,
-    &solve_tril::OP,
-    &recompute_w_u::OP,
-    &chunk_state::OP,
-    &chunk_output::OP,
+    gated_delta_rule: gated_delta_rule::OP,
+    gated_delta_step: gated_delta_step::OP,
+    gdn_gate: gdn_gate::OP,
+    chunk_cumsum: chunk_cumsum::OP,
+    chunk_kkt: chunk_kkt::OP,
+    solve_tril: solve_tril::OP,
+    recompute_w_u: recompute_w_u::OP,
+    chunk_state: chunk_state::OP,
+    chunk_output: chunk_output::OP,
 
     // loss
-    &cross_entropy::OP,
-    &kl_div::OP,
+    cross_entropy: cross_entropy::OP,
+    kl_div: kl_div::OP,
 
     // optimiser
-    &adamw::OP,
-    &global_norm::OP,
-    &clip_by_norm::OP,
-    &newton_schulz::OP,
+    adamw: adamw::OP,
+    global_norm: global_norm::OP,
+    clip_by_norm: clip_by_norm::OP,
+    newton_schulz: newton_schulz::OP,
 
     // quantised
-    &quantize_affine::OP,
-    &quantize::OP,
-    &dequantize::OP,
-    &quantized_matmul::OP,
-    &quantized_embedding::OP,
+    quantize_affine: quantize_affine::OP,
+    quantize: quantize::OP,
+    dequantize: dequantize::OP,
+    quantized_matmul: quantized_matmul::OP,
+    quantized_embedding: quantized_embedding::OP,
 
     // mixture of experts
-    &route::OP,
-    &grouped_matmul::OP,
-    &quantized_grouped_matmul::OP,
-    &combine_experts::OP,
+    route: route::OP,
+    grouped_matmul: grouped_matmul::OP,
+    quantized_grouped_matmul: quantized_grouped_matmul::OP,
+    combine_experts: combine_experts::OP,
 
     // sampling
-    &sample::OP,
-];
+    sample: sample::OP,
+}
 
 /// The operation of this name.
 pub fn find(name: &str) -> Option<&'static Op> {

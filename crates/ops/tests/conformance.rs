@@ -1,108 +1,72 @@
-//! The proof, once for every operation of the list.
+//! The proof: one module for each operation of the list, one test for each question. `cargo test rms_norm` proves `rms_norm`.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use alluvium_core::cpu::{Cpu, Level};
-use alluvium_core::{DType, Device};
-use alluvium_ops::check::{Zeros, bytes, check, gradient_of_reference, need, refusals};
-use alluvium_ops::{Case, OPS, Op};
+use alluvium_ops::check::{QUESTIONS, SMALL, work};
+use alluvium_ops::{Case, OPS, find};
 
-/// Work of a case above which the slow checks leave it out; every operation has smaller cases, too.
-const SMALL: usize = 300_000;
-
-fn poisoned(level: Level, threads: usize) -> Device {
-    Cpu::builder().poison().level(level).threads(threads).open().unwrap().into()
+/// Asks a question about an operation; panics with every fault at once.
+fn ask(op: &str, question: usize) {
+    let (what, ask) = QUESTIONS[question];
+    let faults = ask(find(op).unwrap()).unwrap();
+    assert!(faults.is_empty(), "{what}: {} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
-/// Runs the check over all cases of all operations; panics with every fault at once.
-fn prove(dtype: DType, device: &Device, wanted: impl Fn(&Op, &Case) -> bool) {
-    let mut faults = Vec::new();
-    for op in OPS {
-        for case in op.cases.iter().filter(|case| wanted(op, case)) {
-            let report = check(op, case, dtype, device, Zeros::MustFail).unwrap();
-            faults.extend(report.faults.iter().map(|fault| format!("{}, {}: {fault}", op.name(), case.name)));
-        }
-    }
-    assert!(faults.is_empty(), "{} faults in {dtype} on {device:?}:\n{}", faults.len(), faults.join("\n"));
-}
+macro_rules! questions {
+    ($($op:ident)*) => {$(
+        mod $op {
+            const NAME: &str = stringify!($op);
 
-fn work(op: &Op, case: &Case) -> usize {
-    let cost = (op.cost)(&alluvium_core::Dims::of(case.sizes));
-    cost.flops.max(cost.bytes)
-}
+            #[test]
+            fn values_and_gradients_match_the_reference() {
+                super::ask(NAME, 0);
+            }
 
-#[test]
-fn every_operation_matches_its_reference() {
-    prove(DType::F32, &poisoned(Level::best(), 0), |_, _| true);
-}
+            #[test]
+            fn every_instruction_set_matches_the_reference() {
+                super::ask(NAME, 1);
+            }
 
-#[test]
-fn every_instruction_set_matches_the_reference() {
-    for level in Level::available() {
-        prove(DType::F32, &poisoned(level, 3), |op, case| work(op, case) < 40 * SMALL);
-    }
-}
+            #[test]
+            fn half_precision_storage_costs_only_its_roundings() {
+                super::ask(NAME, 2);
+            }
 
-#[test]
-fn the_bits_do_not_depend_on_the_number_of_threads() {
-    let devices = [1, 2, 5].map(|threads| poisoned(Level::best(), threads));
-    let mut faults = Vec::new();
-    for op in OPS {
-        for case in op.cases {
-            let [one, two, five] =
-                devices.each_ref().map(|device| bytes(op, case, DType::F32, device).unwrap_or_default());
-            assert!(!one.is_empty(), "{}, {}: nothing came", op.name(), case.name);
-            if one != two || one != five {
-                faults.push(format!("{}, {}: 1, 2 and 5 threads give other bits", op.name(), case.name));
+            #[test]
+            fn the_gradient_of_the_reference_matches_differences() {
+                super::ask(NAME, 3);
+            }
+
+            #[test]
+            fn broken_arguments_are_refused() {
+                super::ask(NAME, 4);
+            }
+
+            #[test]
+            fn the_bits_do_not_depend_on_the_threads() {
+                super::ask(NAME, 5);
+            }
+
+            #[test]
+            fn inputs_that_are_not_traced_cost_nothing() {
+                super::ask(NAME, 6);
+            }
+
+            #[test]
+            fn random_shapes_match_the_reference() {
+                super::ask(NAME, 7);
             }
         }
-    }
-    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+    )*};
 }
 
-#[test]
-fn half_precision_storage_costs_only_its_roundings() {
-    for dtype in [DType::BF16, DType::F16] {
-        prove(dtype, &poisoned(Level::best(), 0), |op, case| work(op, case) < 40 * SMALL);
-    }
-}
+alluvium_ops::for_each_op!(questions);
 
 #[test]
-fn the_gradients_of_the_references_match_central_differences() {
-    let mut faults = Vec::new();
+fn every_question_is_a_test() {
+    assert_eq!(QUESTIONS.len(), 8);
     for op in OPS.iter().filter(|op| op.differentiable()) {
-        let small: Vec<&Case> = op.cases.iter().filter(|case| work(op, case) < SMALL).collect();
-        assert!(!small.is_empty(), "{} has no case small enough for differences", op.name());
-        for case in small {
-            let found = gradient_of_reference(op, case).unwrap();
-            faults.extend(found.iter().map(|fault| format!("{}, {}: {fault}", op.name(), case.name)));
-        }
+        assert!(op.cases.iter().any(|case| work(op, case) < SMALL), "{} has no case for differences", op.name());
     }
-    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
-}
-
-#[test]
-fn an_input_that_is_not_traced_costs_its_gradient_neither_bits_nor_memory() {
-    let device = poisoned(Level::best(), 0);
-    let mut faults = Vec::new();
-    for op in OPS {
-        for case in op.cases.iter().filter(|case| work(op, case) < 40 * SMALL) {
-            let found = need(op, case, &device).unwrap();
-            faults.extend(found.iter().map(|fault| format!("{}, {}: {fault}", op.name(), case.name)));
-        }
-    }
-    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
-}
-
-#[test]
-fn arguments_that_break_a_contract_are_refused_in_words() {
-    let mut faults = Vec::new();
-    for op in OPS {
-        for case in op.cases.iter().filter(|case| work(op, case) < SMALL) {
-            let found = refusals(op, case, &Device::cpu()).unwrap();
-            faults.extend(found.iter().map(|fault| format!("{}, {}: {fault}", op.name(), case.name)));
-        }
-    }
-    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
 #[test]

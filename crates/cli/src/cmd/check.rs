@@ -1,7 +1,7 @@
 use super::{DeviceArg, operations};
 use crate::output::table;
 use alluvium::DType;
-use alluvium::ops::check::{Gap, Zeros, check};
+use alluvium::ops::check::{Gap, QUESTIONS, Zeros, check};
 use anyhow::bail;
 use std::io::Write;
 
@@ -13,6 +13,9 @@ pub(crate) struct Args {
     /// Storage of floating arguments: f32, f16 or bf16
     #[arg(long, default_value = "f32", value_parser = dtype)]
     dtype: DType,
+    /// Ask every question on the CPU: values, gradients, differences, refusals, threads, need, random shapes
+    #[arg(long, conflicts_with_all = ["dtype", "device"])]
+    all: bool,
     #[command(flatten)]
     device: DeviceArg,
 }
@@ -27,6 +30,9 @@ fn dtype(name: &str) -> Result<DType, String> {
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    if args.all {
+        return every_question(args, out);
+    }
     // an element that a kernel leaves unwritten shows
     let device = args.device.poisoned()?;
     let (mut rows, mut faults, mut cases) = (Vec::new(), Vec::new(), 0);
@@ -53,6 +59,24 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             rows.len(),
             args.dtype
         )?;
+        return Ok(());
+    }
+    faults.iter().try_for_each(|fault| writeln!(out, "\n{fault}"))?;
+    bail!("{} faults", faults.len())
+}
+
+/// Asks every question about the operations; each has a line.
+fn every_question(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    let mut faults = Vec::new();
+    for op in operations(&args.ops)? {
+        for (question, ask) in QUESTIONS {
+            let found = ask(op)?;
+            let verdict = if found.is_empty() { "ok".to_owned() } else { format!("{} RED", found.len()) };
+            writeln!(out, "{}: {question}: {verdict}", op.name())?;
+            faults.extend(found);
+        }
+    }
+    if faults.is_empty() {
         return Ok(());
     }
     faults.iter().try_for_each(|fault| writeln!(out, "\n{fault}"))?;

@@ -9,6 +9,7 @@ mod differences;
 mod errors;
 mod inputs;
 mod need;
+mod questions;
 
 pub use crate::common::gpu::gemm::unreached as unreached_shaders;
 pub use compare::{Gap, compare};
@@ -16,6 +17,7 @@ pub use differences::gradient_of_reference;
 pub use errors::refusals;
 pub use inputs::Inputs;
 pub use need::need;
+pub use questions::{MEDIUM, QUESTIONS, Question, SMALL, prove, work};
 
 use crate::op::{Array, Case, Gradient, Op, Tolerance};
 use alluvium_core::{DType, Device, Result, Tape, Tensor};
@@ -166,7 +168,9 @@ impl Proof<'_> {
         if !gap.within(tolerance) {
             self.faults.push(format!("{name}: {gap}, allowed {:.1e} and {:.1e}", tolerance.relative, tolerance.worst));
         }
-        if self.case.each.contains(&name) && got.dtype() == DType::F32 && gap.each > Tolerance::EACH {
+        // random sizes have many more elements, of which some cancel by chance
+        let each = self.zeros == Zeros::MustFail && self.case.each.contains(&name);
+        if each && got.dtype() == DType::F32 && gap.each > Tolerance::EACH {
             let each = gap.each;
             self.faults
                 .push(format!("{name}: an element is {each:.1e} of itself away, allowed {:.0e}", Tolerance::EACH));

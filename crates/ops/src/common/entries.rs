@@ -1,53 +1,7 @@
-//! What entries of small operations share: cases, benchmark and cost.
+//! What entries of operations along an axis share: cases and how they are seen.
 
-use crate::common::reduce::Over;
-use crate::op::{Array, Case, Cost, Given, Gradient, Op, Tolerance};
-use alluvium_core::{Contract, Result, Shape, Tensor};
-
-/// What an entry replaces.
-const NONE: Contract = Contract { op: "", args: &[], rules: &[] };
-
-/// A map of one argument. An entry names its contract, summary, `run`, `reference` and `gradient`, and takes the rest.
-pub(crate) const UNARY: Op = Op {
-    contract: &NONE,
-    summary: "",
-    results: &["y"],
-    run: |_| Ok(Vec::new()),
-    reference: |_| Vec::new(),
-    gradient: Gradient::None(""),
-    tolerance: Tolerance::F32,
-    cases: &[
-        Case::new("one element", &[('R', 1)]),
-        Case::new("one more than a register", &[('R', 17)]),
-        Case::new("odd", &[('R', 3 * 63)]),
-        Case::new("more than a thread's share", &[('R', 70_001)]),
-    ],
-    fixed: &[],
-    largest: 3_000,
-    bench: &[
-        Case::new("one token", &[('R', 4_096)]),
-        Case::new("8 million", &[('R', 1 << 23)]),
-        Case::new("128 million", &[('R', 1 << 27)]),
-    ],
-    cost: |d| {
-        let n = d['R'];
-        Cost { bytes: 8 * n, flops: n, backward_bytes: 12 * n, backward_flops: n }
-    },
-};
-
-/// A map of two arguments.
-pub(crate) const BINARY: Op = Op {
-    cost: |d| {
-        let n = d['R'];
-        Cost { bytes: 12 * n, flops: n, backward_bytes: 20 * n, backward_flops: 2 * n }
-    },
-    ..UNARY
-};
-
-/// The gradient of a map of one argument, from its derivative.
-pub(crate) fn slope(x: &Array, dy: &Array, f: impl Fn(f64) -> f64) -> Vec<Option<Array>> {
-    vec![Some(x.zip(dy, |x, dy| f(x) * dy))]
-}
+use crate::op::{Array, Case, Given};
+use alluvium_core::{Result, Shape, Tensor};
 
 /// Cases of an operation along an axis: `x` is `[R, D]`, and [`seen`] says what is made of it.
 pub(crate) const AXIS_CASES: &[Case] = &[
@@ -85,38 +39,3 @@ pub(crate) fn seen_tensor(t: &Given<Tensor>) -> Result<Tensor> {
 pub(crate) fn as_given(t: &Given<Array>, dx: Array) -> Vec<Option<Array>> {
     vec![Some(Array::new(t["x"].shape.clone(), dx.data))]
 }
-
-/// What a reduction's case runs over.
-pub(crate) fn over<T>(t: &Given<T>) -> Over {
-    if t.flag("last") { Over::Last } else { Over::All }
-}
-
-/// The rows of `x` that such a case reduces, as an array of two axes, and the shape of the result.
-pub(crate) fn reduced(t: &Given<Array>) -> (Array, Vec<usize>) {
-    let (x, rows) = (&t["x"], t.dims['R']);
-    match over(t) {
-        Over::All => (Array::new([1, x.data.len()], x.data.clone()), Vec::new()),
-        Over::Last => (Array::new([rows, t.dims['D']], x.data.clone()), vec![rows]),
-    }
-}
-
-/// A reduction. An entry names its contract, summary, `run`, `reference` and `gradient`, and takes the rest.
-pub(crate) const REDUCTION: Op = Op {
-    cases: &[
-        Case::new("one element", &[('R', 1), ('D', 1)]).options(&[("last", 1.0)]),
-        Case::new("odd rows", &[('R', 3), ('D', 63)]).options(&[("last", 1.0)]),
-        Case::new("everything", &[('R', 5), ('D', 17)]),
-        Case::new("rows longer than a part", &[('R', 3), ('D', 70_001)]).options(&[("last", 1.0)]),
-        Case::new("more than a thread's share", &[('R', 700), ('D', 301)]),
-    ],
-    largest: 70,
-    bench: &[
-        Case::new("rows", &[('R', 4_096), ('D', 2_048)]).options(&[("last", 1.0)]),
-        Case::new("everything", &[('R', 4_096), ('D', 2_048)]),
-    ],
-    cost: |d| {
-        let n = d['R'] * d['D'];
-        Cost { bytes: 4 * n, flops: n, backward_bytes: 4 * n, backward_flops: 0 }
-    },
-    ..UNARY
-};

@@ -5,10 +5,8 @@ pub(crate) mod experts;
 mod few;
 pub(crate) mod gpu;
 pub(crate) mod ids;
-pub(crate) mod map;
 pub(crate) mod pieces;
 pub(crate) mod quantized;
-pub(crate) mod reduce;
 pub(crate) mod rows;
 pub(crate) mod stored;
 

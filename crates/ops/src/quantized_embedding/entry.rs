@@ -16,7 +16,7 @@ pub(crate) static OP: Op = Op {
     },
     reference: reference::forward,
     gradient: Gradient::Of(reference::gradient),
-    tolerance: Tolerance::F32,
+    tolerance: Tolerance::F32_SUMS,
     cases: &[
         Case::new("one id", &[('V', 1), ('W', 4), ('G', 1), ('R', 1)]).options(&[("bits", 4.0), ("group", 32.0)]),
         Case::new("few rows, each used often", &[('V', 3), ('W', 9), ('G', 3), ('R', 50)])

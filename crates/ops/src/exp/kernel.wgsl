@@ -1,2 +1,0 @@
-fn value(x: vec4<f32>) -> vec4<f32> { return exp4(x); }
-fn slope(x: vec4<f32>) -> vec4<f32> { return exp4(x); }
