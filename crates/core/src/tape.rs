@@ -7,7 +7,11 @@
 //! A backward pass consumes the tape: results that were recorded before it have no history any more, and using one of
 //! them in a later recorded operation or backward pass is an error. Tensors from [`Tape::watch`] stay usable.
 
+mod backward;
+
 use crate::{DType, Device, Error, Kind, Result, Shape, Tensor};
+pub use backward::{Backward, BackwardAll, BackwardMany};
+use backward::{Fixed, Single, miscounted};
 use half::{bf16, f16};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -119,63 +123,6 @@ impl std::fmt::Debug for Entry {
     }
 }
 
-/// The gradient of an operation with `N` inputs and one result.
-pub trait Backward<const N: usize>: Send + 'static {
-    /// The operation's name.
-    fn op(&self) -> &'static str;
-
-    /// The gradients of the inputs, in the order that [`record`] took them; `need` says which are wanted.
-    ///
-    /// A gradient has its input's shape, dtype and device. A wanted gradient that is `None` is an error of the
-    /// backward pass.
-    ///
-    /// # Errors
-    /// When computing a gradient fails.
-    fn backward(self, dy: Tensor, need: [bool; N]) -> Result<[Option<Tensor>; N]>;
-}
-
-/// The gradient of an operation with `N` inputs and `M` results.
-pub trait BackwardMany<const N: usize, const M: usize>: Send + 'static {
-    /// The operation's name.
-    fn op(&self) -> &'static str;
-
-    /// As [`Backward::backward`]. `dy` is `None` for a result that no loss depends on; then a wanted gradient may be
-    /// `None`, too, which means zero.
-    ///
-    /// # Errors
-    /// When computing a gradient fails.
-    fn backward(self, dy: [Option<Tensor>; M], need: [bool; N]) -> Result<[Option<Tensor>; N]>;
-}
-
-/// The gradient of an operation whose numbers of inputs and results are known only when it runs.
-pub trait BackwardAll: Send + 'static {
-    /// The operation's name.
-    fn op(&self) -> &'static str;
-
-    /// As [`BackwardMany::backward`]: `dy` has one place for each result, `need` and the returned list one for each
-    /// input.
-    ///
-    /// # Errors
-    /// When computing a gradient fails.
-    fn backward(self, dy: Vec<Option<Tensor>>, need: &[bool]) -> Result<Vec<Option<Tensor>>>;
-}
-
-/// Adapts the gradient of one result to [`BackwardMany`].
-struct Single<G>(G);
-
-impl<const N: usize, G: Backward<N>> BackwardMany<N, 1> for Single<G> {
-    fn op(&self) -> &'static str {
-        self.0.op()
-    }
-
-    fn backward(self, [dy]: [Option<Tensor>; 1], need: [bool; N]) -> Result<[Option<Tensor>; N]> {
-        match dy {
-            Some(dy) => self.0.backward(dy, need),
-            None => Ok([const { None }; N]),
-        }
-    }
-}
-
 /// Records that `y` was computed from `inputs` if one of them is traced; `grad` is called only then.
 ///
 /// Takes `[&Tensor; N]`, or `[Option<&Tensor>; N]` where inputs may be absent.
@@ -208,26 +155,6 @@ where
     let Some(tape) = recording_tape(&inputs)? else { return Ok(results) };
     let results = push(&tape, &inputs, results.into(), Fixed::<G, N, M>(grad()));
     <[Tensor; M]>::try_from(results).map_err(|_| miscounted("record"))
-}
-
-/// Adapts a gradient with fixed numbers of inputs and results to [`BackwardAll`].
-struct Fixed<G, const N: usize, const M: usize>(G);
-
-impl<const N: usize, const M: usize, G: BackwardMany<N, M>> BackwardAll for Fixed<G, N, M> {
-    fn op(&self) -> &'static str {
-        self.0.op()
-    }
-
-    fn backward(self, dy: Vec<Option<Tensor>>, need: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let op = self.op();
-        let dy = <[Option<Tensor>; M]>::try_from(dy).map_err(|_| miscounted(op))?;
-        let need = <[bool; N]>::try_from(need).map_err(|_| miscounted(op))?;
-        Ok(self.0.backward(dy, need)?.into())
-    }
-}
-
-fn miscounted(op: &'static str) -> Error {
-    Error::value(op, "the numbers of inputs and results are not those that were recorded")
 }
 
 /// As [`record_many`], where the numbers of inputs and results are known only at run time: concatenating, splitting.

@@ -247,7 +247,7 @@ impl Tensor {
     }
 
     /// The bytes from the start of the memory it shares to the end of its elements.
-    pub(crate) fn from_buffer_start(&self) -> Self {
+    pub(crate) fn whole_buffer(&self) -> Self {
         let shape = Shape::from([self.offset + self.bytes_len()]);
         Tensor { shape, offset: 0, dtype: DType::U8, ..self.detach() }
     }

@@ -159,7 +159,7 @@ fn sizes_that_no_device_has_are_errors() {
     }
     assert_eq!(gpu.segments(0, usize::MAX).count(), 0);
     assert_eq!(gpu.segments(usize::MAX, 0).take(3).count(), 3);
-    assert_eq!(gpu.segments(10, usize::MAX).collect::<Vec<_>>(), [0..10]);
+    assert!(gpu.segments(10, usize::MAX).eq(std::iter::once(0..10)));
     assert!(Gpu::builder().index(usize::MAX).open().is_err());
     assert_eq!(gpu.zeros([0, 5], DType::F32).unwrap().to_vec::<f32>().unwrap(), []);
 }

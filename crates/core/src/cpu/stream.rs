@@ -200,8 +200,6 @@ mod tests {
                     writer.write(&from[..len]);
                     from = &from[len..];
                 }
-                // nothing depends on its end
-                std::mem::forget(writer);
             });
             assert_eq!(memory[start..880], numbers[..880 - start]);
             assert!(memory[..start].iter().chain(&memory[880..]).all(|&x| x == -1.0));

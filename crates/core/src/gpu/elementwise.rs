@@ -189,7 +189,7 @@ impl Gpu {
             entry: "main",
             constants: &[],
             stored: &[],
-            binds: &[Bind::Part(&x.from_buffer_start(), first..x.offset() + len), Bind::All(&y)],
+            binds: &[Bind::Part(&x.whole_buffer(), first..x.offset() + len), Bind::All(&y)],
             params: bytemuck::bytes_of(&params),
             groups: Groups::Line(words.div_ceil(WG)),
         })?;

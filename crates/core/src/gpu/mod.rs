@@ -181,7 +181,7 @@ impl Gpu {
 
     /// The name that `--device` takes: `wgpu:0`.
     pub fn name(&self) -> &str {
-        &self.0.adapter.device
+        self.0.adapter.device()
     }
 
     /// The adapter's description.
