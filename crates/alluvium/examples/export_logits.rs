@@ -48,7 +48,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The longest start of the text that is exactly so many tokens.
+/// The longest prefix of the text with exactly this number of tokens.
 fn prompt(tokenizer: &Tokenizer, text: &str) -> Result<(String, Vec<u32>)> {
     for (end, _) in text.char_indices() {
         let ids = tokenizer.encode(&text[..end])?;

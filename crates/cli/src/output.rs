@@ -3,7 +3,7 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, Write};
 
-/// Writes a line to the error stream. Unlike `eprintln!` it does not end the run where nobody reads: `2>&1 | head`.
+/// Writes a line to standard error. Unlike `eprintln!` it does not panic when the reader is gone: `2>&1 | head`.
 macro_rules! say {
     ($($text:tt)*) => {{
         use std::io::Write as _;
@@ -12,7 +12,7 @@ macro_rules! say {
 }
 pub(crate) use say;
 
-/// Writes rows with columns as wide as their widest entry; the first column is text, the others are set right.
+/// Writes a table; the first column is aligned left, the others right.
 pub(crate) fn table<const N: usize>(out: &mut impl Write, header: [&str; N], rows: &[[String; N]]) -> io::Result<()> {
     let header = header.map(str::to_owned);
     let all = || std::iter::once(&header).chain(rows);
@@ -28,7 +28,7 @@ pub(crate) fn table<const N: usize>(out: &mut impl Write, header: [&str; N], row
     Ok(())
 }
 
-/// As [`table`], with every column set left.
+/// Writes a table whose columns are all aligned left.
 pub(crate) fn listing<const N: usize>(out: &mut impl Write, rows: &[[String; N]]) -> io::Result<()> {
     let widths: [usize; N] = std::array::from_fn(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0));
     for row in rows {
@@ -39,7 +39,7 @@ pub(crate) fn listing<const N: usize>(out: &mut impl Write, rows: &[[String; N]]
     Ok(())
 }
 
-/// A number with a unit prefix: 1.2 k, 3.4 M.
+/// A count with a unit prefix: 1.2 k, 3.4 M.
 pub(crate) fn count(n: f64) -> String {
     match n {
         n if n >= 1e9 => format!("{:.2} G", n / 1e9),
@@ -49,7 +49,7 @@ pub(crate) fn count(n: f64) -> String {
     }
 }
 
-/// A number of bytes.
+/// A size in bytes.
 pub(crate) fn bytes(n: usize) -> String {
     match n as f64 {
         n if n >= 1024f64.powi(3) => format!("{:.2} GiB", n / 1024f64.powi(3)),
@@ -59,7 +59,7 @@ pub(crate) fn bytes(n: usize) -> String {
     }
 }
 
-/// A time in the unit that suits it.
+/// A duration in seconds, formatted with a suitable unit.
 pub(crate) fn seconds(s: f64) -> String {
     match s {
         s if s < 1e-3 => format!("{:.1} µs", s * 1e6),
@@ -69,7 +69,7 @@ pub(crate) fn seconds(s: f64) -> String {
     }
 }
 
-/// A bar over `steps`, drawn only where the error stream is a terminal.
+/// A progress bar over `steps`, drawn only when standard error is a terminal.
 pub(crate) fn bar(steps: u64, done: u64) -> ProgressBar {
     let bar = ProgressBar::new(steps).with_position(done);
     let style = "{bar:28} {pos}/{len} {msg} · {eta} left";
@@ -79,7 +79,7 @@ pub(crate) fn bar(steps: u64, done: u64) -> ProgressBar {
     bar
 }
 
-/// Whether the reader of our output went away: no failure of ours.
+/// Whether the output's reader is gone, which is not a failure.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
 }
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_the_unit_that_suits_them() {
+    fn values_have_suitable_units() {
         assert_eq!((count(999.0).as_str(), count(12_345.0).as_str()), ("999", "12.3 k"));
         assert_eq!((bytes(1536).as_str(), bytes(5 << 30).as_str()), ("1.5 KiB", "5.00 GiB"));
         assert_eq!(
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_sets_its_columns() {
+    fn a_table_aligns_its_columns() {
         let mut out = Vec::new();
         table(&mut out, ["op", "time"], &[["add".into(), "1 µs".into()], ["rms_norm".into(), "12 µs".into()]]).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "op         time\nadd        1 µs\nrms_norm  12 µs\n");

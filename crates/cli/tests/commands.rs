@@ -1,4 +1,4 @@
-//! The normal path: what each command does for someone who uses it as the help says.
+//! Every command, used as its help describes.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 
 #[test]
-fn training_writes_a_model_its_tokenizer_the_state_and_what_was_measured() {
+fn training_writes_model_tokenizer_state_and_metrics() {
     let place = Place::new();
     let out = said(&mut place.alluvium(&[
         "train",
@@ -89,7 +89,7 @@ fn generation_ends_at_its_limit_and_before_a_stop_text() {
     let all = generated(&place, &["-m", "30", "--temp", "1"]);
     let output = place.alluvium(&["generate", "--model", "run", "-p", "bada", "-m", "30"]).output().unwrap();
     let end = text(&output.stderr);
-    assert!(end.contains("text: 30 tokens") || all.len() < 30, "{end}");
+    assert!(end.contains("completion: 30 tokens") || all.len() < 30, "{end}");
     let stop: String = all.chars().skip(6).take(2).collect();
     let stopped = generated(&place, &["-m", "30", "--temp", "1", "--stop", "never", "--stop", &stop]);
     assert_eq!(stopped, format!("{}\n", &all[..all.find(&stop).unwrap()]));
@@ -129,7 +129,7 @@ fn operations_and_devices_are_listed() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn compiled_kernels_are_kept_for_the_next_run_and_a_damaged_file_or_a_missing_folder_does_no_harm() {
+fn compiled_kernels_are_cached_and_a_damaged_cache_is_ignored() {
     let place = Place::new();
     let check = |cache: &str| {
         let mut command = place.alluvium(&["check", "scale", "--device", "wgpu"]);
@@ -153,7 +153,7 @@ fn compiled_kernels_are_kept_for_the_next_run_and_a_damaged_file_or_a_missing_fo
     let devices = said(place.alluvium(&["devices"]).env("XDG_CACHE_HOME", place.path("kept")));
     assert!(devices.contains(&format!("are kept in {}", place.path("kept/alluvium").display())), "{devices}");
 
-    // the folder is a file; Mesa, which has a cache of its own, says so, the program does not
+    // the folder is a file; Mesa's separate cache reports that, the program does not
     let other = check("tiny.toml");
     assert_eq!((other.status, &other.stdout), (first.status, &first.stdout));
     assert!(!String::from_utf8_lossy(&other.stderr).contains("alluvium"), "{other:?}");
@@ -175,7 +175,7 @@ fn one_operation_is_checked_and_timed() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_failure() {
+fn a_closed_pipe_is_not_a_failure() {
     let place = Place::trained();
     for args in [
         &["ops", "--markdown"][..],
@@ -191,7 +191,7 @@ fn a_reader_that_goes_away_is_no_failure() {
 }
 
 #[test]
-fn training_goes_on_where_nobody_reads_its_progress() {
+fn training_continues_when_standard_error_is_closed() {
     let place = Place::new();
     let mut child = place.train("run", &["--iters", "6"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stderr.take());

@@ -1,4 +1,4 @@
-//! Checkpoints of others: what the commands do with them for someone who uses them as the help says.
+//! The commands on the checkpoints of `fixtures/models`.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -47,7 +47,7 @@ fn a_plain_prompt_and_a_chat_are_continued_as_mlx_lm_does() {
 }
 
 #[test]
-fn a_cached_prompt_is_gone_on_from() {
+fn generation_continues_from_a_cached_prompt() {
     let place = Place::new();
     let model = fixture("models/qwen3_5-f32");
     let out = said(&mut place.alluvium(&[
@@ -128,7 +128,7 @@ fn a_cached_prompt_keeps_the_space_at_its_end_where_the_template_does() {
 }
 
 #[test]
-fn a_new_line_and_a_tab_may_be_written_as_mlx_lm_reads_them() {
+fn escapes_in_a_prompt_are_those_of_mlx_lm() {
     let place = Place::new();
     let model = fixture("models/llama-f32");
     let continued = |prompt: &str| {
@@ -159,7 +159,7 @@ fn a_prompt_is_read_in_steps_of_the_size_that_is_asked_for() {
 }
 
 #[test]
-fn several_tokens_may_end_a_text() {
+fn several_tokens_may_end_a_completion() {
     let place = Place::new();
     let model = fixture("models/llama-f32");
     let args = ["generate", "--model", &model, "-m", "9", "--json", "-p", "hello"];
@@ -178,14 +178,11 @@ fn several_tokens_may_end_a_text() {
         place.alluvium(&args).args(["--extra-eos-token", "no such"]),
         &["--extra-eos-token: there is no token `no such` in ", "llama-f32/tokenizer.json"],
     );
-    refused_with(
-        place.alluvium(&args).args(["--stop", ""]),
-        &["'--stop <TEXT>': expected a text of one letter or more"],
-    );
+    refused_with(place.alluvium(&args).args(["--stop", ""]), &["'--stop <TEXT>': expected at least one character"]);
 }
 
 #[test]
-fn probabilities_are_told_as_json() {
+fn log_probabilities_are_written_as_json() {
     let place = Place::new();
     let args = ["generate", "--model", &fixture("models/llama-f32"), "--json", "--logprobs", "3", "-m", "5", "-p", "T"];
     let out: Value = serde_json::from_str(&said(place.alluvium(&args).arg("--ignore-chat-template"))).unwrap();
@@ -197,7 +194,7 @@ fn probabilities_are_told_as_json() {
 }
 
 #[test]
-fn a_chat_answers_forgets_and_ends() {
+fn a_chat_answers_resets_and_ends() {
     let place = Place::new();
     let mut child = place
         .alluvium(&["chat", "--model", &fixture("models/qwen3_next-q4g64"), "-m", "8"])
@@ -213,8 +210,8 @@ fn a_chat_answers_forgets_and_ends() {
     let answers: Vec<&str> = out.lines().collect();
     assert_eq!(answers.len(), 3, "{out}");
     assert_eq!(answers[0], answers[2], "after /reset the same is answered: {out}");
-    assert!(errors.contains("there is no /nothing; /reset forgets, /system TEXT sets"), "{errors}");
-    assert!(errors.contains("what was said is forgotten"), "{errors}");
+    assert!(errors.contains("unknown command /nothing; /reset clears the conversation"), "{errors}");
+    assert!(errors.contains("the conversation is cleared"), "{errors}");
 }
 
 #[test]
@@ -248,7 +245,7 @@ fn a_chat_survives_what_it_cannot_answer() {
 }
 
 #[test]
-fn a_model_whose_weights_are_no_numbers_is_named_as_the_cause() {
+fn a_model_with_nan_weights_is_named_as_the_cause() {
     let place = Place::new();
     let weights = copied(&place, "models/llama-f32").join("model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
@@ -305,7 +302,7 @@ fn lines_of_json_are_documents_that_end_and_only_whole_windows_count() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_refused_with_its_place() {
+fn lines_that_cannot_be_measured_are_errors_with_file_and_line() {
     let place = Place::new();
     let model = fixture("models/llama-f32");
     let refuse = |name: &str, text: &str, more: &[&str], words: &[&str]| {
@@ -314,7 +311,7 @@ fn what_cannot_be_measured_is_refused_with_its_place() {
     };
     let good = "{\"text\": \"a\"}\n";
     for (line, words) in [
-        ("{\"text\": hello}", "no JSON: expected value at column 10"),
+        ("{\"text\": hello}", "not valid JSON: expected value at column 10"),
         ("{\"messages\": []}", "only the key `text` is read, the line has `messages`"),
         ("{\"prompt\": \"a\", \"completion\": \"b\"}", "only the key `text` is read, the line has `"),
         ("{\"text\": 5}", "`text` is 5, expected a string"),
@@ -328,7 +325,7 @@ fn what_cannot_be_measured_is_refused_with_its_place() {
 }
 
 #[test]
-fn what_is_for_a_chat_template_is_refused_where_none_is_used() {
+fn flags_for_a_chat_template_are_refused_without_one() {
     let place = Place::new();
     let template = copied(&place, "models/llama-f32").join("chat_template.jinja");
     let generate = ["generate", "--model", "model", "-p", "hello", "-m", "1"];
@@ -339,7 +336,7 @@ fn what_is_for_a_chat_template_is_refused_where_none_is_used() {
         refused_with(place.alluvium(&generate).args(flags), &[flag, "cannot be used with"]);
         said(place.alluvium(&generate).args(&flags[..2]));
         std::fs::rename(&template, place.path("away")).unwrap();
-        let words = format!("{flag} is for a chat template, and model has none; leave it out");
+        let words = format!("{flag} needs a chat template, model has none; leave the flag out");
         refused_with(place.alluvium(&generate).args(&flags[..2]), &[&words]);
         std::fs::rename(place.path("away"), &template).unwrap();
     }
@@ -360,7 +357,7 @@ fn a_template_that_fails_is_named() {
 }
 
 #[test]
-fn a_model_without_a_chat_template_is_talked_with_by_generate() {
+fn chat_without_a_template_points_to_generate() {
     let place = Place::new();
     std::fs::remove_file(copied(&place, "models/llama-f32").join("chat_template.jinja")).unwrap();
     let words = ["model has no chat template", "`alluvium generate` continues plain text"];
@@ -368,7 +365,7 @@ fn a_model_without_a_chat_template_is_talked_with_by_generate() {
 }
 
 #[test]
-fn a_model_is_converted_quantised_described_and_measured() {
+fn a_model_is_converted_quantized_described_and_measured() {
     let place = Place::new();
     let (hf, golden) = (fixture("models/qwen3_5-f32-hf"), fixture("models/qwen3_5-q4g64"));
     let out = said(&mut place.alluvium(&["convert", "--hf-path", &hf, "--mlx-path", "new", "-q", "--q-bits", "4"]));
@@ -437,14 +434,14 @@ fn a_conversion_that_is_interrupted_leaves_nothing() {
         let output = child.wait_with_output().unwrap();
         let errors = text(&output.stderr);
         assert_eq!(output.status.code(), Some(130), "{errors}");
-        assert!(errors.contains("stopped; what was half written is removed"), "{errors}");
+        assert!(errors.contains("stopped; the partial output is removed"), "{errors}");
         assert!(!errors.contains("error: "), "{errors}");
         assert_eq!(names(&place.path("")), before);
     }
 }
 
 #[test]
-fn what_cannot_be_converted_is_refused_in_words() {
+fn conversions_that_are_impossible_are_errors() {
     let place = Place::new();
     let model = fixture("models/llama-f32");
     let convert = |flags: &[&str], words: &[&str]| {
@@ -452,7 +449,7 @@ fn what_cannot_be_converted_is_refused_in_words() {
         assert!(!place.path("new").exists());
     };
     for flags in [["--q-bits", "4"], ["--q-group-size", "32"], ["--q-mode", "mxfp4"], ["--q-layer", "lm_head=8"]] {
-        convert(&flags, &["bits are for a model that is quantised; add -q"]);
+        convert(&flags, &["the --q-* and --quant-predicate flags need -q; add it"]);
     }
     convert(&["-q", "--q-bits", "7"], &["--q-bits 7: 7 bits, expected 1, 2, 3, 4, 5, 6 or 8"]);
     convert(&["-q", "--q-group-size", "0"], &["--q-group-size 0: groups of 0, expected 32, 64 or 128"]);
@@ -471,7 +468,7 @@ fn what_cannot_be_converted_is_refused_in_words() {
 }
 
 #[test]
-fn a_place_that_is_not_there_is_named_with_what_to_do() {
+fn a_missing_path_is_named_with_what_to_do() {
     let place = Place::new();
     let repository = "mlx-community/Llama-3.2-3B";
     let words = [repository, "nothing is downloaded", "--local-dir DIR`) and give the folder"];

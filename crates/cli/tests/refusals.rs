@@ -1,4 +1,4 @@
-//! What cannot be done is refused in one sentence that says why and what to do, and leaves what was there.
+//! Bad input: each gives one error that says why and what to do, and leaves existing files unchanged.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 #[test]
-fn text_that_is_none_or_too_little() {
+fn missing_or_too_little_text_is_an_error() {
     let place = Place::new();
     fs::create_dir(place.path("empty")).unwrap();
     fs::create_dir(place.path("binary")).unwrap();
@@ -44,7 +44,7 @@ fn text_that_is_none_or_too_little() {
 }
 
 #[test]
-fn folders_that_hold_a_run_or_none() {
+fn folders_with_a_run_and_folders_without_one_are_told_apart() {
     let place = Place::trained();
     let before = Left::of(&place.path("run"));
     refused_with(
@@ -73,7 +73,7 @@ fn folders_that_hold_a_run_or_none() {
 }
 
 #[test]
-fn settings_that_mean_nothing() {
+fn settings_out_of_range_are_errors() {
     let place = Place::new();
     fs::write(place.path("typo.toml"), "itres = 7\n").unwrap();
     fs::write(place.path("type.toml"), "iters = \"many\"\n").unwrap();
@@ -116,7 +116,7 @@ fn settings_that_mean_nothing() {
 }
 
 #[test]
-fn folders_that_cannot_be_written() {
+fn folders_that_cannot_be_written_are_errors() {
     let place = Place::new();
     refused_with(&mut place.train("tiny.toml", &[]), &["tiny.toml"]);
     refused_with(&mut place.train("tiny.toml/run", &[]), &["cannot create tiny.toml/run: "]);
@@ -125,7 +125,7 @@ fn folders_that_cannot_be_written() {
 }
 
 #[test]
-fn operations_and_devices_that_are_not_here() {
+fn unknown_operations_and_devices_are_errors() {
     let place = Place::new();
     for command in ["check", "bench"] {
         refused_with(
@@ -141,7 +141,7 @@ fn operations_and_devices_that_are_not_here() {
 }
 
 #[test]
-fn models_that_are_damaged() {
+fn damaged_models_are_errors() {
     let place = Place::trained();
     let path = place.path("run/model.safetensors");
     let whole = fs::read(&path).unwrap();
@@ -177,7 +177,7 @@ fn models_that_are_damaged() {
 }
 
 #[test]
-fn states_that_are_damaged() {
+fn damaged_states_are_errors() {
     let place = Place::trained();
     let path = place.path("run/trainer.safetensors");
     let whole = fs::read(&path).unwrap();
@@ -200,7 +200,7 @@ fn edit(path: &Path, from: &str, to: &str) {
 }
 
 #[test]
-fn prompts_and_samplings_that_mean_nothing() {
+fn empty_prompts_and_sampling_out_of_range_are_errors() {
     let place = Place::trained();
     refused_with(&mut generate(&place, ""), &["the prompt is empty; give at least one token"]);
     refused_with(place.alluvium(&["generate", "--model", "run"]).args(["-m", "3"]), &["the prompt is empty"]);
@@ -218,7 +218,7 @@ fn prompts_and_samplings_that_mean_nothing() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_ends_the_run_and_leaves_its_last_checkpoint() {
+fn a_loss_that_is_not_finite_ends_the_run_and_leaves_its_last_checkpoint() {
     let place = Place::new();
     let mut command = place.train("run", &["--learning-rate", "1e30", "--save-every", "1", "--iters", "9"]);
     refused_with(
@@ -237,7 +237,7 @@ fn a_loss_that_is_no_number_ends_the_run_and_leaves_its_last_checkpoint() {
 }
 
 /// A shell in which no file may grow past 100 KiB: writes fail, as they do on a full disk.
-fn in_a_small_space(command: &Command) -> Command {
+fn with_a_file_size_limit(command: &Command) -> Command {
     let mut shell = Command::new("sh");
     shell.args(["-c", "trap '' XFSZ; ulimit -f 100; exec \"$@\"", "sh"]);
     shell.arg(command.get_program()).args(command.get_args()).current_dir(command.get_current_dir().unwrap());
@@ -245,10 +245,10 @@ fn in_a_small_space(command: &Command) -> Command {
 }
 
 #[test]
-fn a_checkpoint_that_cannot_be_written_leaves_the_one_before_and_no_rest() {
+fn a_checkpoint_that_cannot_be_written_leaves_the_last_one_and_no_partial_files() {
     let place = Place::trained();
     let before = Left::of(&place.path("run"));
-    let error = refused(&mut in_a_small_space(&place.resume("run", &["--iters", "9"])));
+    let error = refused(&mut with_a_file_size_limit(&place.resume("run", &["--iters", "9"])));
     assert!(error.contains("error: cannot write run/trainer.safetensors: File too large"), "{error}");
     assert!(names(&place.path("run")).iter().all(|name| !name.ends_with(".partial")));
     let model = |run: &str| fs::read(place.path(run).join("model.safetensors")).unwrap();
@@ -257,7 +257,7 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_one_before_and_no_rest() {
     assert!(model("run") != before.model());
 }
 
-/// In namespaces of its own, on a disk of 2 MB of which a few KiB are left.
+/// Runs in new namespaces, on a disk of 2 MB with a few KiB free.
 const FULL_DISK: &str = r#"
 mkdir disk && mount -t tmpfs -o size=2m tmpfs disk || { echo "no mount"; exit 0; }
 cp -r run disk/run
@@ -275,14 +275,14 @@ rm disk/full
 "#;
 
 #[test]
-fn a_full_disk_leaves_the_last_checkpoint_and_no_rest() {
+fn a_full_disk_leaves_the_last_checkpoint_and_no_partial_files() {
     let place = Place::trained();
     let mut shell = Command::new("unshare");
     shell.args(["-rm", "sh", "-c", FULL_DISK, "sh", env!("CARGO_BIN_EXE_alluvium")]);
     let output = shell.current_dir(place.path("")).output();
     let said = output.map(|output| text(&output.stdout)).unwrap_or_default();
     if said.is_empty() || said.starts_with("no mount") {
-        eprintln!("SKIPPED: a disk of its own to fill cannot be mounted here; the test with a limit on files ran");
+        eprintln!("SKIPPED: no disk can be mounted here to be filled; the test with a file size limit ran");
         return;
     }
     assert!(said.contains("left with 1\nerror: cannot write disk/run/trainer.safetensors: No space left"), "{said}");

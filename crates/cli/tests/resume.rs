@@ -1,4 +1,4 @@
-//! A run that was stopped, by Ctrl-C or by a kill at any moment, ends with the same bits as one that was not.
+//! Stopped and resumed runs: by Ctrl-C or a kill at any moment, the result is bit-identical to that of a run without a stop.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -42,12 +42,12 @@ fn interrupted_and_resumed(flags: &[&str]) {
 }
 
 #[test]
-fn adamw_goes_on_after_ctrl_c_as_if_nothing_had_happened() {
+fn adamw_resumes_after_ctrl_c_bit_for_bit() {
     interrupted_and_resumed(ADAMW);
 }
 
 #[test]
-fn muon_with_recomputed_layers_goes_on_after_ctrl_c_as_if_nothing_had_happened() {
+fn muon_with_recomputed_layers_resumes_after_ctrl_c_bit_for_bit() {
     interrupted_and_resumed(MUON);
 }
 
@@ -119,17 +119,17 @@ fn killed_and_resumed(flags: &[&str]) {
 }
 
 #[test]
-fn adamw_survives_kills_at_any_moment_with_the_same_bits() {
+fn adamw_resumes_after_kills_at_any_moment_bit_for_bit() {
     killed_and_resumed(ADAMW);
 }
 
 #[test]
-fn muon_with_recomputed_layers_survives_kills_at_any_moment_with_the_same_bits() {
+fn muon_with_recomputed_layers_resumes_after_kills_at_any_moment_bit_for_bit() {
     killed_and_resumed(MUON);
 }
 
 #[test]
-fn layers_that_are_run_again_give_the_bits_of_layers_that_are_kept() {
+fn recomputed_layers_give_bit_identical_results() {
     let place = Place::new();
     for (out, again) in [("kept", "false"), ("again", "true")] {
         said(&mut place.train(out, &["--iters", "6", "--grad-checkpoint", again]));
@@ -164,7 +164,7 @@ fn a_run_that_was_killed_before_its_first_checkpoint_is_begun_again() {
 }
 
 #[test]
-fn a_kill_between_the_last_state_and_its_model_is_mended_by_resuming() {
+fn resuming_writes_a_model_that_a_kill_left_out() {
     let place = Place::new();
     let whole = uninterrupted(&place, ADAMW);
     for name in ["model.safetensors", "config.json", "loss.svg"] {
@@ -176,7 +176,7 @@ fn a_kill_between_the_last_state_and_its_model_is_mended_by_resuming() {
 }
 
 #[test]
-fn a_finished_run_goes_on_to_more_steps_with_the_text_it_remembers() {
+fn a_finished_run_is_extended_with_the_text_of_its_state() {
     let place = Place::trained();
     // the folder of the run lies beside its text now, and more runs do
     fs::rename(place.path("run"), place.path("text/run")).unwrap();

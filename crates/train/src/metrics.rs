@@ -125,7 +125,7 @@ pub(crate) fn check_ours(path: &Path) -> Result<bool> {
 }
 
 fn foreign(path: &Path) -> Error {
-    Error::file(path, "it was not written by a training run of Alluvium, and is left as it is; choose another folder")
+    Error::file(path, "it was not written by a training run of Alluvium and stays unchanged; choose another folder")
 }
 
 fn write_line(file: &mut File, row: &MetricsRow) -> std::io::Result<()> {

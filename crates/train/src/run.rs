@@ -1,4 +1,4 @@
-//! Runs that start from files: a model of its own trained on text or on a synthetic task, begun or resumed.
+//! Runs from files: a new model trained on text or on a synthetic task, begun or resumed.
 
 use crate::data::{
     Corpus, Document, SequenceSize, Skipped, Task, TaskData, TextFiles, TokenData, TrainingData, encode, read_text,

@@ -35,7 +35,7 @@ impl std::fmt::Display for Preset {
 /// Declares [`Settings`], [`Architecture`] and [`Overrides`] from one table, so that none lacks a setting.
 macro_rules! settings {
     (
-        run { $($(#[doc = $doc:literal])+ $name:ident: $ty:ty => $value:literal $(alias $flag:literal $key:literal)?,)* }
+        run { $($(#[doc = $doc:literal])+ $name:ident: $ty:ty => $value:literal $(alias $flag:literal $key:literal)? $(bare $bare:literal)?,)* }
         shape { $($(#[doc = $shape_doc:literal])+ $shape:ident: usize,)* }
     ) => {
         /// The settings of a run.
@@ -65,7 +65,7 @@ macro_rules! settings {
             pub preset: Option<Preset>,
             $(
                 $(#[doc = $doc])+
-                #[cfg_attr(feature = "clap", arg(long, value_name = $value $(, alias = $flag)?))]
+                #[cfg_attr(feature = "clap", arg(long, value_name = $value $(, alias = $flag)? $(, num_args = 0..=1, default_missing_value = $bare)?))]
                 $(#[serde(alias = $key)])?
                 pub $name: Option<$ty>,
             )*
@@ -186,7 +186,7 @@ settings! {
     /// adamw or muon
     optimizer: OptimizerKind => "NAME",
     /// Recompute layers in the backward pass instead of keeping their activations
-    grad_checkpoint: bool => "BOOL",
+    grad_checkpoint: bool => "BOOL" bare "true",
     /// Weight of the squared log-sum-exp in the loss; 0 disables it
     z_loss: f32 => "X",
     /// Seed of weights and data order

@@ -1,4 +1,4 @@
-//! Training on a GPU: the numbers of the processor, and what is left when the GPU fails in the middle of a run.
+//! Training on a GPU: the same losses as on the CPU, and what is left when the GPU fails during a run.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// A GPU; none, said aloud, where there is not even a software one.
+/// A GPU; `None`, with a message, where there is not even a software one.
 fn open(builder: Builder) -> Option<Gpu> {
     if adapters().is_empty() {
         assert!(std::env::var_os("CI").is_none(), "no GPU was found, not even a software one");
@@ -34,7 +34,7 @@ fn settings(iters: u64) -> Settings {
     settings
 }
 
-/// Sums, with their results: text that a small model learns something of.
+/// Additions with their results: text from which a small model learns something.
 fn paths(folder: &Path, out: &str) -> RunPaths {
     let text = folder.join("sums.txt");
     if !text.exists() {
@@ -60,7 +60,7 @@ fn losses(trainer: &Trainer) -> Vec<f64> {
     trainer.metrics().iter().filter_map(|record| record.loss).collect()
 }
 
-/// The likeliest tokens after a prompt, and by how much the likeliest is ahead where that is least.
+/// Greedy tokens after a prompt, and the smallest margin between the two most likely tokens.
 fn greedy(model: &dyn LanguageModel, device: &Device, prompt: &[u32]) -> (Vec<u32>, f32) {
     let mut cache = model.cache(1).unwrap();
     let (mut input, mut made, mut closest) = (prompt.to_vec(), Vec::new(), f32::INFINITY);
@@ -80,7 +80,7 @@ fn greedy(model: &dyn LanguageModel, device: &Device, prompt: &[u32]) -> (Vec<u3
 }
 
 #[test]
-fn fifty_steps_lose_what_they_lose_on_the_processor() {
+fn fifty_steps_have_the_losses_of_the_cpu() {
     let Some(gpu) = open(Gpu::builder()) else { return };
     let folder = tempfile::tempdir().unwrap();
     let run = |device: &Device, out: &str| {
@@ -97,7 +97,7 @@ fn fifty_steps_lose_what_they_lose_on_the_processor() {
 }
 
 #[test]
-fn a_model_says_on_a_gpu_what_it_says_on_the_processor() {
+fn a_model_generates_the_same_tokens_on_gpu_and_cpu() {
     let Some(gpu) = open(Gpu::builder()) else { return };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/qwen3_5-f32");
     let said = |device: &Device| {
@@ -110,7 +110,7 @@ fn a_model_says_on_a_gpu_what_it_says_on_the_processor() {
 }
 
 #[test]
-fn a_gpu_that_is_lost_in_a_run_is_an_error_and_the_processor_goes_on_from_the_checkpoint() {
+fn a_lost_gpu_is_an_error_and_the_cpu_resumes_from_the_checkpoint() {
     let Some(gpu) = open(Gpu::builder()) else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut trainer = begin(folder.path(), "run", &settings(8), &gpu.clone().into());

@@ -6,12 +6,12 @@ use alluvium::ops::check::{Zeros, check};
 use serde_json::json;
 use std::io::Write;
 
-/// Time operations against the device's own ceiling: copy bandwidth, the rate of a large matrix product, the cost of a launch
+/// Time operations and compare with the device's measured limits: copy bandwidth, matrix product rate, launch cost
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only these operations
     ops: Vec<String>,
-    /// One JSON object a line
+    /// Write one JSON object per line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -37,11 +37,11 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     } else {
         writeln!(
             out,
-            "{device}: {bandwidth:.1} GB/s read and written, {rate:.0} GFLOP/s in a {}³ product",
+            "{device}: {bandwidth:.1} GB/s copied (read + written), {rate:.0} GFLOP/s in a {}³ matrix product",
             ceiling.side
         )?;
         if let Some(launch) = ceiling.launch {
-            writeln!(out, "{device}: {:.2} µs of the host for a launch", launch * 1e6)?;
+            writeln!(out, "{device}: {:.2} µs of host time per launch", launch * 1e6)?;
         }
         writeln!(out)?;
     }
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             red = red.or(check(op, case, DType::F32, &device, Zeros::MustFail)?.faults.into_iter().next());
         }
         if let Some(fault) = red {
-            anyhow::bail!("{} is not timed, its check is red: {fault}", op.name());
+            anyhow::bail!("{} is not timed because its check fails: {fault}", op.name());
         }
         for case in cases(op, &device) {
             let (forward, both) = time(op, case, &device)?;
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         }
     }
     if !args.json {
-        table(out, ["operation, case", "", "time", "GB/s", "GFLOP/s", "of ceiling"], &rows)?;
+        table(out, ["operation, case", "", "time", "GB/s", "GFLOP/s", "of limit"], &rows)?;
     }
     Ok(())
 }

@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// Keep what a model remembers of a prompt in a file, for `generate --prompt-cache-file`; mlx-lm reads it, too
+/// Save the cache of a prompt for `generate --prompt-cache-file`, here and in mlx-lm
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and the safetensors files
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// The prompt; - or nothing reads it from standard input
+    /// Prompt; `-`, or no flag, reads it from standard input
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// File to write

@@ -11,25 +11,25 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-/// Talk with a model
+/// Chat with a model
 ///
-/// What was said before is not read again. /reset forgets it, /system TEXT sets what the model is told first, /help lists
-/// the commands, /exit or the end of the input ends the chat. Any other line is a message, also one that begins with /.
+/// Commands: /reset clears the conversation, /system TEXT sets the system prompt, /help lists the commands, /exit or the end
+/// of the input ends the chat. Any other line is a message. The cache of the conversation is reused from turn to turn.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json, a chat template and the safetensors files
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// At most this many tokens an answer
+    /// Maximum number of tokens in a response
     #[arg(long, short, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
-    /// What the model is told before the first message
+    /// System prompt
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system_prompt: Option<String>,
-    /// More for the template, as JSON: {"enable_thinking": false}
+    /// Variables for the chat template, as JSON: {"enable_thinking": false}
     #[arg(long, value_name = "JSON")]
     chat_template_config: Option<String>,
-    /// Tokens of a prompt that are read at once: fewer take less memory, more may be quicker; what suits the device if left out
+    /// Prompt tokens per forward pass: fewer take less memory, more may be faster [default: chosen for the device]
     #[arg(long, value_name = "N")]
     prefill_step_size: Option<NonZeroUsize>,
     #[command(flatten)]
@@ -45,7 +45,7 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     let tokenizer = tokenizer(loaded.tokenizer, &args.model)?;
     if tokenizer.chat_template().is_none() {
         let model = args.model.display();
-        bail!("{model} has no chat template, so it cannot be talked with; `alluvium generate` continues plain text");
+        bail!("{model} has no chat template; `alluvium generate` continues plain text");
     }
     let mut chat = Chat {
         model: loaded.model.as_ref(),
@@ -59,7 +59,7 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
         options: args.sampling.options(args.max_tokens),
         styled: io::stdout().is_terminal(),
     };
-    // a template that fails is said before anything is typed
+    // a template that fails is reported before the first message
     chat.prompt("hello")?;
     let terminal = io::stdin().is_terminal();
     if terminal {
@@ -85,10 +85,10 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
             Line::Help => say!("{COMMANDS}"),
             Line::Reset => {
                 chat.history.clear();
-                say!("what was said is forgotten");
+                say!("the conversation is cleared");
             }
-            Line::System(text) => chat.tell_first(text),
-            Line::Unknown(word) => say!("there is no {word}; {COMMANDS}"),
+            Line::System(text) => chat.set_system_prompt(text),
+            Line::Unknown(word) => say!("unknown command {word}; {COMMANDS}"),
             Line::Message(message) => {
                 if let Some(summary) = chat.answer(message, out)?.filter(|_| terminal) {
                     report(&summary, device.peak_memory());
@@ -99,9 +99,10 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-const COMMANDS: &str = "/reset forgets, /system TEXT sets what the model is told first, /help says this, /exit ends";
+const COMMANDS: &str =
+    "/reset clears the conversation, /system TEXT sets the system prompt, /help lists the commands, /exit ends";
 
-/// What a line asks for.
+/// A line of input.
 #[derive(Debug, PartialEq)]
 enum Line<'a> {
     Nothing,
@@ -109,7 +110,7 @@ enum Line<'a> {
     Help,
     Reset,
     System(&'a str),
-    /// One word that looks like a command and is none.
+    /// A single word in the form of a command that does not exist.
     Unknown(&'a str),
     Message(&'a str),
 }
@@ -142,7 +143,7 @@ struct Chat<'a> {
     history: Vec<Message>,
     variables: Map<String, Value>,
     options: Options,
-    /// Whether the reader is a terminal, where thinking is dimmed.
+    /// Whether the output is a terminal, where reasoning is dimmed.
     styled: bool,
 }
 
@@ -154,31 +155,31 @@ impl Chat<'_> {
         Ok(self.tokenizer.chat(&messages, Ending::Answer, &self.variables)?)
     }
 
-    /// Sets what the model is told first, unless the template refuses it.
-    fn tell_first(&mut self, text: &str) {
+    /// Sets the system prompt and clears the conversation, unless the template refuses the prompt.
+    fn set_system_prompt(&mut self, text: &str) {
         let before = std::mem::replace(&mut self.system, Some(text.to_owned()).filter(|text| !text.is_empty()));
         let history = std::mem::take(&mut self.history);
         match self.prompt("hello") {
-            Ok(_) if text.is_empty() => say!("the model is told nothing first; what was said is forgotten"),
-            Ok(_) => say!("the model is told that first; what was said is forgotten"),
+            Ok(_) if text.is_empty() => say!("no system prompt; the conversation is cleared"),
+            Ok(_) => say!("the system prompt is set; the conversation is cleared"),
             Err(error) => {
                 (self.system, self.history) = (before, history);
-                say!("error: {error:#}; all is as it was before /system");
+                say!("error: {error:#}; the system prompt is unchanged");
             }
         }
     }
 
-    /// The answer, which is written as it comes, or none where a message cannot be answered: then it is as if it had not
-    /// been said.
+    /// Generates and writes a response. A message that cannot be answered is reported, left out of the conversation, and
+    /// gives `None`.
     ///
     /// # Errors
-    /// When nobody reads what is written.
+    /// When the output cannot be written.
     fn answer(&mut self, message: &str, out: &mut impl Write) -> anyhow::Result<Option<Summary>> {
         match self.answered(message, out) {
             Err(error) if !error.is::<io::Error>() => {
                 let error = explained(error, &self.session, self.folder);
                 say!("error: {error:#}; the message was left out");
-                // one that failed half-way does not know what it has read
+                // the cache of a session that failed is not known to be consistent
                 self.session = Session::new(self.model)?.reading(self.at_once);
                 Ok(None)
             }

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Write a model in the layout of MLX: from that of transformers, in another dtype, quantised or plain
+/// Convert a model to MLX's layout: from that of transformers, to another dtype, quantized or dequantized
 ///
 /// One tensor is in memory at a time.
 #[derive(clap::Args)]
@@ -20,26 +20,26 @@ pub(crate) struct Args {
     /// New folder; it must not exist
     #[arg(long, value_name = "DIR", default_value = "mlx_model")]
     mlx_path: PathBuf,
-    /// Quantise the matrices
+    /// Quantize the matrices
     #[arg(long, short, conflicts_with = "dequantize")]
     quantize: bool,
     #[command(flatten)]
     packing: PackingArgs,
-    /// Type of what is not quantised; else that of the configuration's torch_dtype, or what it is
+    /// Data type of unquantized weights [default: torch_dtype from config.json, else unchanged]
     #[arg(long)]
     dtype: Option<Dtype>,
-    /// Make a quantised model plain
+    /// Dequantize a quantized model
     #[arg(long, short)]
     dequantize: bool,
 }
 
-/// How matrices are quantised.
+/// Quantization of the matrices.
 #[derive(clap::Args)]
 pub(crate) struct PackingArgs {
-    /// Bits of a number: 1, 2, 3, 4, 5, 6 or 8 [default: 4]
+    /// Bits per weight: 1, 2, 3, 4, 5, 6 or 8 [default: 4]
     #[arg(long, value_name = "N")]
     q_bits: Option<usize>,
-    /// Numbers that share a scale: 32, 64 or 128 [default: 64]
+    /// Weights that share a scale: 32, 64 or 128 [default: 64]
     #[arg(long, value_name = "N")]
     q_group_size: Option<usize>,
     /// Format: affine, mxfp4, nvfp4 or mxfp8
@@ -48,13 +48,13 @@ pub(crate) struct PackingArgs {
     /// Recipe that gives some layers more bits: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6
     #[arg(long, value_name = "RECIPE")]
     quant_predicate: Option<String>,
-    /// Modules with bits of their own: PART=BITS, PART=BITS:GROUP, PART=MODE or PART=none, where PART is in their names;
-    /// may be given several times, the first that fits holds
+    /// Override for modules whose name contains PART: PART=BITS, PART=BITS:GROUP, PART=MODE or PART=none; may be given several
+    /// times, the first match wins
     #[arg(long, value_name = "PART=BITS")]
     q_layer: Vec<String>,
 }
 
-/// A floating type.
+/// A floating-point dtype.
 #[derive(Clone, Copy, ValueEnum)]
 enum Dtype {
     Float16,
@@ -84,7 +84,7 @@ impl PackingArgs {
             let group = group
                 .map(str::parse)
                 .transpose()
-                .with_context(|| format!("--q-layer {layer}: expected a whole number behind the :"))?;
+                .with_context(|| format!("--q-layer {layer}: expected an integer after the :"))?;
             let packing = match (bits, bits.parse::<usize>()) {
                 ("none", _) => None,
                 (_, Ok(bits)) => Some(packing_of("affine", Some(bits), group.or(self.q_group_size))),
@@ -97,12 +97,12 @@ impl PackingArgs {
         Ok(scheme)
     }
 
-    /// Whether any flag of these was given.
+    /// Whether any of these flags was given.
     fn asks(&self) -> bool {
         !self.given().is_empty() || self.quant_predicate.is_some() || !self.q_layer.is_empty()
     }
 
-    /// The flags that say how all matrices are packed, as they came.
+    /// The given flags that set the format of all matrices.
     fn given(&self) -> String {
         let number = |flag: &str, number: Option<usize>| number.map(|number| format!("{flag} {number}"));
         let mode = (self.q_mode != "affine").then(|| format!("--q-mode {}", self.q_mode));
@@ -116,7 +116,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let change = match (args.quantize, args.dequantize) {
         (true, _) => Change::Quantize(scheme),
         (_, true) => Change::Dequantize,
-        _ if args.packing.asks() => bail!("bits are for a model that is quantised; add -q"),
+        _ if args.packing.asks() => bail!("the --q-* and --quant-predicate flags need -q; add it"),
         _ => Change::None,
     };
     let dtype = args.dtype.map(|dtype| match dtype {
@@ -148,7 +148,7 @@ pub(crate) fn write(
     };
     writeln!(
         out,
-        "{}: {} parameters in {}, {:.3} bits per weight, {} modules quantised{before}",
+        "{}: {} parameters in {}, {:.3} bits per weight, {} modules quantized{before}",
         to.display(),
         count(converted.parameters as f64),
         bytes(converted.bytes),
@@ -158,12 +158,12 @@ pub(crate) fn write(
     Ok(())
 }
 
-/// Ctrl-C and a polite kill end the process without a rest of what it was writing.
+/// Ctrl-C and SIGTERM remove the partial output and end the process.
 fn tidy_on_signal() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
         match remove_partials() {
             0 => say!("\nstopped"),
-            _ => say!("\nstopped; what was half written is removed"),
+            _ => say!("\nstopped; the partial output is removed"),
         }
         std::process::exit(130);
     })

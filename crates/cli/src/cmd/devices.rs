@@ -2,7 +2,7 @@ use alluvium::core::cpu::Cpu;
 use alluvium::core::gpu::adapters;
 use std::io::Write;
 
-/// List the devices that are here, by the names that --device takes
+/// List the devices, by the names that --device takes
 #[derive(clap::Args)]
 pub(crate) struct Args {}
 
@@ -13,7 +13,7 @@ pub(crate) fn run(_: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         writeln!(out, "{:<7} {adapter}", format!("wgpu:{index}"))?;
     }
     if let Some(folder) = super::kernels().filter(|folder| folder.is_dir()) {
-        writeln!(out, "kernels that were compiled are kept in {}", folder.display())?;
+        writeln!(out, "compiled kernels are cached in {}", folder.display())?;
     }
     Ok(())
 }

@@ -11,46 +11,45 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-/// Write text with a model
+/// Generate text with a model
 ///
-/// A prompt is put into the model's chat template where it has one.
+/// The prompt is rendered with the model's chat template where it has one.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and the safetensors files
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Message to answer, or text to continue, in which \n is a new line and \t a tab; - or nothing reads it, as it is, from
-    /// standard input
+    /// Prompt; the escapes \n and \t become a new line and a tab. `-`, or no flag, reads it unchanged from standard input
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
-    /// At most this many new tokens
+    /// Maximum number of new tokens
     #[arg(long, short, value_name = "N", default_value_t = 256)]
     max_tokens: usize,
-    /// What the model is told before the prompt
+    /// System prompt
     #[arg(long, value_name = "TEXT", conflicts_with = "ignore_chat_template", allow_hyphen_values = true)]
     system_prompt: Option<String>,
-    /// How the answer begins
+    /// Beginning of the response, which the model continues
     #[arg(long, value_name = "TEXT", conflicts_with = "ignore_chat_template", allow_hyphen_values = true)]
     prefill_response: Option<String>,
-    /// Continue the prompt as it is
+    /// Continue the raw prompt, without the chat template
     #[arg(long)]
     ignore_chat_template: bool,
-    /// More for the template, as JSON: {"enable_thinking": false}
+    /// Variables for the chat template, as JSON: {"enable_thinking": false}
     #[arg(long, value_name = "JSON", conflicts_with = "ignore_chat_template")]
     chat_template_config: Option<String>,
-    /// Other tokens that end the text; may be given several times
+    /// Further tokens that end the completion; may be given several times
     #[arg(long, value_name = "TOKEN", num_args = 1..)]
     extra_eos_token: Vec<String>,
-    /// What the model remembers of a prompt, from `alluvium cache_prompt`; the prompt follows it
+    /// Prompt cache from `alluvium cache_prompt`; the prompt follows it
     #[arg(long, value_name = "FILE")]
     prompt_cache_file: Option<PathBuf>,
-    /// Tokens of a prompt that are read at once: fewer take less memory, more may be quicker; what suits the device if left out
+    /// Prompt tokens per forward pass: fewer take less memory, more may be faster [default: chosen for the device]
     #[arg(long, value_name = "N")]
     prefill_step_size: Option<NonZeroUsize>,
-    /// Write text, tokens and times as one JSON object
+    /// Write completion, tokens and times as one JSON object
     #[arg(long)]
     json: bool,
-    /// With --json: the logarithm of each token's probability, and of the N likeliest ones
+    /// With --json: log-probabilities of each token and of the N most likely alternatives
     #[arg(long, value_name = "N", requires = "json")]
     logprobs: Option<usize>,
     #[command(flatten)]
@@ -59,38 +58,38 @@ pub(crate) struct Args {
     device: DeviceArg,
 }
 
-/// How tokens are chosen, and what ends a text.
+/// Sampling, and what ends a completion.
 #[derive(clap::Args)]
 pub(crate) struct SamplingArgs {
-    /// 0 always takes the likeliest token
+    /// Sampling temperature; 0 always takes the most likely token
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     temp: f32,
-    /// Only the K likeliest tokens; 0 takes all
+    /// Sample from the K most likely tokens; 0 disables it
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
-    /// Only the likeliest tokens that together have this probability
+    /// Sample from the most likely tokens whose probabilities sum to P; 1 disables it
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     top_p: f32,
-    /// Only tokens at least this likely, relative to the likeliest
+    /// Drop tokens less likely than P times the most likely one; 0 disables it
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     min_p: f32,
-    /// What tokens cost that were there before; 1 is nothing
+    /// Repetition penalty; 1 disables it
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     repetition_penalty: f32,
-    /// How many of the last tokens cost that
+    /// Number of recent tokens that the repetition penalty looks at
     #[arg(long, value_name = "N", default_value_t = 20)]
     repetition_context_size: usize,
-    /// The same seed writes the same text
+    /// Seed of the sampling
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// End before this text; may be given several times
+    /// Stop before this text; may be given several times
     #[arg(long, value_name = "TEXT", value_parser = some_text, allow_hyphen_values = true)]
     stop: Vec<String>,
 }
 
 fn some_text(text: &str) -> Result<String, &'static str> {
     match text {
-        "" => Err("expected a text of one letter or more"),
+        "" => Err("expected at least one character"),
         text => Ok(text.to_owned()),
     }
 }
@@ -112,7 +111,7 @@ impl SamplingArgs {
 pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     is_here(&args.model)?;
     let device = args.device.open()?;
-    // as mlx-lm reads the flag
+    // mlx-lm replaces the same escapes
     let prompt = args.prompt.map(|prompt| prompt.replace("\\n", "\n").replace("\\t", "\t"));
     let prompt = text_or_stdin(prompt.as_deref())?;
     let loaded = load(&args.model, &device)?;
@@ -126,7 +125,7 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
         ("--chat-template-config", args.chat_template_config.is_some()),
     ];
     if let Some((flag, _)) = asked.iter().find(|(_, given)| *given && !use_template) {
-        bail!("{flag} is for a chat template, and {} has none; leave it out", args.model.display());
+        bail!("{flag} needs a chat template, {} has none; leave the flag out", args.model.display());
     }
     let prompt = match use_template {
         true => {
@@ -161,7 +160,7 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A prompt in the model's template.
+/// A prompt for the model's chat template.
 struct Chat {
     system: Option<String>,
     begun: Option<String>,
@@ -169,7 +168,7 @@ struct Chat {
 }
 
 impl Chat {
-    /// The text; what is before the prompt is left out where a cache holds it.
+    /// Renders the template; with a prompt cache, the part before the prompt is left out.
     fn text(self, tokenizer: &Tokenizer, prompt: &str, cached: bool) -> anyhow::Result<String> {
         let variables = variables(self.config.as_deref())?;
         let ending = if self.begun.is_some() { Ending::Continue } else { Ending::Answer };
@@ -189,12 +188,12 @@ impl Chat {
     }
 }
 
-/// More for a template, from the JSON of a flag.
+/// Template variables, from the JSON of a flag.
 pub(crate) fn variables(json: Option<&str>) -> anyhow::Result<Map<String, Value>> {
-    match json.map(serde_json::from_str).transpose().context("--chat-template-config is no JSON")? {
+    match json.map(serde_json::from_str).transpose().context("--chat-template-config is not valid JSON")? {
         None => Ok(Map::new()),
         Some(Value::Object(map)) => Ok(map),
-        Some(_) => bail!("--chat-template-config is no JSON object"),
+        Some(_) => bail!("--chat-template-config: expected a JSON object"),
     }
 }
 
@@ -202,7 +201,7 @@ pub(crate) fn tokenizer(found: Option<Tokenizer>, model: &Path) -> anyhow::Resul
     found.with_context(|| format!("{} has no tokenizer.json", model.display()))
 }
 
-/// The text of a flag; `-` or nothing is standard input.
+/// The text of a flag; `-` or no flag reads standard input.
 pub(crate) fn text_or_stdin(text: Option<&str>) -> anyhow::Result<String> {
     match text {
         Some(text) if text != "-" => Ok(text.to_owned()),
@@ -214,7 +213,7 @@ pub(crate) fn text_or_stdin(text: Option<&str>) -> anyhow::Result<String> {
     }
 }
 
-/// An error of a session; where the model itself is what is wrong, that is said with it.
+/// Adds to an error of a session that the model's logits are not finite, where they are not.
 pub(crate) fn explained(error: anyhow::Error, session: &Session<'_>, model: &Path) -> anyhow::Error {
     let wrong = |x: &f32| x.is_nan() || *x == f32::INFINITY;
     match session.logits().and_then(|logits| logits.to_floats()) {
@@ -236,7 +235,7 @@ fn ids(tokenizer: &Tokenizer, tokens: &[String], model: &Path) -> anyhow::Result
 pub(crate) fn report(summary: &Summary, peak: usize) {
     let rate = |tokens: usize, time: f64| tokens as f64 / time.max(1e-9);
     say!(
-        "prompt: {} tokens, {:.1} tokens/s · text: {} tokens, {:.1} tokens/s · {} · peak {}",
+        "prompt: {} tokens, {:.1} tokens/s · completion: {} tokens, {:.1} tokens/s · {} · peak {}",
         summary.prompt_tokens,
         rate(summary.prompt_tokens - summary.reused_tokens, summary.prefill_seconds),
         summary.tokens.len(),
@@ -263,7 +262,7 @@ fn as_json(text: &str, summary: &Summary, peak: usize) -> Value {
     object
 }
 
-/// Text on its way out, piece by piece.
+/// Writes a completion while it is generated.
 pub(crate) struct Streamed<'a, W: Write> {
     out: &'a mut W,
 }
@@ -278,7 +277,7 @@ impl<'a, W: Write> Streamed<'a, W> {
         self.out.flush()
     }
 
-    /// Continues the prompt, writing as it goes.
+    /// Generates and writes the completion of a prompt.
     pub(crate) fn generate(
         &mut self,
         session: &mut Session<'_>,

@@ -3,10 +3,10 @@ use alluvium::lm::inspect;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// Show what a checkpoint holds: its model, tensors, parameters and memory
+/// Show the contents of a checkpoint: model, tensors, parameters, memory
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A folder with a model, or a safetensors file
+    /// Folder of a model, or a safetensors file
     path: PathBuf,
     /// List every tensor
     #[arg(long)]
@@ -14,6 +14,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    super::is_here(&args.path)?;
     let found = inspect(&args.path)?;
     let mut rows = Vec::new();
     rows.push(["path".to_owned(), args.path.display().to_string()]);
@@ -31,7 +32,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         rows.push([dtype, format!("{tensors} tensors, {}", bytes(size))]);
     }
     for (packing, modules) in &found.packings {
-        rows.push(["quantised".to_owned(), format!("{modules} modules, {packing}")]);
+        rows.push(["quantized".to_owned(), format!("{modules} modules, {packing}")]);
     }
     listing(out, &rows)?;
     if args.tensors {

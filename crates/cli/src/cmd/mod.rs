@@ -1,4 +1,4 @@
-//! The commands: one file each, arguments and no logic.
+//! The commands, one file each: arguments and output, no logic.
 
 pub(crate) mod bench;
 pub(crate) mod cache_prompt;
@@ -21,10 +21,10 @@ use anyhow::{Result, bail};
 use etcetera::base_strategy::{BaseStrategy, choose_native_strategy};
 use std::path::{Component, Path, PathBuf};
 
-/// The device that work runs on.
+/// The device to run on.
 #[derive(clap::Args)]
 pub(crate) struct DeviceArg {
-    /// Where to run: cpu, wgpu (the best GPU), wgpu:N, or auto (a GPU if there is a real one); see `alluvium devices`
+    /// Device: cpu, wgpu (the best GPU), wgpu:N, or auto (a hardware GPU, else the CPU); see `alluvium devices`
     #[arg(long, default_value = "cpu")]
     device: String,
 }
@@ -34,7 +34,7 @@ impl DeviceArg {
         Ok(Device::open(&self.device, gpu())?)
     }
 
-    /// The same device with memory of its own that is filled with NaN before it is handed out.
+    /// The same device, with a memory pool that fills allocations with NaN.
     pub(crate) fn poisoned(&self) -> Result<Device> {
         Ok(match Device::open(&self.device, gpu().poison())? {
             Device::Cpu(_) => Cpu::builder().poison().open()?.into(),
@@ -43,7 +43,7 @@ impl DeviceArg {
     }
 }
 
-/// How a GPU is opened: with the kernels that runs before have compiled.
+/// Opens GPUs with the cache of compiled kernels.
 fn gpu() -> Builder {
     match kernels() {
         Some(folder) => Gpu::builder().cache(folder),
@@ -51,12 +51,12 @@ fn gpu() -> Builder {
     }
 }
 
-/// The folder in which compiled kernels are kept, where the user has one for such things.
+/// The folder of compiled kernels, in the user's cache folder.
 fn kernels() -> Option<PathBuf> {
     choose_native_strategy().ok().map(|folders| folders.cache_dir().join("alluvium"))
 }
 
-/// The operations of these names; all of them when none is given.
+/// The operations of these names; all operations for an empty list.
 pub(crate) fn operations(names: &[String]) -> Result<Vec<&'static Op>> {
     if names.is_empty() {
         return Ok(alluvium::ops::OPS.to_vec());
@@ -68,7 +68,7 @@ pub(crate) fn operations(names: &[String]) -> Result<Vec<&'static Op>> {
     names.iter().map(find).collect()
 }
 
-/// A folder of a model that is not there and looks like the name of a repository is said to be one.
+/// An error for a missing folder that looks like the name of a Hugging Face repository.
 pub(crate) fn is_here(model: &Path) -> Result<()> {
     let names = || model.components().all(|part| matches!(part, Component::Normal(_)));
     if model.exists() || model.components().count() != 2 || !names() {
@@ -76,7 +76,7 @@ pub(crate) fn is_here(model: &Path) -> Result<()> {
     }
     let name = model.display();
     bail!(
-        "{name}: there is no such folder, and nothing is downloaded; if that is a repository of Hugging Face, fetch it \
+        "{name}: no such folder, and nothing is downloaded; if it is a Hugging Face repository, fetch it \
          (`hf download {name} --local-dir DIR`) and give the folder"
     )
 }

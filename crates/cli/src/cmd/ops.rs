@@ -2,10 +2,10 @@ use crate::output::listing;
 use alluvium::ops::docs;
 use std::io::Write;
 
-/// List the operations: what they take, what they give, whether they have a gradient
+/// List the operations: arguments, results, gradients
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Write the page docs/ops.md instead
+    /// Write docs/ops.md instead
     #[arg(long)]
     markdown: bool,
 }

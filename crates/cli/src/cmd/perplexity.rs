@@ -8,24 +8,23 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Measure how well a model predicts a text
+/// Measure the perplexity of a text
 ///
-/// The text is cut into windows, each read from its own beginning, and all tokens of a window but its first are counted. A last
-/// window that is shorter is left out, unless it is the only one. Of lines of JSON, each `text` is a document that ends with the
-/// tokenizer's end of text; they follow each other as they lie in the file. The same as `mlx_lm.perplexity` measures, which takes
-/// the lines in a random order.
+/// The text is cut into windows of --sequence-length tokens. Every token of a window except the first counts; a shorter last window
+/// is left out unless it is the only one. In a .jsonl file each line's `text` is a document, followed by the end-of-text token,
+/// in the order of the file. mlx_lm.perplexity measures the same, with the lines in random order.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and the safetensors files
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Text, or lines of JSON with a `text` each in a file called *.jsonl
+    /// Text file, or a .jsonl file with a `text` on each line
     #[arg(long, value_name = "FILE")]
     data_path: PathBuf,
-    /// Tokens of a window
+    /// Tokens in a window
     #[arg(long, value_name = "N", default_value_t = 512)]
     sequence_length: usize,
-    /// At most so many windows; -1 takes all
+    /// Maximum number of windows; -1 takes all
     #[arg(long, value_name = "N", default_value_t = -1)]
     num_samples: i64,
     /// Write the result as JSON
@@ -84,11 +83,11 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is measured.
+/// The text to measure.
 enum Texts {
-    /// A text as it is.
+    /// Plain text.
     Plain(String),
-    /// Documents, each of which ends.
+    /// Documents, each followed by the end-of-text token.
     Documents(Vec<String>),
 }
 
@@ -120,13 +119,13 @@ fn read(path: &Path) -> anyhow::Result<Texts> {
     lines.map(document).collect::<anyhow::Result<_>>().map(Texts::Documents)
 }
 
-/// The `text` of a line of JSON, or what is there in its place.
+/// The `text` of a JSON line, or an error that says what is there instead.
 fn document(line: &str) -> Result<String, String> {
     let line: Value = serde_json::from_str(line).map_err(|error| {
         let why = error.to_string();
         // the place that it names is one within this line
         let why = why.split(" at line ").next().unwrap_or_default();
-        format!("no JSON: {why} at column {}", error.column())
+        format!("not valid JSON: {why} at column {}", error.column())
     })?;
     let Value::Object(keys) = line else { return Err("expected a JSON object with a `text`".to_owned()) };
     match keys.get("text") {

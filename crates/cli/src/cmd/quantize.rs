@@ -3,7 +3,7 @@ use alluvium::lm::Change;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// Quantise the matrices of a model; the same as `convert -q`
+/// Quantize the matrices of a model; the same as `convert -q`
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder of the model
