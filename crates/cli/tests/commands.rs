@@ -151,7 +151,7 @@ fn compiled_kernels_are_cached_and_a_damaged_cache_is_ignored() {
         assert_eq!((files().count(), std::fs::read(&file).unwrap()), (1, sound.clone()));
     }
     let devices = said(place.alluvium(&["devices"]).env("XDG_CACHE_HOME", place.path("kept")));
-    assert!(devices.contains(&format!("are kept in {}", place.path("kept/alluvium").display())), "{devices}");
+    assert!(devices.contains(&format!("are cached in {}", place.path("kept/alluvium").display())), "{devices}");
 
     // the folder is a file; Mesa's separate cache reports that, the program does not
     let other = check("tiny.toml");

@@ -156,7 +156,7 @@ fn a_run_that_was_killed_before_its_first_checkpoint_is_begun_again() {
     fs::write(place.path("run/tokenizer.json"), "half").unwrap();
     let metrics = "{\"format\":\"alluvium.metrics\",\"version\":1}\n{\"step\":1,\"tokens\":64}\n{\"st";
     fs::write(place.path("run/metrics.jsonl"), metrics).unwrap();
-    fs::write(place.path("run/.trainer.safetensors.1-0.partial"), "half").unwrap();
+    fs::write(place.path("run/.trainer.safetensors.aB3dE6gH.partial"), "half").unwrap();
     let whole = uninterrupted(&place, ADAMW);
     said(place.train("run", RUN).args(ADAMW));
     whole.assert_same(&Left::of(&place.path("run")));
