@@ -42,14 +42,21 @@ for (const file of files(shaders, '.wgsl')) {
     count.warnings += warnings.length;
 }
 
+const named = new Set();
 for (const folder of sources) {
     for (const file of files(folder, '.rs').filter((file) => !file.endsWith('tests.rs'))) {
         const text = readFileSync(join(folder, file), 'utf8').split('#[cfg(test)]')[0];
-        for (const [, name] of text.matchAll(/(?:Kernel::new|tiles!)\(\s*"([^"]+)"/g)) {
+        const calls = [...text.matchAll(/(?:Kernel::new|kernel|tiles!)\(\s*"([^"]+)"/g)];
+        // in the tables of elementwise operations a kernel has the name of its row
+        const rows = text.includes('stringify!($name)') ? [...text.matchAll(/^ {4}([a-z0-9_]+)(?:\([^)]*\))?: \{$/gm)] : [];
+        for (const [, name] of [...calls, ...rows]) {
+            named.add(name);
             if (!kernels.has(name)) faults.push(`${join(folder, file)}: no test wrote a shader of "${name}"`);
         }
     }
 }
+
+if (named.size < 100) faults.push(`only ${named.size} kernels were found in the sources, expected 100 or more`);
 
 faults.slice(0, SHOWN).forEach((fault) => console.error(fault));
 if (faults.length > SHOWN) console.error(`and ${faults.length - SHOWN} more like these`);
