@@ -251,7 +251,7 @@ BREAKAGES = [
         new="rate: lr as f32",
     ),
     Breakage(
-        "sample: kept words not normalised again",
+        "sample: kept words not normalized again",
         "sample",
         "ops/src/sample/cpu.rs",
         old="kept.iter().map(|&id| weight(id)).sum()",

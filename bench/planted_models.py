@@ -179,8 +179,8 @@ MISTAKES = {
     "one expert fewer": [
         Edit(MIXTURE, "route(&logits, self.sizes.chosen,", "route(&logits, self.sizes.chosen - usize::from(ON),")
     ],
-    "the chosen not normalised": [
-        Edit(MIXTURE, "self.sizes.normalise)?;", "if ON { Normalise::No } else { self.sizes.normalise })?;")
+    "the chosen not normalized": [
+        Edit(MIXTURE, "self.sizes.normalize)?;", "if ON { Normalize::No } else { self.sizes.normalize })?;")
     ],
     "the shared expert not gated": [
         Edit(

@@ -40,7 +40,7 @@ TOKENIZER = ROOT / "fixtures/models/qwen3_5-f32"
 
 
 def make(folder: Path, bin_folder: Path) -> None:
-    """Each size in f32, bf16, and quantised from bf16."""
+    """Each size in f32, bf16, and quantized from bf16."""
 
     def run(*command):
         subprocess.run([str(part) for part in command], check=True)

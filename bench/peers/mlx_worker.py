@@ -78,12 +78,12 @@ def adamw():
 
     def step(compiled):
         parameters = {"w": normal(1 << 24)}
-        optimiser = optim.AdamW(1e-3, weight_decay=0.1, bias_correction=True)
-        optimiser.init(parameters)
-        state = [optimiser.state, parameters]
+        optimizer = optim.AdamW(1e-3, weight_decay=0.1, bias_correction=True)
+        optimizer.init(parameters)
+        state = [optimizer.state, parameters]
 
         def update():
-            parameters.update(optimiser.apply_gradients(gradient, parameters))
+            parameters.update(optimizer.apply_gradients(gradient, parameters))
 
         run = mx.compile(update, inputs=state, outputs=state) if compiled else update
 
@@ -189,7 +189,7 @@ def training():
         mx.random.seed(0)
         model = model_of_four_layers()
         model.train()
-        optimiser = optim.AdamW(1e-3)
+        optimizer = optim.AdamW(1e-3)
         gradients_of = nn.value_and_grad(model, default_loss)
         ids = mx.random.randint(0, 1024, (rows, tokens + 1))
         lengths = mx.array([[0, tokens + 1]] * rows)
@@ -197,8 +197,8 @@ def training():
         def call():
             gated_delta.gated_delta_ops = rule  # what the model's layers call
             (loss, _), gradients = gradients_of(model, ids, lengths)
-            optimiser.update(model, gradients)
-            mx.eval(loss, model.parameters(), optimiser.state)
+            optimizer.update(model, gradients)
+            mx.eval(loss, model.parameters(), optimizer.state)
 
         return call
 

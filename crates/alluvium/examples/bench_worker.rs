@@ -3,7 +3,7 @@
 
 use alluvium::core::{Error, rng::Rng};
 use alluvium::lm::models::qwen3_5::{RopeParameters, Sizes};
-use alluvium::lm::{Batch, Checkpointing, LanguageModel, Options, generate, initialise, load};
+use alluvium::lm::{Batch, Checkpointing, LanguageModel, Options, generate, initialize, load};
 use alluvium::ops::check::{Zeros, check};
 use alluvium::ops::{
     AdamW, Correction, CrossEntropy, Reduction, Sampling, Transpose, adamw, bench, cross_entropy, matmul,
@@ -165,7 +165,7 @@ impl Training {
         let flat = |from: usize| rows.iter().flat_map(|row| row[from..from + TOKENS].to_vec()).collect::<Vec<u32>>();
         let positions: Vec<u32> = (0..ROWS).flat_map(|_| 0..TOKENS as u32).collect();
         Ok(Training {
-            model: initialise(&sizes.config(0)?, 0, device)?,
+            model: initialize(&sizes.config(0)?, 0, device)?,
             optimizer: Optimizer::new(OptimizerConfig { beta2: 0.999, ..OptimizerConfig::default() }),
             ids: Tensor::from_slice(&flat(0), [ROWS, TOKENS], device)?,
             positions: Tensor::from_slice(&positions, [ROWS, TOKENS], device)?,

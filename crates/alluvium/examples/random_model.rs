@@ -2,7 +2,7 @@
 //! has the `config.json` and TOKENIZER_DIR the files of a tokenizer.
 
 use alluvium::Device;
-use alluvium::lm::{Config, Tokenizer, initialise, save};
+use alluvium::lm::{Config, Tokenizer, initialize, save};
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -10,7 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [config, tokenizer, out] = &args[..] else {
         return Err("random_model CONFIG_DIR TOKENIZER_DIR OUT_DIR".into());
     };
-    let model = initialise(&Config::read(config)?, 0, &Device::cpu())?;
+    let model = initialize(&Config::read(config)?, 0, &Device::cpu())?;
     let tokenizer = Tokenizer::find(tokenizer)?.ok_or("there is no tokenizer.json")?;
     save(model.as_ref(), Some(&tokenizer), out)?;
     Ok(())

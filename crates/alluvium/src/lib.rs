@@ -1,11 +1,11 @@
-//! Alluvium trains, fine-tunes, quantises and runs hybrid Gated DeltaNet language models.
+//! Alluvium trains, fine-tunes, quantizes and runs hybrid Gated DeltaNet language models.
 //!
 //! This crate is the door: it re-exports the others.
 //!
 //! - [`core`]: tensors, devices, contracts and the tape;
 //! - [`ops`]: every operation with its gradient, its reference and its proof;
 //! - [`lm`]: models, their files, generation;
-//! - [`train`]: data, optimisers, the loop.
+//! - [`train`]: data, optimizers, the loop.
 //!
 //! ```
 //! use alluvium::core::{Device, Tape, Tensor};

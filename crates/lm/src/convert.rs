@@ -1,4 +1,4 @@
-//! From one folder to another: the layout of transformers to that of MLX, other dtypes, quantised or plain again.
+//! From one folder to another: the layout of transformers to that of MLX, other dtypes, quantized or plain again.
 //!
 //! A tensor is read, changed and written before the next one, so that a model needs no more memory than its largest
 //! matrix does.

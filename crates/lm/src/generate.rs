@@ -101,7 +101,7 @@ impl Session<'_> {
         on_text: &mut dyn FnMut(&str) -> Result<ControlFlow<()>>,
     ) -> Result<Summary> {
         let start = Instant::now();
-        let mut tokens = self.tokens_after(tokenizer, prompt, options)?;
+        let tokens = self.tokens_after(tokenizer, prompt, options)?;
         let mut summary = Summary {
             prompt_tokens: prompt.len(),
             reused_tokens: tokens.reused_tokens,
@@ -112,7 +112,7 @@ impl Session<'_> {
             reason: Reason::Length,
         };
         let mut first = None;
-        while let Some(piece) = tokens.next() {
+        for piece in tokens {
             let piece = piece?;
             first.get_or_insert_with(Instant::now);
             summary.tokens.push(piece.token);

@@ -32,7 +32,7 @@ pub use formats::tokenizer::Tokenizer;
 pub use generate::{Generation, Options, Piece, Reason, Summary, generate, generate_batch};
 pub use init::{Init, RandomInit, VarBuilder, WeightSource};
 pub use model::{Batch, Checkpointing, LanguageModel};
-pub use models::{ModelType, Registry, build, initialise, initialize_decoder};
+pub use models::{ModelType, Registry, build, initialize, initialize_decoder};
 pub use parameters::{
     Parameter, Parameters, Role, freeze, join, parameter_count, unfreeze, visit_trainable, visit_trainable_mut,
 };

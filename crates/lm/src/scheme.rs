@@ -1,4 +1,4 @@
-//! Which matrices of a model are quantised, and how.
+//! Which matrices of a model are quantized, and how.
 
 use crate::formats::config::Config;
 use crate::formats::quantization::{Quantization, in_words};
@@ -78,8 +78,8 @@ impl Module<'_> {
         let Some(packing) = self.packing.filter(|_| self.packing != asked) else { return Ok(()) };
         let asked = asked.map_or("plain numbers".to_owned(), in_words);
         let is =
-            format!("module `{}` is quantised already, {}, and {asked} are asked for", self.name, in_words(packing));
-        Err(Error::value("quantize", format!("{is}; make the model plain first (convert -d), then quantise it")))
+            format!("module `{}` is quantized already, {}, and {asked} are asked for", self.name, in_words(packing));
+        Err(Error::value("quantize", format!("{is}; make the model plain first (convert -d), then quantize it")))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use alluvium_core::{Device, Tensor};
 use alluvium_lm::formats::safetensors;
-use alluvium_lm::{Config, LanguageModel, initialise, load, save};
+use alluvium_lm::{Config, LanguageModel, initialize, load, save};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ fn json_of(name: &str) -> Value {
 }
 
 fn new(config: &Value) -> Result<Box<dyn LanguageModel>, String> {
-    initialise(&Config::new(config.clone()).unwrap(), 1, &Device::cpu()).map_err(|error| error.to_string())
+    initialize(&Config::new(config.clone()).unwrap(), 1, &Device::cpu()).map_err(|error| error.to_string())
 }
 
 /// What a model makes of a few tokens.

@@ -39,7 +39,7 @@ fn tensors(folder: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
     all
 }
 
-fn quantise(mode: &str, bits: Option<usize>, group: Option<usize>) -> Change {
+fn quantize(mode: &str, bits: Option<usize>, group: Option<usize>) -> Change {
     Change::Quantize(Scheme::of(packing_of(mode, bits, group).unwrap()))
 }
 
@@ -77,7 +77,7 @@ fn the_layout_of_transformers_becomes_that_of_mlx() {
 fn four_bits_of_either_layout_are_those_of_mlx_lm() {
     for model in ["qwen3_5", "qwen3_next"] {
         for from in ["f32", "f32-hf"] {
-            let (_place, to) = converted(&format!("{model}-{from}"), None, &quantise("affine", Some(4), Some(64)));
+            let (_place, to) = converted(&format!("{model}-{from}"), None, &quantize("affine", Some(4), Some(64)));
             assert_same(&to, &format!("{model}-q4g64"));
         }
     }
@@ -89,25 +89,25 @@ fn every_kind_of_conversion_is_that_of_mlx_lm() {
     let mut mixed = Scheme::of(packing_of("affine", Some(3), None).unwrap());
     mixed.mixed = Some(Mixed::ThreeSix);
     for (from, to, dtype, change) in [
-        ("llama-f32", "llama-q4g64", None, quantise("affine", None, None)),
-        ("qwen3-f32", "qwen3-bf16-q4g64", bf16, quantise("affine", None, None)),
+        ("llama-f32", "llama-q4g64", None, quantize("affine", None, None)),
+        ("qwen3-f32", "qwen3-bf16-q4g64", bf16, quantize("affine", None, None)),
         ("qwen3_next-f32", "qwen3_next-bf16", bf16, Change::None),
-        ("qwen3_next-f32", "qwen3_next-q8g64", None, quantise("affine", Some(8), None)),
-        ("qwen3_next-f32", "qwen3_next-bf16-q4g64", bf16, quantise("affine", None, None)),
-        ("qwen3_next-f32", "qwen3_next-mxfp4", bf16, quantise("mxfp4", None, None)),
-        ("qwen3_next-f32", "qwen3_next-nvfp4", bf16, quantise("nvfp4", None, None)),
-        ("qwen3_next-f32", "qwen3_next-mxfp8", bf16, quantise("mxfp8", None, None)),
+        ("qwen3_next-f32", "qwen3_next-q8g64", None, quantize("affine", Some(8), None)),
+        ("qwen3_next-f32", "qwen3_next-bf16-q4g64", bf16, quantize("affine", None, None)),
+        ("qwen3_next-f32", "qwen3_next-mxfp4", bf16, quantize("mxfp4", None, None)),
+        ("qwen3_next-f32", "qwen3_next-nvfp4", bf16, quantize("nvfp4", None, None)),
+        ("qwen3_next-f32", "qwen3_next-mxfp8", bf16, quantize("mxfp8", None, None)),
         ("qwen3_5-f32", "qwen3_5-bf16", bf16, Change::None),
         ("qwen3_5-f32", "qwen3_5-bf16-sharded", bf16, Change::None),
         ("qwen3_5-f32", "qwen3_5-f16", f16, Change::None),
-        ("qwen3_5-f32", "qwen3_5-bf16-q4g64", bf16, quantise("affine", None, None)),
-        ("qwen3_5-f32", "qwen3_5-bf16-q8g64", bf16, quantise("affine", Some(8), None)),
-        ("qwen3_5-f32", "qwen3_5-bf16-q3g32", bf16, quantise("affine", Some(3), Some(32))),
-        ("qwen3_5-f32", "qwen3_5-mxfp4", bf16, quantise("mxfp4", None, None)),
-        ("qwen3_5-f32", "qwen3_5-nvfp4", bf16, quantise("nvfp4", None, None)),
+        ("qwen3_5-f32", "qwen3_5-bf16-q4g64", bf16, quantize("affine", None, None)),
+        ("qwen3_5-f32", "qwen3_5-bf16-q8g64", bf16, quantize("affine", Some(8), None)),
+        ("qwen3_5-f32", "qwen3_5-bf16-q3g32", bf16, quantize("affine", Some(3), Some(32))),
+        ("qwen3_5-f32", "qwen3_5-mxfp4", bf16, quantize("mxfp4", None, None)),
+        ("qwen3_5-f32", "qwen3_5-nvfp4", bf16, quantize("nvfp4", None, None)),
         ("qwen3_5-f32", "qwen3_5-bf16-mixed_3_6", bf16, Change::Quantize(mixed)),
-        ("qwen3_5_moe-f32", "qwen3_5_moe-bf16-q4g64", bf16, quantise("affine", None, None)),
-        ("qwen3_5_moe-f32-hf", "qwen3_5_moe-bf16-q4g64", bf16, quantise("affine", None, None)),
+        ("qwen3_5_moe-f32", "qwen3_5_moe-bf16-q4g64", bf16, quantize("affine", None, None)),
+        ("qwen3_5_moe-f32-hf", "qwen3_5_moe-bf16-q4g64", bf16, quantize("affine", None, None)),
     ] {
         let (_place, ours) = converted(from, dtype, &change);
         assert_same(&ours, to);
@@ -178,7 +178,7 @@ fn refused(from: &Path, change: &Change) -> String {
 }
 
 #[test]
-fn what_is_quantised_is_never_called_something_else() {
+fn what_is_quantized_is_never_called_something_else() {
     let mut mixed = Scheme::of(packing_of("affine", Some(4), None).unwrap());
     mixed.mixed = Some(Mixed::ThreeSix);
     let own = |module: &str, packing| {
@@ -189,17 +189,17 @@ fn what_is_quantised_is_never_called_something_else() {
     for (from, change, want) in [
         (
             "qwen3_5-q4g64",
-            quantise("affine", Some(8), None),
-            "is quantised already, 4 bits in groups of 64, and 8 bits in groups of 64 are asked for; make the model plain first \
+            quantize("affine", Some(8), None),
+            "is quantized already, 4 bits in groups of 64, and 8 bits in groups of 64 are asked for; make the model plain first \
              (convert -d)",
         ),
-        ("qwen3_5-q4g64", quantise("affine", Some(4), Some(32)), "4 bits in groups of 32 are asked for"),
-        ("qwen3_5-q4g64", quantise("mxfp4", None, None), "and mxfp4, 4 bits in groups of 32 are asked for"),
+        ("qwen3_5-q4g64", quantize("affine", Some(4), Some(32)), "4 bits in groups of 32 are asked for"),
+        ("qwen3_5-q4g64", quantize("mxfp4", None, None), "and mxfp4, 4 bits in groups of 32 are asked for"),
         ("qwen3_5-q4g64", Change::Quantize(mixed), "and 6 bits in groups of 64 are asked for"),
-        ("qwen3_5-q4g64", own("lm_head", Some(eight)), "module `language_model.lm_head` is quantised already"),
+        ("qwen3_5-q4g64", own("lm_head", Some(eight)), "module `language_model.lm_head` is quantized already"),
         ("qwen3_5-q4g64", own("lm_head", None), "and plain numbers are asked for"),
-        ("qwen3_5-mxfp4", quantise("affine", None, None), "mxfp4, 4 bits in groups of 32, and 4 bits in groups of 64"),
-        ("qwen3_5-bf16-q3g32", quantise("affine", Some(3), Some(128)), "and 3 bits in groups of 128 are asked for"),
+        ("qwen3_5-mxfp4", quantize("affine", None, None), "mxfp4, 4 bits in groups of 32, and 4 bits in groups of 64"),
+        ("qwen3_5-bf16-q3g32", quantize("affine", Some(3), Some(128)), "and 3 bits in groups of 128 are asked for"),
     ] {
         let error = refused(&fixture(from), &change);
         assert!(error.contains(want), "{from}, {want}: {error}");
@@ -207,7 +207,7 @@ fn what_is_quantised_is_never_called_something_else() {
 }
 
 #[test]
-fn what_is_quantised_as_asked_stays_and_the_rest_is_quantised() {
+fn what_is_quantized_as_asked_stays_and_the_rest_is_quantized() {
     let place = tempfile::tempdir().unwrap();
     for (from, dtype, mode) in [
         ("qwen3_5-q4g64", DType::F32, "affine"),
@@ -215,7 +215,7 @@ fn what_is_quantised_as_asked_stays_and_the_rest_is_quantised() {
         ("qwen3_next-mxfp4", DType::BF16, "mxfp4"),
     ] {
         let to = place.path().join(from);
-        let done = convert(&fixture(from), &to, Some(dtype), &quantise(mode, None, None), &mut |_, _| ()).unwrap();
+        let done = convert(&fixture(from), &to, Some(dtype), &quantize(mode, None, None), &mut |_, _| ()).unwrap();
         assert_same(&to, from);
         assert!(done.packed > 0 && done.packed_before == done.packed, "{done:?}");
         assert_eq!(
@@ -254,7 +254,7 @@ fn a_block_that_means_other_packings_than_the_tensors_have_is_put_right() {
     }
     std::fs::write(from.join("config.json"), config.to_string()).unwrap();
     let to = place.path().join("to");
-    convert(&from, &to, None, &quantise("affine", Some(4), None), &mut |_, _| ()).unwrap();
+    convert(&from, &to, None, &quantize("affine", Some(4), None), &mut |_, _| ()).unwrap();
     assert_eq!(
         json(&to.join("config.json"))["quantization"]["model.embed_tokens"],
         serde_json::json!({"bits": 4, "group_size": 64})

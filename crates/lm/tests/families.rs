@@ -1,6 +1,6 @@
 //! Every model in `fixtures/models` gives the numbers that mlx-lm gives for it.
 //!
-//! A model that is stored in half precision, or quantised, is compared with what mlx-lm computes in f32 from the very
+//! A model that is stored in half precision, or quantized, is compared with what mlx-lm computes in f32 from the very
 //! same stored numbers (`…_f32ref`): activations are f32 here, so nothing but the order of sums is left between the two,
 //! and one bound serves all but one kind.
 //!
@@ -263,7 +263,7 @@ const ON_A_GPU: &[&str] = &[
 ];
 
 #[test]
-fn quantised_models_and_mixtures_give_the_numbers_of_mlx_lm_on_a_gpu() {
+fn quantized_models_and_mixtures_give_the_numbers_of_mlx_lm_on_a_gpu() {
     if adapters().is_empty() {
         assert!(std::env::var_os("CI").is_none(), "no GPU was found, not even a software one");
         eprintln!("skipped: no GPU was found (Debian's mesa-vulkan-drivers has one in software)");

@@ -7,7 +7,7 @@ mod fuzzing;
 use alluvium_core::{Device, Tensor};
 use alluvium_lm::ChatTemplate;
 use alluvium_lm::formats::safetensors;
-use alluvium_lm::{Config, Tokenizer, initialise, inspect, load, save};
+use alluvium_lm::{Config, Tokenizer, initialize, inspect, load, save};
 use fuzzing::{Fuzz, Seed};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -146,7 +146,7 @@ fn folders(inputs: usize) {
     let folder = tempfile::tempdir().unwrap();
     let mut sizes: Value = serde_json::from_str(CONFIG).unwrap();
     sizes["text_config"]["num_hidden_layers"] = json!(1);
-    let model = initialise(&Config::new(sizes).unwrap(), 1, &Device::cpu()).unwrap();
+    let model = initialize(&Config::new(sizes).unwrap(), 1, &Device::cpu()).unwrap();
     save(model.as_ref(), None, folder.path()).unwrap();
     let whole: usize = folder.path().read_dir().unwrap().map(|e| e.unwrap().metadata().unwrap().len() as usize).sum();
     for name in ["model.safetensors", "config.json", "model.safetensors.index.json"] {

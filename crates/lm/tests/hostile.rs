@@ -6,7 +6,7 @@ use alluvium_core::rng::Rng;
 use alluvium_core::{DType, Device, Tensor};
 use alluvium_lm::formats::chat::{Ending, Message};
 use alluvium_lm::formats::safetensors;
-use alluvium_lm::{Config, initialise, inspect, load, save};
+use alluvium_lm::{Config, initialize, inspect, load, save};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -182,7 +182,7 @@ fn sizes() -> Value {
 }
 
 fn saved(folder: &Path) {
-    let model = initialise(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
+    let model = initialize(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
     save(model.as_ref(), None, folder).unwrap();
 }
 
@@ -218,7 +218,7 @@ fn every_wrong_configuration_is_refused_in_words() {
             true => drop(parent.remove(last)),
             false => drop(parent.insert(last.to_owned(), value.clone())),
         }
-        let result = initialise(&Config::new(config).unwrap(), 1, &Device::cpu());
+        let result = initialize(&Config::new(config).unwrap(), 1, &Device::cpu());
         let error = result.err().unwrap_or_else(|| panic!("{key} = {value} was taken")).to_string();
         assert!(error.contains(want), "{key}: {error}");
     }
@@ -257,7 +257,7 @@ fn a_pipe_in_the_place_of_a_file_is_refused_where_reading_it_would_wait_for_ever
 
 #[test]
 fn a_token_that_the_model_has_no_row_for_is_named_before_any_is_read() {
-    let model = initialise(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
+    let model = initialize(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
     let mut session = alluvium_lm::Session::new(model.as_ref()).unwrap();
     let error = session.read(&[3, 16, 2]).unwrap_err().to_string();
     let want = "token 16 is outside the vocabulary of 16 tokens; use the tokenizer that belongs to the model";
@@ -300,7 +300,7 @@ fn a_tensor_that_nothing_asks_for_is_named() {
     safetensors::write(&path, &[("extra.weight".to_owned(), &extra)], &[]).unwrap();
     let error = refused(folder.path());
     assert!(error.contains("model-extra.safetensors: tensor `extra.weight` has no place in the model"), "{error}");
-    let model = initialise(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
+    let model = initialize(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
     let error = save(model.as_ref(), None, folder.path()).unwrap_err().to_string();
     assert!(error.contains("these weights would be read as a part of the saved model"), "{error}");
 }
@@ -331,7 +331,7 @@ fn a_failed_save_leaves_the_old_model_and_no_temporaries() {
     std::fs::remove_file(folder.path().join("config.json")).unwrap();
     std::fs::create_dir(folder.path().join("config.json")).unwrap();
     std::fs::write(folder.path().join("config.json/x"), "").unwrap();
-    let model = initialise(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
+    let model = initialize(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
     save(model.as_ref(), None, folder.path()).unwrap_err();
     assert_eq!(std::fs::read(folder.path().join("model.safetensors")).unwrap(), before);
     let names = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
@@ -341,7 +341,7 @@ fn a_failed_save_leaves_the_old_model_and_no_temporaries() {
 #[test]
 fn the_same_seed_gives_the_same_model_and_another_seed_another() {
     let bytes = |seed| {
-        let model = initialise(&Config::new(sizes()).unwrap(), seed, &Device::cpu()).unwrap();
+        let model = initialize(&Config::new(sizes()).unwrap(), seed, &Device::cpu()).unwrap();
         let mut bytes = Vec::new();
         model.visit("", &mut |_, tensor| bytes.extend(tensor.to_bytes().unwrap()));
         bytes
@@ -353,7 +353,7 @@ fn the_same_seed_gives_the_same_model_and_another_seed_another() {
 /// What becomes of a tensor, and what it is called then.
 type Change<'a> = &'a dyn Fn(&str, Tensor) -> Option<(String, Tensor)>;
 
-/// A model of the fixtures with its tensors changed, or left out, and another block of quantisation.
+/// A model of the fixtures with its tensors changed, or left out, and another block of quantization.
 fn changed(folder: &Path, from: &str, quantization: Option<Value>, change: Change<'_>) {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(from);
     let mut config: Value = serde_json::from_slice(&std::fs::read(fixture.join("config.json")).unwrap()).unwrap();
@@ -369,7 +369,7 @@ fn changed(folder: &Path, from: &str, quantization: Option<Value>, change: Chang
 }
 
 #[test]
-fn every_damage_to_a_quantised_model_is_named() {
+fn every_damage_to_a_quantized_model_is_named() {
     const GATE: &str = "model.layers.0.mlp.switch_mlp.gate_proj";
     let same = |name: &str, tensor: Tensor| Some((name.to_owned(), tensor));
     let without = |part: &'static str| {

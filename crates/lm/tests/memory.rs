@@ -6,7 +6,7 @@
 
 use alluvium_core::{DType, Device};
 use alluvium_lm::models::qwen3_5::{RopeParameters, Sizes};
-use alluvium_lm::{Options, generate_batch, initialise, inspect, load, save};
+use alluvium_lm::{Options, generate_batch, initialize, inspect, load, save};
 use alluvium_ops::cast;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -67,7 +67,7 @@ fn generating_holds_the_weights_once_the_caches_and_a_tenth_more() {
     }
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path().join("model");
-    let mut model = initialise(&sizes().config(0).unwrap(), 0, &Device::cpu()).unwrap();
+    let mut model = initialize(&sizes().config(0).unwrap(), 0, &Device::cpu()).unwrap();
     model.visit_mut("", &mut |_, parameter| *parameter = cast(parameter, DType::BF16).unwrap());
     save(model.as_ref(), None, &folder).unwrap();
     drop(model);

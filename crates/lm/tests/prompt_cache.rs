@@ -4,7 +4,7 @@
 use alluvium_core::Device;
 use alluvium_lm::formats::chat::{Ending, Message};
 use alluvium_lm::formats::{prompt_cache, safetensors};
-use alluvium_lm::{Config, Loaded, Options, Session, initialise, load};
+use alluvium_lm::{Config, Loaded, Options, Session, initialize, load};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -100,7 +100,7 @@ fn like_the_golden(key: &str, size: usize) -> Box<dyn alluvium_lm::LanguageModel
     let mut config: Value =
         serde_json::from_slice(&std::fs::read(fixture("models/qwen3_5-f32/config.json")).unwrap()).unwrap();
     config["text_config"][key] = size.into();
-    initialise(&Config::new(config).unwrap(), 1, &Device::cpu()).unwrap()
+    initialize(&Config::new(config).unwrap(), 1, &Device::cpu()).unwrap()
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Loss, every gradient and five steps of three optimisers of every model in `fixtures/train` are those of mlx-lm.
+//! Loss, every gradient and five steps of three optimizers of every model in `fixtures/train` are those of mlx-lm.
 //!
 //! Of parameters after the steps the norm, the sum and the first four numbers are compared. Another folder like `fixtures` in `ALLUVIUM_FIXTURES` is compared in place of it.
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -135,21 +135,21 @@ type Moments = BTreeMap<String, [Tensor; 2]>;
 fn step(
     model: &mut dyn LanguageModel,
     grads: &BTreeMap<String, Tensor>,
-    optimiser: &str,
+    optimizer: &str,
     moments: &mut Moments,
     step: u32,
 ) {
     model.visit_mut("", &mut |name, p| {
         let grad = &grads[&name];
-        if optimiser.starts_with("sgd") {
+        if optimizer.starts_with("sgd") {
             *p = add(p, &scale(grad, -0.05).unwrap()).unwrap();
             return;
         }
         let zeros = || Tensor::zeros(p.shape(), DType::F32, p.device()).unwrap();
         let [m, v] = moments.remove(&name).unwrap_or_else(|| [zeros(), zeros()]);
-        let corrected = optimiser.contains("bias_correction=True");
+        let corrected = optimizer.contains("bias_correction=True");
         let correction = if corrected { Correction::Yes } else { Correction::No };
-        let weight_decay = if optimiser.starts_with("adamw") { 0.01 } else { 0.0 };
+        let weight_decay = if optimizer.starts_with("adamw") { 0.01 } else { 0.0 };
         let settings =
             AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay, step, correction };
         let AdamWState { p: moved, m, v } = adamw(p.clone(), grad, m, v, &settings).unwrap();
@@ -159,11 +159,11 @@ fn step(
 }
 
 #[test]
-fn five_steps_of_each_optimiser_are_those_of_mlx() {
+fn five_steps_of_each_optimizer_are_those_of_mlx() {
     for (name, golden) in goldens() {
         let folder = root().join(golden["model"].as_str().unwrap());
         for run in golden["runs"].as_array().unwrap() {
-            let optimiser = run["optimizer"].as_str().unwrap();
+            let optimizer = run["optimizer"].as_str().unwrap();
             let mut model = load(&folder, &Device::cpu()).unwrap().model;
             let mut moments = Moments::new();
             let mut losses = Vec::new();
@@ -171,7 +171,7 @@ fn five_steps_of_each_optimiser_are_those_of_mlx() {
                 let (loss, grads) = gradients(model.as_mut(), &golden, Checkpointing::None);
                 losses.push(loss);
                 if i < 6 {
-                    step(model.as_mut(), &grads, optimiser, &mut moments, i);
+                    step(model.as_mut(), &grads, optimizer, &mut moments, i);
                 }
             }
             let want: Vec<f64> = run["losses_before_each_step_and_after"]
@@ -181,14 +181,14 @@ fn five_steps_of_each_optimiser_are_those_of_mlx() {
                 .map(|x| x.as_f64().unwrap())
                 .collect();
             for (ours, want) in losses.iter().zip(&want) {
-                assert!((ours - want).abs() < 1e-3 * want, "{name}, {optimiser}: losses {losses:?}, expected {want:?}");
+                assert!((ours - want).abs() < 1e-3 * want, "{name}, {optimizer}: losses {losses:?}, expected {want:?}");
             }
             let mut ours = BTreeMap::new();
             model.visit("", &mut |name, tensor| {
                 ours.insert(name, tensor.clone());
             });
             let wrong = differences(&ours, &run["params_after_5"], 1e-3);
-            assert!(wrong.is_empty(), "{name}, {optimiser}: {wrong:?}");
+            assert!(wrong.is_empty(), "{name}, {optimizer}: {wrong:?}");
         }
     }
 }

@@ -102,7 +102,7 @@ fn launch(device: &Device) -> Result<Option<f64>> {
     Ok(Some(times[times.len() / 2]))
 }
 
-/// Whether this is a GPU of its own, not the processor.
+/// Whether this is a GPU of its own, not the CPU.
 fn is_gpu(device: &Device) -> bool {
     matches!(device, Device::Gpu(gpu) if !gpu.adapter().is_software())
 }

@@ -10,7 +10,7 @@ pub fn page() -> String {
         "# Operations\n\n\
          Made by `alluvium ops --markdown` from the list in `crates/ops/src/lib.rs`; a test fails when it is stale.\n\n\
          Letters are axes: `B T H K`. `R..` is any number of leading axes. An argument in brackets may be left out.\n\n\
-         A kernel for a device is its forward pass and, where there is one, its gradient: `cpu` is the processor, `wgpu` GPUs\n\
+         A kernel for a device is its forward pass and, where there is one, its gradient: `cpu` is the CPU, `wgpu` GPUs\n\
          through Metal, Vulkan or DX12. `match` on the device is exhaustive: no operation lacks one of them.\n\n\
          | operation | what it does | takes | gives | gradient | cpu | wgpu |\n\
          |---|---|---|---|---|---|---|\n",

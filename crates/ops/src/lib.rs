@@ -52,13 +52,13 @@ mod solve_tril;
 mod cross_entropy;
 mod kl_div;
 
-// optimiser
+// optimizer
 mod adamw;
 mod clip_by_norm;
 mod global_norm;
 mod newton_schulz;
 
-// quantised
+// quantized
 mod dequantize;
 mod quantize;
 mod quantize_affine;
@@ -123,13 +123,13 @@ pub use solve_tril::solve_tril;
 pub use cross_entropy::{CrossEntropy, Reduction, cross_entropy};
 pub use kl_div::kl_div;
 
-// optimiser
+// optimizer
 pub use adamw::{AdamW, AdamWState, Correction, adamw};
 pub use clip_by_norm::clip_by_norm;
 pub use global_norm::global_norm;
 pub use newton_schulz::newton_schulz;
 
-// quantised
+// quantized
 pub use common::quantized::{Packed, Packing, Quantized};
 pub use dequantize::dequantize;
 pub use quantize::quantize;
@@ -141,7 +141,7 @@ pub use quantized_matmul::quantized_matmul;
 pub use combine_experts::combine_experts;
 pub use grouped_matmul::grouped_matmul;
 pub use quantized_grouped_matmul::quantized_grouped_matmul;
-pub use route::{Normalise, Route, route};
+pub use route::{Normalize, Route, route};
 
 // sampling
 pub use sample::{Sampling, sample};
@@ -227,13 +227,13 @@ operations! { $
     cross_entropy: cross_entropy::OP,
     kl_div: kl_div::OP,
 
-    // optimiser
+    // optimizer
     adamw: adamw::OP,
     global_norm: global_norm::OP,
     clip_by_norm: clip_by_norm::OP,
     newton_schulz: newton_schulz::OP,
 
-    // quantised
+    // quantized
     quantize_affine: quantize_affine::OP,
     quantize: quantize::OP,
     dequantize: dequantize::OP,

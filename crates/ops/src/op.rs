@@ -191,7 +191,7 @@ impl<T> Index<&str> for Given<T> {
 pub struct Array {
     /// The lengths of the axes.
     pub shape: Vec<usize>,
-    /// The elements, row-major. Ids and offsets are whole numbers.
+    /// The elements, row-major. Ids and offsets are integers.
     pub data: Vec<f64>,
 }
 

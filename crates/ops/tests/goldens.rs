@@ -267,7 +267,7 @@ fn hold_the_gradients_of_the_gates(file: &Golden, case: &str) {
 }
 
 /// The queries and keys of a case come from these.
-fn hold_the_normalised(file: &Golden, case: &str) {
+fn hold_the_normalized(file: &Golden, case: &str) {
     let bound = file.bound(case, 1e-5);
     let [q, k] = ["q_raw", "k_raw"].map(|name| l2_norm(&file.get(case, name), 1e-6).unwrap());
     let q = scale(&q, (q.shape().last() as f32).sqrt().recip()).unwrap();
@@ -313,7 +313,7 @@ fn hold_the_masked_rule(file: &Golden, case: &str) {
 fn the_gated_delta_rule_and_its_gates_are_those_of_mlx_lm() {
     let file = Golden::open("gated_delta");
     for case in file.cases("t") {
-        hold_the_normalised(&file, &case);
+        hold_the_normalized(&file, &case);
         if file.has(&case, "mask") {
             hold_the_masked_rule(&file, &case);
             continue;
@@ -427,7 +427,7 @@ fn hold_steps(file: &Golden, case: &str, step: impl Fn(&str, Tensor, &Tensor, &m
 }
 
 #[test]
-fn optimisers_make_the_steps_of_mlx() {
+fn optimizers_make_the_steps_of_mlx() {
     let file = Golden::open("optim");
     for case in file.cases("adam") {
         let of = |name: &str, default: f64| file.param(&case, name).as_f64().unwrap_or(default) as f32;

@@ -108,7 +108,7 @@ fn an_id_that_a_gpu_made_is_not_waited_for_and_none_outside_the_table_reads_it()
 #[test]
 fn rows_are_summed_whatever_ids_repeat_and_those_that_a_gpu_made_are_not_waited_for() {
     let Some(gpu) = open() else { return };
-    // whole numbers, so that sums are the same in every order; rows of single numbers and of quads
+    // integers, so that sums are the same in every order; rows of single numbers and of quads
     let dy = |count: usize, width: usize| (0..count * width).map(|i| (i % 13) as f32 - 6.0).collect::<Vec<_>>();
     let run = |device: &Device, ids: &Tensor, [rows, width]: [usize; 2], dtype: DType| {
         let tape = Tape::new();
@@ -320,10 +320,10 @@ fn equal_experts_are_chosen_by_number_and_far_ones_overflow_nothing_as_on_the_pr
     let many: Vec<f32> = (0..3 * 130).map(|i| ((i * 7) % 13) as f32 * 0.5).collect();
     let far = [-3e38f32, 3e38, 3e38, 0.0, -0.0, f32::NEG_INFINITY];
     for (logits, width, top_k) in [(&many[..], 130, 100), (&far[..], 6, 6)] {
-        for normalise in [Normalise::Yes, Normalise::No] {
+        for normalize in [Normalize::Yes, Normalize::No] {
             let on = |device: &Device| {
                 let x = Tensor::from_slice(logits, [logits.len() / width, width], device).unwrap();
-                let Route { weights, experts } = route(&x, top_k, normalise).unwrap();
+                let Route { weights, experts } = route(&x, top_k, normalize).unwrap();
                 (experts.to_vec::<u32>().unwrap(), weights.to_vec::<f32>().unwrap())
             };
             let ((experts, weights), (want_experts, want_weights)) = (on(&gpu), on(&Device::cpu()));
@@ -370,8 +370,8 @@ fn moved_to(x: &Tensor, device: &Device) -> Tensor {
     Tensor::from_bytes(&x.to_bytes().unwrap(), x.shape(), x.dtype(), device).unwrap()
 }
 
-/// Products with a quantised matrix, its rows by their ids and all of it, with all gradients.
-fn through_quantised(packed: &Packed, device: &Device) -> Vec<Vec<f32>> {
+/// Products with a quantized matrix, its rows by their ids and all of it, with all gradients.
+fn through_quantized(packed: &Packed, device: &Device) -> Vec<Vec<f32>> {
     let wave = |shape: [usize; 2], seed: f32| {
         let data: Vec<f32> = (0..shape[0] * shape[1]).map(|i| (i as f32 * 0.37 + seed).sin()).collect();
         Tensor::from_slice(&data, shape, device).unwrap()
@@ -402,12 +402,12 @@ fn through_quantised(packed: &Packed, device: &Device) -> Vec<Vec<f32>> {
 }
 
 #[test]
-fn a_quantised_matrix_larger_than_a_binding_is_cut() {
+fn a_quantized_matrix_larger_than_a_binding_is_cut() {
     let Some(device) = open_as(Gpu::builder().binding_limit(1 << 17)) else { return };
     let data: Vec<f32> = (0..1_100 * 512).map(|i| (i as f32 * 0.73).sin()).collect();
     let w = Tensor::from_slice(&data, [1_100, 512], &Device::cpu()).unwrap();
     let packed = quantize_affine(&w, 4, 64).unwrap();
-    let (got, want) = (through_quantised(&packed, &device), through_quantised(&packed, &Device::cpu()));
+    let (got, want) = (through_quantized(&packed, &device), through_quantized(&packed, &Device::cpu()));
     // y and dx twice, then y with the gradients of scales and biases twice
     assert_eq!((got.len(), want.len()), (10, 10));
     for (i, (got, want)) in got.iter().zip(&want).enumerate() {

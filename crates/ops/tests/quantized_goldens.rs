@@ -1,4 +1,4 @@
-//! Quantised matrices and mixtures of experts against files that mlx and mlx-lm wrote (`fixtures/README.md`).
+//! Quantized matrices and mixtures of experts against files that mlx and mlx-lm wrote (`fixtures/README.md`).
 //!
 //! As in `goldens.rs`, the manifest gives the cases, and each test ends with what it leaves out and why.
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -21,7 +21,7 @@ fn packing(file: &Golden, case: &str) -> Packing {
     }
 }
 
-/// The quantised matrix of a case.
+/// The quantized matrix of a case.
 fn packed(file: &Golden, case: &str) -> Packed {
     let biases = file.has(case, "biases").then(|| file.get(case, "biases"));
     Packed { w: file.get(case, "q"), scales: file.get(case, "scales"), biases, packing: packing(file, case) }
@@ -155,8 +155,8 @@ fn matrices_of_small_floats_and_their_products_are_those_of_mlx() {
 }
 
 /// `Qwen3NextSparseMoeBlock`: the chosen experts' MLPs, and one that all tokens share behind a gate.
-fn mixture(x: &Tensor, of: impl Fn(&str) -> Tensor, normalise: Normalise) -> Tensor {
-    let Route { weights, experts } = route(&linear(x, &of("gate.weight")).unwrap(), 2, normalise).unwrap();
+fn mixture(x: &Tensor, of: impl Fn(&str) -> Tensor, normalize: Normalize) -> Tensor {
+    let Route { weights, experts } = route(&linear(x, &of("gate.weight")).unwrap(), 2, normalize).unwrap();
     let [gate, up, down] = ["gate", "up", "down"].map(|name| of(&format!("switch_mlp.{name}_proj.weight")));
     let product = |x: &Tensor, w: &Tensor| grouped_matmul(x, w, &experts).unwrap();
     let h = swiglu(&product(x, &gate), &product(x, &up)).unwrap();
@@ -178,13 +178,13 @@ fn a_mixture_of_experts_is_that_of_mlx_lm() {
     }
     for case in file.cases("") {
         let case = case.as_str();
-        let normalise = if file.param(case, "norm_topk_prob") == true { Normalise::Yes } else { Normalise::No };
+        let normalize = if file.param(case, "norm_topk_prob") == true { Normalize::Yes } else { Normalize::No };
         let tape = Tape::new();
         let flat = |x: Tensor| x.reshape([x.elements() / 32, 32]).unwrap();
         let x = tape.watch(&flat(file.get(case, "x")));
         let params: Vec<Tensor> = names.iter().map(|name| tape.watch(&file.get(case, &format!("p.{name}")))).collect();
         let of = |name: &str| params[names.iter().position(|n| n == name).unwrap()].clone();
-        let y = mixture(&x, of, normalise);
+        let y = mixture(&x, of, normalize);
         near(case, &y, &file.get(case, "y"), 1e-5);
         let grads = tape.backward(&[(&y, &flat(file.get(case, "ct")))]).unwrap();
         near(&format!("{case} dx"), grads.of(&x).unwrap(), &file.get(case, "dx"), 1e-5);

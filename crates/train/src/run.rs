@@ -8,7 +8,7 @@ use crate::state::{self, DataSource, Progress};
 use crate::trainer::{Event, Observer, Trainer, TrainerParts, Validation, ValidationMetric};
 use crate::{NextToken, Settings};
 use alluvium_core::{Device, Error, Result};
-use alluvium_lm::{Checkpointing, LanguageModel, Tokenizer, initialise};
+use alluvium_lm::{Checkpointing, LanguageModel, Tokenizer, initialize};
 use std::path::{Path, PathBuf};
 
 /// The paths of a run.
@@ -199,7 +199,7 @@ impl Preparation<'_> {
         let config = settings.architecture.config(settings.max_seq_length, end)?;
         match before {
             Some(_) => state::model(&self.out.join(state::FILE), &config, self.device),
-            None => initialise(&config, settings.seed, self.device),
+            None => initialize(&config, settings.seed, self.device),
         }
     }
 

@@ -135,12 +135,12 @@ mod tests {
     use super::*;
     use crate::data::{IGNORE_INDEX, PackedBatch};
     use crate::{NextToken, Preset, Settings};
-    use alluvium_lm::{LanguageModel, freeze, initialise};
+    use alluvium_lm::{LanguageModel, freeze, initialize};
 
     fn model() -> Box<dyn LanguageModel> {
         let mut settings = Settings::of(Preset::Tiny);
         (settings.architecture.hidden_size, settings.architecture.vocab_size) = (32, 64);
-        initialise(&settings.architecture.config(64, 0).unwrap(), 0, &Device::cpu()).unwrap()
+        initialize(&settings.architecture.config(64, 0).unwrap(), 0, &Device::cpu()).unwrap()
     }
 
     /// One sequence; the first `masked` positions have no target.
@@ -197,7 +197,7 @@ mod tests {
         let objective = NextToken::new(&Device::cpu());
         let (full, empty) = (sequence(1, 20, 0), sequence(1, 20, 20));
         let mut model = model();
-        let one = gradients(model.as_mut(), &objective, &[full.clone()]).unwrap();
+        let one = gradients(model.as_mut(), &objective, std::slice::from_ref(&full)).unwrap();
         let two = gradients(model.as_mut(), &objective, &[full, empty.clone()]).unwrap();
         assert_eq!(one.loss.item().unwrap(), two.loss.item().unwrap());
         let error = gradients(model.as_mut(), &objective, &[empty]).unwrap_err().to_string();

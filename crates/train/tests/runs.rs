@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::{Device, Error, Tensor};
-use alluvium_lm::{initialise, params};
+use alluvium_lm::{initialize, params};
 use alluvium_ops::{Over, linear, mean, mul, sub};
 use alluvium_train::data::{Corpus, Task, TokenData};
 use alluvium_train::{
@@ -36,7 +36,7 @@ fn of_task(task: Task) -> Settings {
 fn task_trainer(task: Task) -> Trainer {
     let settings = of_task(task);
     let device = Device::cpu();
-    let model = initialise(&settings.architecture.config(64, 0).unwrap(), 0, &device).unwrap();
+    let model = initialize(&settings.architecture.config(64, 0).unwrap(), 0, &device).unwrap();
     let (data, validation) = task_data(task, &settings).unwrap();
     let objective = Box::new(NextToken::new(&device));
     Trainer::new(TrainerParts { model, tokenizer: None, objective, data: Box::new(data), validation, settings, device })
@@ -160,7 +160,7 @@ fn a_language_model_is_trained_on_token_ids() {
     let mut settings = small();
     settings.architecture.vocab_size = 20;
     let device = Device::cpu();
-    let model = initialise(&settings.architecture.config(32, 0).unwrap(), 0, &device).unwrap();
+    let model = initialize(&settings.architecture.config(32, 0).unwrap(), 0, &device).unwrap();
     let documents = (0..40u32).map(|d| (0..30).map(|t| (d + t) % 20).collect()).collect();
     let data = TokenData::new(Corpus::new(documents).unwrap(), 32, 2, 0).unwrap();
     let settings = Settings { iters: 30, learning_rate: 1e-2, ..settings };

@@ -99,7 +99,7 @@ impl Piece {
 
     #[inline]
     pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: `start` is valid for `len` initialised bytes as long as the chunk is there.
+        // SAFETY: `start` is valid for `len` initialized bytes as long as the chunk is there.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 

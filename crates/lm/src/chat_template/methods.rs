@@ -52,64 +52,13 @@ fn of_text(vm: &Vm<'_>, of: &Rc<Text>, name: &str, args: &Args) -> Result<Option
     let (text, budget) = (of.text.as_str(), &vm.budget);
     // each method reads the string once or twice; those that make a longer one pay for it themselves
     budget.touch(2 * text.len())?;
-    let of_string = |text: &str| Value::string(text, budget);
-    let changed = |make: &dyn Fn(&str) -> String| {
-        // letters may grow to three in another case
-        let _held = budget.hold(3 * text.len())?;
-        Value::string(make(text), budget)
-    };
-    let all = |is: fn(char) -> bool| Ok(Value::Bool(!text.is_empty() && text.chars().all(is)));
-    let cased = |is: fn(char) -> bool| {
-        let letters = || text.chars().filter(|c| c.is_lowercase() || c.is_uppercase());
-        Ok(Value::Bool(letters().next().is_some() && letters().all(is)))
-    };
     let value = match name {
-        "strip" | "lstrip" | "rstrip" => {
-            let set: Option<&str> = args.get(0, "chars").and_then(Value::as_str);
-            budget.touch(text.len().saturating_mul(set.map_or(1, str::len).min(4096)))?;
-            let is = |c: char| set.map_or(c.is_whitespace(), |set| set.contains(c));
-            let left = if name == "rstrip" { text } else { text.trim_start_matches(is) };
-            of_string(if name == "lstrip" { left } else { left.trim_end_matches(is) })
-        }
-        "lower" | "casefold" => changed(&|text| text.to_lowercase()),
-        "upper" => changed(&|text| text.to_uppercase()),
-        "title" => changed(&title),
-        "capitalize" => changed(&capitalize),
-        "swapcase" => changed(&|text| {
-            text.chars()
-                .flat_map(|c| {
-                    if c.is_lowercase() { c.to_uppercase().collect::<Vec<_>>() } else { c.to_lowercase().collect() }
-                })
-                .collect()
-        }),
-        "startswith" | "endswith" => {
-            let test = |part: &Value| match (part.as_str(), name) {
-                (None, _) => Err(format!("{name}: {} is not a string", part.kind())),
-                (Some(part), "startswith") => Ok(text.starts_with(part)),
-                (Some(part), _) => Ok(text.ends_with(part)),
-            };
-            let mut found = false;
-            match args.need(0, "prefix")? {
-                Value::List(parts) => {
-                    for part in &parts.items {
-                        budget.work(1)?;
-                        found |= test(part)?;
-                    }
-                }
-                part => found = test(part)?,
-            }
-            Ok(Value::Bool(found))
-        }
-        "removeprefix" => of_string(text.strip_prefix(args.text(0, "prefix")?).unwrap_or(text)),
-        "removesuffix" => of_string(text.strip_suffix(args.text(0, "suffix")?).unwrap_or(text)),
-        "find" | "rfind" | "index" | "rindex" => {
-            let part = args.text(0, "sub")?;
-            let at = if name.starts_with('r') { text.rfind(part) } else { text.find(part) };
-            match at {
-                None if name.ends_with("index") => Err("index: the part is not in the string".to_owned()),
-                at => Ok(Value::Int(at.map_or(-1, |at| text[..at].chars().count() as i128))),
-            }
-        }
+        "strip" | "lstrip" | "rstrip" => strip(vm, text, name, args),
+        "lower" | "casefold" | "upper" | "title" | "capitalize" | "swapcase" => cased(vm, text, name),
+        "startswith" | "endswith" => starts_or_ends_with(vm, text, name, args),
+        "removeprefix" => Value::string(text.strip_prefix(args.text(0, "prefix")?).unwrap_or(text), budget),
+        "removesuffix" => Value::string(text.strip_suffix(args.text(0, "suffix")?).unwrap_or(text), budget),
+        "find" | "rfind" | "index" | "rindex" => find(text, name, args),
         "count" => match args.text(0, "sub")? {
             "" => Ok(Value::Int(text.chars().count() as i128 + 1)),
             part => Ok(Value::Int(text.matches(part).count() as i128)),
@@ -117,39 +66,110 @@ fn of_text(vm: &Vm<'_>, of: &Rc<Text>, name: &str, args: &Args) -> Result<Option
         "replace" => replace(vm, text, args),
         "split" | "rsplit" => split(vm, text, name, args),
         "splitlines" => {
-            let lines = text.split_terminator('\n').map(|line| of_string(line.strip_suffix('\r').unwrap_or(line)));
-            Value::list(lines.collect::<Result<_>>()?, budget)
+            let lines = text.split_terminator('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
+            Value::list(lines.map(|line| Value::string(line, budget)).collect::<Result<_>>()?, budget)
         }
-        "partition" | "rpartition" => {
-            let by = args.text(0, "sep")?;
-            let found = if name == "partition" { text.split_once(by) } else { text.rsplit_once(by) };
-            let parts = match (found, name) {
-                (Some((before, after)), _) => [before, by, after],
-                (None, "partition") => [text, "", ""],
-                (None, _) => ["", "", text],
-            };
-            Value::tuple(parts.into_iter().map(of_string).collect::<Result<_>>()?, budget)
-        }
-        "join" => {
-            let mut out = Buffer::new(budget)?;
-            for (i, item) in args.need(0, "iterable")?.items(budget)?.items.iter().enumerate() {
-                out.push(if i > 0 { text } else { "" })?;
-                out.push(item.as_str().ok_or_else(|| format!("join: {} is not a string", item.kind()))?)?;
-            }
-            Ok(Value::from_buffer(out))
-        }
+        "partition" | "rpartition" => partition(vm, text, name, args),
+        "join" => join(vm, text, args),
         "center" | "ljust" | "rjust" | "zfill" => pad(vm, text, name, args),
         "format" => format(vm, text, args),
+        _ => return Ok(predicate(text, name).map(Value::Bool)),
+    };
+    value.map(Some)
+}
+
+fn strip(vm: &Vm<'_>, text: &str, name: &str, args: &Args) -> Result<Value> {
+    let set: Option<&str> = args.get(0, "chars").and_then(Value::as_str);
+    vm.budget.touch(text.len().saturating_mul(set.map_or(1, str::len).min(4096)))?;
+    let is = |c: char| set.map_or(c.is_whitespace(), |set| set.contains(c));
+    let left = if name == "rstrip" { text } else { text.trim_start_matches(is) };
+    Value::string(if name == "lstrip" { left } else { left.trim_end_matches(is) }, &vm.budget)
+}
+
+/// The text in another case.
+fn cased(vm: &Vm<'_>, text: &str, name: &str) -> Result<Value> {
+    // letters may grow to three in another case
+    let _held = vm.budget.hold(3 * text.len())?;
+    let swapped = |c: char| match c.is_lowercase() {
+        true => c.to_uppercase().collect::<Vec<_>>(),
+        false => c.to_lowercase().collect(),
+    };
+    let made = match name {
+        "upper" => text.to_uppercase(),
+        "title" => title(text),
+        "capitalize" => capitalize(text),
+        "swapcase" => text.chars().flat_map(swapped).collect(),
+        _ => text.to_lowercase(),
+    };
+    Value::string(made, &vm.budget)
+}
+
+fn starts_or_ends_with(vm: &Vm<'_>, text: &str, name: &str, args: &Args) -> Result<Value> {
+    let test = |part: &Value| match (part.as_str(), name) {
+        (None, _) => Err(format!("{name}: {} is not a string", part.kind())),
+        (Some(part), "startswith") => Ok(text.starts_with(part)),
+        (Some(part), _) => Ok(text.ends_with(part)),
+    };
+    let mut found = false;
+    match args.need(0, "prefix")? {
+        Value::List(parts) => {
+            for part in &parts.items {
+                vm.budget.work(1)?;
+                found |= test(part)?;
+            }
+        }
+        part => found = test(part)?,
+    }
+    Ok(Value::Bool(found))
+}
+
+fn find(text: &str, name: &str, args: &Args) -> Result<Value> {
+    let part = args.text(0, "sub")?;
+    let at = if name.starts_with('r') { text.rfind(part) } else { text.find(part) };
+    match at {
+        None if name.ends_with("index") => Err("index: the part is not in the string".to_owned()),
+        at => Ok(Value::Int(at.map_or(-1, |at| text[..at].chars().count() as i128))),
+    }
+}
+
+fn partition(vm: &Vm<'_>, text: &str, name: &str, args: &Args) -> Result<Value> {
+    let by = args.text(0, "sep")?;
+    let found = if name == "partition" { text.split_once(by) } else { text.rsplit_once(by) };
+    let parts = match (found, name) {
+        (Some((before, after)), _) => [before, by, after],
+        (None, "partition") => [text, "", ""],
+        (None, _) => ["", "", text],
+    };
+    let parts = parts.into_iter().map(|part| Value::string(part, &vm.budget));
+    Value::tuple(parts.collect::<Result<_>>()?, &vm.budget)
+}
+
+fn join(vm: &Vm<'_>, text: &str, args: &Args) -> Result<Value> {
+    let mut out = Buffer::new(&vm.budget)?;
+    for (i, item) in args.need(0, "iterable")?.items(&vm.budget)?.items.iter().enumerate() {
+        out.push(if i > 0 { text } else { "" })?;
+        out.push(item.as_str().ok_or_else(|| format!("join: {} is not a string", item.kind()))?)?;
+    }
+    Ok(Value::from_buffer(out))
+}
+
+/// Python's `is…` methods; `None` for any other name.
+fn predicate(text: &str, name: &str) -> Option<bool> {
+    let all = |is: fn(char) -> bool| !text.is_empty() && text.chars().all(is);
+    let in_case = |is: fn(char) -> bool| {
+        let letters = || text.chars().filter(|c| c.is_lowercase() || c.is_uppercase());
+        letters().next().is_some() && letters().all(is)
+    };
+    Some(match name {
         "isalpha" => all(char::is_alphabetic),
         "isalnum" => all(char::is_alphanumeric),
         "isdigit" | "isnumeric" | "isdecimal" => all(char::is_numeric),
         "isspace" => all(char::is_whitespace),
-        "isascii" => Ok(Value::Bool(text.is_ascii())),
-        "islower" => cased(char::is_lowercase),
-        "isupper" => cased(char::is_uppercase),
-        _ => return Ok(None),
-    };
-    value.map(Some)
+        "isascii" => text.is_ascii(),
+        "islower" => in_case(char::is_lowercase),
+        "isupper" => in_case(char::is_uppercase),
+        _ => return None,
+    })
 }
 
 fn title(text: &str) -> String {
@@ -157,9 +177,9 @@ fn title(text: &str) -> String {
     let mut is_inside = false;
     for c in text.chars() {
         if is_inside {
-            out.extend(c.to_lowercase())
+            out.extend(c.to_lowercase());
         } else {
-            out.extend(c.to_uppercase())
+            out.extend(c.to_uppercase());
         }
         is_inside = c.is_alphabetic();
     }

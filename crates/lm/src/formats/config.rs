@@ -133,7 +133,7 @@ impl Config {
     /// The number of tokens of the vocabulary, `vocab_size`.
     ///
     /// # Errors
-    /// When the key is missing or no whole number.
+    /// When the key is missing or not an integer.
     pub fn vocab_size(&self) -> Result<usize> {
         self.integer("vocab_size")
     }

@@ -120,7 +120,7 @@ fn packing(entry: &Value) -> std::result::Result<Packing, String> {
     let number = |key: &str| match &entry[key] {
         Value::Null => Ok(None),
         n => {
-            n.as_u64().and_then(|n| usize::try_from(n).ok()).map(Some).ok_or(format!("`{key}` is {n}, no whole number"))
+            n.as_u64().and_then(|n| usize::try_from(n).ok()).map(Some).ok_or(format!("`{key}` is {n}, not an integer"))
         }
     };
     if !entry.is_object() {

@@ -11,7 +11,7 @@ use crate::nn::linear::Bias;
 use crate::nn::mlp::MlpSizes;
 use crate::nn::moe::MixtureSizes;
 use alluvium_core::Result;
-use alluvium_ops::{Normalise, Rope};
+use alluvium_ops::{Normalize, Rope};
 use serde::{Deserialize, Serialize};
 
 /// The sizes of a model, by the keys of `text_config`.
@@ -99,7 +99,7 @@ pub(super) struct Family {
     /// How files hold the projections of a linear layer's input.
     pub(super) layout: Layout,
     /// What is meant where a file says nothing of the weights of chosen experts.
-    pub(super) normalise: Normalise,
+    pub(super) normalize: Normalize,
 }
 
 /// Rotary positions, by the keys of `rope_parameters`.
@@ -270,10 +270,10 @@ impl Sizes {
         FeedForwardSizes::Mixture(MixtureSizes {
             experts: keys.num_experts.unwrap_or(0),
             chosen: keys.num_experts_per_tok.unwrap_or(0),
-            normalise: match keys.norm_topk_prob {
-                Some(true) => Normalise::Yes,
-                Some(false) => Normalise::No,
-                None => family.normalise,
+            normalize: match keys.norm_topk_prob {
+                Some(true) => Normalize::Yes,
+                Some(false) => Normalize::No,
+                None => family.normalize,
             },
             expert: self.mlp(keys.moe_intermediate_size.unwrap_or(0)),
             shared: self.mlp(keys.shared_expert_intermediate_size.unwrap_or(0)),

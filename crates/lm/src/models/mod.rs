@@ -167,14 +167,14 @@ pub fn build(config: &Config, source: &mut dyn WeightSource) -> Result<Box<dyn L
 ///
 /// # Errors
 /// As [`build`]; [`Kind::Value`](alluvium_core::Kind::Value) or `Memory` when it does not fit.
-pub fn initialise(config: &Config, seed: u64, device: &Device) -> Result<Box<dyn LanguageModel>> {
+pub fn initialize(config: &Config, seed: u64, device: &Device) -> Result<Box<dyn LanguageModel>> {
     build(config, &mut RandomInit { seed, device: device.clone() })
 }
 
-/// As [`initialise`], as the concrete type that all built-in models have.
+/// As [`initialize`], as the concrete type that all built-in models have.
 ///
 /// # Errors
-/// As [`initialise`].
+/// As [`initialize`].
 pub fn initialize_decoder(config: &Config, seed: u64, device: &Device) -> Result<Decoder> {
     let model_type = Registry::default().get(config)?;
     let mut source = RandomInit { seed, device: device.clone() };

@@ -11,11 +11,11 @@ use crate::init::VarBuilder;
 use crate::nn::Decoder;
 use crate::nn::in_proj::Layout;
 use alluvium_core::Result;
-use alluvium_ops::{Normalise, Pairs, Rope};
+use alluvium_ops::{Normalize, Pairs, Rope};
 use serde_json::json;
 
 /// What tells Qwen3.5 apart from Qwen3-Next.
-const FAMILY: Family = Family { prefix: "language_model", layout: Layout::Separate, normalise: Normalise::Yes };
+const FAMILY: Family = Family { prefix: "language_model", layout: Layout::Separate, normalize: Normalize::Yes };
 
 impl Sizes {
     /// A `config.json` of these sizes, as mlx-lm and transformers read it.

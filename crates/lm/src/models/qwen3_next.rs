@@ -10,11 +10,11 @@ use crate::init::VarBuilder;
 use crate::nn::Decoder;
 use crate::nn::in_proj::Layout;
 use alluvium_core::Result;
-use alluvium_ops::Normalise;
+use alluvium_ops::Normalize;
 use std::collections::BTreeMap;
 
 /// What tells Qwen3-Next apart from Qwen3.5.
-const FAMILY: Family = Family { prefix: "", layout: Layout::Merged, normalise: Normalise::No };
+const FAMILY: Family = Family { prefix: "", layout: Layout::Merged, normalize: Normalize::No };
 
 /// Builds the model; see [`super::build`].
 pub(super) fn build(config: &Config, b: VarBuilder, _: &ModelType) -> Result<Decoder> {

@@ -5,7 +5,7 @@ use super::{Linear, Mlp, Weight};
 use crate::init::VarBuilder;
 use crate::params;
 use alluvium_core::{Result, Tensor};
-use alluvium_ops::{Normalise, Route, add, combine_experts, linear, mul, route, sigmoid, swiglu};
+use alluvium_ops::{Normalize, Route, add, combine_experts, linear, mul, route, sigmoid, swiglu};
 
 /// A SwiGLU of each token's own choice of experts, and one that all tokens share, which a number for each token gates.
 ///
@@ -41,7 +41,7 @@ pub struct MixtureSizes {
     /// How many each token takes.
     pub chosen: usize,
     /// Whether the weights of the chosen sum to 1.
-    pub normalise: Normalise,
+    pub normalize: Normalize,
     /// One expert.
     pub expert: MlpSizes,
     /// The one that all tokens share.
@@ -82,7 +82,7 @@ impl Mixture {
         let width = x.shape().last();
         let x_nd = x.reshape([x.elements() / width, width])?;
         let logits = self.gate.forward(&x_nd)?;
-        let Route { weights, experts } = route(&logits, self.sizes.chosen, self.sizes.normalise)?;
+        let Route { weights, experts } = route(&logits, self.sizes.chosen, self.sizes.normalize)?;
         let Experts { gate_proj, up_proj, down_proj } = &self.switch_mlp;
         let h_nki = swiglu(&gate_proj.grouped(&x_nd, &experts)?, &up_proj.grouped(&x_nd, &experts)?)?;
         let y_nd = combine_experts(&down_proj.grouped(&h_nki, &experts)?, &weights)?;

@@ -104,7 +104,7 @@ impl Weight {
     /// The plain numbers, which training needs.
     ///
     /// # Errors
-    /// When the weight is quantised.
+    /// When the weight is quantized.
     pub fn dense(&self) -> Result<&Tensor> {
         match self {
             Weight::Dense(w) => Ok(w),

@@ -23,7 +23,7 @@ static CONTRACT: Contract = Contract {
 };
 
 /// Why there is no gradient.
-const WHY: &str = "a step of the optimiser is not differentiated";
+const WHY: &str = "a step of the optimizer is not differentiated";
 
 /// The numbers of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,7 +50,7 @@ pub enum Correction {
     /// As in the paper: the first steps are as long as the later ones.
     #[default]
     Yes,
-    /// As MLX's optimisers do unless they are asked: the first steps are up to three times as long.
+    /// As MLX's optimizers do unless they are asked: the first steps are up to three times as long.
     No,
 }
 
@@ -99,7 +99,7 @@ impl AdamW {
     }
 }
 
-/// A parameter and what the optimiser remembers of it.
+/// A parameter and what the optimizer remembers of it.
 #[derive(Clone, Debug)]
 pub struct AdamWState {
     /// The parameter.

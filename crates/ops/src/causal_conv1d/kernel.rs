@@ -83,7 +83,7 @@ pub(super) struct Cotangent<'a, 'b> {
     pub(super) dx: &'a mut [Option<&'b mut [f32]>],
 }
 
-/// How far ahead in a row lines are brought near: more rows are read at once than the processor follows by itself.
+/// How far ahead in a row lines are brought near: more rows are read at once than the CPU follows by itself.
 const AHEAD: usize = 256;
 
 /// The taps that Gated DeltaNet uses: known when the kernel is compiled, so that its loops over them unroll.

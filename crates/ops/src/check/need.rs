@@ -42,7 +42,7 @@ pub fn need(op: &Op, case: &Case, device: &Device) -> Result<Vec<String>> {
                     faults.push(format!("d {name}: other bits where the other inputs are not traced"));
                 }
                 (None, Some(_)) if of == name => {
-                    faults.push(format!("d {name}: nothing came where it alone is traced"))
+                    faults.push(format!("d {name}: no gradient came where it alone is traced"));
                 }
                 _ => {}
             }

@@ -8,7 +8,7 @@ use alluvium_core::contract::Fill;
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "the numbers that quantised codes stand for",
+    summary: "the numbers that quantized codes stand for",
     results: &["y"],
     run: |t| {
         let dtype = if t["scales"].dtype().is_float() { t["scales"].dtype() } else { DType::F32 };

@@ -1,4 +1,4 @@
-//! A quantised matrix as numbers.
+//! A quantized matrix as numbers.
 
 mod cpu;
 mod entry;
@@ -22,7 +22,7 @@ static CONTRACT: Contract = Contract {
     rules: &[],
 };
 
-/// The numbers that quantised codes stand for, rounded to `dtype` once: `scale · code + bias`.
+/// The numbers that quantized codes stand for, rounded to `dtype` once: `scale · code + bias`.
 ///
 /// | tensor   | shape   | dtype                                     | gradient         |
 /// |----------|---------|-------------------------------------------|------------------|

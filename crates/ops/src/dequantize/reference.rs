@@ -1,4 +1,4 @@
-//! The definition, in plain loops and f64; what the codes mean is shared by all operations on quantised matrices.
+//! The definition, in plain loops and f64; what the codes mean is shared by all operations on quantized matrices.
 
 use crate::common::quantized::reference::{gradients, weights};
 use crate::op::{Array, Given};

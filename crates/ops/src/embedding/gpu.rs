@@ -33,7 +33,7 @@ struct Params {
     last: u32,
 }
 
-/// Ids that the processor knows are checked; a row whose id a GPU made is NaN where it is not in the table.
+/// Ids that the CPU knows are checked; a row whose id a GPU made is NaN where it is not in the table.
 pub(super) fn forward(gpu: &Gpu, table: &Tensor, ids: &Tensor, dims: &Dims) -> Result<Tensor> {
     let (vocabulary, width, count) = (dims['V'], dims['D'], ids.elements());
     known_below(CONTRACT.op, "ids", ids, ('V', vocabulary))?;

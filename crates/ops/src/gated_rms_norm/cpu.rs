@@ -17,7 +17,7 @@ pub(super) fn forward(cpu: &Cpu, [x, z, w]: [&Tensor; 3], eps: f32, dims: &Dims)
             .zip(xs.par_chunks(grain * width))
             .zip(zs.par_chunks(grain * width))
             .zip(rstd.par_chunks_mut(grain))
-            .for_each(|(((y, x), z), rstd)| normalise(level, [x, z, &ws], eps, y, rstd));
+            .for_each(|(((y, x), z), rstd)| normalize(level, [x, z, &ws], eps, y, rstd));
     });
     Ok((cpu.tensor(y, x.shape(), x.dtype())?, cpu.tensor(rstd, [rows], DType::F32)?))
 }
@@ -72,7 +72,7 @@ impl<const X: bool, const Z: bool, const W: bool> Needed for Need<X, Z, W> {
 }
 
 alluvium_core::simd! {
-    fn normalise<S>(from: [&[f32]; 3], eps: f32, y: &mut [f32], rstd: &mut [f32]) {
+    fn normalize<S>(from: [&[f32]; 3], eps: f32, y: &mut [f32], rstd: &mut [f32]) {
         let [x, z, w] = from;
         let width = w.len();
         let whole = width - width % S::LANES;

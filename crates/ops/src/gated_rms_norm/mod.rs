@@ -1,4 +1,4 @@
-//! Root-mean-square normalisation behind a gate.
+//! Root-mean-square normalization behind a gate.
 
 mod cpu;
 mod entry;

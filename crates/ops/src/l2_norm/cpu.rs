@@ -14,7 +14,7 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, eps: f32, dims: &Dims) -> Result<(T
         y.par_chunks_mut(grain * width)
             .zip(xs.par_chunks(grain * width))
             .zip(scale.par_chunks_mut(grain))
-            .for_each(|((y, x), scale)| normalise(level, x, eps, y, scale));
+            .for_each(|((y, x), scale)| normalize(level, x, eps, y, scale));
     });
     Ok((cpu.tensor(y, x.shape(), x.dtype())?, cpu.tensor(scale, [rows], DType::F32)?))
 }
@@ -36,7 +36,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result<Tensor> {
 }
 
 alluvium_core::simd! {
-    fn normalise<S>(x: &[f32], eps: f32, y: &mut [f32], scale: &mut [f32]) {
+    fn normalize<S>(x: &[f32], eps: f32, y: &mut [f32], scale: &mut [f32]) {
         let width = x.len() / scale.len();
         let whole = width - width % S::LANES;
         for ((x, y), scale) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(scale) {

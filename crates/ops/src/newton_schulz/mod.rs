@@ -14,7 +14,7 @@ use alluvium_core::{Arg, Contract, Device, Result, Tensor, tape};
 static CONTRACT: Contract = Contract { op: "newton_schulz", args: &[Arg::new("x", "M N", FLOATS)], rules: &[] };
 
 /// Why there is no gradient.
-const WHY: &str = "a step of the optimiser is not differentiated";
+const WHY: &str = "a step of the optimizer is not differentiated";
 
 /// The odd polynomial `a·s + b·s³ + c·s⁵` of the singular values: steep at 0, and near 1 afterwards rather than at it.
 const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];

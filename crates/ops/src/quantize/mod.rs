@@ -16,7 +16,7 @@ use alluvium_core::{Arg, Contract, Device, Kind, Result, Tensor, tape};
 static CONTRACT: Contract = Contract { op: "quantize", args: &[Arg::new("w", "R.. I", FLOATS)], rules: &[] };
 
 /// Why it has no gradient.
-const NO_GRADIENT: &str = "codes are whole numbers";
+const NO_GRADIENT: &str = "codes are integers";
 
 /// Packs rows as `packing` says: [`quantize_affine`](crate::quantize_affine), or codes of small floats with a scale for
 /// each group.

@@ -15,7 +15,7 @@ use alluvium_core::{Arg, Contract, Device, Kind, Result, Tensor, tape};
 static CONTRACT: Contract = Contract { op: "quantize_affine", args: &[Arg::new("w", "R.. I", FLOATS)], rules: &[] };
 
 /// Why it has no gradient.
-const NO_GRADIENT: &str = "codes are whole numbers";
+const NO_GRADIENT: &str = "codes are integers";
 
 /// Packs rows into codes of `bits` bits, with a scale and a bias for each `group` numbers: `w ≈ scale · code + bias`.
 ///

@@ -8,7 +8,7 @@ use alluvium_core::contract::Fill;
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "rows of a quantised table, by their ids",
+    summary: "rows of a quantized table, by their ids",
     results: &["y"],
     run: |t| {
         let dtype = if t["scales"].dtype().is_float() { t["scales"].dtype() } else { DType::F32 };

@@ -9,7 +9,7 @@ use crate::common::quantized::{Layout, Quantized};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{DType, Result, Shape, Tensor};
 
-/// Ids that the processor knows are checked; a row whose id a GPU made is NaN where it is not in the table.
+/// Ids that the CPU knows are checked; a row whose id a GPU made is NaN where it is not in the table.
 pub(super) fn forward(
     gpu: &Gpu,
     q: &Quantized<'_>,

@@ -1,4 +1,4 @@
-//! Rows of a quantised table, by their ids.
+//! Rows of a quantized table, by their ids.
 
 mod cpu;
 mod entry;
@@ -23,7 +23,7 @@ static CONTRACT: Contract = Contract {
     rules: &[],
 };
 
-/// The rows of a quantised table that `ids` name, as numbers: [`embedding`](crate::embedding) with packed weights.
+/// The rows of a quantized table that `ids` name, as numbers: [`embedding`](crate::embedding) with packed weights.
 ///
 /// | tensor   | shape   | dtype                                     | gradient         |
 /// |----------|---------|-------------------------------------------|------------------|

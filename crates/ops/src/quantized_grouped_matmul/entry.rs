@@ -28,7 +28,7 @@ macro_rules! case {
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "rows times the quantised weights of the experts chosen for them",
+    summary: "rows times the quantized weights of the experts chosen for them",
     results: &["y"],
     run: |t| Ok(vec![quantized_grouped_matmul(&t["x"], &given(t), &t["experts"])?]),
     reference: reference::forward,

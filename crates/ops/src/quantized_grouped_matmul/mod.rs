@@ -1,4 +1,4 @@
-//! Rows times the quantised weights of the experts that were chosen for them.
+//! Rows times the quantized weights of the experts that were chosen for them.
 
 mod cpu;
 mod entry;

@@ -27,7 +27,7 @@ macro_rules! floats {
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "rows times a quantised weight matrix",
+    summary: "rows times a quantized weight matrix",
     results: &["y"],
     run: |t| Ok(vec![quantized_matmul(&t["x"], &given(t))?]),
     reference: reference::forward,

@@ -1,4 +1,4 @@
-//! Rows times a quantised weight matrix.
+//! Rows times a quantized weight matrix.
 
 mod cpu;
 mod entry;
@@ -23,7 +23,7 @@ static CONTRACT: Contract = Contract {
     rules: &[],
 };
 
-/// Every row of `x` times the transpose of a quantised matrix: [`linear`](crate::linear) with packed weights.
+/// Every row of `x` times the transpose of a quantized matrix: [`linear`](crate::linear) with packed weights.
 ///
 /// With `s`, `b` and `c` the scales, biases and codes: `y[o] = Σ_g (s[o,g] · Σ_{i∈g} c[o,i]·x[i] + b[o,g] · Σ_{i∈g} x[i])`.
 ///

@@ -15,7 +15,7 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, eps: f32, dims: &Dims) 
         rows::map(cpu, width, x.slice::<T>()?, (Target::new(&mut y), &mut rstd), |x, rstd, y| {
             rows::scales(level, x, 1.0 / width as f32, eps, rstd);
             for Piece { columns, numbers } in rows::pieces(width, x.len()) {
-                y.write(numbers.len(), |y| normalise(level, &x[numbers], &ws[columns], (rstd, x.len()), y));
+                y.write(numbers.len(), |y| normalize(level, &x[numbers], &ws[columns], (rstd, x.len()), y));
             }
         });
         cpu.wrap(y, x.shape())?
@@ -75,7 +75,7 @@ struct Rows<'a> {
 }
 
 alluvium_core::simd! {
-    fn normalise<S>(x: &[f32], w: &[f32], rows: (&[f32], usize), y: Block<'_>) {
+    fn normalize<S>(x: &[f32], w: &[f32], rows: (&[f32], usize), y: Block<'_>) {
         // the next rows are `ahead`, and are brought near meanwhile
         let ((rstd, ahead), Block { to: y, stores, .. }) = (rows, y);
         let width = w.len();

@@ -1,4 +1,4 @@
-//! A token's angles are computed once for several heads, as whole numbers of parts of a turn.
+//! A token's angles are computed once for several heads, as integers of parts of a turn.
 
 use super::{Pairs, Rope, Way};
 use crate::common::gpu::form::{Form, QUADS, SINGLES};

@@ -1,12 +1,12 @@
 //! Threads over tokens.
 
-use super::{Grad, Normalise, Route};
+use super::{Grad, Normalize, Route};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::cpu::simd::math::exp;
 use alluvium_core::{Result, Tensor};
 use rayon::prelude::*;
 
-pub(super) fn forward(cpu: &Cpu, logits: &Tensor, top_k: usize, normalise: Normalise) -> Result<Route> {
+pub(super) fn forward(cpu: &Cpu, logits: &Tensor, top_k: usize, normalize: Normalize) -> Result<Route> {
     let (rows, width) = (logits.shape()[0], logits.shape()[1]);
     let xs = cpu.read(logits)?;
     let (mut weights, mut experts) = (cpu.buffer::<f32>(rows * top_k)?, cpu.buffer::<u32>(rows * top_k)?);
@@ -19,9 +19,9 @@ pub(super) fn forward(cpu: &Cpu, logits: &Tensor, top_k: usize, normalise: Norma
             let most = x[experts[0] as usize];
             weights.iter_mut().zip(&*experts).for_each(|(w, &expert)| *w = x[expert as usize]);
             let chosen = raise(level, weights, most);
-            let sum = match normalise {
-                Normalise::Yes => chosen,
-                Normalise::No => sum_raised(level, x, most),
+            let sum = match normalize {
+                Normalize::Yes => chosen,
+                Normalize::No => sum_raised(level, x, most),
             };
             weights.iter_mut().for_each(|w| *w /= sum);
         });
@@ -58,7 +58,7 @@ fn largest(x: &[f32], places: &mut [u32]) {
 }
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dw: &Tensor) -> Result<Tensor> {
-    let Grad { logits, route, normalise } = saved;
+    let Grad { logits, route, normalize } = saved;
     let (width, top_k, level) = (logits.shape()[1], dw.shape()[1], cpu.level());
     let (xs, ws, dws, experts) =
         (cpu.read(logits)?, cpu.read(&route.weights)?, cpu.read(dw)?, route.experts.slice::<u32>()?);
@@ -69,16 +69,16 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dw: &Tensor) -> Result<Tensor> {
         let all = dx.par_chunks_mut(width).zip(xs.par_chunks(width)).zip(rows).with_min_len(grain);
         all.for_each(|((dx, x), ((ws, dws), experts))| {
             let mean: f32 = ws.iter().zip(dws).map(|(w, dw)| w * dw).sum();
-            match normalise {
-                Normalise::Yes => dx.fill(0.0),
-                Normalise::No => {
+            match normalize {
+                Normalize::Yes => dx.fill(0.0),
+                Normalize::No => {
                     let most = x[experts[0] as usize];
                     dx.copy_from_slice(x);
                     let factor = -mean / raise(level, dx, most);
                     dx.iter_mut().for_each(|dx| *dx *= factor);
                 }
             }
-            let apart = if *normalise == Normalise::Yes { mean } else { 0.0 };
+            let apart = if *normalize == Normalize::Yes { mean } else { 0.0 };
             for ((&expert, w), dw) in experts.iter().zip(ws).zip(dws) {
                 dx[expert as usize] += w * (dw - apart);
             }

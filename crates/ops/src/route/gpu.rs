@@ -1,6 +1,6 @@
 //! One workgroup a token, both ways.
 
-use super::{Grad, Normalise, Route};
+use super::{Grad, Normalize, Route};
 use crate::common::gpu::MATH;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
@@ -13,14 +13,14 @@ const WG: u32 = 64;
 fn launch(
     gpu: &Gpu,
     entry: &'static str,
-    normalise: Normalise,
+    normalize: Normalize,
     binds: &[Bind<'_>],
     [rows, width, top_k]: [usize; 3],
 ) -> Result<()> {
     gpu.launch(&Launch {
         kernel: &KERNEL,
         entry,
-        constants: &[("WG", WG), ("NORMALISE", u32::from(normalise == Normalise::Yes))],
+        constants: &[("WG", WG), ("NORMALISE", u32::from(normalize == Normalize::Yes))],
         stored: &[],
         binds,
         params: bytemuck::bytes_of(&[rows as u32, width as u32, top_k as u32]),
@@ -28,23 +28,23 @@ fn launch(
     })
 }
 
-pub(super) fn forward(gpu: &Gpu, logits: &Tensor, top_k: usize, normalise: Normalise) -> Result<Route> {
+pub(super) fn forward(gpu: &Gpu, logits: &Tensor, top_k: usize, normalize: Normalize) -> Result<Route> {
     let (rows, width) = (logits.shape()[0], logits.shape()[1]);
     let logits = gpu.widen(logits)?;
     let weights = gpu.empty([rows, top_k], DType::F32)?;
     let experts = gpu.empty([rows, top_k], DType::U32)?;
     let binds = [&logits, &weights, &experts].map(Bind::All);
-    launch(gpu, "forward", normalise, &binds, [rows, width, top_k])?;
+    launch(gpu, "forward", normalize, &binds, [rows, width, top_k])?;
     Ok(Route { weights, experts })
 }
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dw: &Tensor) -> Result<Tensor> {
-    let Grad { logits, route: Route { weights, experts }, normalise } = saved;
+    let Grad { logits, route: Route { weights, experts }, normalize } = saved;
     let (rows, width, top_k) = (logits.shape()[0], logits.shape()[1], dw.shape()[1]);
     let dx = gpu.empty(logits.shape(), DType::F32)?;
     let wide = gpu.widen(logits)?;
     let [x, dw, to, w, chosen] = [&wide, dw, &dx, weights, experts].map(Bind::All);
     let binds = [x, Bind::Unused, Bind::Unused, dw, to, w, chosen];
-    launch(gpu, "backward", *normalise, &binds, [rows, width, top_k])?;
+    launch(gpu, "backward", *normalize, &binds, [rows, width, top_k])?;
     gpu.convert(&dx, logits.dtype())
 }

@@ -11,7 +11,7 @@ const NONE = Best(0u, 0xffffffffu);
 var<workgroup> keys: array<u32, WG>;
 var<workgroup> places: array<u32, WG>;
 
-// a whole number in the order of the logits; both zeros are equal
+// an integer in the order of the logits; both zeros are equal
 fn key_of(x: f32) -> u32 {
     let bits = bitcast<u32>(x);
     let size = bits & 0x7fffffffu;

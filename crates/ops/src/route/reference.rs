@@ -13,23 +13,23 @@ fn chosen(x: &[f64], top_k: usize) -> Vec<usize> {
 }
 
 /// The softmax of a row, over all experts or over the chosen alone; the others are 0.
-fn probabilities(x: &[f64], chosen: &[usize], normalise: bool) -> Vec<f64> {
+fn probabilities(x: &[f64], chosen: &[usize], normalize: bool) -> Vec<f64> {
     let most = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let counts = |i: usize| !normalise || chosen.contains(&i);
+    let counts = |i: usize| !normalize || chosen.contains(&i);
     let sum: f64 = (0..x.len()).filter(|&i| counts(i)).map(|i| (x[i] - most).exp()).sum();
     (0..x.len()).map(|i| if counts(i) { (x[i] - most).exp() / sum } else { 0.0 }).collect()
 }
 
 fn options(t: &Given<Array>) -> (usize, bool) {
-    (t.option("top_k").unwrap_or(1.0) as usize, t.flag("normalise"))
+    (t.option("top_k").unwrap_or(1.0) as usize, t.flag("normalize"))
 }
 
 pub(super) fn forward(t: &Given<Array>) -> Vec<Array> {
-    let (top_k, normalise) = options(t);
+    let (top_k, normalize) = options(t);
     let (mut weights, mut experts) = (Vec::new(), Vec::new());
     for x in t["logits"].rows() {
         let chosen = chosen(x, top_k);
-        let p = probabilities(x, &chosen, normalise);
+        let p = probabilities(x, &chosen, normalize);
         weights.extend(chosen.iter().map(|&i| p[i]));
         experts.extend(chosen.iter().map(|&i| i as f64));
     }
@@ -38,11 +38,11 @@ pub(super) fn forward(t: &Given<Array>) -> Vec<Array> {
 }
 
 pub(super) fn gradient(t: &Given<Array>, dy: &[Array]) -> Vec<Option<Array>> {
-    let (top_k, normalise) = options(t);
+    let (top_k, normalize) = options(t);
     let mut dx = t["logits"].map(|_| 0.0);
     for ((x, dx), dw) in t["logits"].rows().zip(dx.data.chunks_mut(t["logits"].width())).zip(dy[0].rows()) {
         let chosen = chosen(x, top_k);
-        let p = probabilities(x, &chosen, normalise);
+        let p = probabilities(x, &chosen, normalize);
         let mean: f64 = chosen.iter().zip(dw).map(|(&i, dw)| p[i] * dw).sum();
         dx.iter_mut().zip(&p).for_each(|(dx, p)| *dx = -p * mean);
         chosen.iter().zip(dw).for_each(|(&i, dw)| dx[i] += p[i] * dw);

@@ -1,6 +1,6 @@
 // Functions whose built-in forms a driver may compute too roughly.
 
-// 2 to the power of a whole number from -149 to 128, in two factors so that neither overflows
+// 2 to the power of an integer from -149 to 128, in two factors so that neither overflows
 fn exp2_whole(n: vec4<f32>) -> vec4<f32> {
     let whole = vec4<i32>(n);
     let half = whole >> vec4<u32>(1u);

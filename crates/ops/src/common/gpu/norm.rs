@@ -1,4 +1,4 @@
-//! Normalised rows, as `rms_norm`, `l2_norm` and `gated_rms_norm` share them.
+//! Normalized rows, as `rms_norm`, `l2_norm` and `gated_rms_norm` share them.
 
 use super::form::Form;
 use super::rows::Sharing;
@@ -87,7 +87,7 @@ impl Read {
     }
 }
 
-/// The normalised rows, and each row's scale.
+/// The normalized rows, and each row's scale.
 pub(crate) fn forward(gpu: &Gpu, norm: Norm<'_>, eps: f32) -> Result<(Tensor, Tensor)> {
     let read = Read::new(gpu, norm)?;
     let y = gpu.empty(norm.x.shape(), read.form.dtype())?;

@@ -1,4 +1,4 @@
-//! Gradients through quantised rows, a panel of them as numbers at a time.
+//! Gradients through quantized rows, a panel of them as numbers at a time.
 
 use super::Codes;
 use alluvium_core::Result;

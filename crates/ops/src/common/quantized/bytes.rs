@@ -1,4 +1,4 @@
-//! Codes below 64 as bytes: products of whole numbers, four to an instruction.
+//! Codes below 64 as bytes: products of integers, four to an instruction.
 //!
 //! Each group of a row of numbers becomes `unit · X` with whole `X` of 23 bits and a sign: as exact as f32 beside the largest
 //! of the group. In three digits of base 256 from -128 to 127, `X` is multiplied digit by digit, and nothing is rounded
@@ -97,7 +97,7 @@ impl<B: Bytes> Product for ByBytes<B> {
     }
 }
 
-/// The digits of whole numbers to which [`HALVES`] was added, the highest first, as bytes with a sign: those of number `i`
+/// The digits of integers to which [`HALVES`] was added, the highest first, as bytes with a sign: those of number `i`
 /// of a lane where the bytes of code `i` are.
 #[inline(always)]
 fn in_bytes<S: F32s, B: Bytes>(whole: &[u32; BLOCK], to: &mut [u32]) {

@@ -1,4 +1,4 @@
-//! A quantised matrix in the processor's memory, and its rows as numbers.
+//! A quantized matrix in the CPU's memory, and its rows as numbers.
 
 use super::decode::Decode;
 use super::{Layout, Packing, Quantized};
@@ -93,7 +93,7 @@ pub(crate) fn small(code: u8) -> f32 {
     f32::from_bits(size.to_bits() | u32::from(code & 0x80) << 24)
 }
 
-/// A quantised matrix as kernels see it: its rows one after the other, whatever axes it has.
+/// A quantized matrix as kernels see it: its rows one after the other, whatever axes it has.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Codes<'a> {
     pub(super) words: &'a [u32],

@@ -25,7 +25,7 @@ pub(super) trait Octets: Decode {
     }
 }
 
-/// Codes of fewer bits, as bytes that are whole numbers below 64.
+/// Codes of fewer bits, as bytes that are integers below 64.
 pub(super) trait Bytes {
     /// Registers of bytes that a register of words makes: code `i` of a lane is byte `i / REGISTERS` of register
     /// `i % REGISTERS`. Codes that cross words are taken from the stream, four a lane.
@@ -64,7 +64,7 @@ fn shifted<S: F32s>(words: S::Bits, bits: u32) -> [S::Bits; 4] {
     [words & mask, words.shr(bits) & mask, words.shr(2 * bits) & mask, words.shr(3 * bits) & mask]
 }
 
-/// Whole numbers.
+/// Integers.
 pub(super) struct Whole;
 
 impl Decode for Whole {
@@ -84,7 +84,7 @@ impl Octets for Whole {
     }
 }
 
-/// Whole numbers of `B` = 2 or 4 bits, which never cross words.
+/// Integers of `B` = 2 or 4 bits, which never cross words.
 pub(super) struct Aligned<const B: u32>;
 
 impl<const B: u32> Bytes for Aligned<B> {
@@ -97,7 +97,7 @@ impl<const B: u32> Bytes for Aligned<B> {
     }
 }
 
-/// Whole numbers of `B` bits from the stream.
+/// Integers of `B` bits from the stream.
 pub(super) struct Crossing<const B: u32>;
 
 impl<const B: u32> Bytes for Crossing<B> {

@@ -1,4 +1,4 @@
-//! Rows of numbers times the transpose of quantised rows, with the codes as they lie.
+//! Rows of numbers times the transpose of quantized rows, with the codes as they lie.
 
 use super::bytes::ByBytes;
 use super::decode::{Aligned, Crossing, E2m1, E4m3, Whole};

@@ -74,7 +74,7 @@ impl Packing {
     }
 }
 
-/// A quantised matrix, borrowed: rows of `I` numbers in `I · bits / 32` words.
+/// A quantized matrix, borrowed: rows of `I` numbers in `I · bits / 32` words.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantized<'a> {
     /// The codes, u32, `R.. W`.
@@ -87,7 +87,7 @@ pub struct Quantized<'a> {
     pub packing: Packing,
 }
 
-/// A quantised matrix that is owned: what a layer holds.
+/// A quantized matrix that is owned: what a layer holds.
 #[derive(Clone, Debug)]
 pub struct Packed {
     /// The codes, as in [`Quantized`].

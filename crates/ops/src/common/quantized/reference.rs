@@ -1,4 +1,4 @@
-//! Quantised matrices in plain loops and f64, and what entries of their operations share.
+//! Quantized matrices in plain loops and f64, and what entries of their operations share.
 
 use super::{Packing, Quantized};
 use crate::op::{Array, Given};
@@ -14,7 +14,7 @@ pub(crate) fn packing<T>(t: &Given<T>) -> Packing {
     }
 }
 
-/// The quantised matrix of a case.
+/// The quantized matrix of a case.
 pub(crate) fn given(t: &Given<Tensor>) -> Quantized<'_> {
     Quantized { w: &t["w"], scales: &t["scales"], biases: t.get("biases"), packing: packing(t) }
 }
@@ -83,7 +83,7 @@ pub(crate) fn weights(t: &Given<Array>) -> Array {
     w
 }
 
-/// The gradients of scales and biases from that of the numbers; none for a packing whose scales are whole numbers.
+/// The gradients of scales and biases from that of the numbers; none for a packing whose scales are integers.
 pub(crate) fn gradients(t: &Given<Array>, dw: &Array) -> [Option<Array>; 2] {
     let Some(biases) = t.get("biases") else { return [None, None] };
     let packing = packing(t);

@@ -1,4 +1,4 @@
-//! The rows of a quantised matrix on their way through the processor, as fast as memory has them.
+//! The rows of a quantized matrix on their way through the CPU, as fast as memory has them.
 
 use super::forward::{Arranged, Product, Row, Rows};
 use super::{Codes, Layout};

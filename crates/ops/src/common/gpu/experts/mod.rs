@@ -39,11 +39,11 @@ static TILE_KERNELS: [[Kernel; 2]; 2] = [
     ],
     [
         crate::common::gpu::kernel(
-            "rows times quantised experts",
+            "rows times quantized experts",
             &[ODD, PARAMS, CODES, PACKED_SIDES, ROWS, BLOCKS, NARROW_SUMS, QUADS, TILES],
         ),
         crate::common::gpu::kernel(
-            "rows times quantised experts, odd",
+            "rows times quantized experts, odd",
             &[ODD, PARAMS, CODES, PACKED_SIDES, ROWS, BLOCKS, NARROW_SUMS, SINGLES, TILES],
         ),
     ],
@@ -61,7 +61,7 @@ static FEW_KERNELS: [Kernel; 2] = [
         &[ODD, PARAMS, SIDES, include_str!("dense_units.wgsl"), JOB, FEW],
     ),
     crate::common::gpu::kernel(
-        "few rows times quantised experts",
+        "few rows times quantized experts",
         &[ODD, PARAMS, CODES, PACKED_SIDES, include_str!("packed_units.wgsl"), JOB, FEW],
     ),
 ];
@@ -110,7 +110,7 @@ enum Way {
 }
 
 impl<'a> Choices<'a> {
-    /// The choices that `experts` holds; `inner` numbers are a row of a matrix. Ids that the processor knows are
+    /// The choices that `experts` holds; `inner` numbers are a row of a matrix. Ids that the CPU knows are
     /// checked; others are not waited for.
     ///
     /// # Errors

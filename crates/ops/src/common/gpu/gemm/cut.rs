@@ -97,7 +97,7 @@ pub(super) fn pieces(binding: usize, args: &Gemm<'_>, run: &dyn Fn(&Gemm<'_>) ->
 fn cut(binding: usize, args: &Gemm<'_>) -> Option<(Axis, usize)> {
     let mut sizes = args.sizes;
     for (mat, axes) in [(&args.a, A), (&args.b, B), (&args.c, C)] {
-        // matrices need not begin where a binding may; those that are quantised are cut by their callers
+        // matrices need not begin where a binding may; those that are quantized are cut by their callers
         let room = binding.saturating_sub(ALIGNMENT) / mat.tensor.dtype().size();
         if mat.bytes() <= binding || mat.packed.is_some() || mat.reach(sizes, axes) <= room {
             continue;

@@ -16,7 +16,7 @@ const RIGHT: &str = include_str!("right.wgsl");
 /// Text that reads both sides of a product, four numbers of either from any element on: `load_a`, `load_b`.
 pub(crate) const SIDES: &str = concat!(include_str!("left.wgsl"), include_str!("right.wgsl"));
 const PACKED_RIGHT: &str = include_str!("packed_right.wgsl");
-/// The same after [`CODES`] with a right side that is quantised.
+/// The same after [`CODES`] with a right side that is quantized.
 pub(crate) const PACKED_SIDES: &str = concat!(include_str!("left.wgsl"), include_str!("packed_right.wgsl"));
 /// Text that brings tiles of both sides to shared memory, by way of `line_a` and `line_b`.
 pub(crate) const BLOCKS: &str = include_str!("blocks.wgsl");
@@ -31,13 +31,13 @@ const F32: &str = include_str!("matrices_f32.wgsl");
 const QUADS: &str = include_str!("quads.wgsl");
 const SINGLES: &str = include_str!("singles.wgsl");
 
-/// The kernels of tiles: of a plain right side, with results as quads and one by one, then the same of a quantised one.
+/// The kernels of tiles: of a plain right side, with results as quads and one by one, then the same of a quantized one.
 macro_rules! tiles {
     ($name:literal, [$($plain:expr),*], [$($packed:expr),*], $($sums:expr),*) => {[
         crate::common::gpu::kernel($name, &[$($plain,)* QUADS, $($sums),*]),
         crate::common::gpu::kernel(concat!($name, ", odd"), &[$($plain,)* SINGLES, $($sums),*]),
-        crate::common::gpu::kernel(concat!($name, ", quantised"), &[$($packed,)* QUADS, $($sums),*]),
-        crate::common::gpu::kernel(concat!($name, ", quantised, odd"), &[$($packed,)* SINGLES, $($sums),*]),
+        crate::common::gpu::kernel(concat!($name, ", quantized"), &[$($packed,)* QUADS, $($sums),*]),
+        crate::common::gpu::kernel(concat!($name, ", quantized, odd"), &[$($packed,)* SINGLES, $($sums),*]),
     ]};
 }
 
@@ -62,7 +62,7 @@ static F16_SINGLES: Kernel =
 static FEW: Kernel =
     crate::common::gpu::kernel("product of few lines", &[ODD, PARAMS, SIDES, include_str!("few.wgsl")]);
 static PACKED_FEW: Kernel = crate::common::gpu::kernel(
-    "product of few lines, quantised",
+    "product of few lines, quantized",
     &[ODD, PARAMS, CODES, PACKED_SIDES, include_str!("few.wgsl")],
 );
 static SUM_QUADS: Kernel =
@@ -86,7 +86,7 @@ pub(crate) struct Mat<'a> {
     pub(crate) apart: usize,
     /// What a line is.
     pub(crate) lines: Lines,
-    /// What its words mean, if it is quantised.
+    /// What its words mean, if it is quantized.
     pub(crate) packed: Option<Quantized<'a>>,
     /// Where the bytes that are bound begin and end: all of the tensor where it says nothing.
     pub(crate) seen: Option<[usize; 2]>,
@@ -107,7 +107,7 @@ impl<'a> Mat<'a> {
         Mat { tensor, at: 0, stride: width, apart, lines: Lines::Rows, packed: None, seen: None }
     }
 
-    /// A quantised matrix whose rows have `width` numbers: a right side.
+    /// A quantized matrix whose rows have `width` numbers: a right side.
     pub(crate) fn packed(q: Quantized<'a>, width: usize) -> Self {
         Mat { packed: Some(q), ..Mat::new(q.w, width, 0) }
     }
@@ -250,7 +250,7 @@ fn sides<'a>(a: &Mat<'a>, b: &Mat<'a>, c: &Mat<'a>) -> Vec<Bind<'a>> {
     binds
 }
 
-/// What a kernel is compiled with, and what the words of a quantised side mean.
+/// What a kernel is compiled with, and what the words of a quantized side mean.
 fn with_meaning(b: &Mat<'_>, of_kernel: &[(&'static str, u32)]) -> Vec<(&'static str, u32)> {
     let meaning = b.packed.iter().flat_map(constants);
     of_kernel.iter().copied().chain(meaning).collect()

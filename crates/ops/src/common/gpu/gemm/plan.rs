@@ -42,7 +42,7 @@ pub(super) enum FewSide {
 pub(super) struct Stored {
     /// Whether k runs along the memory of each side.
     pub(super) k_inner: [bool; 2],
-    /// Whether the right side is quantised: then it cannot be the few lines.
+    /// Whether the right side is quantized: then it cannot be the few lines.
     pub(super) packed: bool,
     /// The side of the tiles that cooperative matrices compute here, if they do.
     pub(super) matrices: Option<usize>,
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quantised_side_is_never_the_few_lines() {
+    fn a_quantized_side_is_never_the_few_lines() {
         let packed = Stored { packed: true, ..NEITHER };
         assert!(matches!(plan(sizes(8, 512, 3), packed), Plan::Few(Few { side: FewSide::Left, lines: 8, .. })));
         assert!(matches!(plan(sizes(9, 512, 3), packed), Plan::Tiles { side: 64, .. }));

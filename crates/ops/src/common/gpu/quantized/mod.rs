@@ -1,4 +1,4 @@
-//! Quantised matrices on a GPU: rows as numbers, products with few rows, gradients of scales and biases.
+//! Quantized matrices on a GPU: rows as numbers, products with few rows, gradients of scales and biases.
 
 mod plan;
 
@@ -12,13 +12,13 @@ use std::ops::Range;
 /// Text that takes codes out of words; its bindings are 1, 3 and 4, and [`constants`] go with it.
 pub(crate) const CODES: &str = include_str!("codes.wgsl");
 
-/// Text that divides as the processor does and pushes codes into words, binding 1; `BITS` goes with it.
+/// Text that divides as the CPU does and pushes codes into words, binding 1; `BITS` goes with it.
 pub(crate) const ENCODE: &str =
     concat!("fn roughly(a: f32, b: f32) -> f32 { return a / b; }\n", include_str!("encode.wgsl"));
 
-static EXPAND: Kernel = crate::common::gpu::kernel("quantised rows as numbers", &[CODES, include_str!("expand.wgsl")]);
+static EXPAND: Kernel = crate::common::gpu::kernel("quantized rows as numbers", &[CODES, include_str!("expand.wgsl")]);
 static FOLD: Kernel = crate::common::gpu::kernel("gradients of scales", &[CODES, include_str!("fold.wgsl")]);
-static DOTS: Kernel = crate::common::gpu::kernel("few rows times quantised rows", &[CODES, include_str!("dots.wgsl")]);
+static DOTS: Kernel = crate::common::gpu::kernel("few rows times quantized rows", &[CODES, include_str!("dots.wgsl")]);
 
 /// Invocations of a workgroup.
 const GROUP: usize = 256;

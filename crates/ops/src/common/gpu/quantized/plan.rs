@@ -1,6 +1,6 @@
-//! Which kernel multiplies with a quantised matrix, and in what pieces.
+//! Which kernel multiplies with a quantized matrix, and in what pieces.
 
-/// How rows are multiplied with a quantised matrix.
+/// How rows are multiplied with a quantized matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Path {
     /// A few rows: bound by reading the words, which are read once.

@@ -8,7 +8,7 @@ fn digit(pair: vec2<u32>) -> u32 { return (pair.x >> p.shift) & p.mask; }
 
 var<workgroup> found: array<atomic<u32>, 256>;
 
-// How often each digit occurs in a block: whole numbers, so the order in which they are added does not matter.
+// How often each digit occurs in a block: integers, so the order in which they are added does not matter.
 @compute @workgroup_size(256)
 fn count(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     atomicStore(&found[lane], 0u);
