@@ -448,7 +448,7 @@ impl<'p> Vm<'p> {
     pub(super) fn attribute(&self, of: &Value, name: &str) -> Result<Value> {
         let found = match of {
             Value::Namespace(of) => of.get(name),
-            Value::Loop(of) => loop_attribute(of, name),
+            Value::Loop(of) => of.attribute(name),
             Value::Map(_) => of.lookup(&Value::string(name, &self.budget)?, &self.budget)?,
             _ => None,
         };
@@ -485,23 +485,4 @@ impl<'p> Vm<'p> {
 
 fn unknown_method(of: &Value, name: &str) -> Fault {
     format!("{} has no method named {name}", of.kind())
-}
-
-fn loop_attribute(of: &Loop, name: &str) -> Option<Value> {
-    let (index, length) = (of.index.get(), of.items.items.len());
-    let number = |n: usize| Some(Value::Int(n as i128));
-    match name {
-        "index" => number(index + 1),
-        "index0" => number(index),
-        "revindex" => number(length - index),
-        "revindex0" => number(length - index - 1),
-        "first" => Some(Value::Bool(index == 0)),
-        "last" => Some(Value::Bool(index + 1 == length)),
-        "length" => number(length),
-        "depth" => number(of.level + 1),
-        "depth0" => number(of.level),
-        "previtem" => index.checked_sub(1).and_then(|i| of.items.items.get(i).cloned()),
-        "nextitem" => of.items.items.get(index + 1).cloned(),
-        _ => None,
-    }
 }

@@ -474,3 +474,25 @@ fn python_string(text: &str, out: &mut Buffer) -> Result<()> {
     piece.push(quote);
     out.push(&piece)
 }
+
+impl Loop {
+    /// An attribute of the variable `loop`.
+    pub(super) fn attribute(&self, name: &str) -> Option<Value> {
+        let (index, length) = (self.index.get(), self.items.items.len());
+        let number = |n: usize| Some(Value::Int(n as i128));
+        match name {
+            "index" => number(index + 1),
+            "index0" => number(index),
+            "revindex" => number(length - index),
+            "revindex0" => number(length - index - 1),
+            "first" => Some(Value::Bool(index == 0)),
+            "last" => Some(Value::Bool(index + 1 == length)),
+            "length" => number(length),
+            "depth" => number(self.level + 1),
+            "depth0" => number(self.level),
+            "previtem" => index.checked_sub(1).and_then(|i| self.items.items.get(i).cloned()),
+            "nextitem" => self.items.items.get(index + 1).cloned(),
+            _ => None,
+        }
+    }
+}
