@@ -43,8 +43,12 @@ fn doubled(first: &str, next: &str) -> String {
 const LONG: &str = "{% set s = 'ab' * 500000 %}";
 
 fn bombs() -> Vec<String> {
-    let repeated = |body: &str| format!("{LONG}{{% for i in range(100000) %}}{body}{{% endfor %}}");
-    let mut bombs: Vec<String> = [
+    [doublings(), repetitions(), others()].concat()
+}
+
+/// Values that double in a loop.
+fn doublings() -> Vec<String> {
+    [
         ("'xx'", "ns.x ~ ns.x"),
         ("'xx'", "ns.x + ns.x"),
         ("'xx'", "ns.x * 2"),
@@ -72,43 +76,50 @@ fn bombs() -> Vec<String> {
         ("'x'", "(ns.x ~ ns.x).upper().split('')"),
     ]
     .map(|(first, next)| doubled(first, next))
-    .to_vec();
-    bombs.extend(
-        [
-            "{{ s.find('c') }}",
-            "{{ s.count('c') }}",
-            "{{ s.rfind('c') }}",
-            "{{ s.split('b') | length }}",
-            "{{ s.replace('c', 'd') | length }}",
-            "{{ 'c' in s }}",
-            "{% set t = s ~ 'c' %}{{ s == t }}",
-            "{% set t = s ~ 'c' %}{{ t > s }}",
-            "{{ s | length }}",
-            "{{ s[::-1] | length }}",
-            "{{ s[5] }}",
-            "{{ s.strip('abc') }}",
-            "{{ s | trim | upper | lower | title | length }}",
-            "{{ s | list | length }}",
-            "{{ s | wordcount }}",
-            "{{ s | tojson | length }}",
-            "{{ s.isalpha() }}",
-            "{{ s is lower }}",
-            "{{ s.startswith('abab') }}",
-            "{{ s | sort | length }}",
-            "{{ s | unique | length }}",
-            "{{ s | reverse | length }}",
-            "{{ s.partition('c') | length }}",
-            "{{ s.splitlines() | length }}",
-            "{{ range(100000) | list | sort | sum }}",
-            "{{ range(100000) | map('string') | join | length }}",
-            "{{ range(100000) | select('odd') | list | length }}",
-            "{{ range(100000) | unique | list | length }}",
-            "{{ 100001 in range(100000) }}",
-        ]
-        .map(repeated),
-    );
-    bombs.extend(
-        [
+    .to_vec()
+}
+
+/// Work on a long string or list, many times.
+fn repetitions() -> Vec<String> {
+    let repeated = |body: &str| format!("{LONG}{{% for i in range(100000) %}}{body}{{% endfor %}}");
+    [
+        "{{ s.find('c') }}",
+        "{{ s.count('c') }}",
+        "{{ s.rfind('c') }}",
+        "{{ s.split('b') | length }}",
+        "{{ s.replace('c', 'd') | length }}",
+        "{{ 'c' in s }}",
+        "{% set t = s ~ 'c' %}{{ s == t }}",
+        "{% set t = s ~ 'c' %}{{ t > s }}",
+        "{{ s | length }}",
+        "{{ s[::-1] | length }}",
+        "{{ s[5] }}",
+        "{{ s.strip('abc') }}",
+        "{{ s | trim | upper | lower | title | length }}",
+        "{{ s | list | length }}",
+        "{{ s | wordcount }}",
+        "{{ s | tojson | length }}",
+        "{{ s.isalpha() }}",
+        "{{ s is lower }}",
+        "{{ s.startswith('abab') }}",
+        "{{ s | sort | length }}",
+        "{{ s | unique | length }}",
+        "{{ s | reverse | length }}",
+        "{{ s.partition('c') | length }}",
+        "{{ s.splitlines() | length }}",
+        "{{ range(100000) | list | sort | sum }}",
+        "{{ range(100000) | map('string') | join | length }}",
+        "{{ range(100000) | select('odd') | list | length }}",
+        "{{ range(100000) | unique | list | length }}",
+        "{{ 100001 in range(100000) }}",
+    ]
+    .map(repeated)
+    .to_vec()
+}
+
+/// Nested loops, recursion, huge sizes.
+fn others() -> Vec<String> {
+    [
             "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
             "{% for a in range(1000000000) %}{% endfor %}",
             "{{ range(1000000000) | list | length }}",
@@ -133,9 +144,8 @@ fn bombs() -> Vec<String> {
             "{{ range(100000) | groupby('x') | list * 100000 }}",
             "{% for i in range(100000) %}{{ strftime_now('%A' * 100000) | length }}{% endfor %}",
         ]
-        .map(str::to_owned),
-    );
-    bombs
+        .map(str::to_owned)
+        .to_vec()
 }
 
 #[test]
