@@ -7,6 +7,9 @@ use alluvium_ops::check::{Inputs, compare};
 use alluvium_ops::op::{Array, Given, Gradient};
 use alluvium_ops::{Case, ChunkStates, GatedDelta, find, gated_delta_rule};
 
+/// The gate at a pair of indices.
+type Gates = fn(usize, usize) -> f32;
+
 const SCALE: f64 = 0.25;
 
 /// Which results have a gradient.
@@ -116,7 +119,7 @@ fn magnitudes(x: &Given<Array>, seeds: &[Array]) -> Vec<f64> {
 }
 
 fn every_token_is_right(device: &Device) {
-    let gates: [(&str, fn(usize, usize) -> f32); 8] = [
+    let gates: [(&str, Gates); 8] = [
         ("-1", |_, _| -1.0),
         ("-10", |_, _| -10.0),
         ("-12", |_, _| -12.0),
