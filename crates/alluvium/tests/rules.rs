@@ -155,3 +155,50 @@ fn the_generated_page_of_operations_is_what_the_list_says() {
     let page = fs::read_to_string(root().join("docs/ops.md")).unwrap();
     assert!(page == alluvium::ops::docs::page(), "stale: run `cargo run --release -- ops --markdown > docs/ops.md`");
 }
+
+/// Phrases that have a plain word or a term of the field.
+const RETIRED: [(&str, &str); 12] = [
+    ("so many ", "this many, at most n"),
+    ("whoever", "the caller, the thread"),
+    ("is no number", "NaN"),
+    ("be no number", "NaN"),
+    ("whole number", "integer"),
+    ("the processor", "the CPU"),
+    ("brought near", "prefetched"),
+    ("past the caches", "non-temporal stores"),
+    ("comes of ", "results from"),
+    ("is told ", "gets"),
+    ("the dial", "the preset"),
+    ("quantis", "quantiz"),
+];
+
+#[test]
+fn retired_phrases_stand_in_no_source_and_no_page() {
+    let mut faults = Vec::new();
+    let mut folders = vec![root().join("crates"), root().join("docs")];
+    let mut files =
+        ["README", "ARCHITECTURE", "CONTRIBUTING", "CHANGELOG"].map(|n| root().join(n.to_owned() + ".md")).to_vec();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let is_text =
+                path.extension().is_some_and(|e| ["rs", "wgsl", "md", "toml"].iter().any(|known| e == *known));
+            if path.is_dir() {
+                folders.push(path);
+            } else if is_text && !path.ends_with("tests/rules.rs") {
+                files.push(path);
+            }
+        }
+    }
+    assert!(files.len() > 100, "the sources were not found");
+    for path in files {
+        for (number, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
+            for (phrase, instead) in RETIRED {
+                if line.to_lowercase().contains(phrase) {
+                    faults.push(format!("{}:{}: `{phrase}`: {instead}", path.display(), number + 1));
+                }
+            }
+        }
+    }
+    complain(&faults);
+}

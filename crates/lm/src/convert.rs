@@ -57,11 +57,10 @@ impl Converted {
     }
 }
 
-/// Converts the model in `from` to a new folder `to`, in the layout of MLX. Floating numbers become `dtype`; where none is
-/// given, what `torch_dtype` of the configuration says, and else they stay. `progress` is told how many of how many
-/// tensors are done.
+/// Converts the model in `from` to a new folder `to` in MLX's layout. Floating-point tensors get `dtype`, else the
+/// configuration's `torch_dtype`, else they keep theirs. `progress` gets the tensors done and the number of all.
 ///
-/// The folder is written beside and renamed: it is there whole or not at all.
+/// The folder is written under a temporary name and renamed: it exists whole or not at all.
 ///
 /// # Errors
 /// When `to` exists, when a module that is packed is to be packed in another way, or as [`load`](crate::load).

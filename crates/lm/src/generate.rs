@@ -230,8 +230,8 @@ impl Iterator for Generation<'_, '_> {
     }
 }
 
-/// Continues several prompts at once, of whatever lengths; what comes of each is what [`generate`] gives for it alone
-/// with a seed that is larger by its place. A text ends with one of `ends`, which is its last token, or at the limit.
+/// Continues several prompts of any lengths at once. Each completion is that of [`generate`] for the prompt alone, with
+/// the seed plus the prompt's index. A text ends with one of `ends`, which is its last token, or at the limit.
 ///
 /// Each prompt is read by itself, so nothing is ever padded; from then on all take a step together, those that ended
 /// leaving the batch.

@@ -14,14 +14,14 @@ const AT_ONCE: usize = 128;
 /// Snapshots that a session keeps: each holds the states of all linear layers.
 const SNAPSHOTS: usize = 8;
 
-/// A model and what it has read.
+/// A model with the cache of the tokens it has read.
 ///
-/// A recurrent state cannot be taken back, so the session keeps a [`Snapshot`] of it every so many tokens and at the end
-/// of each prompt. A new prompt goes on from the last one that is part of it.
+/// A recurrent state cannot be trimmed, so the session keeps a [`Snapshot`] of it at regular intervals and at the end of
+/// each prompt. A new prompt continues from the longest snapshot that is a prefix of it.
 pub struct Session<'a> {
     model: &'a dyn LanguageModel,
     cache: Cache,
-    /// What the cache has read, as far as it is known.
+    /// The tokens in the cache, as far as they are known.
     tokens: Vec<u32>,
     /// Tokens at the beginning of the cache that are not in `tokens`: from a file.
     before: usize,
@@ -56,8 +56,8 @@ impl<'a> Session<'a> {
         Session { model, cache, tokens: Vec::new(), before, snapshots, at_once, most: SNAPSHOTS, hidden: None }
     }
 
-    /// The same, which reads so many tokens of a prompt at once: fewer take less memory, more may be quicker. Where nothing is
-    /// said, a GPU reads 512 and a processor 128, or 32 for each of more than four threads, up to 512.
+    /// Sets the number of prompt tokens per forward pass: fewer take less memory, more may be faster. By default a GPU reads
+    /// 512, a CPU 128, or 32 per thread with more than four threads, up to 512.
     pub fn reading(self, at_once: Option<NonZeroUsize>) -> Self {
         Session { at_once: at_once.map_or(self.at_once, NonZeroUsize::get), ..self }
     }

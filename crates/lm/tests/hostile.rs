@@ -10,7 +10,7 @@ use alluvium_lm::{Config, initialize, inspect, load, save};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// A safetensors file of this header and so many bytes of data.
+/// A safetensors file with this header and number of data bytes.
 fn file(header: &str, data: usize) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
@@ -350,7 +350,7 @@ fn the_same_seed_gives_the_same_model_and_another_seed_another() {
     assert!(bytes(1) != bytes(2));
 }
 
-/// What becomes of a tensor, and what it is called then.
+/// A tensor's name and data after conversion.
 type Change<'a> = &'a dyn Fn(&str, Tensor) -> Option<(String, Tensor)>;
 
 /// A model of the fixtures with its tensors changed, or left out, and another block of quantization.

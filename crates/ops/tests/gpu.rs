@@ -27,7 +27,7 @@ fn work(op: &Op, case: &Case) -> usize {
     cost.flops.max(cost.bytes)
 }
 
-/// Operations that cut their launches where a tensor is larger than a binding of so many bytes.
+/// Operations that cut their launches where a tensor is larger than a binding.
 const CUT: &[(usize, &str)] = &[
     (
         1 << 17,

@@ -248,7 +248,7 @@ fn a_lost_device_is_an_error_of_everything_after_and_nothing_hangs() {
     let x = gpu.full([1_000], 1.0).unwrap();
     gpu.wait().unwrap();
     gpu.destroy_for_test();
-    // the loss is told when the queue is next looked at
+    // the loss of the device is reported at the next use of the queue
     let _ = gpu.wait();
     let words = [
         gpu.wait().unwrap_err().to_string(),

@@ -43,7 +43,7 @@ impl Recipe {
         }
     }
 
-    /// What comes of a stored shape; none where the recipe does not fit it.
+    /// The shape that a stored shape becomes; `None` where the recipe does not fit it.
     pub fn shape(&self, stored: Shape) -> Option<Shape> {
         match (self, stored.dims()) {
             (Recipe::Same(_) | Recipe::PlusOne(_), _) => Some(stored),

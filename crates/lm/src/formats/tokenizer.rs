@@ -116,7 +116,7 @@ impl Tokenizer {
         Tokenizer { eos, ..self }
     }
 
-    /// Learns a byte-level BPE of `vocab_size` words from texts; `progress` is told how many it has read.
+    /// Trains a byte-level BPE with `vocab_size` tokens on texts; `progress` gets the number of texts read.
     ///
     /// The result is what mlx-lm and transformers take for a Qwen3.5 tokenizer; [`END_OF_TEXT`] is token 0.
     ///

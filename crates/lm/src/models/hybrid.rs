@@ -83,7 +83,7 @@ pub struct MixtureKeys {
     /// Whether the weights of the chosen experts sum to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm_topk_prob: Option<bool>,
-    /// Every so many layers one has experts. Qwen3-Next's, as is the next one: in Qwen3.5 all layers have them.
+    /// Every n-th layer is a mixture of experts (Qwen3-Next only, like `mlp_only_layers`; in Qwen3.5 every layer is).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decoder_sparse_step: Option<usize>,
     /// Layers that have one MLP all the same.

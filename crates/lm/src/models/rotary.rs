@@ -34,7 +34,7 @@ pub(super) fn rope(config: &Config, dims: usize, default_theta: Option<f32>) -> 
         Some(theta) => theta.as_f64().map(|theta| theta as f32),
         None => default_theta,
     };
-    let theta = theta.ok_or_else(|| config.wrong("`rope_theta` is missing or no number"))?;
+    let theta = theta.ok_or_else(|| config.wrong("`rope_theta` is missing or not a number"))?;
     let scaling = scaling(config, if block("rope_scaling").is_some() { "rope_scaling" } else { "rope_parameters" })?;
     Ok(Rope { theta, dims, scaling, pairs: Pairs::Halves })
 }

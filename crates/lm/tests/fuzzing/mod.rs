@@ -32,7 +32,7 @@ pub(crate) struct Fuzz<'a> {
 /// with one-letter keys come to twice that.
 const PER_BYTE: usize = 128;
 
-/// A reader that takes so many tenths of a second for one small file hangs.
+/// Tenths of a second after which a reader of one small file counts as hanging.
 const PATIENCE: usize = 300;
 
 /// Inputs a thread reads before the next takes over: what a reader keeps for each thread goes with it.

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 /// Channels of a span: long enough to stream, and what a block needs of them fits the second cache.
 const SPAN: usize = 2048;
-/// The tokens are cut into about so many parts whatever the threads, so that the bits of `dw` are the same everywhere.
+/// The tokens are cut into about this many parts for any number of threads, so that `dw` is bit-identical.
 const PARTS: usize = 32;
 /// Tokens below which a part is not worth a thread.
 const SMALLEST: usize = 64;
@@ -125,7 +125,7 @@ pub(super) fn forward(cpu: &Cpu, saved: &Saved) -> Result<(Tensor, Option<Tensor
     Ok((cpu.tensor(y, saved.x.shape(), saved.x.dtype())?, state))
 }
 
-/// Whether a result is stored past the caches.
+/// Whether a result is written with non-temporal stores.
 fn is_large(result: &[f32]) -> bool {
     size_of_val(result) >= NonTemporalWriter::<f32>::THRESHOLD
 }

@@ -62,7 +62,7 @@ pub(super) fn lay_out(taps_of_channels: &[f32], taps: usize, to: &mut [f32]) {
 }
 
 impl Window<'_> {
-    /// The number of channels; the unchecked reads below lean on every row having so many and the span lying in them.
+    /// The number of channels; the unchecked reads below rely on every row having this many, and on the span lying within.
     fn channels(&self, taps: usize) -> usize {
         let channels = self.x[0].len();
         assert!(self.span.start <= self.span.end && self.span.end <= channels);
@@ -83,7 +83,7 @@ pub(super) struct Cotangent<'a, 'b> {
     pub(super) dx: &'a mut [Option<&'b mut [f32]>],
 }
 
-/// How far ahead in a row lines are brought near: more rows are read at once than the CPU follows by itself.
+/// Prefetch distance within a row: more rows are read at once than the hardware prefetcher follows.
 const AHEAD: usize = 256;
 
 /// The taps that Gated DeltaNet uses: known when the kernel is compiled, so that its loops over them unroll.

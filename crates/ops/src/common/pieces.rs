@@ -14,7 +14,7 @@ use std::ops::Range;
 pub(crate) enum Piece<'a> {
     /// These places along the axis of a tensor.
     Of(&'a Tensor, Range<usize>),
-    /// So many zeros along the axis.
+    /// This many zeros along the axis.
     Zeros(usize),
 }
 

@@ -16,7 +16,7 @@ pub(crate) trait Stored: Element {
     /// # Safety
     /// `src` is valid for reading [`F32s::LANES`] numbers.
     unsafe fn load<S: F32s>(src: *const Self) -> S;
-    /// What [`Stored::widen`] needs for so many numbers.
+    /// Scratch that [`Stored::widen`] needs for this many elements.
     fn room(numbers: usize) -> Vec<f32>;
     /// The numbers to change: themselves, or widened into the start of `wide` until [`Stored::close`].
     fn open<'a>(block: &'a mut [Self], wide: &'a mut [f32]) -> &'a mut [f32];

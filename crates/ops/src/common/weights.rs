@@ -75,7 +75,7 @@ pub(crate) fn few<W: Weights>(
     Ok(())
 }
 
-/// So many numbers of scratch for a task.
+/// Elements of scratch for a task.
 pub(crate) fn scratch(numbers: usize) -> Few<f32, SCRATCH> {
     Few::new(numbers, 0.0)
 }

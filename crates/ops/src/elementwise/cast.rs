@@ -73,7 +73,7 @@ fn convert<From: Stored, To: Stored>(cpu: &Cpu, x: &Tensor) -> Result<Tensor> {
     cpu.wrap(to, x.shape())
 }
 
-/// The storage with so many bits of fraction, f16 where a case does not say.
+/// The storage dtype with this many fraction bits; f16 where a case does not say.
 fn storage<T>(t: &Given<T>) -> DType {
     match t.option("fraction") {
         Some(23.0) => DType::F32,

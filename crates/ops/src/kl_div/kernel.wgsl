@@ -26,7 +26,7 @@ fn teacher(row: u32, at: u32) -> vec4<f32> {
     return inside(shifted(widen_T(t[i]), widen_T(t[min(i + 1u, arrayLength(&t) - 1u)]), first % 4u), at);
 }
 
-// the difference of two logits; a word that neither takes is no difference, where −∞ − −∞ would be no number
+// the difference of two logits; 0 for a token that neither distribution has, where −∞ − −∞ would be NaN
 fn apart(x: vec4<f32>, y: vec4<f32>) -> vec4<f32> { return max(x, vec4<f32>(LEAST)) - max(y, vec4<f32>(LEAST)); }
 
 fn most(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }

@@ -1,5 +1,5 @@
 // The largest of each row, cut into `parts` of `each` numbers; the first of equal ones. Numbers are compared as whole
-// numbers in the same order, in which what is no number comes first.
+// integers in the same order, in which NaN comes first.
 const NONE = 0xffffffffu;
 struct Params { rows: u32, width: u32, parts: u32, each: u32 }
 struct Best { key: u32, at: u32 }

@@ -48,7 +48,7 @@ fn part_of(rows: usize, units: usize) -> usize {
     if parts == 1 { units } else { units.div_ceil(parts).next_multiple_of(ALIGNMENT) }
 }
 
-/// What one launch sums: of so many rows, or of one, these units.
+/// What one launch sums: these units of several rows, or of one.
 struct Stretch {
     rows: usize,
     units: Range<usize>,

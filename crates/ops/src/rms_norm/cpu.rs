@@ -70,13 +70,13 @@ struct Rows<'a> {
     rstd: &'a [f32],
     /// What is taken of each number of a row for its share in the row's norm.
     shrink: &'a [f32],
-    /// How far the next rows are, which are brought near meanwhile.
+    /// Distance of the next rows, which are prefetched meanwhile.
     ahead: usize,
 }
 
 alluvium_core::simd! {
     fn normalize<S>(x: &[f32], w: &[f32], rows: (&[f32], usize), y: Block<'_>) {
-        // the next rows are `ahead`, and are brought near meanwhile
+        // the rows at distance `ahead` are prefetched meanwhile
         let ((rstd, ahead), Block { to: y, stores, .. }) = (rows, y);
         let width = w.len();
         let whole = width - width % S::LANES;

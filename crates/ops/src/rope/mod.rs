@@ -22,7 +22,7 @@ static CONTRACT: Contract = Contract {
 pub struct Rope {
     /// The base of the frequencies; the longer a context is to be, the larger.
     pub theta: f32,
-    /// The first so many elements of a head are turned, an even number; the rest passes through.
+    /// The number of leading elements of a head that are rotated, even; the rest passes through.
     pub dims: usize,
     /// How the frequencies of a model are changed for longer contexts than it was first trained on.
     pub scaling: RopeScaling,

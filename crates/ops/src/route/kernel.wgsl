@@ -58,7 +58,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
         last = first_of_group(next, lane.index);
         let x = logits[base + last.at];
         if found == 0u { most = x; }
-        // whoever writes a choice weighs it below
+        // the invocation that writes a choice computes its weight below
         if found % WG == lane.index {
             experts[to + found] = last.at;
             weights[to + found] = exp1(x - most);

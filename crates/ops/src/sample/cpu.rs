@@ -1,5 +1,5 @@
-//! One task a row. Whatever the filters, the words that stay are the first ones in the order of descending logits, so
-//! only their number is looked for and only so many are ever sorted.
+//! One task per row. Whatever the filters, the tokens that remain are a prefix of the order of descending logits: the
+//! kernel finds the length of that prefix and sorts no more than it.
 
 use super::{CONTRACT, Sampling};
 use alluvium_core::cpu::simd::math::exp;
@@ -9,9 +9,9 @@ use rayon::prelude::*;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Words whose weights are summed in f32 before their sum joins an f64 one.
+/// Tokens whose weights are summed in f32 before the sum is added to an f64 one.
 const BLOCK: usize = 4_096;
-/// Words that are sorted first when a filter by probability does not say how many it needs.
+/// Tokens that are sorted first when a filter by probability does not say how many it needs.
 const FIRST_GUESS: usize = 256;
 
 pub(super) fn sample(cpu: &Cpu, logits: &Tensor, sampling: &Sampling, draws: &[f32], dims: &Dims) -> Result<Tensor> {

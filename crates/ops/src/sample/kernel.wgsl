@@ -108,7 +108,7 @@ fn choose(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
     var wrong = 0u;
     for (var id = lane; id < p.words; id += LANES) {
         let x = logit(row, id);
-        // by its bits, which no driver computes with: no number, or +∞
+        // tested by its bits, which drivers do not optimize away: NaN or +∞
         let bits = bitcast<u32>(x);
         if (bits & 0x7fffffffu) > 0x7f800000u || bits == 0x7f800000u { wrong = 1u; }
         most = max(most, x);

@@ -22,7 +22,7 @@ const WHY: &str = "a choice does not move with its logits";
 pub struct Sampling {
     /// What logits are divided by; 0 takes the likeliest word. Subnormal values count as the smallest normal f32.
     pub temperature: f32,
-    /// Only the so many likeliest words; 0 is off.
+    /// Sample from the `top_k` most likely tokens; 0 disables it.
     pub top_k: usize,
     /// Only the likeliest words that together have this probability; 1 is off.
     pub top_p: f32,

@@ -45,7 +45,7 @@ static WITH_O: Kernel =
 
 /// Rows of a tile.
 const SIDE: usize = 64;
-/// The widest head: each invocation holds so many quads of four rows.
+/// The largest head_dim, in quads: each invocation holds this many quads of four rows.
 const WIDEST: usize = 256;
 
 #[repr(C)]

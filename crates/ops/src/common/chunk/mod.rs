@@ -72,12 +72,12 @@ pub(crate) fn gather(from: &[f32], tokens: Range<usize>, [heads, head, width]: [
     }
 }
 
-/// What becomes of the numbers that are there.
+/// Whether a product overwrites its destination or is added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Write {
-    /// They are overwritten.
+    /// Overwrites it.
     Set,
-    /// They are added to.
+    /// Adds to it.
     Add,
 }
 

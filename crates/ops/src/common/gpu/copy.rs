@@ -81,7 +81,7 @@ impl Rows<'_> {
         if self.from.is_some() { "rows" } else { "zeros" }
     }
 
-    /// Units of so many bytes; everything is a multiple of them.
+    /// Units of this many bytes; all sizes and offsets are multiples.
     fn by_unit(&self, gpu: &Gpu, kernel: &'static Kernel, unit: usize) -> Result<()> {
         let per = unit / self.to.tensor.dtype().size();
         let room = gpu.limits().binding - ALIGNMENT;

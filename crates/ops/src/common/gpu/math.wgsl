@@ -9,7 +9,7 @@ fn exp2_whole(n: vec4<f32>) -> vec4<f32> {
     return a * b;
 }
 
-// within 2 units in the last place; what is no number stays none
+// within 2 units in the last place; NaN stays NaN
 fn exp4(x: vec4<f32>) -> vec4<f32> {
     let bounded = clamp(x, vec4<f32>(-105.0), vec4<f32>(89.5));
     let n = round(bounded * 1.44269504);
@@ -32,7 +32,7 @@ fn sigmoid4(x: vec4<f32>) -> vec4<f32> { return 1.0 / (1.0 + exp4(-x)); }
 
 fn sigmoid1(x: f32) -> f32 { return sigmoid4(vec4<f32>(x)).x; }
 
-// -0 at -infinity, where the product alone would be no number
+// -0 at -infinity, where the product alone would be NaN
 fn silu4(x: vec4<f32>) -> vec4<f32> { return max(x, vec4<f32>(-200.0)) * sigmoid4(x); }
 
 struct Silu { value: vec4<f32>, slope: vec4<f32> }

@@ -17,7 +17,7 @@ pub(crate) struct Sharing {
 }
 
 impl Sharing {
-    /// For rows of so many units: about four of them for an invocation, so that enough reads are under way.
+    /// Lanes for rows of this many units: about four units for an invocation, so that enough loads are in flight.
     pub(crate) fn of(units: usize) -> Self {
         let lanes = units.div_ceil(4).next_power_of_two();
         // up to 16 lanes a sum takes one exchange; from 64 on a row has a workgroup of its own

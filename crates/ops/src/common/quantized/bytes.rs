@@ -37,7 +37,7 @@ impl<B: Bytes> Product for ByBytes<B> {
                 largest = largest.max(x.max(-x));
             }
             let total = sums.sum();
-            // whatever is no number in the group shows in all of its products
+            // a NaN or infinity in the group shows in all of its products
             let unit = (largest.max_lane() / LARGEST).max(1e-38) + 0.0 * total;
             units.fill(B::UNIT * unit);
             *sum = if Self::RAISED { -B::UNIT * B::OFFSET * total } else { total };

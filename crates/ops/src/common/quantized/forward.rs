@@ -20,11 +20,11 @@ pub(super) trait Product {
     /// Whether the sums of groups count where there are no biases: with the scales.
     const RAISED: bool;
 
-    /// Writes a row of numbers; what is past its end stays zero.
+    /// Writes a row of elements; the rest stays zero.
     fn arrange<S: F32s>(x: &[f32], row: RowMut<'_>);
 
-    /// Adds to the sums of a tile the products of a register's lanes from lane `first` on, but for what comes of groups'
-    /// sums.
+    /// Adds the products of a register's lanes from lane `first` on to the sums of a tile, without the contribution of the
+    /// groups' sums.
     ///
     /// # Safety
     /// The rows of the tile have these lanes, those of the matrix where `WHOLE`.

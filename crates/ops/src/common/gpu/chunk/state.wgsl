@@ -20,7 +20,7 @@ var<immediate> p: Params;
 
 const EACH: u32 = TILE / 4u;
 const AHEAD: u32 = 16u;
-// the left side comes in pieces of so many numbers of each token, column by column in memory that is shared
+// the left factor is loaded in pieces of this many elements of each token, column by column, into workgroup memory
 const PIECE: u32 = 16u;
 const PITCH: u32 = 65u;
 // where there are few columns, several invocations share one: each has a run of its rows

@@ -31,7 +31,7 @@ pub(crate) struct Sizes {
     pub(crate) inner: usize,
 }
 
-/// How a product of so many choices is computed.
+/// How a product with this many choices is computed.
 pub(crate) fn plan(sizes: Sizes) -> Plan {
     let Sizes { choices, experts, outer, inner } = sizes;
     if choices <= FEW {
@@ -61,8 +61,8 @@ fn lanes(sets: usize, inner: usize) -> usize {
 /// Numbers of a piece of a gradient that is never kept as a whole: 64 MiB.
 const PIECE: usize = 1 << 24;
 
-/// Experts of a piece of the gradient of all matrices: all, or so many that the `groups` numbers of each, which the piece
-/// is summed up in, begin where a binding may.
+/// Experts in a piece of the gradient of all matrices: all, or a number at which the `groups` partial sums of each begin at
+/// an aligned offset.
 pub(crate) fn piece(binding: usize, experts: usize, matrix: usize, groups: usize) -> usize {
     let most = PIECE.min(binding / 4) / matrix;
     if most >= experts {

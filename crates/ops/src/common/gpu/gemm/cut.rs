@@ -13,7 +13,7 @@ enum Axis {
     N,
 }
 
-/// Pieces have a multiple of so many lines where so many fit: whole tiles.
+/// Pieces have a multiple of this many lines where that many fit: whole tiles.
 const TILE: usize = 128;
 /// Columns of results are cut between quads, which are written whole.
 const QUAD: usize = 4;

@@ -25,7 +25,7 @@ pub(super) enum Plan {
 pub(super) struct Few {
     /// Which side has few lines.
     pub(super) side: FewSide,
-    /// Room for so many of them.
+    /// Room for this many of them.
     pub(super) lines: usize,
     /// Invocations that share a sum.
     pub(super) lanes: usize,
@@ -48,7 +48,7 @@ pub(super) struct Stored {
     pub(super) matrices: Option<usize>,
 }
 
-/// A GPU is busy with so many workgroups of 256: a large one runs about this many at once.
+/// Workgroups of 256 invocations that occupy a large GPU.
 const BUSY: usize = 256;
 /// Lines that are few.
 const FEW: usize = 8;
@@ -89,7 +89,7 @@ fn split(tiles: usize, k: usize) -> (usize, usize) {
     (part, k.div_ceil(part))
 }
 
-/// Invocations for the sum of four results: so many that the GPU has enough loads in flight, but each has some to do.
+/// Invocations for the sum of four results: enough loads in flight for the GPU, and some work for each.
 fn lanes(sets: usize, k: usize, along_k: bool) -> usize {
     let wanted = (BUSY * 256 / sets).max(1).next_power_of_two();
     // neighbours read along k, or at least 64 bytes across it

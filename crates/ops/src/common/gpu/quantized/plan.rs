@@ -12,7 +12,7 @@ pub(crate) enum Path {
 /// A few rows against many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Few {
-    /// Room for so many rows.
+    /// Room for this many rows.
     pub(crate) room: usize,
     /// Invocations that share the sums of four outputs: a power of 4, as sums are added up four by four.
     pub(crate) lanes: usize,
@@ -36,7 +36,7 @@ pub(crate) fn path(rows: usize, outer: usize, inner: usize) -> Path {
     Path::Dots(Few { room: rows.next_power_of_two(), lanes })
 }
 
-/// Rows of a piece of a gradient: all, or so many that each piece begins where a binding may.
+/// Rows in a piece of a gradient: all, or a number at which each piece begins at an aligned offset.
 pub(crate) fn panel(binding: usize, outer: usize, inner: usize) -> usize {
     let most = PIECE.min(binding / 4) / inner;
     if most >= outer { outer } else { (most / 256 * 256).max(256).min(outer) }

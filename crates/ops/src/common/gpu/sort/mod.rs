@@ -1,4 +1,4 @@
-//! Ids sorted where they are, each with its place: nothing is waited for, whoever made them.
+//! Sorts ids on the GPU, each with its position, without reading them back.
 
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
@@ -13,7 +13,7 @@ static STARTS: Kernel = crate::common::gpu::kernel("starts of sorted ids", &[inc
 const GROUP: usize = 256;
 /// Blocks at most: each adds up what all of them counted.
 const BLOCKS: usize = 256;
-/// A block has at least so many times `GROUP` ids.
+/// The least number of ids in a block, in units of `GROUP`.
 const STEPS: usize = 4;
 
 /// Ids in order, those that are the same by their places.
