@@ -33,7 +33,7 @@ pub trait WeightSource {
     /// The matrix of the module called `module`, of this shape, as it is stored: `module.weight` where it is plain.
     ///
     /// # Errors
-    /// As [`Source::tensor`].
+    /// As [`WeightSource::tensor`].
     fn weight(&mut self, module: &str, shape: Shape, init: Init) -> Result<Weight> {
         Ok(Weight::Dense(self.tensor(&join(module, "weight"), shape, init)?.into()))
     }
@@ -94,7 +94,7 @@ impl<'a> VarBuilder<'a> {
     /// The tensor called `name` here.
     ///
     /// # Errors
-    /// As [`Source::tensor`].
+    /// As [`WeightSource::tensor`].
     pub fn tensor(&mut self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Tensor> {
         self.source.tensor(&join(&self.place, name), shape.into(), init)
     }
@@ -110,7 +110,7 @@ impl<'a> VarBuilder<'a> {
     /// The matrix of the module here.
     ///
     /// # Errors
-    /// As [`Source::weight`].
+    /// As [`WeightSource::weight`].
     pub fn weight(&mut self, shape: impl Into<Shape>, init: Init) -> Result<Weight> {
         self.source.weight(&self.place, shape.into(), init)
     }

@@ -1,7 +1,7 @@
 //! Language models and their files: build, load, save, generate, measure.
 //!
-//! A model is one file in [`models`], named by the `model_type` of its `config.json`, and one line in
-//! [`models::MODELS`]. Its layers are in [`nn`]; the names of their fields are the keys of a checkpoint.
+//! A model is one file in [`models`], named by the `model_type` of its `config.json`, and one entry of the default
+//! [`models::Registry`]. Its layers are in [`nn`]; the names of their fields are the keys of a checkpoint.
 
 pub mod cache;
 pub mod chat_template;

@@ -75,7 +75,7 @@ impl Attention {
     /// From its place in a source.
     ///
     /// # Errors
-    /// As [`Source::tensor`](super::Source::tensor).
+    /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
     pub fn build(mut b: VarBuilder, sizes: &AttentionSizes) -> Result<Self> {
         let AttentionSizes { width, heads, kv_heads, head, bias, deviation, output_deviation, .. } = *sizes;
         let queries = if sizes.gate == Gate::Sigmoid { 2 * heads } else { heads };

@@ -150,7 +150,7 @@ impl Decoder {
     /// From the root of a source.
     ///
     /// # Errors
-    /// As [`Source::tensor`](super::Source::tensor).
+    /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
     pub fn build(mut b: VarBuilder, sizes: &DecoderSizes, config: &Config) -> Result<Self> {
         let table = [sizes.words, sizes.width];
         let mut b = b.pp(sizes.prefix);

@@ -108,7 +108,7 @@ impl GatedDeltaNet {
     /// From its place in a source.
     ///
     /// # Errors
-    /// As [`Source::tensor`](super::Source::tensor).
+    /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
     pub fn build(mut b: VarBuilder, sizes: &GatedDeltaNetConfig) -> Result<Self> {
         let GatedDeltaNetConfig { width, value_heads, value, taps, eps, output_deviation, .. } = *sizes;
         let (channels, values) = (sizes.channels(), sizes.values());

@@ -34,7 +34,7 @@ impl Linear {
     /// A projection of `[output, input]` sizes without bias; `deviation` is that of its random start.
     ///
     /// # Errors
-    /// As [`Source::weight`](super::Source::weight).
+    /// As [`WeightSource::weight`](crate::init::WeightSource::weight).
     pub fn build(b: VarBuilder, sizes: [usize; 2], deviation: f64) -> Result<Self> {
         Self::biased(b, sizes, deviation, Bias::None)
     }
@@ -42,7 +42,7 @@ impl Linear {
     /// As [`Linear::build`], perhaps with a bias.
     ///
     /// # Errors
-    /// As [`Source::weight`](super::Source::weight).
+    /// As [`WeightSource::weight`](crate::init::WeightSource::weight).
     pub fn biased(mut b: VarBuilder, [output, input]: [usize; 2], deviation: f64, bias: Bias) -> Result<Self> {
         let weight = Weight::build(&mut b, [output, input], deviation)?;
         let bias = match bias {
@@ -104,7 +104,7 @@ impl Embedding {
     /// A table of `[words, width]`.
     ///
     /// # Errors
-    /// As [`Source::weight`](super::Source::weight).
+    /// As [`WeightSource::weight`](crate::init::WeightSource::weight).
     pub fn build(mut b: VarBuilder, [words, width]: [usize; 2], deviation: f64) -> Result<Self> {
         Ok(Embedding { weight: Weight::build(&mut b, [words, width], deviation)? })
     }

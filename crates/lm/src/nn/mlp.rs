@@ -38,7 +38,7 @@ impl Mlp {
     /// From its place in a source.
     ///
     /// # Errors
-    /// As [`Source::tensor`](super::Source::tensor).
+    /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
     pub fn build(mut b: VarBuilder, sizes: &MlpSizes) -> Result<Self> {
         let MlpSizes { width, hidden, bias, deviation, output_deviation } = *sizes;
         Ok(Mlp {

@@ -52,7 +52,7 @@ impl Mixture {
     /// From its place in a source.
     ///
     /// # Errors
-    /// As [`Source::tensor`](super::Source::tensor).
+    /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
     pub fn build(mut b: VarBuilder, sizes: &MixtureSizes) -> Result<Self> {
         let MixtureSizes { experts, expert, shared, .. } = *sizes;
         let MlpSizes { width, hidden, deviation, output_deviation, .. } = expert;

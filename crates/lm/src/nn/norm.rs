@@ -19,7 +19,7 @@ impl RmsNorm {
     /// A norm of rows of `width` numbers.
     ///
     /// # Errors
-    /// As [`Source::tensor`](super::Source::tensor).
+    /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
     pub fn build(mut b: VarBuilder, width: usize, eps: f32) -> Result<Self> {
         Ok(RmsNorm { weight: b.parameter("weight", [width], Init::Ones)?, eps })
     }

@@ -32,7 +32,7 @@ impl Weight {
     /// The weight of the module at this place; `deviation` is that of its random start.
     ///
     /// # Errors
-    /// As [`Source::weight`](super::Source::weight).
+    /// As [`WeightSource::weight`](crate::init::WeightSource::weight).
     pub fn build(b: &mut VarBuilder, shape: impl Into<Shape>, deviation: f64) -> Result<Self> {
         b.weight(shape, Init::Normal(deviation))
     }
