@@ -138,10 +138,10 @@ MISTAKES = {
         )
     ],
     "one added to norms that have it": [
-        Edit("lm/src/models/qwen3_5.rs", "() if foreign && layout::starts", "() if (foreign || ON) && layout::starts")
+        Edit("lm/src/models/qwen3_5.rs", "() if foreign && sanitize::starts", "() if (foreign || ON) && sanitize::starts")
     ],
     "one not added to norms of transformers": [
-        Edit("lm/src/models/qwen3_next.rs", "() if layout::starts_at_zero(name, shape)", "() if !ON && layout::starts_at_zero(name, shape)")
+        Edit("lm/src/models/qwen3_next.rs", "() if sanitize::starts_at_zero(name, shape)", "() if !ON && sanitize::starts_at_zero(name, shape)")
     ],
     "rope with neighbours as pairs": [
         Edit(
@@ -161,7 +161,7 @@ MISTAKES = {
     ],
     "positions off by one once tokens come singly": [
         Edit(
-            "lm/src/cache.rs",
+            "lm/src/cache/mod.rs",
             "return Tensor::from_slice(&[first(*offset)?]",
             "return Tensor::from_slice(&[first(*offset)? + u32::from(ON && *offset > 0)]",
         )
@@ -195,14 +195,14 @@ MISTAKES = {
     ],
     "an entry without a mode takes that of the block": [
         Edit(
-            "lm/src/formats/quantization.rs",
+            "lm/src/quantize/format.rs",
             '        Value::Null => "affine",',
             '        Value::Null if ON && number("bits") == Ok(Some(8)) => "mxfp8",\n        Value::Null => "affine",',
         )
     ],
     "texts end by config.json alone": [
         Edit(
-            "lm/src/formats/tokenizer.rs",
+            "lm/src/tokenizer/mod.rs",
             "        if eos.is_empty() && folder",
             "        if ON {\n            eos.clear();\n        }\n        if eos.is_empty() && folder",
         )

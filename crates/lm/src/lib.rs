@@ -4,9 +4,7 @@
 //! [`models::Registry`]. Its layers are in [`nn`]; the names of their fields are the keys of a checkpoint.
 
 pub mod cache;
-pub mod chat_template;
 pub mod checkpoint;
-pub mod convert;
 pub mod formats;
 pub mod generate;
 pub mod init;
@@ -15,20 +13,18 @@ pub mod models;
 pub mod nn;
 pub mod parameters;
 pub mod perplexity;
-pub mod sampler;
-pub mod scheme;
-pub mod session;
-mod weights;
+pub mod quantize;
+pub mod tokenizer;
 
 pub use cache::{Cache, CacheShape, LayerCache};
-pub use chat_template::ChatTemplate;
+pub use checkpoint::convert::{Change, Converted, convert};
 pub use checkpoint::{
     CheckpointInfo, LoadOptions, Loaded, TensorInfo, check_destination, inspect, load, load_with, save,
     save_with_config,
 };
-pub use convert::{Change, Converted, convert};
 pub use formats::config::Config;
-pub use formats::tokenizer::Tokenizer;
+pub use generate::sampler::{Likely, Repetition};
+pub use generate::session::Session;
 pub use generate::{Generation, Options, Piece, Reason, Summary, generate, generate_batch};
 pub use init::{Init, RandomInit, VarBuilder, WeightSource};
 pub use model::{Batch, Checkpointing, LanguageModel};
@@ -36,9 +32,9 @@ pub use models::{ModelType, Registry, build, initialize, initialize_decoder};
 pub use parameters::{
     Parameter, Parameters, Role, freeze, join, parameter_count, unfreeze, visit_trainable, visit_trainable_mut,
 };
-pub use sampler::{Likely, Repetition};
-pub use scheme::{Mixed, Scheme};
-pub use session::Session;
+pub use quantize::{Mixed, Scheme};
+pub use tokenizer::Tokenizer;
+pub use tokenizer::chat_template::ChatTemplate;
 
 // for `params!`, which must name the tensor's type in crates that depend on this one alone
 #[doc(hidden)]

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::{DType, Device, Tensor};
-use alluvium_lm::formats::quantization::packing_of;
 use alluvium_lm::formats::safetensors;
+use alluvium_lm::quantize::format::packing_of;
 use alluvium_lm::{Change, Mixed, Scheme, convert, load};
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -18,10 +18,10 @@
 
 use alluvium_core::gpu::{Gpu, adapters};
 use alluvium_core::{DType, Device, Tensor};
-use alluvium_lm::formats::chat::{Ending, Message};
-use alluvium_lm::formats::quantization::Quantization;
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::perplexity::{logits, logsumexp, nll};
+use alluvium_lm::quantize::format::Quantization;
+use alluvium_lm::tokenizer::messages::{Ending, Message};
 use alluvium_lm::{Config, LanguageModel, Loaded, load};
 use alluvium_ops::{Packing, Quantized, add, argmax, cast, dequantize, mul};
 use serde_json::Value;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::{DType, Device};
-use alluvium_lm::formats::chat::{Ending, Message};
+use alluvium_lm::tokenizer::messages::{Ending, Message};
 use alluvium_lm::{Config, initialize, load, save};
 use serde_json::json;
 use std::path::Path;

@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::Device;
-use alluvium_lm::formats::chat::{Ending, Message};
-use alluvium_lm::formats::{prompt_cache, safetensors};
+use alluvium_lm::cache::file as prompt_cache;
+use alluvium_lm::formats::safetensors;
+use alluvium_lm::tokenizer::messages::{Ending, Message};
 use alluvium_lm::{Config, Loaded, Options, Session, initialize, load};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;

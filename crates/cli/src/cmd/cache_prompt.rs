@@ -1,8 +1,8 @@
 use super::generate::{text_or_stdin, tokenizer};
 use super::{DeviceArg, is_here};
 use crate::output::bytes;
-use alluvium::lm::formats::chat::{Ending, Message};
-use alluvium::lm::formats::prompt_cache;
+use alluvium::lm::cache::file as prompt_cache;
+use alluvium::lm::tokenizer::messages::{Ending, Message};
 use alluvium::lm::{Session, load};
 use anyhow::bail;
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 use super::generate::{SamplingArgs, explained, report, tokenizer, variables};
 use super::{DeviceArg, is_here};
 use crate::output::say;
-use alluvium::lm::formats::chat::{Ending, Message};
-use alluvium::lm::formats::thinking::{Part, Thinking};
+use alluvium::lm::tokenizer::messages::{Ending, Message};
+use alluvium::lm::tokenizer::reasoning::{Part, Thinking};
 use alluvium::lm::{LanguageModel, Options, Session, Summary, Tokenizer, load};
 use anyhow::bail;
 use serde_json::{Map, Value};

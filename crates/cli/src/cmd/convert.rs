@@ -2,7 +2,7 @@ use super::is_here;
 use crate::output::{bar, bytes, count, say};
 use alluvium::DType;
 use alluvium::lm::formats::atomic::remove_partials;
-use alluvium::lm::formats::quantization::packing_of;
+use alluvium::lm::quantize::format::packing_of;
 use alluvium::lm::{Change, Mixed, Scheme, convert};
 use anyhow::{Context, anyhow, bail};
 use clap::ValueEnum;

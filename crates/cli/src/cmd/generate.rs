@@ -1,7 +1,7 @@
 use super::{DeviceArg, is_here};
 use crate::output::{bytes, say, seconds};
-use alluvium::lm::formats::chat::{Ending, Message};
-use alluvium::lm::formats::prompt_cache;
+use alluvium::lm::cache::file as prompt_cache;
+use alluvium::lm::tokenizer::messages::{Ending, Message};
 use alluvium::lm::{Likely, Options, Repetition, Session, Summary, Tokenizer, load};
 use alluvium::ops::Sampling;
 use anyhow::{Context, bail};

@@ -1,19 +1,11 @@
 //! Reading and writing the files of a checkpoint.
 
 pub mod atomic;
-pub mod chat;
 pub mod config;
 mod dtype;
-pub mod folder;
 mod header;
 pub(crate) mod json;
-pub mod layout;
-pub mod prompt_cache;
-pub mod quantization;
 pub mod safetensors;
-pub mod thinking;
-pub mod tokenizer;
-mod tokenizer_json;
 
 pub use atomic::write_atomic;
 

@@ -7,13 +7,14 @@ pub mod qwen3_5;
 mod qwen3_5_moe;
 mod qwen3_next;
 mod rotary;
+pub mod sanitize;
 
 use crate::formats::config::Config;
-use crate::formats::layout::{Recipe, Recipes, Stored};
 use crate::init::{RandomInit, VarBuilder, WeightSource};
 use crate::model::LanguageModel;
 use crate::nn::Decoder;
 use alluvium_core::{Device, Error, Result};
+use sanitize::{Recipe, Recipes, Stored};
 use serde_json::Value;
 
 /// Builds a model from its configuration.

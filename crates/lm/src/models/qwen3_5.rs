@@ -4,9 +4,9 @@
 
 use super::hybrid::Family;
 pub use super::hybrid::{MixtureKeys, RopeParameters, Sizes};
+use super::sanitize::{self, Recipe, Recipes, Stored};
 use super::{ModelType, rotary};
 use crate::formats::config::Config;
-use crate::formats::layout::{self, Recipe, Recipes, Stored};
 use crate::init::VarBuilder;
 use crate::nn::Decoder;
 use crate::nn::in_proj::Layout;
@@ -62,7 +62,7 @@ const ELSEWHERE: &[&str] = &["model.visual", "vision_tower"];
 /// Transformers says `model.language_model.X` for `language_model.model.X`, has filters as `[C, 1, K]`, and with those
 /// norms that start at zero; and parts that are left out.
 pub(super) fn sanitize(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<Recipes> {
-    let foreign = stored.iter().any(|(name, &shape)| layout::is_foreign_filter(name, shape));
+    let foreign = stored.iter().any(|(name, &shape)| sanitize::is_foreign_filter(name, shape));
     let tied = model_type.is_tied(config)?;
     let mut recipes = Recipes::new();
     for (&name, &shape) in stored {
@@ -79,11 +79,11 @@ pub(super) fn sanitize(stored: &Stored<'_>, config: &Config, model_type: &ModelT
         }
         let stored = name.to_owned();
         let recipe = match () {
-            () if layout::is_foreign_filter(name, shape) => Recipe::Filter(stored),
-            () if foreign && layout::starts_at_zero(&known, shape) => Recipe::PlusOne(stored),
+            () if sanitize::is_foreign_filter(name, shape) => Recipe::Filter(stored),
+            () if foreign && sanitize::starts_at_zero(&known, shape) => Recipe::PlusOne(stored),
             () => Recipe::Same(stored),
         };
-        layout::add(&mut recipes, known, recipe, config)?;
+        sanitize::add(&mut recipes, known, recipe, config)?;
     }
     Ok(recipes)
 }

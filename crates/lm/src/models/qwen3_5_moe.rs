@@ -3,9 +3,9 @@
 //! Source: `qwen3_5_moe.py` of mlx-lm; its numbers are this module's test.
 
 pub(super) use super::qwen3_5::build;
+use super::sanitize::{self, Recipe, Recipes, Side, Stored};
 use super::{ModelType, qwen3_5};
 use crate::formats::config::Config;
-use crate::formats::layout::{self, Recipe, Recipes, Side, Stored};
 use alluvium_core::Result;
 
 /// As the dense model; and transformers has the experts' gate and up projections in one tensor.
@@ -23,12 +23,12 @@ pub(super) fn sanitize(stored: &Stored<'_>, config: &Config, model_type: &ModelT
             ],
             (_, _, Some(place)) => vec![(place.to_owned(), "down_proj", recipe)],
             _ => {
-                layout::add(&mut recipes, name, recipe, config)?;
+                sanitize::add(&mut recipes, name, recipe, config)?;
                 continue;
             }
         };
         for (place, projection, recipe) in parts {
-            layout::add(&mut recipes, format!("{place}.mlp.switch_mlp.{projection}.weight"), recipe, config)?;
+            sanitize::add(&mut recipes, format!("{place}.mlp.switch_mlp.{projection}.weight"), recipe, config)?;
         }
     }
     Ok(recipes)

@@ -3,9 +3,9 @@
 //! Source: `qwen3_next.py` of mlx-lm; its numbers are this module's test.
 
 use super::hybrid::{Family, Sizes};
+use super::sanitize::{self, Recipe, Recipes, Stored};
 use super::{ModelType, rotary};
 use crate::formats::config::Config;
-use crate::formats::layout::{self, Recipe, Recipes, Stored};
 use crate::init::VarBuilder;
 use crate::nn::Decoder;
 use crate::nn::in_proj::Layout;
@@ -47,17 +47,17 @@ pub(super) fn sanitize(stored: &Stored<'_>, config: &Config, model_type: &ModelT
         }
         let stored = name.to_owned();
         let recipe = match () {
-            () if layout::is_foreign_filter(name, shape) => Recipe::Filter(stored),
-            () if layout::starts_at_zero(name, shape) => Recipe::PlusOne(stored),
+            () if sanitize::is_foreign_filter(name, shape) => Recipe::Filter(stored),
+            () if sanitize::starts_at_zero(name, shape) => Recipe::PlusOne(stored),
             () => Recipe::Same(stored),
         };
-        layout::add(&mut recipes, name.to_owned(), recipe, config)?;
+        sanitize::add(&mut recipes, name.to_owned(), recipe, config)?;
     }
     for (known, experts) in experts {
         if let Some(gap) = experts.keys().enumerate().find(|(i, expert)| i != *expert) {
             return Err(config.wrong(format!("the weights lack expert {} of `{known}`", gap.0)));
         }
-        layout::add(&mut recipes, known, Recipe::Stack(experts.into_values().collect()), config)?;
+        sanitize::add(&mut recipes, known, Recipe::Stack(experts.into_values().collect()), config)?;
     }
     Ok(recipes)
 }

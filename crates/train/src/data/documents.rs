@@ -1,7 +1,7 @@
 //! Text documents from files and folders.
 
 use alluvium_core::{Error, Result};
-use alluvium_lm::formats::tokenizer::END_OF_TEXT;
+use alluvium_lm::tokenizer::END_OF_TEXT;
 use serde::Deserialize;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! The weight files of a folder, seen as one.
 
-use super::layout::{Recipe, Side, Stored};
-use super::safetensors::{self, Entry, File, StoredDtype};
-use super::{LARGE, read_whole};
+use crate::formats::safetensors::{self, Entry, File, StoredDtype};
+use crate::formats::{LARGE, read_whole};
+use crate::models::sanitize::{Recipe, Side, Stored};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use half::{bf16, f16};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};

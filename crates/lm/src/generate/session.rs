@@ -1,8 +1,8 @@
 //! A model and what it has read: a prompt that begins like the one before is not read again.
 
+use super::sampler::{Likely, Sampler};
 use crate::cache::{Cache, Snapshot};
 use crate::model::LanguageModel;
-use crate::sampler::{Likely, Sampler};
 use alluvium_core::{Device, Error, Result, Tensor};
 use alluvium_ops::concat;
 use std::num::NonZeroUsize;

@@ -1,6 +1,6 @@
 //! The choice of the next token of one text.
 
-use crate::generate::Options;
+use super::Options;
 use alluvium_core::rng::Rng;
 use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::{Sampling, sample};

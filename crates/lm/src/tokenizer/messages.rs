@@ -3,7 +3,7 @@
 //! Templates are Jinja as transformers runs it: blocks are trimmed, strings have Python's methods, loops can be left;
 //! `raise_exception`, `strftime_now` and a `tojson` that writes as Python does are there.
 
-use super::tokenizer::Tokenizer;
+use super::Tokenizer;
 use alluvium_core::{Error, Result};
 use serde_json::{Map, Value as Json, json};
 

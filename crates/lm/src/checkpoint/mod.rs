@@ -1,20 +1,24 @@
 //! Folders in the layout of MLX: `config.json`, `model*.safetensors`, the tokenizer's files.
 
+pub mod convert;
+pub mod folder;
+mod weights;
+
 use crate::formats::atomic::AtomicFile;
 use crate::formats::config::Config;
-use crate::formats::folder::{Folder, INDEX, is_weight_file};
 use crate::formats::json::pretty;
-use crate::formats::quantization::{Quantization, in_words};
 use crate::formats::safetensors;
-use crate::formats::tokenizer::Tokenizer;
 use crate::model::LanguageModel;
 use crate::models::{ModelType, Registry};
-use crate::weights::Weights;
+use crate::quantize::format::{Quantization, in_words};
+use crate::tokenizer::Tokenizer;
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::Packing;
+use folder::{Folder, INDEX, is_weight_file};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use weights::Weights;
 
 /// What a folder held.
 pub struct Loaded {

@@ -1,5 +1,7 @@
 //! What a model remembers of the tokens it has read.
 
+pub mod file;
+
 use alluvium_core::{Error, Result, Shape, Tensor};
 use alluvium_ops::{concat, write_rows};
 

@@ -3,9 +3,9 @@
 //! Tensors are named `<layer>.<slot>`: of a linear layer `N.0.0` is the window `[1, K-1, C]` and `N.0.1` the state `[1, G, V, K]`;
 //! of an attention layer `N.0` and `N.1` are keys and values `[1, G, S, D]`, `N.2` is how many of the `S` are filled.
 
-use super::atomic::write_atomic;
-use super::safetensors::{self, File, StoredDtype, TensorSpec};
-use crate::cache::{AttentionCache, Cache, CacheShape, DeltaCache, KeysAndValues, LayerCache};
+use super::{AttentionCache, Cache, CacheShape, DeltaCache, KeysAndValues, LayerCache};
+use crate::formats::atomic::write_atomic;
+use crate::formats::safetensors::{self, File, StoredDtype, TensorSpec};
 use crate::model::LanguageModel;
 use alluvium_core::{DType, Error, Result, Shape, Tensor};
 use alluvium_ops::{cast, transpose};

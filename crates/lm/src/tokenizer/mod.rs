@@ -1,12 +1,17 @@
 //! Text to token ids and back.
 
-use super::atomic::AtomicFile;
-use super::config::{Config, token_ids};
-use super::json::pretty;
-use super::tokenizer_json::{self, Affixes};
-use super::{LARGE, SMALL, read_text, read_whole};
-use crate::chat_template::ChatTemplate;
+pub mod chat_template;
+mod json;
+pub mod messages;
+pub mod reasoning;
+
+use self::json::Affixes;
+use crate::formats::atomic::AtomicFile;
+use crate::formats::config::{Config, token_ids};
+use crate::formats::json::pretty;
+use crate::formats::{LARGE, SMALL, read_text, read_whole};
 use alluvium_core::{Error, Result};
+use chat_template::ChatTemplate;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -87,7 +92,7 @@ impl Tokenizer {
 
     fn parse(json: String, file: &Path) -> Result<Self> {
         let (inner, affixes) =
-            tokenizer_json::build(&json).map_err(|e| Error::file(file, format!("not a tokenizer known here: {e}")))?;
+            json::build(&json).map_err(|e| Error::file(file, format!("not a tokenizer known here: {e}")))?;
         let config = json!({
             "tokenizer_class": "Qwen2Tokenizer",
             "bos_token": null,

@@ -1,6 +1,6 @@
 //! The `quantization` block of a configuration: which modules are packed, and how.
 
-use super::config::Config;
+use crate::formats::config::Config;
 use alluvium_core::{Error, Result};
 use alluvium_ops::Packing;
 use serde_json::{Map, Value, json};

@@ -1,7 +1,7 @@
 //! Which matrices of a model are quantized, and how.
 
+use super::format::{Quantization, in_words};
 use crate::formats::config::Config;
-use crate::formats::quantization::{Quantization, in_words};
 use crate::models::ModelType;
 use alluvium_core::{Error, Result, Shape, Tensor};
 use alluvium_ops::{Packed, Packing, quantize};

@@ -3,19 +3,19 @@
 //! A tensor is read, changed and written before the next one, so that a model needs no more memory than its largest
 //! matrix does.
 
+use super::folder::{INDEX, is_weight_file};
+use super::weights::{Matrix, Weights};
 use crate::formats::atomic::{TempPath, sync_folder};
 use crate::formats::config::Config;
-use crate::formats::folder::{INDEX, is_weight_file};
 use crate::formats::json::pretty;
-use crate::formats::layout::Recipe;
-use crate::formats::quantization::Quantization;
 use crate::formats::safetensors::{Shard, StoredDtype, TensorSpec};
 use crate::init::{Init, WeightSource};
 use crate::models::Registry;
+use crate::models::sanitize::Recipe;
 use crate::nn::Weight;
 use crate::parameters::join;
-use crate::scheme::{Module, Scheme};
-use crate::weights::{Matrix, Weights};
+use crate::quantize::format::Quantization;
+use crate::quantize::predicate::{Module, Scheme};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::{Packing, cast, dequantize};
 use serde_json::{Map, Value, json};

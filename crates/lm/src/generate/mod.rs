@@ -1,11 +1,14 @@
 //! Text from a model, one token after the other.
 
-use crate::formats::tokenizer::{Detokenizer, Tokenizer};
+pub mod sampler;
+pub mod session;
+
 use crate::model::LanguageModel;
-pub use crate::sampler::{Likely, Repetition, Sampler};
-use crate::session::Session;
+use crate::tokenizer::{Detokenizer, Tokenizer};
 use alluvium_core::Result;
 pub use alluvium_ops::Sampling;
+pub use sampler::{Likely, Repetition, Sampler};
+use session::Session;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -247,7 +250,7 @@ pub fn generate_batch(
     let mut texts: Vec<Vec<u32>> = prompts.to_vec();
     let mut samplers: Vec<Sampler> =
         (0..prompts.len()).map(|i| Sampler::new(options, options.seed.wrapping_add(i as u64))).collect();
-    let mut batch = crate::session::Batched::read(model, prompts)?;
+    let mut batch = crate::generate::session::Batched::read(model, prompts)?;
     for made in 0..options.max_tokens {
         let logits = batch.logits()?;
         let mut kept = Vec::new();

@@ -1,13 +1,13 @@
 //! The weights of a folder, as a model asks for them.
 
+use super::folder::Folder;
 use crate::formats::config::Config;
-use crate::formats::folder::Folder;
-use crate::formats::layout::{Recipe, Recipes};
-use crate::formats::quantization::{Quantization, infer, misfit, parts};
 use crate::init::{Init, WeightSource};
 use crate::models::ModelType;
+use crate::models::sanitize::{Recipe, Recipes};
 use crate::nn::Weight;
 use crate::parameters::{Parameter, Role};
+use crate::quantize::format::{Quantization, infer, misfit, parts};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::{Packing, cast};
 use std::path::Path;
