@@ -17,6 +17,7 @@ pub(super) fn rotate(cpu: &Cpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
     let mut frequencies: Few<f64, PAIRS> = Few::new(pairs, 0.0);
     frequencies.iter_mut().enumerate().for_each(|(i, f)| *f = turn.frequency(i));
     let sign = if way == Way::Forward { 1.0 } else { -1.0 };
+    let magnitude = f64::from(turn.magnitude());
 
     let mut y = cpu.buffer(xs.len())?;
     let grain = cpu.grain(positions.len(), token + 16 * pairs);
@@ -25,7 +26,7 @@ pub(super) fn rotate(cpu: &Cpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
             |((y, x), positions)| {
                 let mut angles = Angles { cos: Few::new(pairs, 0.0), sin: Few::new(pairs, 0.0) };
                 for ((y, x), &position) in y.chunks_exact_mut(token).zip(x.chunks_exact(token)).zip(positions) {
-                    angles.turn(&frequencies, sign * f64::from(position));
+                    angles.turn(&frequencies, sign * f64::from(position), magnitude);
                     match turn.pairs {
                         Pairs::Halves => heads(level, x, width, &angles, y),
                         Pairs::Neighbours => neighbours(x, width, &angles, y),
@@ -44,10 +45,10 @@ struct Angles {
 }
 
 impl Angles {
-    fn turn(&mut self, frequencies: &[f64], position: f64) {
+    fn turn(&mut self, frequencies: &[f64], position: f64, magnitude: f64) {
         for ((cos, sin), frequency) in self.cos.iter_mut().zip(&mut self.sin[..]).zip(frequencies) {
             let (s, c) = (position * frequency).sin_cos();
-            (*cos, *sin) = (c as f32, s as f32);
+            (*cos, *sin) = ((magnitude * c) as f32, (magnitude * s) as f32);
         }
     }
 }

@@ -6,13 +6,18 @@ use alluvium_core::contract::Fill;
 
 fn turn<T>(t: &Given<T>) -> Rope {
     let dims = t.option("dims").map_or(t.dims['D'] / 2 * 2, |dims| dims as usize);
-    let scaling = match t.option("factor") {
-        None => RopeScaling::None,
-        Some(factor) => match t.option("original") {
-            None => RopeScaling::Linear { factor: factor as f32 },
-            Some(original) => {
-                RopeScaling::Llama3 { factor: factor as f32, low: 1.0, high: 4.0, original: original as f32 }
-            }
+    let option = |name| t.option(name).map(|x| x as f32);
+    let scaling = match (option("factor"), option("original"), option("attention_factor")) {
+        (None, ..) => RopeScaling::None,
+        (Some(factor), None, _) => RopeScaling::Linear { factor },
+        (Some(factor), Some(original), None) => RopeScaling::Llama3 { factor, low: 1.0, high: 4.0, original },
+        (Some(factor), Some(original), Some(attention_factor)) => RopeScaling::Yarn {
+            factor,
+            original,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor,
+            truncate: t.flag("truncate"),
         },
     };
     let pairs = if t.flag("neighbours") { Pairs::Neighbours } else { Pairs::Halves };
@@ -39,6 +44,18 @@ pub(crate) static OP: Op = Op {
             ("factor", 8.0),
             ("original", 512.0),
             ("theta", 5e5),
+        ]),
+        Case::new("YaRN", &[('B', 2), ('T', 5), ('H', 3), ('D', 64)]).options(&[
+            ("factor", 4.0),
+            ("original", 64.0),
+            ("attention_factor", 1.14),
+            ("truncate", 1.0),
+            ("theta", 1e6),
+        ]),
+        Case::new("YaRN, bounds between two pairs", &[('B', 1), ('T', 7), ('H', 2), ('D', 31)]).options(&[
+            ("factor", 8.0),
+            ("original", 512.0),
+            ("attention_factor", 0.9),
         ]),
         Case::new("neighbours, a part of the head", &[('B', 2), ('T', 5), ('H', 3), ('D', 19)])
             .options(&[("neighbours", 1.0), ("dims", 14.0)]),

@@ -28,6 +28,7 @@ struct Params {
     back: u32,
     step: u32,
     apart: u32,
+    magnitude: f32,
 }
 
 /// Turns a position of each pair, in units of 2⁻³², then what is left of each in units of 2⁻⁶⁴. Whole turns drop out.
@@ -67,7 +68,17 @@ pub(super) fn rotate(gpu: &Gpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
                 Bind::All(&table),
                 Bind::Part(&y, part.start * row..part.end * row),
             ],
-            params: bytemuck::bytes_of(&Params { tokens, heads, width, pairs, each, back, step, apart }),
+            params: bytemuck::bytes_of(&Params {
+                tokens,
+                heads,
+                width,
+                pairs,
+                each,
+                back,
+                step,
+                apart,
+                magnitude: turn.magnitude(),
+            }),
             groups: Groups::Line(invocations.div_ceil(GROUP)),
         })?;
     }

@@ -1,6 +1,6 @@
 // An invocation turns a unit of pairs in up to `each` heads of a token, or copies a unit that passes through. An angle
 // is an integer of 2^-32 turns: the product of position and frequency wraps around by itself and loses nothing.
-struct Params { tokens: u32, heads: u32, width: u32, pairs: u32, each: u32, back: u32, step: u32, apart: u32 }
+struct Params { tokens: u32, heads: u32, width: u32, pairs: u32, each: u32, back: u32, step: u32, apart: u32, magnitude: f32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<Stored>;
 @group(0) @binding(1) var<storage, read> positions: array<u32>;
@@ -53,12 +53,13 @@ fn rotate(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
     }
     let position = Bits(positions[token]);
     let by = angle(position * frequencies[job] + high(position, frequencies[p.pairs + job]));
-    let sine = select(by.sine, -by.sine, p.back == 1u);
+    let sine = p.magnitude * select(by.sine, -by.sine, p.back == 1u);
+    let cosine = p.magnitude * by.cosine;
     for (var head = first; head < end; head++) {
         let at = (token * p.heads + head) * p.width + job * p.step;
         let a = widen(x[at]);
         let b = widen(x[at + p.apart]);
-        y[at] = narrow(a * by.cosine - b * sine);
-        y[at + p.apart] = narrow(a * sine + b * by.cosine);
+        y[at] = narrow(a * cosine - b * sine);
+        y[at + p.apart] = narrow(a * sine + b * cosine);
     }
 }

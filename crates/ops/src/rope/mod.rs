@@ -73,6 +73,24 @@ pub enum RopeScaling {
         /// Tokens that a text had in the first training.
         original: f32,
     },
+    /// YaRN: frequencies that turn less than `beta_slow` times in `original` tokens are divided by `factor`, those that
+    /// turn more than `beta_fast` times are kept, those between are interpolated linearly in the pair's index.
+    ///
+    /// Source: Peng et al. 2023, arXiv:2309.00071.
+    Yarn {
+        /// What the low frequencies are divided by.
+        factor: f32,
+        /// Tokens of a text in the first training.
+        original: f32,
+        /// Turns in the original context above which a frequency is kept.
+        beta_fast: f32,
+        /// Turns in the original context below which a frequency is divided.
+        beta_slow: f32,
+        /// What rotated elements are multiplied by, so that the entropy of attention stays what it was.
+        attention_factor: f32,
+        /// Whether the bounds of the interpolation are rounded to whole pairs.
+        truncate: bool,
+    },
 }
 
 impl Rope {
@@ -88,6 +106,38 @@ impl Rope {
                 let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                 plain * (kept + (1.0 - kept) / factor)
             }
+            RopeScaling::Yarn { factor, .. } => {
+                let [low, high] = self.yarn_bounds();
+                let divided = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                plain * (1.0 - divided + divided / f64::from(factor))
+            }
+        }
+    }
+
+    /// The pairs between which YaRN interpolates.
+    fn yarn_bounds(&self) -> [f64; 2] {
+        let RopeScaling::Yarn { original, beta_fast, beta_slow, truncate, .. } = self.scaling else {
+            return [0.0, 1.0];
+        };
+        let dims = self.dims as f64;
+        // the pair that turns this many times in the original context
+        let pair = |turns: f32| {
+            let wavelength = f64::from(original) / (f64::from(turns) * std::f64::consts::TAU);
+            dims * wavelength.ln() / (2.0 * f64::from(self.theta).ln())
+        };
+        let [low, high] = match truncate {
+            true => [pair(beta_fast).floor(), pair(beta_slow).ceil()],
+            false => [pair(beta_fast), pair(beta_slow)],
+        };
+        let [low, high] = [low.max(0.0), high.min(dims - 1.0)];
+        [low, if low == high { high + 1e-3 } else { high }]
+    }
+
+    /// What rotated elements are multiplied by.
+    fn magnitude(&self) -> f32 {
+        match self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            _ => 1.0,
         }
     }
 
@@ -108,6 +158,14 @@ impl Rope {
                 positive("factor", factor)?;
                 positive("original", original)?;
                 positive("high - low", high - low)
+            }
+            RopeScaling::Yarn { factor, original, beta_fast, beta_slow, attention_factor, .. } => {
+                positive("factor", factor)?;
+                positive("original", original)?;
+                positive("beta_slow", beta_slow)?;
+                positive("beta_fast - beta_slow", beta_fast - beta_slow)?;
+                positive("attention_factor", attention_factor)?;
+                positive("theta - 1", self.theta - 1.0)
             }
         }
     }
@@ -131,7 +189,8 @@ impl Rope {
 /// is 0, odd or more than `D`, or a number of [`Rope`] is not positive.
 ///
 /// # Source
-/// Su et al. 2021, arXiv:2104.09864. Same numbers as `mlx.fast.rope`, whose angles are f32, and as `Llama3RoPE` of mlx-lm.
+/// Su et al. 2021, arXiv:2104.09864. Agrees with `mlx.fast.rope`, whose angles are f32, with `Llama3RoPE` and
+/// `YarnRoPE` of mlx-lm and with `modeling_rope_utils.py` of transformers.
 pub fn rope(x: &Tensor, positions: &Tensor, turn: Rope) -> Result<Tensor> {
     let dims = CONTRACT.check(&[x, positions])?;
     turn.check(dims['D'])?;
