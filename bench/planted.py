@@ -57,7 +57,7 @@ BREAKAGES = [
     Breakage(
         "linear: activations read transposed in the gradient",
         "linear",
-        "ops/src/linear/cpu.rs",
+        "ops/src/linalg/linear/cpu.rs",
         old="Mat::new(&cpu.read(x)?, rows, inner)?, 0.0",
         new="Mat::new(&cpu.read(x)?, inner, rows)?.t(), 0.0",
     ),
@@ -156,7 +156,7 @@ BREAKAGES = [
     Breakage(
         "gated_delta_rule: the state lost at a chunk's end",
         "gated_delta_rule",
-        "ops/src/gated_delta_rule/cpu/forward.rs",
+        "ops/src/delta/gated_delta_rule/cpu/forward.rs",
         old="        chunk.advance(problem, state);\n",
         new="        chunk.advance(problem, state);\n"
             "        if i + 1 < problem.chunks_of(sequence).len() {\n"
@@ -166,14 +166,14 @@ BREAKAGES = [
     Breakage(
         "gated_delta_rule: the last token of a ragged chunk unwritten",
         "gated_delta_rule",
-        "ops/src/gated_delta_rule/cpu/forward.rs",
+        "ops/src/delta/gated_delta_rule/cpu/forward.rs",
         old="scatter(out.o, tokens, [problem.groups, head, v], o, Write::Set)",
         new="scatter(out.o, tokens.start..tokens.end - usize::from(len < CHUNK), [problem.groups, head, v], o, Write::Set)",
     ),
     Breakage(
         "gated_delta_rule: the state's gradient lost at a chunk's start",
         "gated_delta_rule",
-        "ops/src/gated_delta_rule/cpu/backward.rs",
+        "ops/src/delta/gated_delta_rule/cpu/backward.rs",
         old="        work.write(problem, &place, tokens, out);\n",
         new="        work.write(problem, &place, tokens, out);\n"
             "        if i > 0 {\n"
@@ -183,42 +183,42 @@ BREAKAGES = [
     Breakage(
         "gated_delta_rule: the initial state's gradient dropped",
         "gated_delta_rule",
-        "ops/src/gated_delta_rule/cpu/backward.rs",
+        "ops/src/delta/gated_delta_rule/cpu/backward.rs",
         old="(Some(data), Some(x)) => tensor(5, data, x)?,",
         new="(Some(_), Some(_)) => None,",
     ),
     Breakage(
         "gated_delta_rule: value heads take keys by the remainder",
         "gated_delta_rule",
-        "ops/src/gated_delta_rule/cpu/chunk.rs",
+        "ops/src/delta/gated_delta_rule/cpu/chunk.rs",
         old="gather(&problem.k, tokens.clone(), [heads, head / (groups / heads), width]",
         new="gather(&problem.k, tokens.clone(), [heads, head % heads, width]",
     ),
     Breakage(
         "gated_delta_rule: the state not decayed over a chunk",
         "gated_delta_rule",
-        "ops/src/gated_delta_rule/cpu/chunk.rs",
+        "ops/src/delta/gated_delta_rule/cpu/chunk.rs",
         old="self.new, v).onto(whole)",
         new="self.new, v).onto(1.0)",
     ),
     Breakage(
         "gated_delta_rule: a term of the decay's gradient missing",
         "gated_delta_rule",
-        "ops/src/gated_delta_rule/cpu/backward.rs",
+        "ops/src/delta/gated_delta_rule/cpu/backward.rs",
         old="maps::dots(level, &self.dk[..keys], &chunk.k[..keys], &mut sides.to_end[..len]);",
         new="",
     ),
     Breakage(
         "gated_delta_rule: heads that share keys overwrite their gradient",
         "gated_delta_rule",
-        "ops/src/gated_delta_rule/cpu/backward.rs",
+        "ops/src/delta/gated_delta_rule/cpu/backward.rs",
         old="write: Write::nth(i)",
         new="write: Write::Set",
     ),
     Breakage(
         "gated_delta_step: the state read before its decay",
         "gated_delta_step",
-        "ops/src/gated_delta_step/cpu.rs",
+        "ops/src/delta/gated_delta_step/cpu.rs",
         old="(S::load_head(s) * decay).mul_add(S::load_head(k)",
         new="S::load_head(s).mul_add(S::load_head(k)",
     ),

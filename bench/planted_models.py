@@ -34,8 +34,8 @@ pub fn planted(name: &str) -> bool {
 
 # Each edit: `old` occurs exactly once in `file`, below crates/; `ON` in `new` asks whether the mistake is switched on.
 Edit = collections.namedtuple("Edit", "file old new")
-CHUNK = "ops/src/gated_delta_rule/cpu/chunk.rs"
-STEP = "ops/src/gated_delta_step/cpu.rs"
+CHUNK = "ops/src/delta/gated_delta_rule/cpu/chunk.rs"
+STEP = "ops/src/delta/gated_delta_step/cpu.rs"
 LAYER = "lm/src/nn/gated_delta_net.rs"
 MIXTURE = "lm/src/nn/moe.rs"
 ATTENTION = "lm/src/nn/attention.rs"
@@ -60,7 +60,7 @@ MISTAKES = {
     ],
     "the state lost every 64 tokens": [
         Edit(
-            "ops/src/gated_delta_rule/cpu/forward.rs",
+            "ops/src/delta/gated_delta_rule/cpu/forward.rs",
             "        chunk.advance(problem, state);",
             "        chunk.advance(problem, state);\n        if ON && i + 1 < problem.chunks_of(sequence).len() {\n            state.fill(0.0);\n        }",
         )
@@ -96,7 +96,7 @@ MISTAKES = {
     ],
     "softplus a ramp in the decay": [
         Edit(
-            "ops/src/gdn_gate/cpu.rs",
+            "ops/src/delta/gdn_gate/cpu.rs",
             "    x.max(0.0) + (-x.abs()).exp().ln_1p()",
             "    if ON { x.max(0.0) } else { x.max(0.0) + (-x.abs()).exp().ln_1p() }",
         )

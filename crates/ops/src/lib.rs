@@ -1,15 +1,21 @@
 //! Every operation, once: its contract, its gradient, its reference in f64, its kernels, its cases.
 //!
-//! An operation is one line in [`OPS`] and one folder here, or a row of a table in `elementwise`, or a file in `reduce`. The check, the tests on every device, the benchmark, the
-//! generated documentation and `alluvium ops` all read that list.
+//! An operation is one line in [`OPS`] and one folder, here or in its family (`delta`, `experts`, `linalg`, `quantized`); or a row of a table in
+//! `elementwise`; or a file of `reduce`. The check, the tests on every device, the benchmark, the generated documentation and `alluvium ops`
+//! read that list.
 
 pub mod bench;
 pub mod check;
-pub mod common;
+mod common;
 pub mod docs;
 pub mod op;
 
+// families
+mod delta;
 mod elementwise;
+mod experts;
+mod linalg;
+mod quantized;
 mod reduce;
 
 // shape
@@ -19,10 +25,6 @@ mod slice;
 mod split;
 mod transpose;
 mod write_rows;
-
-// matmul
-mod linear;
-mod matmul;
 
 // norm
 mod gated_rms_norm;
@@ -37,17 +39,6 @@ mod rope;
 // attention
 mod attention;
 
-// gated delta rule
-mod chunk_cumsum;
-mod chunk_kkt;
-mod chunk_output;
-mod chunk_state;
-mod gated_delta_rule;
-mod gated_delta_step;
-mod gdn_gate;
-mod recompute_w_u;
-mod solve_tril;
-
 // loss
 mod cross_entropy;
 mod kl_div;
@@ -56,20 +47,6 @@ mod kl_div;
 mod adamw;
 mod clip_by_norm;
 mod global_norm;
-mod newton_schulz;
-
-// quantized
-mod dequantize;
-mod quantize;
-mod quantize_affine;
-mod quantized_embedding;
-mod quantized_matmul;
-
-// mixture of experts
-mod combine_experts;
-mod grouped_matmul;
-mod quantized_grouped_matmul;
-mod route;
 
 // sampling
 mod sample;
@@ -92,8 +69,8 @@ pub use write_rows::write_rows;
 pub use reduce::{Over, argmax, cumsum, max, mean, sum};
 
 // matmul
-pub use linear::linear;
-pub use matmul::{Transpose, matmul};
+pub use linalg::linear::linear;
+pub use linalg::matmul::{Transpose, matmul};
 
 // norm
 pub use gated_rms_norm::gated_rms_norm;
@@ -109,15 +86,15 @@ pub use rope::{Pairs, Rope, RopeScaling, rope};
 pub use attention::{Attention, attention};
 
 // gated delta rule
-pub use chunk_cumsum::chunk_cumsum;
-pub use chunk_kkt::chunk_kkt;
-pub use chunk_output::{ChunkOutput, chunk_output};
-pub use chunk_state::{ChunkState, chunk_state};
-pub use gated_delta_rule::{ChunkStates, Delta, GatedDelta, gated_delta_rule};
-pub use gated_delta_step::{GatedDeltaStep, gated_delta_step};
-pub use gdn_gate::{Gates, gdn_gate};
-pub use recompute_w_u::{WU, recompute_w_u};
-pub use solve_tril::solve_tril;
+pub use delta::chunk_cumsum::chunk_cumsum;
+pub use delta::chunk_kkt::chunk_kkt;
+pub use delta::chunk_output::{ChunkOutput, chunk_output};
+pub use delta::chunk_state::{ChunkState, chunk_state};
+pub use delta::gated_delta_rule::{ChunkStates, Delta, GatedDelta, gated_delta_rule};
+pub use delta::gated_delta_step::{GatedDeltaStep, gated_delta_step};
+pub use delta::gdn_gate::{Gates, gdn_gate};
+pub use delta::recompute_w_u::{WU, recompute_w_u};
+pub use delta::solve_tril::solve_tril;
 
 // loss
 pub use cross_entropy::{CrossEntropy, Reduction, cross_entropy};
@@ -127,21 +104,21 @@ pub use kl_div::kl_div;
 pub use adamw::{AdamW, AdamWState, Correction, adamw};
 pub use clip_by_norm::clip_by_norm;
 pub use global_norm::global_norm;
-pub use newton_schulz::newton_schulz;
+pub use linalg::newton_schulz::newton_schulz;
 
 // quantized
-pub use common::quantized::{Packed, Packing, Quantized};
-pub use dequantize::dequantize;
-pub use quantize::quantize;
-pub use quantize_affine::quantize_affine;
-pub use quantized_embedding::quantized_embedding;
-pub use quantized_matmul::quantized_matmul;
+pub use quantized::dequantize::dequantize;
+pub use quantized::quantize::quantize;
+pub use quantized::quantize_affine::quantize_affine;
+pub use quantized::quantized_embedding::quantized_embedding;
+pub use quantized::quantized_matmul::quantized_matmul;
+pub use quantized::{Packed, Packing, Quantized};
 
 // mixture of experts
-pub use combine_experts::combine_experts;
-pub use grouped_matmul::grouped_matmul;
-pub use quantized_grouped_matmul::quantized_grouped_matmul;
-pub use route::{Normalize, Route, route};
+pub use experts::combine_experts::combine_experts;
+pub use experts::grouped_matmul::grouped_matmul;
+pub use experts::quantized_grouped_matmul::quantized_grouped_matmul;
+pub use experts::route::{Normalize, Route, route};
 
 // sampling
 pub use sample::{Sampling, sample};
@@ -196,8 +173,8 @@ operations! { $
     cumsum: reduce::CUMSUM,
 
     // matmul
-    matmul: matmul::OP,
-    linear: linear::OP,
+    matmul: linalg::matmul::OP,
+    linear: linalg::linear::OP,
 
     // norm
     l2_norm: l2_norm::OP,
@@ -213,15 +190,15 @@ operations! { $
     attention: attention::OP,
 
     // gated delta rule
-    gated_delta_rule: gated_delta_rule::OP,
-    gated_delta_step: gated_delta_step::OP,
-    gdn_gate: gdn_gate::OP,
-    chunk_cumsum: chunk_cumsum::OP,
-    chunk_kkt: chunk_kkt::OP,
-    solve_tril: solve_tril::OP,
-    recompute_w_u: recompute_w_u::OP,
-    chunk_state: chunk_state::OP,
-    chunk_output: chunk_output::OP,
+    gated_delta_rule: delta::gated_delta_rule::OP,
+    gated_delta_step: delta::gated_delta_step::OP,
+    gdn_gate: delta::gdn_gate::OP,
+    chunk_cumsum: delta::chunk_cumsum::OP,
+    chunk_kkt: delta::chunk_kkt::OP,
+    solve_tril: delta::solve_tril::OP,
+    recompute_w_u: delta::recompute_w_u::OP,
+    chunk_state: delta::chunk_state::OP,
+    chunk_output: delta::chunk_output::OP,
 
     // loss
     cross_entropy: cross_entropy::OP,
@@ -231,20 +208,20 @@ operations! { $
     adamw: adamw::OP,
     global_norm: global_norm::OP,
     clip_by_norm: clip_by_norm::OP,
-    newton_schulz: newton_schulz::OP,
+    newton_schulz: linalg::newton_schulz::OP,
 
     // quantized
-    quantize_affine: quantize_affine::OP,
-    quantize: quantize::OP,
-    dequantize: dequantize::OP,
-    quantized_matmul: quantized_matmul::OP,
-    quantized_embedding: quantized_embedding::OP,
+    quantize_affine: quantized::quantize_affine::OP,
+    quantize: quantized::quantize::OP,
+    dequantize: quantized::dequantize::OP,
+    quantized_matmul: quantized::quantized_matmul::OP,
+    quantized_embedding: quantized::quantized_embedding::OP,
 
     // mixture of experts
-    route: route::OP,
-    grouped_matmul: grouped_matmul::OP,
-    quantized_grouped_matmul: quantized_grouped_matmul::OP,
-    combine_experts: combine_experts::OP,
+    route: experts::route::OP,
+    grouped_matmul: experts::grouped_matmul::OP,
+    quantized_grouped_matmul: experts::quantized_grouped_matmul::OP,
+    combine_experts: experts::combine_experts::OP,
 
     // sampling
     sample: sample::OP,

@@ -1,20 +1,16 @@
 //! Pieces shared by kernels.
 
 pub(crate) mod entries;
-pub(crate) mod experts;
 mod few;
 pub(crate) mod gpu;
 pub(crate) mod ids;
 pub(crate) mod pieces;
-pub(crate) mod quantized;
 pub(crate) mod rows;
 pub(crate) mod stored;
 
-pub(crate) mod chunk;
 mod sequences;
 pub(crate) mod tasks;
 pub(crate) mod tile;
-pub(crate) mod weights;
 pub(crate) mod writer;
 
 pub(crate) use few::Few;

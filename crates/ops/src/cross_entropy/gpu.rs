@@ -3,7 +3,7 @@
 
 use super::{CONTRACT, CrossEntropy, Reduction};
 use crate::common::gpu::MATH;
-use crate::common::gpu::gemm::{Gemm, Mat, Sizes, gemm};
+use crate::linalg::gpu::{Gemm, Mat, Sizes, gemm};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Error, Result, Tensor};
 use std::ops::Range;

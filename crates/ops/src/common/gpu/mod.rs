@@ -1,12 +1,8 @@
 //! Pieces shared by the launches of operations on a GPU.
 
-pub(crate) mod chunk;
 pub(crate) mod copy;
-pub(crate) mod experts;
 pub(crate) mod form;
-pub(crate) mod gemm;
 pub(crate) mod norm;
-pub(crate) mod quantized;
 pub(crate) mod rows;
 pub(crate) mod sort;
 pub(crate) mod totals;

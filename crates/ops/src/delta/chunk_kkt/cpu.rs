@@ -1,0 +1,120 @@
+//! One task a row and key head; the value heads that read it share its products.
+
+use super::{Grad, Layout};
+use crate::common::tasks::{self, Shared};
+use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
+use crate::delta::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
+use alluvium_core::cpu::{Cpu, Floats, Level};
+use alluvium_core::{DType, Result, Tensor};
+use std::ops::Range;
+
+struct Given<'a> {
+    level: Level,
+    k: Floats<'a>,
+    beta: Floats<'a>,
+    g: Floats<'a>,
+    layout: Layout,
+    width: usize,
+}
+
+impl<'a> Given<'a> {
+    fn read(cpu: &Cpu, args: &'a Grad) -> Result<Self> {
+        let (k, beta, g) = (cpu.read(&args.k)?, cpu.read(&args.beta)?, cpu.read(&args.g_cum)?);
+        Ok(Given { level: cpu.level(), k, beta, g, layout: args.layout, width: args.k.shape().last() })
+    }
+
+    fn scratch(&self) -> [usize; 6] {
+        [CHUNK * self.width, CHUNK * self.width, SQUARE, SQUARE, CHUNK, CHUNK]
+    }
+
+    /// The keys of a chunk, their transpose and their products.
+    fn keys(&self, tokens: Range<usize>, key_head: usize, [k, kt, kk]: [&mut [f32]; 3]) {
+        let (len, width) = (tokens.len(), self.width);
+        gather(&self.k, tokens, [self.layout.heads, key_head, width], k);
+        transpose([len, width], k, width, kt, CHUNK);
+        product(self.level, &Product::new([len, len, width], Left::rows(k, width), kt, CHUNK).lower(), kk, CHUNK);
+    }
+
+    /// The decays of a value head, and its beta.
+    fn gates(&self, tokens: Range<usize>, head: usize, gamma: &mut [f32], beta: &mut [f32]) {
+        let (mut sums, mut rest, len) = ([0.0; CHUNK], [0.0; CHUNK], tokens.len());
+        gather(&self.g, tokens.clone(), [self.layout.groups, head, 1], &mut sums);
+        gather(&self.beta, tokens, [self.layout.groups, head, 1], beta);
+        maps::decays_of_sums(self.level, &sums[..len], gamma, &mut rest);
+    }
+}
+
+pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<Tensor> {
+    let given = Given::read(cpu, args)?;
+    let Layout { batch, tokens, heads, groups } = given.layout;
+    let mut l = cpu.buffer::<f32>(batch * tokens * groups * CHUNK)?;
+    let out = Shared::new(&mut l);
+    let length = carved(&given.scratch()) + SQUARE;
+    tasks::each(cpu, batch * heads, length, |task, scratch| {
+        let (square, scratch) = scratch.split_at_mut(SQUARE);
+        let [k, kt, kk, gamma, beta, _] = carve(scratch, given.scratch());
+        for tokens in given.layout.chunks(task / heads) {
+            given.keys(tokens.clone(), task % heads, [k, kt, kk]);
+            for head in given.layout.readers(task % heads) {
+                given.gates(tokens.clone(), head, gamma, beta);
+                let len = tokens.len();
+                maps::gate(given.level, 1.0, gamma, &ONES[..len], kk, square);
+                maps::scale_rows(given.level, 1.0, &beta[..len], &mut square[..len * CHUNK]);
+                (0..len).for_each(|i| square[i * CHUNK + i] = 0.0);
+                // SAFETY: each task has its own heads of its own row.
+                unsafe { scatter(out, tokens.clone(), [groups, head, CHUNK], square, Write::Set) };
+            }
+        }
+    })?;
+    cpu.tensor(l, [batch, tokens, groups, CHUNK], DType::F32)
+}
+
+pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
+    let (given, dl) = (Given::read(cpu, args)?, cpu.read(dy)?);
+    let (level, width, Layout { batch, heads, groups, .. }) = (given.level, given.width, given.layout);
+    // a gradient that is not needed has no memory
+    let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
+    let (mut dk, mut dbeta, mut dg) = (room(0, &args.k)?, room(1, &args.beta)?, room(2, &args.g_cum)?);
+    let (out_k, out_beta, out_g) = (Shared::new(&mut dk), Shared::new(&mut dbeta), Shared::new(&mut dg));
+    let lengths = [SQUARE, SQUARE, SQUARE, CHUNK * width];
+    let length = carved(&lengths) + carved(&given.scratch());
+    tasks::each(cpu, batch * heads, length, |task, scratch| {
+        let (own, scratch) = scratch.split_at_mut(carved(&lengths));
+        let [d_l, m, e, d_k] = carve(own, lengths);
+        let [k, kt, kk, gamma, beta, _] = carve(scratch, given.scratch());
+        for tokens in given.layout.chunks(task / heads) {
+            let len = tokens.len();
+            given.keys(tokens.clone(), task % heads, [k, kt, kk]);
+            for (nth, head) in given.layout.readers(task % heads).enumerate() {
+                given.gates(tokens.clone(), head, gamma, beta);
+                gather(&dl, tokens.clone(), [groups, head, CHUNK], d_l);
+                maps::gate(level, 1.0, gamma, &ONES[..len], d_l, m);
+                (0..len).for_each(|i| m[i * CHUNK + i] = 0.0);
+                e[..len * CHUNK].fill(0.0);
+                maps::add_below(level, m, kk, &ONES[..len], e);
+                let (mut rows, mut columns) = ([0.0; CHUNK], [0.0; CHUNK]);
+                maps::sums_below(level, e, &mut rows[..len], &mut columns);
+                // SAFETY: each task has its own heads of its own row.
+                unsafe { scatter(out_beta, tokens.clone(), [groups, head, 1], &rows, Write::Set) };
+                maps::scale_rows(level, 1.0, &beta[..len], &mut e[..len * CHUNK]);
+                maps::scale_rows(level, 1.0, &beta[..len], &mut m[..len * CHUNK]);
+                let (mut rows, mut columns) = ([0.0; CHUNK], [0.0; CHUNK]);
+                maps::sums_below(level, e, &mut rows[..len], &mut columns);
+                rows.iter_mut().zip(columns).for_each(|(row, column)| *row -= column);
+                if need[0] {
+                    let lower = Product::new([len, width, len], Left::rows(m, CHUNK), k, width).left(Part::Lower);
+                    product(level, &lower, d_k, width);
+                    let upper = Product::new([len, width, len], Left::columns(m, CHUNK), k, width).left(Part::Upper);
+                    product(level, &upper.onto(1.0), d_k, width);
+                }
+                // SAFETY: as above.
+                unsafe {
+                    scatter(out_g, tokens.clone(), [groups, head, 1], &rows, Write::Set);
+                    scatter(out_k, tokens.clone(), [heads, task % heads, width], d_k, Write::nth(nth));
+                }
+            }
+        }
+    })?;
+    let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
+    Ok([tensor(0, dk, &args.k)?, tensor(1, dbeta, &args.beta)?, tensor(2, dg, &args.g_cum)?])
+}

@@ -1,0 +1,214 @@
+//! One task a row and key head.
+
+use super::{Grad, Layout};
+use crate::common::tasks::{self, Shared};
+use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
+use crate::delta::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
+use alluvium_core::cpu::{Cpu, Floats, Level};
+use alluvium_core::{Result, Tensor};
+use std::ops::Range;
+
+struct Given<'a> {
+    level: Level,
+    q: Floats<'a>,
+    k: Floats<'a>,
+    v: Floats<'a>,
+    h: Floats<'a>,
+    g: Floats<'a>,
+    layout: Layout,
+    /// K and V.
+    width: [usize; 2],
+    scale: f32,
+}
+
+/// A chunk of one value head.
+struct Chunk<'s> {
+    len: usize,
+    q: &'s mut [f32],
+    k: &'s mut [f32],
+    kt: &'s mut [f32],
+    v: &'s mut [f32],
+    qk: &'s mut [f32],
+    /// Gated and scaled.
+    p: &'s mut [f32],
+    gamma: &'s mut [f32],
+    from_start: [f32; CHUNK],
+}
+
+impl<'s> Chunk<'s> {
+    fn lengths([k, v]: [usize; 2]) -> [usize; 7] {
+        [CHUNK * k, CHUNK * k, CHUNK * k, CHUNK * v, SQUARE, SQUARE, SQUARE]
+    }
+
+    fn cut(scratch: &'s mut [f32], width: [usize; 2]) -> Self {
+        let [q, k, kt, v, qk, p, gamma] = carve(scratch, Self::lengths(width));
+        Chunk { len: 0, q, k, kt, v, qk, p, gamma, from_start: ONES }
+    }
+}
+
+impl<'a> Given<'a> {
+    fn read(cpu: &Cpu, args: &'a Grad) -> Result<Self> {
+        Ok(Given {
+            level: cpu.level(),
+            q: cpu.read(&args.q)?,
+            k: cpu.read(&args.k)?,
+            v: cpu.read(&args.v_new)?,
+            h: cpu.read(&args.h)?,
+            g: cpu.read(&args.g_cum)?,
+            layout: args.layout,
+            width: [args.q.shape().last(), args.v_new.shape().last()],
+            scale: args.scale,
+        })
+    }
+
+    /// Where the state of a chunk and head lies in `h`.
+    fn state(&self, tokens: &Range<usize>, head: usize) -> usize {
+        let Layout { tokens: all, groups, .. } = self.layout;
+        let (batch, chunk) = (tokens.start / all, tokens.start % all / CHUNK);
+        ((batch * all.div_ceil(CHUNK) + chunk) * groups + head) * self.width[0] * self.width[1]
+    }
+
+    fn load(&self, chunk: &mut Chunk<'_>, tokens: Range<usize>, head: usize) {
+        let ([k, v], Layout { heads, groups, .. }, len) = (self.width, self.layout, tokens.len());
+        let (level, key, mut sums) = (self.level, self.layout.key_head(head), [0.0; CHUNK]);
+        chunk.len = len;
+        gather(&self.q, tokens.clone(), [heads, key, k], chunk.q);
+        gather(&self.k, tokens.clone(), [heads, key, k], chunk.k);
+        gather(&self.v, tokens.clone(), [groups, head, v], chunk.v);
+        gather(&self.g, tokens, [groups, head, 1], &mut sums);
+        transpose([len, k], chunk.k, k, chunk.kt, CHUNK);
+        product(level, &Product::new([len, len, k], Left::rows(chunk.q, k), chunk.kt, CHUNK).lower(), chunk.qk, CHUNK);
+        maps::decays_of_sums(level, &sums[..len], chunk.gamma, &mut chunk.from_start);
+        maps::gate(level, self.scale, chunk.gamma, &ONES[..len], chunk.qk, chunk.p);
+    }
+}
+
+pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<Tensor> {
+    let given = Given::read(cpu, args)?;
+    let (level, [k, v], Layout { batch, groups, .. }) = (given.level, given.width, given.layout);
+    let mut o = cpu.buffer::<f32>(given.v.len())?;
+    let out = Shared::new(&mut o);
+    let own = [CHUNK * v, k * v];
+    let length = carved(&own) + carved(&Chunk::lengths(given.width));
+    tasks::each(cpu, batch * groups, length, |task, scratch| {
+        let (tiles, scratch) = scratch.split_at_mut(carved(&own));
+        let [tile, state] = carve(tiles, own);
+        let (mut chunk, head) = (Chunk::cut(scratch, given.width), task % groups);
+        for tokens in given.layout.chunks(task / groups) {
+            given.load(&mut chunk, tokens.clone(), head);
+            let len = chunk.len;
+            transpose([v, k], &given.h[given.state(&tokens, head)..][..k * v], k, state, v);
+            maps::scale_rows(level, given.scale, &chunk.from_start[..len], &mut chunk.q[..len * k]);
+            product(level, &Product::new([len, v, k], Left::rows(chunk.q, k), state, v), tile, v);
+            let inside = Product::new([len, v, len], Left::rows(chunk.p, CHUNK), chunk.v, v).left(Part::Lower);
+            product(level, &inside.onto(1.0), tile, v);
+            // SAFETY: each task has its own head of its own row.
+            unsafe { scatter(out, tokens, [groups, head, v], tile, Write::Set) };
+        }
+    })?;
+    cpu.tensor(o, args.v_new.shape(), args.v_new.dtype())
+}
+
+/// Scratch for the gradients of a chunk.
+struct Work<'s> {
+    d_o: &'s mut [f32],
+    dv: &'s mut [f32],
+    turned: &'s mut [f32],
+    dq: &'s mut [f32],
+    dk: &'s mut [f32],
+    d_p: &'s mut [f32],
+    raw: &'s mut [f32],
+    e: &'s mut [f32],
+    dg: [f32; CHUNK],
+    /// Which of the gradients to q, k, v_new, h and g_cum are needed.
+    need: [bool; 5],
+}
+
+impl<'s> Work<'s> {
+    fn lengths([k, v]: [usize; 2]) -> [usize; 8] {
+        [CHUNK * v, CHUNK * v, CHUNK * v, CHUNK * k, CHUNK * k, SQUARE, SQUARE, SQUARE]
+    }
+
+    /// Gradients of a chunk, from `d_o`; `dh` is that of its state. `d_o` is scaled in the end.
+    fn gradients(&mut self, given: &Given<'_>, chunk: &Chunk<'_>, h: &[f32], dh: &mut [f32]) {
+        let (level, [k, v], len) = (given.level, given.width, chunk.len);
+        let [of_q, of_k, of_v, of_h, of_g] = self.need;
+        if of_v {
+            let rows = Product::new([len, v, len], Left::columns(chunk.p, CHUNK), self.d_o, v).left(Part::Upper);
+            product(level, &rows, self.dv, v);
+        }
+        transpose([len, v], chunk.v, v, self.turned, CHUNK);
+        let raw = Product::new([len, len, v], Left::rows(self.d_o, v), self.turned, CHUNK).lower();
+        product(level, &raw, self.raw, CHUNK);
+        self.e[..len * CHUNK].fill(0.0);
+        maps::add_below(level, self.raw, chunk.p, &ONES[..len], self.e);
+        maps::gate(level, given.scale, chunk.gamma, &ONES[..len], self.raw, self.d_p);
+
+        maps::scale_rows(level, given.scale, &chunk.from_start[..len], &mut self.d_o[..len * v]);
+        product(level, &Product::new([len, k, v], Left::rows(self.d_o, v), h, k), self.dq, k);
+        if of_h {
+            product(level, &Product::new([v, k, len], Left::columns(self.d_o, v), chunk.q, k), dh, k);
+        }
+        if of_g {
+            self.dg.fill(0.0);
+            maps::dots(level, &self.dq[..len * k], &chunk.q[..len * k], &mut self.dg[..len]);
+            let mut columns = [0.0; CHUNK];
+            maps::sums_below(level, self.e, &mut self.dg[..len], &mut columns);
+            self.dg.iter_mut().zip(columns).for_each(|(dg, x)| *dg -= x);
+        }
+
+        if of_q {
+            let queries = Product::new([len, k, len], Left::rows(self.d_p, CHUNK), chunk.k, k).left(Part::Lower);
+            product(level, &queries.onto(1.0), self.dq, k);
+        }
+        if of_k {
+            let keys = Product::new([len, k, len], Left::columns(self.d_p, CHUNK), chunk.q, k).left(Part::Upper);
+            product(level, &keys, self.dk, k);
+        }
+    }
+}
+
+pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor, need: [bool; 5]) -> Result<[Option<Tensor>; 5]> {
+    let (given, d_o) = (Given::read(cpu, args)?, cpu.read(dy)?);
+    let (layout, [k, v]) = (given.layout, given.width);
+    // a gradient that is not needed has no memory
+    let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
+    let (mut dq, mut dk, mut dv) = (room(0, &args.q)?, room(1, &args.k)?, room(2, &args.v_new)?);
+    let (mut dh, mut dg) = (room(3, &args.h)?, room(4, &args.g_cum)?);
+    let [out_q, out_k, out_v] = [&mut dq, &mut dk, &mut dv].map(|x| Shared::new(x));
+    let (out_h, out_g) = (Shared::new(&mut dh), Shared::new(&mut dg));
+    let length = carved(&Work::lengths(given.width)) + carved(&Chunk::lengths(given.width));
+    tasks::each(cpu, layout.batch * layout.heads, length, |task, scratch| {
+        let (own, scratch) = scratch.split_at_mut(carved(&Work::lengths(given.width)));
+        let [tile_o, tile_v, turned, tile_q, tile_k, d_p, raw, e] = carve(own, Work::lengths(given.width));
+        let mut work =
+            Work { d_o: tile_o, dv: tile_v, turned, dq: tile_q, dk: tile_k, d_p, raw, e, dg: [0.0; CHUNK], need };
+        let mut chunk = Chunk::cut(scratch, given.width);
+        for tokens in layout.chunks(task / layout.heads) {
+            for (nth, head) in layout.readers(task % layout.heads).enumerate() {
+                given.load(&mut chunk, tokens.clone(), head);
+                gather(&d_o, tokens.clone(), [layout.groups, head, v], work.d_o);
+                let at = given.state(&tokens, head);
+                // SAFETY: each task has all value heads of its key head of its own row, and their states.
+                let d_state = if need[3] { unsafe { out_h.part(at, k * v) } } else { &mut [] };
+                work.gradients(&given, &chunk, &given.h[at..][..k * v], d_state);
+                let key_head = [layout.heads, task % layout.heads, k];
+                // SAFETY: as above.
+                unsafe {
+                    scatter(out_q, tokens.clone(), key_head, work.dq, Write::nth(nth));
+                    scatter(out_k, tokens.clone(), key_head, work.dk, Write::nth(nth));
+                    scatter(out_v, tokens.clone(), [layout.groups, head, v], work.dv, Write::Set);
+                    scatter(out_g, tokens.clone(), [layout.groups, head, 1], &work.dg, Write::Set);
+                }
+            }
+        }
+    })?;
+    let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
+    Ok([
+        tensor(0, dq, &args.q)?,
+        tensor(1, dk, &args.k)?,
+        tensor(2, dv, &args.v_new)?,
+        tensor(3, dh, &args.h)?,
+        tensor(4, dg, &args.g_cum)?,
+    ])
+}

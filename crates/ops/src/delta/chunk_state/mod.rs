@@ -1,0 +1,112 @@
+//! The states at the starts of the chunks, one after the other.
+
+mod cpu;
+mod entry;
+mod gpu;
+mod reference;
+
+pub(crate) use entry::OP;
+
+use crate::delta::chunk::Layout;
+use alluvium_core::contract::{F32, FLOATS, Fill, SAME};
+use alluvium_core::{Arg, BackwardMany, Contract, Device, Result, Rule, Tensor, tape};
+
+/// What `chunk_state` takes.
+static CONTRACT: Contract = Contract {
+    op: "chunk_state",
+    args: &[
+        Arg::new("k", "B T H K", FLOATS).filled(Fill::UnitRows),
+        Arg::new("w", "B T G K", SAME).filled(Fill::Normal(0.05)),
+        Arg::new("u", "B T G V", SAME),
+        Arg::new("g_cum", "B T G", F32).filled(Fill::ChunkSums(-0.2, -0.001)),
+        Arg::new("initial_state", "B G V K", F32).optional(),
+    ],
+    rules: &[Rule::MultipleOfAxis('G', 'H')],
+};
+
+/// What [`chunk_state`] returns.
+#[derive(Clone, Debug)]
+pub struct ChunkState {
+    /// The state at the start of each chunk, `B N G V K`.
+    pub h: Tensor,
+    /// What each token writes, `B T G V`.
+    pub v_new: Tensor,
+    /// The state after the last token, `B G V K`.
+    pub final_state: Tensor,
+}
+
+/// Runs over the chunks of 64 tokens: `v_new = u − w hᵀ`, `h ← e^{g_last} h + Σ_i e^{g_last − g_i} v_new_i k_iᵀ`.
+///
+/// | tensor          | shape       | dtype          | gradient |
+/// |-----------------|-------------|----------------|----------|
+/// | `k`             | `B T H K`   | f32, f16, bf16 | yes      |
+/// | `w`             | `B T G K`   | that of `k`    | yes      |
+/// | `u`             | `B T G V`   | that of `k`    | yes      |
+/// | `g_cum`         | `B T G`     | f32            | yes      |
+/// | `initial_state` | `B G V K`   | f32            | yes      |
+/// | `h`             | `B N G V K` | f32            |          |
+/// | `v_new`         | `B T G V`   | that of `k`    |          |
+/// | `final_state`   | `B G V K`   | f32            |          |
+///
+/// N is the number of chunks, `⌈T / 64⌉`; `g_last` is that of a chunk's last token. Value head `i` reads key head
+/// `i / (G/H)`. The backward pass keeps the arguments and all results.
+///
+/// # Errors
+/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold or `G` is no multiple of
+/// `H`.
+///
+/// # Source
+/// Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464.
+pub fn chunk_state(
+    k: &Tensor,
+    w: &Tensor,
+    u: &Tensor,
+    g_cum: &Tensor,
+    initial_state: Option<&Tensor>,
+) -> Result<ChunkState> {
+    let dims = CONTRACT.check(&[Some(k), Some(w), Some(u), Some(g_cum), initial_state])?;
+    let layout = Layout { batch: dims['B'], tokens: dims['T'], heads: dims['H'], groups: dims['G'] };
+    let mut saved = Grad {
+        k: k.detach(),
+        w: w.detach(),
+        u: u.detach(),
+        g_cum: g_cum.detach(),
+        initial_state: initial_state.map(Tensor::detach),
+        states: None,
+        layout,
+    };
+    let ChunkState { h, v_new, final_state } = match k.device() {
+        Device::Cpu(cpu) => cpu::forward(cpu, &saved)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, &saved)?,
+    };
+    saved.states = Some((h.clone(), v_new.clone()));
+    let inputs = [Some(k), Some(w), Some(u), Some(g_cum), initial_state];
+    let [h, v_new, final_state] = tape::record_many(inputs, [h, v_new, final_state], || saved)?;
+    Ok(ChunkState { h, v_new, final_state })
+}
+
+/// From the last chunk, with `dS` the gradient of the state at its end and `d_i = dv_new_i + e^{g_last − g_i} dS k_i`:
+/// `du_i = d_i`, `dw_i = −hᵀ d_i`, `dk_i = e^{g_last − g_i} dSᵀ v_new_i`, `dg_i = −dk_i · k_i`,
+/// `dg_last += e^{g_last} Σ h ⊙ dS + Σ_i dk_i · k_i`, and `dS ← e^{g_last} dS − Σ d_i w_iᵀ + dh`.
+struct Grad {
+    k: Tensor,
+    w: Tensor,
+    u: Tensor,
+    g_cum: Tensor,
+    initial_state: Option<Tensor>,
+    states: Option<(Tensor, Tensor)>,
+    layout: Layout,
+}
+
+impl BackwardMany<5, 3> for Grad {
+    fn op(&self) -> &'static str {
+        CONTRACT.op
+    }
+
+    fn backward(self, dy: [Option<Tensor>; 3], need: [bool; 5]) -> Result<[Option<Tensor>; 5]> {
+        match self.k.device() {
+            Device::Cpu(cpu) => cpu::backward(cpu, &self, dy.each_ref().map(Option::as_ref), need),
+            Device::Gpu(gpu) => gpu::backward(gpu, &self, dy, need),
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! Gradients, chunk by chunk from the last: given the state `S` at a chunk's start and the gradient `dS` of the state at
+//! its end, everything else of the chunk is computed again.
+
+use super::Problem;
+use super::chunk::Chunk;
+use super::forward::start;
+use crate::common::tasks::{self, Shared};
+use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
+use crate::delta::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
+use crate::delta::gated_delta_rule::Grad;
+use alluvium_core::cpu::{Cpu, Floats};
+use alluvium_core::{Result, Tensor};
+use std::ops::Range;
+
+pub(in crate::delta::gated_delta_rule) fn backward(
+    cpu: &Cpu,
+    args: &Grad,
+    [d_o, d_last]: [Option<&Tensor>; 2],
+    need: [bool; 6],
+) -> Result<[Option<Tensor>; 6]> {
+    let problem = Problem::new(cpu, args)?;
+    let size = problem.state();
+    let given = Given {
+        o: d_o.map(|x| cpu.read(x)).transpose()?,
+        last: d_last.map(|x| cpu.read(x)).transpose()?,
+        states: args.states.as_ref().map(|states| states.slice()).transpose()?,
+    };
+    // a gradient that is not needed has no memory
+    let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
+    let (mut dq, mut dk, mut dv) = (room(0, &args.q)?, room(1, &args.k)?, room(2, &args.v)?);
+    let (mut dg, mut dbeta) = (room(3, &args.g)?, room(4, &args.beta)?);
+    let mut dstart = args.initial_state.as_ref().filter(|_| need[5]).map(|x| room(5, x)).transpose()?;
+    let out = Results {
+        q: Shared::new(&mut dq),
+        k: Shared::new(&mut dk),
+        v: Shared::new(&mut dv),
+        g: Shared::new(&mut dg),
+        beta: Shared::new(&mut dbeta),
+        start: dstart.as_deref_mut().map(Shared::new),
+    };
+    let again = if given.states.is_none() { problem.most_chunks() * size } else { 0 };
+    let scratch = again + Chunk::scratch(problem.width) + Work::scratch(problem.width);
+    let tasks = problem.sequences.len() * problem.heads;
+    tasks::each(cpu, tasks, scratch, |task, scratch| {
+        let (sequence, key_head) = (task / problem.heads, task % problem.heads);
+        let each = problem.groups / problem.heads;
+        for i in 0..each {
+            let place = Place { sequence, head: key_head * each + i, write: Write::nth(i) };
+            head(&problem, place, scratch, &given, &out);
+        }
+    })?;
+    let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
+    let dstart = match (dstart, &args.initial_state) {
+        (Some(data), Some(x)) => tensor(5, data, x)?,
+        _ => None,
+    };
+    Ok([
+        tensor(0, dq, &args.q)?,
+        tensor(1, dk, &args.k)?,
+        tensor(2, dv, &args.v)?,
+        tensor(3, dg, &args.g)?,
+        tensor(4, dbeta, &args.beta)?,
+        dstart,
+    ])
+}
+
+/// What came into the backward pass.
+struct Given<'a> {
+    o: Option<Floats<'a>>,
+    last: Option<Floats<'a>>,
+    states: Option<&'a [f32]>,
+}
+
+/// Where the gradients go.
+struct Results<'a> {
+    q: Shared<'a>,
+    k: Shared<'a>,
+    v: Shared<'a>,
+    g: Shared<'a>,
+    beta: Shared<'a>,
+    start: Option<Shared<'a>>,
+}
+
+/// One sequence of one value head; the first of its group writes the gradients of q and k, the others add to them.
+struct Place {
+    sequence: usize,
+    head: usize,
+    write: Write,
+}
+
+/// Gradients of the exponents of a chunk's decays, token by token.
+struct Sides {
+    /// Of `e^{g_0 + … + g_i}`.
+    from_start: [f32; CHUNK],
+    /// Of `e^{g_{i+1} + … + g_last}`.
+    to_end: [f32; CHUNK],
+    /// Of the decay over the whole chunk.
+    whole: f32,
+}
+
+/// Scratch for the gradients of a chunk.
+struct Work<'s> {
+    /// The state at the chunk's start, the gradient of that at its end, and what they are transposed.
+    state: &'s mut [f32],
+    state_t: &'s mut [f32],
+    ds: &'s mut [f32],
+    ds_t: &'s mut [f32],
+    d_o: &'s mut [f32],
+    /// Gradients of what is written, and of what is missing.
+    d_new: &'s mut [f32],
+    d_w: &'s mut [f32],
+    /// A tile of values, transposed.
+    turned: &'s mut [f32],
+    dq: &'s mut [f32],
+    dk: &'s mut [f32],
+    /// Gradients of the square matrices; `e` is the gradient of the logarithm of the decay between two tokens.
+    d_a: &'s mut [f32],
+    d_p: &'s mut [f32],
+    e: &'s mut [f32],
+    x: &'s mut [f32],
+    y: &'s mut [f32],
+    dg: &'s mut [f32],
+    dbeta: &'s mut [f32],
+}
+
+impl<'s> Work<'s> {
+    fn lengths([k, v]: [usize; 2]) -> [usize; 17] {
+        let (keys, values, square, state) = (CHUNK * k, CHUNK * v, CHUNK * CHUNK, k * v);
+        [
+            state, state, state, state, values, values, values, values, keys, keys, square, square, square, square,
+            square, CHUNK, CHUNK,
+        ]
+    }
+
+    fn scratch(width: [usize; 2]) -> usize {
+        carved(&Self::lengths(width))
+    }
+
+    fn cut(scratch: &'s mut [f32], width: [usize; 2]) -> Self {
+        let [state, state_t, ds, ds_t, d_o, d_new, d_w, turned, dq, dk, d_a, d_p, e, x, y, dg, dbeta] =
+            carve(scratch, Self::lengths(width));
+        Work { state, state_t, ds, ds_t, d_o, d_new, d_w, turned, dq, dk, d_a, d_p, e, x, y, dg, dbeta }
+    }
+}
+
+fn head(problem: &Problem<'_>, place: Place, scratch: &mut [f32], given: &Given<'_>, out: &Results<'_>) {
+    let ([k, v], size) = (problem.width, problem.state());
+    let task = place.sequence * problem.groups + place.head;
+    let (again, scratch) = match given.states {
+        Some(_) => scratch.split_at_mut(0),
+        None => scratch.split_at_mut(problem.most_chunks() * size),
+    };
+    let (chunk, work) = scratch.split_at_mut(Chunk::scratch(problem.width));
+    let (mut chunk, mut work) = (Chunk::cut(chunk, problem.width), Work::cut(work, problem.width));
+    let states: &[f32] = match given.states {
+        Some(kept) => &kept[problem.kept_at(place.sequence, place.head)..],
+        None => {
+            run_again(problem, &place, &mut chunk, again);
+            again
+        }
+    };
+    match &given.last {
+        Some(last) => transpose([v, k], &last[task * size..][..size], k, work.ds, v),
+        None => work.ds.fill(0.0),
+    }
+    for (i, tokens) in problem.chunks_of(place.sequence).enumerate().rev() {
+        work.state.copy_from_slice(&states[i * size..][..size]);
+        chunk.load(problem, tokens.clone(), place.head);
+        chunk.load_queries(problem, tokens.clone(), place.head);
+        chunk.correct(problem, work.state);
+        match &given.o {
+            Some(d_o) => gather(d_o, tokens.clone(), [problem.groups, place.head, v], work.d_o),
+            None => work.d_o.fill(0.0),
+        }
+        work.gradients(problem, &mut chunk, out);
+        work.write(problem, &place, tokens, out);
+    }
+    if let Some(start) = &out.start {
+        // SAFETY: each task has its own sequence and heads, and so its own states.
+        transpose([k, v], work.ds, v, unsafe { start.part(task * size, size) }, k);
+    }
+}
+
+/// Runs through the states of a sequence, as the forward pass did.
+fn run_again(problem: &Problem<'_>, place: &Place, chunk: &mut Chunk<'_>, states: &mut [f32]) {
+    let size = problem.state();
+    start(problem, place.sequence * problem.groups + place.head, &mut states[..size]);
+    let chunks = problem.chunks_of(place.sequence);
+    let count = chunks.len();
+    for (i, tokens) in chunks.enumerate().take(count - 1) {
+        let (state, next) = states[i * size..].split_at_mut(size);
+        chunk.load(problem, tokens, place.head);
+        chunk.correct(problem, state);
+        next[..size].copy_from_slice(state);
+        chunk.advance(problem, &mut next[..size]);
+    }
+}
+
+impl Work<'_> {
+    /// All gradients of a chunk; `ds` moves from its end to its start.
+    fn gradients(&mut self, problem: &Problem<'_>, chunk: &mut Chunk<'_>, out: &Results<'_>) {
+        let ([k, v], len) = (problem.width, chunk.len);
+        self.dbeta.fill(0.0);
+        transpose([k, v], self.state, v, self.state_t, k);
+        transpose([k, v], self.ds, v, self.ds_t, k);
+        self.values(problem, chunk);
+        self.squares(problem, chunk);
+        let sides = self.state_sides(problem, chunk);
+        if !out.g.is_empty() {
+            let (rows, columns) = (&sides.from_start[..len], &sides.to_end[..len]);
+            let e = &self.e[..len * CHUNK];
+            maps::step_gradients(problem.level, e, rows, columns, sides.whole, &mut self.dg[..len]);
+        }
+        if !out.k.is_empty() || !out.beta.is_empty() {
+            self.inverse(problem, chunk);
+        }
+        let (level, k) = (problem.level, problem.width[0]);
+        let onto = |left, part, b| Product::new([len, k, len], left, b, k).left(part).onto(1.0);
+        if !out.q.is_empty() {
+            product(level, &onto(Left::rows(self.d_p, CHUNK), Part::Lower, &*chunk.k), self.dq, k);
+        }
+        if !out.k.is_empty() {
+            product(level, &onto(Left::columns(self.d_p, CHUNK), Part::Upper, &*chunk.q), self.dk, k);
+            product(level, &onto(Left::rows(self.x, CHUNK), Part::Lower, &*chunk.k), self.dk, k);
+            product(level, &onto(Left::columns(self.x, CHUNK), Part::Upper, &*chunk.k), self.dk, k);
+        }
+    }
+
+    /// `d_new = e^{to end} K dS + Pᵀ dO` and `d_w = Aᵀ d_new`, which is the gradient of the values, too.
+    fn values(&mut self, problem: &Problem<'_>, chunk: &Chunk<'_>) {
+        let (level, [k, v], len) = (problem.level, problem.width, chunk.len);
+        product(level, &Product::new([len, v, k], Left::rows(chunk.k, k), self.ds, v), self.d_new, v);
+        maps::scale_rows(level, 1.0, &chunk.to_end().0[..len], &mut self.d_new[..len * v]);
+        let inside = Product::new([len, v, len], Left::columns(chunk.p, CHUNK), self.d_o, v).left(Part::Upper);
+        product(level, &inside.onto(1.0), self.d_new, v);
+        let missing = Product::new([len, v, len], Left::columns(chunk.a, CHUNK), self.d_new, v).left(Part::Upper);
+        product(level, &missing, self.d_w, v);
+    }
+
+    /// Gradients of the square matrices, of the decays in them and of the queries' products with the keys.
+    fn squares(&mut self, problem: &Problem<'_>, chunk: &Chunk<'_>) {
+        let (level, v, len) = (problem.level, problem.width[1], chunk.len);
+        transpose([len, v], chunk.w, v, self.turned, CHUNK);
+        let d_a = Product::new([len, len, v], Left::rows(self.d_new, v), self.turned, CHUNK).lower();
+        product(level, &d_a, self.x, CHUNK);
+        maps::gate(level, 1.0, chunk.gamma, &ONES[..len], self.x, self.d_a);
+        transpose([len, v], chunk.new, v, self.turned, CHUNK);
+        let d_p = Product::new([len, len, v], Left::rows(self.d_o, v), self.turned, CHUNK).lower();
+        product(level, &d_p, self.x, CHUNK);
+        self.e[..len * CHUNK].fill(0.0);
+        maps::add_below(level, self.x, chunk.p, &ONES[..len], self.e);
+        maps::gate(level, problem.scale, chunk.gamma, &ONES[..len], self.x, self.d_p);
+        maps::gate(level, 1.0, chunk.a0, &ONES[..len], self.d_a, self.x);
+        maps::sums_below(level, &self.x[..len * CHUNK], &mut [0.0; CHUNK][..len], self.dbeta);
+        maps::add_below(level, self.d_a, chunk.a0, &chunk.beta[..len], self.e);
+    }
+
+    /// Gradients that pass through the state. Returns those of the exponents of the decays from the chunk's start, to
+    /// its end and over all of it.
+    fn state_sides(&mut self, problem: &Problem<'_>, chunk: &mut Chunk<'_>) -> Sides {
+        let (level, scale, [k, v], len) = (problem.level, problem.scale, problem.width, chunk.len);
+        let (to_end, whole) = chunk.to_end();
+        let from_start = &chunk.from_start[..len];
+        let (keys, values) = (len * k, len * v);
+
+        product(level, &Product::new([len, k, v], Left::rows(self.d_o, v), self.state_t, k), self.dq, k);
+        maps::scale_rows(level, scale, from_start, &mut self.dq[..keys]);
+        product(level, &Product::new([len, k, v], Left::rows(chunk.new, v), self.ds_t, k), self.dk, k);
+        maps::scale_rows(level, 1.0, &to_end[..len], &mut self.dk[..keys]);
+
+        let mut sides = Sides { from_start: [0.0; CHUNK], to_end: [0.0; CHUNK], whole: 0.0 };
+        maps::dots(level, &self.dk[..keys], &chunk.k[..keys], &mut sides.to_end[..len]);
+        let mut before = [0.0];
+        maps::dots(level, self.state, self.ds, &mut before);
+        sides.whole = before[0] * whole;
+
+        chunk.w.copy_from_slice(self.d_w);
+        maps::scale_rows(level, -1.0, from_start, &mut chunk.w[..values]);
+        maps::dots(level, &self.dq[..keys], &chunk.q[..keys], &mut sides.from_start[..len]);
+        maps::dots(level, &chunk.w[..values], &chunk.u[..values], &mut sides.from_start[..len]);
+        product(level, &Product::new([len, k, v], Left::rows(chunk.w, v), self.state_t, k).onto(1.0), self.dk, k);
+
+        let erased = Product::new([k, v, len], Left::columns(chunk.k, k), chunk.w, v).onto(whole);
+        product(level, &erased, self.ds, v);
+        maps::scale_rows(level, scale, from_start, &mut self.d_o[..values]);
+        let read = Product::new([k, v, len], Left::columns(chunk.q, k), self.d_o, v).onto(1.0);
+        product(level, &read, self.ds, v);
+        sides
+    }
+
+    /// Through the inverse to the keys' products with each other: their gradients in `x`, below the diagonal.
+    fn inverse(&mut self, problem: &Problem<'_>, chunk: &Chunk<'_>) {
+        let (level, len) = (problem.level, chunk.len);
+        let beta = &chunk.beta[..len];
+        // dX = -A0ᵀ (dA0 diag β) A0ᵀ below the diagonal
+        maps::gate(level, 1.0, self.d_a, beta, &[1.0; SQUARE], self.x);
+        transpose([len, len], chunk.a0, CHUNK, self.y, CHUNK);
+        let half = Product::new([len, len, len], Left::rows(self.x, CHUNK), self.y, CHUNK).left(Part::Lower).lower();
+        product(level, &half, self.d_a, CHUNK);
+        let dx = Product::new([len, len, len], Left::columns(chunk.a0, CHUNK), self.d_a, CHUNK);
+        product(level, &dx.left(Part::Upper).lower(), self.x, CHUNK);
+        for i in 0..len {
+            let row = i * CHUNK..i * CHUNK + i;
+            let (x, kk) = (&mut self.x[i * CHUNK..(i + 1) * CHUNK], &chunk.kk[row]);
+            self.dbeta[i] -= x.iter().zip(kk).map(|(x, kk)| x * kk).sum::<f32>();
+            x[..i].iter_mut().for_each(|x| *x *= -beta[i]);
+            x[i..].fill(0.0);
+        }
+    }
+
+    fn write(&self, problem: &Problem<'_>, place: &Place, tokens: Range<usize>, out: &Results<'_>) {
+        let ([k, v], &Problem { heads, groups, .. }) = (problem.width, problem);
+        let key_head = [heads, place.head / (groups / heads), k];
+        // SAFETY: a task has all heads of a group of a sequence, and so its own rows of every gradient.
+        unsafe {
+            scatter(out.q, tokens.clone(), key_head, self.dq, place.write);
+            scatter(out.k, tokens.clone(), key_head, self.dk, place.write);
+            scatter(out.v, tokens.clone(), [groups, place.head, v], self.d_w, Write::Set);
+            scatter(out.g, tokens.clone(), [groups, place.head, 1], self.dg, Write::Set);
+            scatter(out.beta, tokens, [groups, place.head, 1], self.dbeta, Write::Set);
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! One task a row and key head.
+
+use super::{Grad, Layout, WU};
+use crate::common::tasks::{self, Shared};
+use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
+use crate::delta::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
+use alluvium_core::cpu::{Cpu, Floats, Level};
+use alluvium_core::{DType, Result, Tensor};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use std::ops::Range;
+
+struct Given<'a> {
+    level: Level,
+    k: Floats<'a>,
+    v: Floats<'a>,
+    beta: Floats<'a>,
+    g: Floats<'a>,
+    a: Floats<'a>,
+    layout: Layout,
+    /// K and V.
+    width: [usize; 2],
+    dtype: DType,
+}
+
+/// A chunk of one value head.
+struct Chunk<'s> {
+    len: usize,
+    /// The lower triangle of the matrix, zeros above.
+    a: &'s mut [f32],
+    k: &'s mut [f32],
+    v: &'s mut [f32],
+    /// Keys and values, scaled and rounded.
+    scaled_k: &'s mut [f32],
+    scaled_v: &'s mut [f32],
+    beta: [f32; CHUNK],
+    decay: [f32; CHUNK],
+}
+
+impl<'s> Chunk<'s> {
+    fn lengths([k, v]: [usize; 2]) -> [usize; 5] {
+        [SQUARE, CHUNK * k, CHUNK * v, CHUNK * k, CHUNK * v]
+    }
+
+    fn cut(scratch: &'s mut [f32], width: [usize; 2]) -> Self {
+        let [a, k, v, scaled_k, scaled_v] = carve(scratch, Self::lengths(width));
+        Chunk { len: 0, a, k, v, scaled_k, scaled_v, beta: ONES, decay: ONES }
+    }
+}
+
+impl<'a> Given<'a> {
+    fn read(cpu: &Cpu, args: &'a Grad) -> Result<Self> {
+        Ok(Given {
+            level: cpu.level(),
+            k: cpu.read(&args.k)?,
+            v: cpu.read(&args.v)?,
+            beta: cpu.read(&args.beta)?,
+            g: cpu.read(&args.g_cum)?,
+            a: cpu.read(&args.a)?,
+            layout: args.layout,
+            width: [args.k.shape().last(), args.v.shape().last()],
+            dtype: args.k.dtype(),
+        })
+    }
+
+    fn load(&self, chunk: &mut Chunk<'_>, tokens: Range<usize>, head: usize) {
+        let ([k, v], Layout { heads, groups, .. }, len) = (self.width, self.layout, tokens.len());
+        let (keys, values) = (len * k, len * v);
+        chunk.len = len;
+        gather(&self.k, tokens.clone(), [heads, self.layout.key_head(head), k], chunk.k);
+        gather(&self.v, tokens.clone(), [groups, head, v], chunk.v);
+        gather(&self.beta, tokens.clone(), [groups, head, 1], &mut chunk.beta);
+        gather(&self.g, tokens.clone(), [groups, head, 1], &mut chunk.decay);
+        gather(&self.a, tokens, [groups, head, CHUNK], chunk.a);
+        (0..len).for_each(|i| chunk.a[i * CHUNK + i + 1..(i + 1) * CHUNK].fill(0.0));
+        chunk.decay[..len].iter_mut().for_each(|g| *g = g.exp());
+        chunk.scaled_k[..keys].copy_from_slice(&chunk.k[..keys]);
+        chunk.scaled_v[..values].copy_from_slice(&chunk.v[..values]);
+        maps::scale_rows(self.level, 1.0, &chunk.beta[..len], &mut chunk.scaled_k[..keys]);
+        maps::scale_rows(self.level, 1.0, &chunk.decay[..len], &mut chunk.scaled_k[..keys]);
+        maps::scale_rows(self.level, 1.0, &chunk.beta[..len], &mut chunk.scaled_v[..values]);
+        round(self.dtype, &mut chunk.scaled_k[..keys]);
+        round(self.dtype, &mut chunk.scaled_v[..values]);
+    }
+}
+
+/// To what the storage holds.
+fn round(dtype: DType, x: &mut [f32]) {
+    let (mut f, mut b) = ([f16::ZERO; CHUNK], [bf16::ZERO; CHUNK]);
+    for x in x.chunks_mut(CHUNK) {
+        match dtype {
+            DType::F16 => {
+                f[..x.len()].convert_from_f32_slice(x);
+                f[..x.len()].convert_to_f32_slice(x);
+            }
+            DType::BF16 => {
+                b[..x.len()].convert_from_f32_slice(x);
+                b[..x.len()].convert_to_f32_slice(x);
+            }
+            _ => {}
+        }
+    }
+}
+
+pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<WU> {
+    let given = Given::read(cpu, args)?;
+    let (level, [k, v], Layout { batch, tokens, groups, .. }) = (given.level, given.width, given.layout);
+    let mut w = cpu.buffer::<f32>(batch * tokens * groups * k)?;
+    let mut u = cpu.buffer::<f32>(batch * tokens * groups * v)?;
+    let (out_w, out_u) = (Shared::new(&mut w), Shared::new(&mut u));
+    let length = carved(&Chunk::lengths(given.width)) + CHUNK * (k + v);
+    tasks::each(cpu, batch * groups, length, |task, scratch| {
+        let (tile_w, scratch) = scratch.split_at_mut(CHUNK * k);
+        let (tile_u, scratch) = scratch.split_at_mut(CHUNK * v);
+        let (mut chunk, head) = (Chunk::cut(scratch, given.width), task % groups);
+        for tokens in given.layout.chunks(task / groups) {
+            given.load(&mut chunk, tokens.clone(), head);
+            let len = chunk.len;
+            let a = |b, width| Product::new([len, width, len], Left::rows(chunk.a, CHUNK), b, width).left(Part::Lower);
+            product(level, &a(&*chunk.scaled_k, k), tile_w, k);
+            product(level, &a(&*chunk.scaled_v, v), tile_u, v);
+            // SAFETY: each task has its own head of its own row.
+            unsafe {
+                scatter(out_w, tokens.clone(), [groups, head, k], tile_w, Write::Set);
+                scatter(out_u, tokens, [groups, head, v], tile_u, Write::Set);
+            }
+        }
+    })?;
+    let w = cpu.tensor(w, [batch, tokens, groups, k], given.dtype)?;
+    Ok(WU { w, u: cpu.tensor(u, args.v.shape(), given.dtype)? })
+}
+
+/// Where the gradients go.
+#[derive(Clone, Copy)]
+struct Results<'a> {
+    k: Shared<'a>,
+    v: Shared<'a>,
+    beta: Shared<'a>,
+    g: Shared<'a>,
+    a: Shared<'a>,
+}
+
+pub(super) fn backward(
+    cpu: &Cpu,
+    args: &Grad,
+    dy: [Option<&Tensor>; 2],
+    need: [bool; 5],
+) -> Result<[Option<Tensor>; 5]> {
+    let given = Given::read(cpu, args)?;
+    let [dw, du] = dy;
+    let (dw, du) = (dw.map(|x| cpu.read(x)).transpose()?, du.map(|x| cpu.read(x)).transpose()?);
+    // a gradient that is not needed has no memory
+    let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
+    let (mut dk, mut dv, mut da) = (room(0, &args.k)?, room(1, &args.v)?, room(4, &args.a)?);
+    let (mut dbeta, mut dg) = (room(2, &args.beta)?, room(3, &args.g_cum)?);
+    let out = Results {
+        k: Shared::new(&mut dk),
+        v: Shared::new(&mut dv),
+        beta: Shared::new(&mut dbeta),
+        g: Shared::new(&mut dg),
+        a: Shared::new(&mut da),
+    };
+    let (layout, [k, v]) = (given.layout, given.width);
+    let work = [CHUNK * k, CHUNK * v, CHUNK * k, CHUNK * v, CHUNK * k.max(v), SQUARE];
+    let length = carved(&work) + carved(&Chunk::lengths(given.width));
+    tasks::each(cpu, layout.batch * layout.heads, length, |task, scratch| {
+        let (own, scratch) = scratch.split_at_mut(carved(&work));
+        let mut tiles = carve(own, work);
+        let mut chunk = Chunk::cut(scratch, given.width);
+        for tokens in layout.chunks(task / layout.heads) {
+            for (nth, head) in layout.readers(task % layout.heads).enumerate() {
+                given.load(&mut chunk, tokens.clone(), head);
+                for (d, tile, width) in [(&dw, 0, k), (&du, 1, v)] {
+                    match d {
+                        Some(d) => gather(d, tokens.clone(), [layout.groups, head, width], tiles[tile]),
+                        None => tiles[tile].fill(0.0),
+                    }
+                }
+                let (dbeta, dg) = gradients(&given, &chunk, &mut tiles, need);
+                let [_, _, d_k, d_v, _, d_a] = &tiles;
+                // SAFETY: each task has all value heads of its key head of its own row.
+                unsafe {
+                    scatter(out.k, tokens.clone(), [layout.heads, task % layout.heads, k], d_k, Write::nth(nth));
+                    scatter(out.v, tokens.clone(), [layout.groups, head, v], d_v, Write::Set);
+                    scatter(out.a, tokens.clone(), [layout.groups, head, CHUNK], d_a, Write::Set);
+                    scatter(out.beta, tokens.clone(), [layout.groups, head, 1], &dbeta, Write::Set);
+                    scatter(out.g, tokens.clone(), [layout.groups, head, 1], &dg, Write::Set);
+                }
+            }
+        }
+    })?;
+    let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
+    Ok([
+        tensor(0, dk, &args.k)?,
+        tensor(1, dv, &args.v)?,
+        tensor(2, dbeta, &args.beta)?,
+        tensor(3, dg, &args.g_cum)?,
+        tensor(4, da, &args.a)?,
+    ])
+}
+
+/// From `dw` and `du` in the first two tiles: dk, dv and dA in the others, dβ and dg returned.
+fn gradients(
+    given: &Given<'_>,
+    chunk: &Chunk<'_>,
+    tiles: &mut [&mut [f32]; 6],
+    [of_k, of_v, of_beta, of_g, of_a]: [bool; 5],
+) -> ([f32; CHUNK], [f32; CHUNK]) {
+    let (level, [k, v], len) = (given.level, given.width, chunk.len);
+    let [d_w, d_u, d_k, d_v, turned, d_a] = tiles;
+    if of_a {
+        transpose([len, k], chunk.scaled_k, k, turned, CHUNK);
+        let by_keys = Product::new([len, len, k], Left::rows(d_w, k), turned, CHUNK).lower();
+        product(level, &by_keys, d_a, CHUNK);
+        transpose([len, v], chunk.scaled_v, v, turned, CHUNK);
+        let by_values = Product::new([len, len, v], Left::rows(d_u, v), turned, CHUNK).lower();
+        product(level, &by_values.onto(1.0), d_a, CHUNK);
+        (0..len).for_each(|i| d_a[i * CHUNK + i + 1..(i + 1) * CHUNK].fill(0.0));
+    }
+    let back = |b, width| Product::new([len, width, len], Left::columns(chunk.a, CHUNK), b, width).left(Part::Upper);
+    let (mut dbeta, mut dg) = ([0.0; CHUNK], [0.0; CHUNK]);
+    if of_k || of_beta || of_g {
+        product(level, &back(&**d_w, k), d_k, k);
+        maps::scale_rows(level, 1.0, &chunk.decay[..len], &mut d_k[..len * k]);
+        maps::dots(level, &d_k[..len * k], &chunk.k[..len * k], &mut dg[..len]);
+        dbeta.copy_from_slice(&dg);
+        dg.iter_mut().zip(chunk.beta).for_each(|(dg, beta)| *dg *= beta);
+        maps::scale_rows(level, 1.0, &chunk.beta[..len], &mut d_k[..len * k]);
+    }
+    if of_v || of_beta {
+        product(level, &back(&**d_u, v), d_v, v);
+        maps::dots(level, &d_v[..len * v], &chunk.v[..len * v], &mut dbeta[..len]);
+        maps::scale_rows(level, 1.0, &chunk.beta[..len], &mut d_v[..len * v]);
+    }
+    (dbeta, dg)
+}

@@ -1,0 +1,53 @@
+//! One task a row and head.
+
+use super::Grad;
+use crate::common::tasks::{self, Shared};
+use crate::common::tile::{Left, Part, Product, carve, product, transpose};
+use crate::delta::chunk::{CHUNK, Layout, ONES, SQUARE, Write, gather, maps, scatter};
+use alluvium_core::cpu::Cpu;
+use alluvium_core::{DType, Result, Tensor};
+
+pub(super) fn forward(cpu: &Cpu, l: &Tensor, layout: Layout) -> Result<Tensor> {
+    let (from, groups, level) = (cpu.read(l)?, layout.groups, cpu.level());
+    let mut a = cpu.buffer::<f32>(from.len())?;
+    let out = Shared::new(&mut a);
+    tasks::each(cpu, layout.batch * groups, 2 * SQUARE, |task, scratch| {
+        let (x, y) = scratch.split_at_mut(SQUARE);
+        for tokens in layout.chunks(task / groups) {
+            let place = [groups, task % groups, CHUNK];
+            gather(&from, tokens.clone(), place, x);
+            maps::invert(level, x, &ONES[..tokens.len()], y);
+            // SAFETY: each task has its own head of its own row.
+            unsafe { scatter(out, tokens, place, y, Write::Set) };
+        }
+    })?;
+    cpu.tensor(a, l.shape(), DType::F32)
+}
+
+pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 1]> {
+    let (all_a, all_d, layout, level) = (cpu.read(&saved.a)?, cpu.read(dy)?, saved.layout, cpu.level());
+    let groups = layout.groups;
+    let mut dl = cpu.buffer::<f32>(all_a.len())?;
+    let out = Shared::new(&mut dl);
+    tasks::each(cpu, layout.batch * groups, 5 * SQUARE, |task, scratch| {
+        let [a, turned, d_a, half, x] = carve(scratch, [SQUARE; 5]);
+        for tokens in layout.chunks(task / groups) {
+            let (place, len) = ([groups, task % groups, CHUNK], tokens.len());
+            gather(&all_a, tokens.clone(), place, a);
+            gather(&all_d, tokens.clone(), place, d_a);
+            (0..len).for_each(|i| d_a[i * CHUNK + i..(i + 1) * CHUNK].fill(0.0));
+            transpose([len, len], a, CHUNK, turned, CHUNK);
+            let first = Product::new([len, len, len], Left::rows(d_a, CHUNK), turned, CHUNK).left(Part::Lower).lower();
+            product(level, &first, half, CHUNK);
+            let second = Product::new([len, len, len], Left::columns(a, CHUNK), half, CHUNK).left(Part::Upper).lower();
+            product(level, &second, x, CHUNK);
+            for (i, row) in x.chunks_exact_mut(CHUNK).take(len).enumerate() {
+                row[..i].iter_mut().for_each(|x| *x = -*x);
+                row[i..].fill(0.0);
+            }
+            // SAFETY: each task has its own head of its own row.
+            unsafe { scatter(out, tokens, place, x, Write::Set) };
+        }
+    })?;
+    Ok([Some(cpu.tensor(dl, saved.a.shape(), DType::F32)?)])
+}

@@ -1,0 +1,541 @@
+//! Products of matrices on a GPU, for `matmul`, `linear` and whatever has products in its own launches.
+
+mod cut;
+mod plan;
+
+use crate::common::gpu::ODD;
+use crate::quantized::Quantized;
+use crate::quantized::gpu::{CODES, constants, per_group};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch, Shader};
+use alluvium_core::{DType, Result, Shape, Tensor};
+pub(crate) use plan::Sizes;
+use plan::{Few, FewSide, Plan, Stored, depth, plan};
+
+const PARAMS: &str = include_str!("params.wgsl");
+const RIGHT: &str = include_str!("right.wgsl");
+/// Text that reads both sides of a product, four numbers of either from any element on: `load_a`, `load_b`.
+pub(crate) const SIDES: &str = concat!(include_str!("left.wgsl"), include_str!("right.wgsl"));
+const PACKED_RIGHT: &str = include_str!("packed_right.wgsl");
+/// The same after [`CODES`] with a right side that is quantized.
+pub(crate) const PACKED_SIDES: &str = concat!(include_str!("left.wgsl"), include_str!("packed_right.wgsl"));
+/// Text that brings tiles of both sides to shared memory, by way of `line_a` and `line_b`.
+pub(crate) const BLOCKS: &str = include_str!("blocks.wgsl");
+/// Text after [`BLOCKS`] that sums a tile of 64 × 64 results: `tile_sums`.
+pub(crate) const NARROW_SUMS: &str = include_str!("narrow_sums.wgsl");
+const LINES: &str = include_str!("lines.wgsl");
+const NARROW: &str = include_str!("narrow_tile.wgsl");
+const WIDE: &str = include_str!("wide_tile.wgsl");
+const MATRICES: &str = include_str!("matrices.wgsl");
+const F16: &str = include_str!("matrices_f16.wgsl");
+const F32: &str = include_str!("matrices_f32.wgsl");
+const QUADS: &str = include_str!("quads.wgsl");
+const SINGLES: &str = include_str!("singles.wgsl");
+
+/// The kernels of tiles: of a plain right side, with results as quads and one by one, then the same of a quantized one.
+macro_rules! tiles {
+    ($name:literal, [$($plain:expr),*], [$($packed:expr),*], $($sums:expr),*) => {[
+        crate::common::gpu::kernel($name, &[$($plain,)* QUADS, $($sums),*]),
+        crate::common::gpu::kernel(concat!($name, ", odd"), &[$($plain,)* SINGLES, $($sums),*]),
+        crate::common::gpu::kernel(concat!($name, ", quantized"), &[$($packed,)* QUADS, $($sums),*]),
+        crate::common::gpu::kernel(concat!($name, ", quantized, odd"), &[$($packed,)* SINGLES, $($sums),*]),
+    ]};
+}
+
+static NARROW_TILES: [Kernel; 4] = tiles!(
+    "product of 64 × 64 tiles",
+    [ODD, PARAMS, SIDES, LINES, BLOCKS],
+    [ODD, PARAMS, CODES, PACKED_SIDES, LINES, BLOCKS],
+    NARROW_SUMS,
+    NARROW
+);
+static WIDE_TILES: [Kernel; 4] = tiles!(
+    "product of 128 × 128 tiles",
+    [ODD, PARAMS, SIDES, LINES, BLOCKS],
+    [ODD, PARAMS, CODES, PACKED_SIDES, LINES, BLOCKS],
+    WIDE
+);
+static F32_TILES: [Kernel; 4] =
+    tiles!("product by f32 matrices", [ODD, PARAMS, RIGHT, F32], [ODD, PARAMS, CODES, PACKED_RIGHT, F32], MATRICES);
+static F16_QUADS: Kernel = crate::common::gpu::kernel("product by f16 matrices", &[PARAMS, F16, QUADS, MATRICES]);
+static F16_SINGLES: Kernel =
+    crate::common::gpu::kernel("product by f16 matrices, odd", &[PARAMS, F16, SINGLES, MATRICES]);
+static FEW: Kernel =
+    crate::common::gpu::kernel("product of few lines", &[ODD, PARAMS, SIDES, include_str!("few.wgsl")]);
+static PACKED_FEW: Kernel = crate::common::gpu::kernel(
+    "product of few lines, quantized",
+    &[ODD, PARAMS, CODES, PACKED_SIDES, include_str!("few.wgsl")],
+);
+static SUM_QUADS: Kernel =
+    crate::common::gpu::kernel("sum of a product's parts", &[PARAMS, include_str!("sum.wgsl"), QUADS]);
+static SUM_SINGLES: Kernel =
+    crate::common::gpu::kernel("sum of a product's parts, odd", &[PARAMS, include_str!("sum.wgsl"), SINGLES]);
+
+/// The sides of the tiles that cooperative matrices compute: eight fragments.
+const F16_SIDE: usize = 128;
+const F32_SIDE: usize = 64;
+
+/// Matrices that lie in a tensor: one, or many at equal distances.
+#[derive(Clone, Copy)]
+pub(crate) struct Mat<'a> {
+    pub(crate) tensor: &'a Tensor,
+    /// The element that the first begins at.
+    pub(crate) at: usize,
+    /// Elements from line to line.
+    pub(crate) stride: usize,
+    /// Elements from matrix to matrix.
+    pub(crate) apart: usize,
+    /// What a line is.
+    pub(crate) lines: Lines,
+    /// What its words mean, if it is quantized.
+    pub(crate) packed: Option<Quantized<'a>>,
+    /// Where the bytes that are bound begin and end: all of the tensor where it says nothing.
+    pub(crate) seen: Option<[usize; 2]>,
+}
+
+/// How a matrix lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lines {
+    /// Row by row.
+    Rows,
+    /// Column by column.
+    Columns,
+}
+
+impl<'a> Mat<'a> {
+    /// All of a tensor as matrices whose rows, or columns if they lie so, have `width` elements.
+    pub(crate) fn new(tensor: &'a Tensor, width: usize, apart: usize) -> Self {
+        Mat { tensor, at: 0, stride: width, apart, lines: Lines::Rows, packed: None, seen: None }
+    }
+
+    /// A quantized matrix whose rows have `width` numbers: a right side.
+    pub(crate) fn packed(q: Quantized<'a>, width: usize) -> Self {
+        Mat { packed: Some(q), ..Mat::new(q.w, width, 0) }
+    }
+
+    /// What was a row is a column.
+    pub(crate) fn t(self) -> Self {
+        let lines = if self.lines == Lines::Rows { Lines::Columns } else { Lines::Rows };
+        Mat { lines, ..self }
+    }
+
+    /// What is left after some lines.
+    pub(crate) fn after(self, lines: usize) -> Self {
+        Mat { at: self.at + lines * self.stride, ..self }
+    }
+
+    /// The dtype that its elements are stored in; packed codes, which a text of its own unpacks, count as f32.
+    fn storage(&self) -> DType {
+        let dtype = self.tensor.dtype();
+        if dtype.is_float() { dtype } else { DType::F32 }
+    }
+
+    fn bind(&self) -> Bind<'a> {
+        match self.seen {
+            Some([first, end]) => Bind::Part(self.tensor, first..end),
+            None => Bind::All(self.tensor),
+        }
+    }
+
+    /// Whether each line begins at a whole quad.
+    fn is_even(&self) -> bool {
+        [self.at, self.stride, self.apart].iter().all(|n| n.is_multiple_of(4))
+    }
+}
+
+/// `c = alpha · a · b + beta · c`, for each pair of matrices; sums in f32.
+pub(crate) struct Gemm<'a> {
+    /// `[M, K]`
+    pub(crate) a: Mat<'a>,
+    /// `[K, N]`
+    pub(crate) b: Mat<'a>,
+    /// `[M, N]` by rows, f32; other floating types where each line begins at a whole quad and ends at one.
+    pub(crate) c: Mat<'a>,
+    pub(crate) sizes: Sizes,
+    pub(crate) alpha: f32,
+    pub(crate) beta: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    size: [u32; 3],
+    part: u32,
+    splits: u32,
+    a: [u32; 3],
+    b: [u32; 3],
+    c: [u32; 3],
+    alpha: f32,
+    beta: f32,
+}
+
+fn place(mat: &Mat<'_>) -> [u32; 3] {
+    [mat.at, mat.stride, mat.apart].map(|n| n as u32)
+}
+
+/// The product as a new tensor of this dtype.
+pub(crate) fn product(gpu: &Gpu, [a, b]: [Mat<'_>; 2], sizes: Sizes, shape: Shape, dtype: DType) -> Result<Tensor> {
+    let few = matches!(plan(sizes, stored(gpu, &a, &b)), Plan::Few(_));
+    let largest = a.bytes().max(b.bytes()).max(shape.elements() * dtype.size());
+    // half-precision results that do not fill whole quads, or that are computed in pieces, are rounded afterwards
+    let direct = dtype == DType::F32 || (sizes.n.is_multiple_of(4) && !few && largest <= gpu.limits().binding);
+    let c = gpu.empty(shape, if direct { dtype } else { DType::F32 })?;
+    let to = Mat::new(&c, sizes.n, sizes.m * sizes.n);
+    gemm(gpu, &Gemm { a, b, c: to, sizes, alpha: 1.0, beta: 0.0 })?;
+    gpu.convert(&c, dtype)
+}
+
+/// Writes a product into memory that is there, in pieces where a binding does not hold its tensors; then results are f32.
+pub(crate) fn gemm(gpu: &Gpu, args: &Gemm<'_>) -> Result<()> {
+    let run = |piece: &Gemm<'_>| by(gpu, piece, plan(piece.sizes, stored(gpu, &piece.a, &piece.b)));
+    cut::pieces(gpu.limits().binding, args, &run)
+}
+
+fn by(gpu: &Gpu, args: &Gemm<'_>, plan: Plan) -> Result<()> {
+    let Gemm { a, b, c, sizes, alpha, beta } = *args;
+    let params = Params {
+        size: [sizes.m, sizes.n, sizes.k].map(|n| n as u32),
+        part: sizes.k as u32,
+        splits: 1,
+        a: place(&a),
+        b: place(&b),
+        c: place(&c),
+        alpha,
+        beta,
+    };
+    match plan {
+        Plan::Few(few) => lines(gpu, args, few, params),
+        Plan::Tiles { side, part, splits } | Plan::Matrices { side, part, splits } => {
+            let width = sizes.n.next_multiple_of(4);
+            let fits = sizes.count * splits * sizes.m * width * 4 <= gpu.limits().binding;
+            let (part, splits) = if fits { (part, splits) } else { (part * splits, 1) };
+            let params = Params { part: part as u32, splits: splits as u32, ..params };
+            let tiles = if matches!(plan, Plan::Tiles { .. }) { tiles } else { matrices };
+            if splits == 1 {
+                return tiles(gpu, args, side, params);
+            }
+            let parts = gpu.empty([sizes.count * splits, sizes.m, width], DType::F32)?;
+            let to = Mat::new(&parts, width, sizes.m * width);
+            let whole = Gemm { c: to, alpha: 1.0, beta: 0.0, ..*args };
+            tiles(gpu, &whole, side, Params { c: place(&to), alpha: 1.0, beta: 0.0, ..params })?;
+            sum(gpu, &parts, args, Params { size: [params.size[0], params.size[1], sizes.count as u32], ..params })
+        }
+    }
+}
+
+fn stored(gpu: &Gpu, a: &Mat<'_>, b: &Mat<'_>) -> Stored {
+    let (limits, packed) = (gpu.limits(), b.packed.is_some());
+    let matrices = match (a.tensor.dtype(), if packed { DType::F32 } else { b.tensor.dtype() }) {
+        _ if !(a.is_even() && b.is_even()) => None,
+        (DType::F16, DType::F16) if limits.matrices_f16 => Some(F16_SIDE),
+        (DType::F32, DType::F32) if limits.matrices_f32 => Some(F32_SIDE),
+        _ => None,
+    };
+    Stored { k_inner: [a.lines == Lines::Rows, b.lines == Lines::Columns], packed, matrices }
+}
+
+/// Whether results are written as whole quads: a scratch matrix of parts may have its lines filled up.
+fn by_quads(args: &Gemm<'_>) -> bool {
+    args.c.is_even() && (args.sizes.n.is_multiple_of(4) || args.c.stride > args.sizes.n)
+}
+
+/// The kernel of a family for this right side and these results.
+fn choose(family: &'static [Kernel; 4], args: &Gemm<'_>) -> &'static Kernel {
+    &family[2 * usize::from(args.b.packed.is_some()) + usize::from(!by_quads(args))]
+}
+
+/// What a kernel binds.
+fn sides<'a>(a: &Mat<'a>, b: &Mat<'a>, c: &Mat<'a>) -> Vec<Bind<'a>> {
+    let mut binds = vec![a.bind(), b.bind(), c.bind()];
+    binds.extend(b.packed.iter().flat_map(per_group));
+    binds
+}
+
+/// What a kernel is compiled with, and what the words of a quantized side mean.
+fn with_meaning(b: &Mat<'_>, of_kernel: &[(&'static str, u32)]) -> Vec<(&'static str, u32)> {
+    let meaning = b.packed.iter().flat_map(constants);
+    of_kernel.iter().copied().chain(meaning).collect()
+}
+
+fn flag(set: bool) -> u32 {
+    u32::from(set)
+}
+
+fn tiles(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<()> {
+    let Gemm { a, b, c, sizes, .. } = args;
+    let depth = depth(side);
+    let whole = [sizes.m % side, sizes.n % side, sizes.k % depth] == [0; 3];
+    let kernel = choose(if side == 128 { &WIDE_TILES } else { &NARROW_TILES }, args);
+    let groups = sizes.count * params.splits as usize;
+    gpu.launch(&Launch {
+        kernel,
+        entry: "tile",
+        constants: &with_meaning(
+            b,
+            &[
+                ("TILE", side as u32),
+                ("DEPTH", depth as u32),
+                ("A_K_INNER", flag(a.lines == Lines::Rows)),
+                ("B_K_INNER", flag(b.lines == Lines::Columns)),
+                ("A_ODD", flag(!a.is_even())),
+                ("B_ODD", flag(!b.is_even())),
+                ("EDGE", flag(!whole)),
+                ("C_AT", 2),
+            ],
+        ),
+        stored: &[("A", a.storage()), ("B", b.storage()), ("C", c.tensor.dtype())],
+        binds: &sides(a, b, c),
+        params: bytemuck::bytes_of(&params),
+        groups: Groups::Grid([sizes.n.div_ceil(side), sizes.m.div_ceil(side), groups]),
+    })
+}
+
+/// The same by cooperative matrices, of f16 in tiles of 128 or of f32 in tiles of 64.
+fn matrices(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<()> {
+    let Gemm { a, b, c, sizes, .. } = args;
+    let whole = [sizes.m % side, sizes.n % side, sizes.k % 32] == [0; 3];
+    let kernel = match (side, by_quads(args)) {
+        (F16_SIDE, true) => &F16_QUADS,
+        (F16_SIDE, false) => &F16_SINGLES,
+        _ => choose(&F32_TILES, args),
+    };
+    let groups = sizes.count * params.splits as usize;
+    gpu.launch(&Launch {
+        kernel,
+        entry: "tile",
+        constants: &with_meaning(
+            b,
+            &[
+                ("A_K_INNER", flag(a.lines == Lines::Rows)),
+                ("B_K_INNER", flag(b.lines == Lines::Columns)),
+                ("B_ODD", 0),
+                ("EDGE", flag(!whole)),
+                ("C_AT", 2),
+            ],
+        ),
+        stored: &[("B", b.storage()), ("C", c.tensor.dtype())],
+        binds: &sides(a, b, c),
+        params: bytemuck::bytes_of(&params),
+        groups: Groups::Grid([sizes.n.div_ceil(side), sizes.m.div_ceil(side), groups]),
+    })
+}
+
+/// Kernels that no case here reaches, as adapters get them: cases are too small for tiles of 128, and few adapters have
+/// cooperative matrices. Tests read them.
+///
+/// # Errors
+/// Never: every storage dtype here is a floating one.
+pub fn unreached() -> Result<Vec<Shader>> {
+    let codes = [("BITS", 5), ("GROUP", 64), ("MEANING", 0), ("SCALES", 2), ("BIASES", 2)];
+    let mut shaders = Vec::new();
+    for (a, b, edge) in [(0, 0, 0), (1, 0, 1), (0, 1, 1), (1, 1, 0)] {
+        let sides = [("A_K_INNER", a), ("B_K_INNER", b), ("B_ODD", 0), ("EDGE", edge), ("C_AT", 2)];
+        let of_tiles = [("TILE", 128), ("DEPTH", depth(128) as u32), ("A_ODD", edge)];
+        let constants = [&sides[..], &codes, &of_tiles].concat();
+        let stored = [("A", DType::BF16), ("B", DType::F32), ("C", DType::F16)];
+        for kernel in &WIDE_TILES {
+            shaders.push(kernel.shader("tile", &constants, &stored)?);
+        }
+        let constants = [&sides[..], &codes].concat();
+        let by_matrices = F32_TILES.iter().chain([&F16_QUADS, &F16_SINGLES]);
+        for kernel in by_matrices {
+            shaders.push(kernel.shader("tile", &constants, &stored[1..])?);
+        }
+    }
+    Ok(shaders)
+}
+
+/// Adds up what the splits of each sum made.
+fn sum(gpu: &Gpu, parts: &Tensor, args: &Gemm<'_>, params: Params) -> Result<()> {
+    let Gemm { c, sizes, .. } = args;
+    let quads = c.is_even() && sizes.n.is_multiple_of(4);
+    gpu.launch(&Launch {
+        kernel: if quads { &SUM_QUADS } else { &SUM_SINGLES },
+        entry: "sum",
+        constants: &[("C_AT", 1)],
+        stored: &[("C", c.tensor.dtype())],
+        binds: &[Bind::All(parts), c.bind()],
+        params: bytemuck::bytes_of(&params),
+        groups: Groups::Line((sizes.count * sizes.m * sizes.n.div_ceil(4)).div_ceil(256)),
+    })
+}
+
+/// Few lines of one side against the many of the other.
+fn lines(gpu: &Gpu, args: &Gemm<'_>, few: Few, params: Params) -> Result<()> {
+    let Gemm { a, b, c, sizes, .. } = args;
+    // of the product's transpose the sides change places
+    let (few_side, many_side, few_lines, many) = match few.side {
+        FewSide::Left => (*a, b.t(), sizes.m, sizes.n),
+        FewSide::Right => (b.t(), *a, sizes.n, sizes.m),
+    };
+    let (stride, step) = match few.side {
+        FewSide::Left => (c.stride, 1),
+        FewSide::Right => (1, c.stride),
+    };
+    let params = Params {
+        size: [few_lines, many, sizes.k].map(|n| n as u32),
+        part: step as u32,
+        splits: sizes.count as u32,
+        a: place(&few_side),
+        b: place(&many_side),
+        c: [c.at, stride, c.apart].map(|n| n as u32),
+        ..params
+    };
+    gpu.launch(&Launch {
+        kernel: if many_side.packed.is_some() { &PACKED_FEW } else { &FEW },
+        entry: "few",
+        constants: &with_meaning(
+            &many_side,
+            &[
+                ("FEW", few.lines as u32),
+                ("LANES", few.lanes as u32),
+                ("A_K_INNER", flag(few_side.lines == Lines::Rows)),
+                ("B_K_INNER", flag(many_side.lines == Lines::Rows)),
+                ("A_ODD", flag(!few_side.is_even() || few_side.lines == Lines::Columns)),
+                ("B_ODD", flag(!many_side.is_even())),
+            ],
+        ),
+        stored: &[("A", few_side.storage()), ("B", many_side.storage())],
+        binds: &sides(&few_side, &many_side, c),
+        params: bytemuck::bytes_of(&params),
+        groups: Groups::Line(many.div_ceil(4 * 256 / few.lanes) * sizes.count),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quantized::{Packed, Packing};
+    use alluvium_core::Device;
+    use alluvium_core::gpu::adapters;
+
+    const SIZES: Sizes = Sizes { m: 131, k: 70, n: 134, count: 2 };
+
+    /// The worst difference from plain loops of `0.5 · a · b + 2 · c` by this plan, with these sides as columns.
+    fn gap(device: &Device, plan: Plan, sizes: Sizes, columns: [bool; 2], dtype: DType) -> f32 {
+        let Device::Gpu(gpu) = device else { return f32::NAN };
+        let Sizes { m, k, n, count } = sizes;
+        let wave = |len: usize, seed: f32| (0..len).map(|i| (i as f32 * 0.37 + seed).sin()).collect::<Vec<_>>();
+        let tensor = |seed: f32, len: usize| {
+            let x = Tensor::from_slice(&wave(len, seed), [len], device).unwrap();
+            gpu.convert(&x, dtype).unwrap()
+        };
+        let (a, b) = (tensor(0.0, count * m * k), tensor(1.0, count * k * n));
+        let c = Tensor::from_slice(&wave(count * m * n, 2.0), [count * m * n], device).unwrap();
+        let [left, right] = [(&a, m, k, columns[0]), (&b, k, n, columns[1])].map(|(x, rows, cols, columns)| {
+            let width = if columns { rows } else { cols };
+            let mat = Mat::new(x, width, rows * cols);
+            if columns { mat.t() } else { mat }
+        });
+        let to = Mat::new(&c, n, m * n);
+        let was = c.to_vec::<f32>().unwrap();
+        by(gpu, &Gemm { a: left, b: right, c: to, sizes, alpha: 0.5, beta: 2.0 }, plan).unwrap();
+        let (x, y, got) = (a.to_floats().unwrap(), b.to_floats().unwrap(), c.to_vec::<f32>().unwrap());
+        let mut worst = 0.0f32;
+        for (i, got) in got.iter().enumerate() {
+            let (r, row, col) = (i / (m * n), i / n % m, i % n);
+            let x = |l: usize| x[r * m * k + if columns[0] { l * m + row } else { row * k + l }];
+            let y = |l: usize| y[r * k * n + if columns[1] { col * k + l } else { l * n + col }];
+            let want = 0.5 * (0..k).map(|l| x(l) * y(l)).sum::<f32>() + 2.0 * was[i];
+            worst = worst.max((got - want).abs());
+            assert!(!got.is_nan());
+        }
+        worst
+    }
+
+    /// The kernels that only some adapters can run, as those adapters get them.
+    #[test]
+    fn kernels_of_matrices_are_valid_for_the_adapters_that_have_them() {
+        use naga::back::{msl, spv};
+        use naga::valid::{Capabilities, ValidationFlags, Validator};
+        for Shader { name, text, .. } in
+            unreached().unwrap().into_iter().filter(|shader| shader.name.contains("matrices"))
+        {
+            let module =
+                naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&text)));
+            let info = Validator::new(ValidationFlags::all(), Capabilities::all())
+                .validate(&module)
+                .unwrap_or_else(|e| panic!("{name}: {e:?}"));
+            if name.contains("by f32") {
+                let options = msl::Options { lang_version: (2, 4), ..msl::Options::default() };
+                let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+                    .unwrap_or_else(|e| panic!("{name}: {e}"));
+                assert!(text.contains("simdgroup_multiply_accumulate"), "{text}");
+            }
+            let options = spv::Options { lang_version: (1, 6), ..spv::Options::default() };
+            spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+    }
+
+    #[test]
+    fn every_plan_computes_the_product_whatever_the_sizes_and_the_storage() {
+        if adapters().is_empty() {
+            return;
+        }
+        let device: Device = Gpu::builder().poison().open().unwrap().into();
+        let even = Sizes { m: 128, k: 64, n: 128, count: 1 };
+        for columns in [[false, false], [true, false], [false, true], [true, true]] {
+            for side in [64, 128] {
+                for (sizes, part, splits) in [(SIZES, 96, 1), (SIZES, 32, 3), (even, 64, 1), (even, 32, 2)] {
+                    let worst = gap(&device, Plan::Tiles { side, part, splits }, sizes, columns, DType::F32);
+                    assert!(worst < 1e-4, "{side} {sizes:?} {splits} {columns:?}: {worst}");
+                }
+            }
+            for (side, m, n) in [(FewSide::Left, 3, 261), (FewSide::Right, 90, 4), (FewSide::Left, 1, 1)] {
+                for lanes in [16, 64] {
+                    let (sizes, few) = (Sizes { m, n, ..SIZES }, Few { side, lines: 4, lanes });
+                    let worst = gap(&device, Plan::Few(few), sizes, columns, DType::F16);
+                    assert!(worst < 1e-4, "{few:?} {sizes:?} {columns:?}: {worst}");
+                }
+            }
+        }
+        let wide = Plan::Tiles { side: 128, part: 96, splits: 1 };
+        assert!(gap(&device, wide, SIZES, [false, true], DType::BF16) < 1e-4);
+    }
+
+    #[test]
+    fn every_plan_takes_every_packing_apart() {
+        if adapters().is_empty() {
+            return;
+        }
+        let (gpu, cpu) = (Gpu::builder().poison().open().unwrap(), Device::cpu());
+        let to =
+            |x: &Tensor| Tensor::from_bytes(&x.to_bytes().unwrap(), x.shape(), x.dtype(), &gpu.clone().into()).unwrap();
+        let wave = |shape: [usize; 2]| {
+            let data: Vec<f32> = (0..shape[0] * shape[1]).map(|i| (i as f32 * 0.37).sin()).collect();
+            Tensor::from_slice(&data, shape, &cpu).unwrap()
+        };
+        let affine = [1, 2, 3, 4, 5, 6, 8].map(|bits| Packing::Affine { bits, group: 32 });
+        let (outer, inner) = (133, 160);
+        for packing in affine.into_iter().chain([Packing::Mxfp4, Packing::Mxfp8, Packing::Nvfp4]) {
+            let packed = crate::quantize(&wave([outer, inner]), packing).unwrap();
+            let whole = to(&crate::dequantize(&packed.quantized(), DType::F32).unwrap());
+            let packed = Packed {
+                w: to(&packed.w),
+                scales: to(&packed.scales),
+                biases: packed.biases.as_ref().map(to),
+                packing,
+            };
+            let [apart, whole] = [Mat::packed(packed.quantized(), inner), Mat::new(&whole, inner, 0)];
+            for (back, m) in [(false, 70), (true, 70), (true, 5)] {
+                let (k, n) = if back { (outer, inner) } else { (inner, outer) };
+                let a = to(&wave([m, k]));
+                let product = |b: Mat<'_>, plan: Plan| {
+                    let c = gpu.empty([m, n], DType::F32).unwrap();
+                    let (a, to) = (Mat::new(&a, k, 0), Mat::new(&c, n, 0));
+                    let b = if back { b } else { b.t() };
+                    let sizes = Sizes { m, k, n, count: 1 };
+                    by(&gpu, &Gemm { a, b, c: to, sizes, alpha: 1.0, beta: 0.0 }, plan).unwrap();
+                    c.to_vec::<f32>().unwrap()
+                };
+                let few = Plan::Few(Few { side: FewSide::Left, lines: 8, lanes: 16 });
+                let tiles = [64, 128].map(|side| Plan::Tiles { side, part: 96, splits: k.div_ceil(96) });
+                for plan in tiles.into_iter().chain((m == 5).then_some(few)) {
+                    let (got, want) = (product(apart, plan), product(whole, plan));
+                    let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                    let size = want.iter().map(|x| x.abs()).fold(0.0, f32::max);
+                    assert!(worst <= 1e-5 * size, "{packing:?} {plan:?} {back}: {worst} of {size}");
+                }
+            }
+        }
+    }
+}

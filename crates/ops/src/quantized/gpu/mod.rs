@@ -1,0 +1,278 @@
+//! Quantized matrices on a GPU: rows as numbers, products with few rows, gradients of scales and biases.
+
+mod plan;
+
+use crate::common::gpu::sort::Sorted;
+use crate::quantized::{Layout, Packed, Packing, Quantized};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::{DType, Result, Tensor};
+pub(crate) use plan::{Few, Path, panel, path};
+use std::ops::Range;
+
+/// Text that takes codes out of words; its bindings are 1, 3 and 4, and [`constants`] go with it.
+pub(crate) const CODES: &str = include_str!("codes.wgsl");
+
+/// Text that divides as the CPU does and pushes codes into words, binding 1; `BITS` goes with it.
+pub(crate) const ENCODE: &str =
+    concat!("fn roughly(a: f32, b: f32) -> f32 { return a / b; }\n", include_str!("encode.wgsl"));
+
+static EXPAND: Kernel = crate::common::gpu::kernel("quantized rows as numbers", &[CODES, include_str!("expand.wgsl")]);
+static FOLD: Kernel = crate::common::gpu::kernel("gradients of scales", &[CODES, include_str!("fold.wgsl")]);
+static DOTS: Kernel = crate::common::gpu::kernel("few rows times quantized rows", &[CODES, include_str!("dots.wgsl")]);
+
+/// Invocations of a workgroup.
+const GROUP: usize = 256;
+/// Numbers that an invocation takes at once.
+const EIGHT: usize = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    count: u32,
+    width: u32,
+    first: u32,
+    rows: u32,
+    last: u32,
+}
+
+/// How [`CODES`] is compiled for a matrix.
+pub(crate) fn constants(q: &Quantized<'_>) -> [(&'static str, u32); 5] {
+    let meaning = match q.packing {
+        Packing::Affine { .. } => 0,
+        Packing::Mxfp4 | Packing::Nvfp4 => 1,
+        Packing::Mxfp8 => 2,
+    };
+    let kind = |x: &Tensor| match x.dtype() {
+        DType::F16 => 1,
+        DType::BF16 => 2,
+        DType::U8 if q.packing == Packing::Nvfp4 => 4,
+        DType::U8 => 3,
+        _ => 0,
+    };
+    [
+        ("BITS", q.packing.bits() as u32),
+        ("GROUP", q.packing.group() as u32),
+        ("MEANING", meaning),
+        ("SCALES", kind(q.scales)),
+        ("BIASES", q.biases.map_or(5, kind)),
+    ]
+}
+
+/// The words, scales and biases of some groups; where there are no biases the text does not read them.
+fn codes<'a>(q: &Quantized<'a>, groups: &Range<usize>) -> [Bind<'a>; 3] {
+    let part = |x: &'a Tensor, size: usize| Bind::Part(x, groups.start * size..groups.end * size);
+    let biases = q.biases.unwrap_or(q.scales);
+    [
+        part(q.w, q.packing.group() * q.packing.bits() / 8),
+        part(q.scales, q.scales.dtype().size()),
+        part(biases, biases.dtype().size()),
+    ]
+}
+
+/// What [`CODES`] binds besides the words: the scales and the biases of the whole matrix.
+pub(crate) fn per_group<'a>(q: &Quantized<'a>) -> [Bind<'a>; 2] {
+    [Bind::All(q.scales), Bind::All(q.biases.unwrap_or(q.scales))]
+}
+
+/// Runs of the rows of a matrix that a binding holds, each of which begins where one may.
+pub(crate) fn stretches(gpu: &Gpu, layout: Layout, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    gpu.segments(rows, 4 * layout.words.max(layout.groups))
+}
+
+/// Writes the numbers of all rows to `y`, rounded once.
+pub(crate) fn expand(gpu: &Gpu, q: &Quantized<'_>, y: &Tensor) -> Result<()> {
+    let (group, size) = (q.packing.group(), y.dtype().size());
+    for part in gpu.segments(y.elements() / group, group * size) {
+        let [w, scales, biases] = codes(q, &part);
+        let count = part.len() * group / EIGHT;
+        let to = Bind::Part(y, part.start * group * size..part.end * group * size);
+        gpu.launch(&Launch {
+            kernel: &EXPAND,
+            entry: "all",
+            constants: &constants(q),
+            stored: &[("Y", y.dtype())],
+            binds: &[Bind::Unused, w, to, scales, biases],
+            params: bytemuck::bytes_of(&Params { count: count as u32, width: 0, first: 0, rows: 0, last: 0 }),
+            groups: Groups::Line(count.div_ceil(GROUP)),
+        })?;
+    }
+    Ok(())
+}
+
+/// Writes the numbers of the rows that `ids` name to `y`, rounded once; NaN where there is no such row.
+pub(crate) fn gather(gpu: &Gpu, q: &Quantized<'_>, layout: Layout, ids: &Tensor, y: &Tensor) -> Result<()> {
+    let (all, size) = (q.w.elements() / layout.words, layout.inner * y.dtype().size());
+    let width = layout.inner / EIGHT;
+    for stretch in stretches(gpu, layout, all) {
+        for part in gpu.segments(ids.elements(), size) {
+            let [w, scales, biases] = codes(q, &(stretch.start * layout.groups..stretch.end * layout.groups));
+            let numbers = [part.len() * width, width, stretch.start, stretch.len(), all];
+            let [count, width, first, rows, last] = numbers.map(|n| n as u32);
+            gpu.launch(&Launch {
+                kernel: &EXPAND,
+                entry: "named",
+                constants: &constants(q),
+                stored: &[("Y", y.dtype())],
+                binds: &[
+                    Bind::Part(ids, part.start * 4..part.end * 4),
+                    w,
+                    Bind::Part(y, part.start * size..part.end * size),
+                    scales,
+                    biases,
+                ],
+                params: bytemuck::bytes_of(&Params { count, width, first, rows, last }),
+                groups: Groups::Line(numbers[0].div_ceil(GROUP)),
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes what the gradient `dw` of all numbers means for the scales and biases: `Σ dw · code` and `Σ dw` over each
+/// group, f32.
+pub(crate) fn fold(gpu: &Gpu, q: &Quantized<'_>, dw: &Tensor, to: [&Tensor; 2]) -> Result<()> {
+    let (group, size) = (q.packing.group(), dw.dtype().size());
+    for part in gpu.segments(dw.elements() / group, group * size) {
+        let [w, ..] = codes(q, &part);
+        let count = part.len() * group / EIGHT;
+        let [dscales, dbiases] = to.map(|to| Bind::Part(to, part.start * 4..part.end * 4));
+        let from = Bind::Part(dw, part.start * group * size..part.end * group * size);
+        gpu.launch(&Launch {
+            kernel: &FOLD,
+            entry: "all",
+            constants: &constants(q),
+            stored: &[("X", dw.dtype())],
+            binds: &[from, w, dscales, Bind::Unused, Bind::Unused, dbiases],
+            params: bytemuck::bytes_of(&Params { count: count as u32, width: 0, first: 0, rows: 0, last: 0 }),
+            groups: Groups::Line(count.div_ceil(GROUP)),
+        })?;
+    }
+    Ok(())
+}
+
+/// As [`fold`] for the rows that sorted ids name: rows of `dw` at the places of one id are summed; zero for the others.
+pub(crate) fn fold_named(
+    gpu: &Gpu,
+    (q, layout): (&Quantized<'_>, Layout),
+    ids: &Sorted,
+    dw: &Tensor,
+    to: [&Tensor; 2],
+) -> Result<()> {
+    let width = layout.inner / EIGHT;
+    for stretch in stretches(gpu, layout, q.w.elements() / layout.words) {
+        let groups = stretch.start * layout.groups..stretch.end * layout.groups;
+        let [w, ..] = codes(q, &groups);
+        let [dscales, dbiases] = to.map(|to| Bind::Part(to, groups.start * 4..groups.end * 4));
+        let [from, pairs, starts] = [dw, &ids.pairs, &ids.starts].map(Bind::All);
+        let [columns, first, rows] = [width, stretch.start, stretch.len()].map(|n| n as u32);
+        gpu.launch(&Launch {
+            kernel: &FOLD,
+            entry: "named",
+            constants: &constants(q),
+            stored: &[("X", dw.dtype())],
+            binds: &[from, w, dscales, Bind::Unused, Bind::Unused, dbiases, pairs, starts],
+            params: bytemuck::bytes_of(&Params { count: 0, width: columns, first, rows, last: 0 }),
+            groups: Groups::Line(stretch.len() * width.div_ceil(GROUP)),
+        })?;
+    }
+    Ok(())
+}
+
+/// Writes `x · wᵀ` for a few rows of `x` to `y` `[R, O]`, f32.
+pub(crate) fn dots(gpu: &Gpu, (q, layout): (&Quantized<'_>, Layout), few: Few, x: &Tensor, y: &Tensor) -> Result<()> {
+    let (rows, outer) = (x.elements() / layout.inner, q.w.elements() / layout.words);
+    let [bits, group, meaning, scales, biases] = constants(q);
+    let extent = [("FEW", few.room as u32), ("LANES", few.lanes as u32)];
+    for part in stretches(gpu, layout, outer) {
+        let [w, s, b] = codes(q, &(part.start * layout.groups..part.end * layout.groups));
+        let numbers = [rows, part.len(), layout.inner / EIGHT, part.start, outer];
+        let [count, width, first, rows, last] = numbers.map(|n| n as u32);
+        gpu.launch(&Launch {
+            kernel: &DOTS,
+            entry: "dots",
+            constants: &[bits, group, meaning, scales, biases, extent[0], extent[1]],
+            stored: &[("X", x.dtype())],
+            binds: &[Bind::All(x), w, Bind::All(y), s, b],
+            params: bytemuck::bytes_of(&Params { count, width, first, rows, last }),
+            groups: Groups::Line(part.len().div_ceil(4 * GROUP / few.lanes)),
+        })?;
+    }
+    Ok(())
+}
+
+impl Packed {
+    /// Gradients of scales and biases, as each of them is stored, where they are wanted.
+    pub(crate) fn stored_as(&self, gpu: &Gpu, grads: [Tensor; 2], need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
+        let [dscales, dbiases] = grads;
+        let biases = self.biases.as_ref().filter(|_| need[1]);
+        Ok([
+            need[0].then(|| gpu.convert(&dscales, self.scales.dtype())).transpose()?,
+            biases.map(|biases| gpu.convert(&dbiases, biases.dtype())).transpose()?,
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alluvium_core::gpu::adapters;
+    use alluvium_core::rng::Rng;
+
+    const DIVIDE: &str = "
+        @group(0) @binding(0) var<storage, read> ab: array<vec2<u32>>;
+        @compute @workgroup_size(64)
+        fn main(@builtin(global_invocation_id) own: vec3<u32>) {
+            words[own.x] = quotient(ab[own.x].x, ab[own.x].y);
+        }";
+    static EXACT: Kernel = crate::common::gpu::kernel("quotients", &[ENCODE, DIVIDE]);
+    static LOW: Kernel = crate::common::gpu::kernel(
+        "quotients from below",
+        &["fn roughly(a: f32, b: f32) -> f32 { return a / b * (1.0 - 3e-7); }", include_str!("encode.wgsl"), DIVIDE],
+    );
+    static HIGH: Kernel = crate::common::gpu::kernel(
+        "quotients from above",
+        &["fn roughly(a: f32, b: f32) -> f32 { return a / b * (1.0 + 3e-7); }", include_str!("encode.wgsl"), DIVIDE],
+    );
+
+    #[test]
+    fn quotients_are_the_bits_of_the_processor_however_roughly_a_driver_divides() {
+        if adapters().is_empty() {
+            return;
+        }
+        let (gpu, mut rng) = (Gpu::builder().poison().open().unwrap(), Rng::new(1, "quotients"));
+        let edges = [0u32, 1, 2, 0x7f_ffff, 0x80_0000, 0x80_0001, 0x3f80_0000, 0x7f7f_ffff, 0x7f80_0000, 0x7fc0_0000];
+        let mut pairs: Vec<[u32; 2]> = edges.iter().flat_map(|&a| edges.map(|b| [a, b])).collect();
+        pairs.extend(pairs.clone().iter().map(|[a, b]| [a | 1 << 31, *b]));
+        while pairs.len() < 64 * 1_024 {
+            let mut any = || rng.below(1 << 32) as u32;
+            let (a, b) = (any(), any());
+            // of any size, of near sizes, and so small that few bits stay
+            pairs.push(match pairs.len() % 4 {
+                0 => [a, b],
+                1 => [a & 0x80ff_ffff, 0x3f80_0000 | b >> 9],
+                2 => [f32::to_bits((a % 512) as f32), f32::to_bits((b % 512) as f32 / 2.0)],
+                _ => [0x3f80_0000 | a >> 9, 0x3f80_0000 | b >> 9],
+            });
+        }
+        let flat: Vec<u32> = pairs.iter().flatten().copied().collect();
+        let ab = Tensor::from_slice(&flat, [flat.len()], &gpu.clone().into()).unwrap();
+        for kernel in [&EXACT, &LOW, &HIGH] {
+            let y = gpu.empty([pairs.len()], DType::U32).unwrap();
+            gpu.launch(&Launch {
+                kernel,
+                entry: "main",
+                constants: &[("BITS", 8)],
+                stored: &[],
+                binds: &[Bind::All(&ab), Bind::All(&y)],
+                params: &[],
+                groups: Groups::Line(pairs.len() / 64),
+            })
+            .unwrap();
+            for (got, [a, b]) in y.to_vec::<u32>().unwrap().into_iter().zip(&pairs) {
+                let (got, want) = (f32::from_bits(got), f32::from_bits(*a) / f32::from_bits(*b));
+                let same = got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan());
+                assert!(same, "{}: {a:#x} / {b:#x} is {want:e}, not {got:e}", kernel.name);
+            }
+        }
+    }
+}

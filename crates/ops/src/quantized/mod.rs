@@ -1,0 +1,26 @@
+//! Quantized matrices: packing, unpacking, and products with packed weights.
+//!
+//! A row is a stream of codes of a few bits. Groups of a row share a scale and, in affine packing, a bias: [`Packing`]. Operations borrow a
+//! matrix as [`Quantized`] and return it as [`Packed`]. Packed weights of experts are multiplied in `experts`.
+//!
+//! | folder | what is in it |
+//! |---|---|
+//! | `quantize`, `quantize_affine` | floats to codes |
+//! | `dequantize`, `quantized_embedding` | codes to floats, all rows or those of ids |
+//! | `quantized_matmul` | rows times the transpose of a packed matrix |
+//! | `packing` | the formats, and checks that words, scales and biases belong together |
+//! | `cpu`, `gpu` | kernels that several operations share |
+//! | `reference` | the definition of every format in f64 |
+
+pub(crate) mod cpu;
+pub(crate) mod dequantize;
+pub(crate) mod gpu;
+mod packing;
+pub(crate) mod quantize;
+pub(crate) mod quantize_affine;
+pub(crate) mod quantized_embedding;
+pub(crate) mod quantized_matmul;
+pub(crate) mod reference;
+
+pub(crate) use packing::{Layout, SCALES};
+pub use packing::{Packed, Packing, Quantized};
