@@ -36,7 +36,7 @@ pub fn planted(name: &str) -> bool {
 Edit = collections.namedtuple("Edit", "file old new")
 CHUNK = "ops/src/delta/gated_delta_rule/cpu/chunk.rs"
 STEP = "ops/src/delta/gated_delta_step/cpu.rs"
-LAYER = "lm/src/nn/gated_delta_net.rs"
+LAYER = "lm/src/nn/gated_delta_net/mod.rs"
 MIXTURE = "lm/src/nn/moe.rs"
 ATTENTION = "lm/src/nn/attention.rs"
 MISTAKES = {
@@ -171,7 +171,7 @@ MISTAKES = {
     ],
     "z before v in the merged projection": [
         Edit(
-            "lm/src/nn/in_proj.rs",
+            "lm/src/nn/gated_delta_net/in_proj.rs",
             "        let ba = ba.reshape(",
             "        let (v, z) = if ON { (z, v) } else { (v, z) };\n        let ba = ba.reshape(",
         )

@@ -2,10 +2,9 @@
 //!
 //! `cargo run --release -p alluvium --example own_model`
 
-use alluvium::lm::nn::gated_delta_net::GatedDeltaNetConfig;
-use alluvium::lm::nn::{Embedding, GatedDeltaNet, RmsNorm, Weight};
+use alluvium::lm::nn::{Embedding, GatedDeltaNet, GatedDeltaNetConfig, RmsNorm};
 use alluvium::lm::{
-    Batch, Cache, CacheShape, Checkpointing, Config, LanguageModel, LoadOptions, ModelType, RandomInit,
+    Batch, Cache, CacheShape, Checkpointing, Config, LanguageModel, LoadOptions, ModelType, RandomInit, Weight,
 };
 use alluvium::lm::{VarBuilder, load_with, params, save_with_config};
 use alluvium::train::{NextToken, Optimizer, OptimizerConfig, StepOptions, data::PackedBatch, train_step};

@@ -1,7 +1,7 @@
 //! Where the tensors of a model come from when it is built: files or random values.
 
-use crate::nn::Weight;
 use crate::parameters::{Parameter, join};
+use crate::weight::Weight;
 use alluvium_core::rng::Rng;
 use alluvium_core::{Device, Result, Shape, Tensor};
 

@@ -15,6 +15,7 @@ pub mod parameters;
 pub mod perplexity;
 pub mod quantize;
 pub mod tokenizer;
+pub mod weight;
 
 pub use cache::{Cache, CacheShape, LayerCache};
 pub use checkpoint::convert::{Change, Converted, convert};
@@ -35,6 +36,7 @@ pub use parameters::{
 pub use quantize::{Mixed, Scheme};
 pub use tokenizer::Tokenizer;
 pub use tokenizer::chat_template::ChatTemplate;
+pub use weight::Weight;
 
 // for `params!`, which must name the tensor's type in crates that depend on this one alone
 #[doc(hidden)]

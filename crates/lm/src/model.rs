@@ -2,8 +2,8 @@
 
 use crate::cache::{Cache, CacheShape};
 use crate::formats::config::Config;
-use crate::nn::Weight;
 use crate::parameters::Parameters;
+use crate::weight::Weight;
 use alluvium_core::{Device, Result, Tensor};
 
 /// Tokens for training.

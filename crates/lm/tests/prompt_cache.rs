@@ -1,15 +1,20 @@
 //! Caches in files: mlx-lm's are read, ours are like them.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use alluvium_core::Device;
+use alluvium_core::{Device, Result};
 use alluvium_lm::cache::file as prompt_cache;
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::tokenizer::messages::{Ending, Message};
-use alluvium_lm::{Config, Loaded, Options, Session, initialize, load};
+use alluvium_lm::{Cache, Config, LanguageModel, Loaded, Options, Session, initialize, load};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+
+/// The cache in a file, for a model.
+fn cache_of(path: &Path, model: &dyn LanguageModel) -> Result<(Cache, BTreeMap<String, String>)> {
+    prompt_cache::load(path, &model.cache_shapes(), model.device())
+}
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
@@ -26,7 +31,7 @@ fn read(session: &mut Session<'_>, tokenizer: &alluvium_lm::Tokenizer) {
 fn a_cache_of_mlx_lm_goes_on_as_one_that_was_just_read() {
     let Loaded { model, tokenizer, .. } = load(&fixture("models/qwen3_5-f32"), &Device::cpu()).unwrap();
     let (model, tokenizer) = (model.as_ref(), tokenizer.unwrap());
-    let (cache, about) = prompt_cache::load(&fixture("cli/prompt_cache.safetensors"), model).unwrap();
+    let (cache, about) = cache_of(&fixture("cli/prompt_cache.safetensors"), model).unwrap();
     assert_eq!((cache.offset(), about["model"].as_str()), (16, "models/qwen3_5-f32"));
     let mut ours = Session::new(model).unwrap();
     read(&mut ours, &tokenizer);
@@ -76,7 +81,7 @@ fn a_saved_cache_has_the_names_shapes_and_metadata_of_mlx_lm_and_comes_back() {
             assert!(far < 1e-4, "{name}: {far}");
         }
     }
-    let (cache, _) = prompt_cache::load(&path, model).unwrap();
+    let (cache, _) = cache_of(&path, model).unwrap();
     assert_eq!(cache.offset(), session.cache().offset());
     let mut again = Session::resume(model, cache);
     again.step(5).unwrap();
@@ -87,10 +92,9 @@ fn a_saved_cache_has_the_names_shapes_and_metadata_of_mlx_lm_and_comes_back() {
 #[test]
 fn a_cache_of_another_model_is_refused() {
     let Loaded { model, .. } = load(&fixture("models/llama-f32"), &Device::cpu()).unwrap();
-    let error = prompt_cache::load(&fixture("cli/prompt_cache.safetensors"), model.as_ref()).unwrap_err().to_string();
+    let error = cache_of(&fixture("cli/prompt_cache.safetensors"), model.as_ref()).unwrap_err().to_string();
     assert!(error.contains("it is the cache of a model with 4 layers, this one has 2"), "{error}");
-    let error =
-        prompt_cache::load(&fixture("models/llama-f32/model.safetensors"), model.as_ref()).unwrap_err().to_string();
+    let error = cache_of(&fixture("models/llama-f32/model.safetensors"), model.as_ref()).unwrap_err().to_string();
     assert!(error.contains("a model with 0 layers"), "{error}");
 }
 
@@ -114,7 +118,7 @@ fn a_cache_of_a_model_with_as_many_layers_of_other_sizes_is_refused_in_words() {
         ("full_attention_interval", 2, "layer 1 is a ArraysCache, which is none of this model's"),
     ] {
         let model = like_the_golden(key, size);
-        let error = prompt_cache::load(&fixture(CACHE), model.as_ref()).unwrap_err().to_string();
+        let error = cache_of(&fixture(CACHE), model.as_ref()).unwrap_err().to_string();
         assert!(error.contains(want), "{key}: {error}");
         assert!(error.ends_with("; it was made with `models/qwen3_5-f32`"), "{key}: {error}");
         assert!(error.starts_with(&fixture(CACHE).display().to_string()), "{key}: {error}");
@@ -152,10 +156,10 @@ fn a_cache_without_one_of_its_tensors_or_with_another_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cache.safetensors");
     changed(&path, &|name| vec![name.to_owned()]);
-    prompt_cache::load(&path, model.as_ref()).unwrap();
+    cache_of(&path, model.as_ref()).unwrap();
     for gone in ["0.0.0", "0.0.1", "1.0.1", "3.0", "3.1"] {
         changed(&path, &|name| if name == gone { vec![] } else { vec![name.to_owned()] });
-        let error = prompt_cache::load(&path, model.as_ref()).unwrap_err().to_string();
+        let error = cache_of(&path, model.as_ref()).unwrap_err().to_string();
         assert!(error.contains(&format!("tensor `{gone}` is missing; this model's cache has it as [1, ")), "{error}");
     }
     for more in ["4.0", "0.0.2", "3.3", "note"] {
@@ -163,7 +167,7 @@ fn a_cache_without_one_of_its_tensors_or_with_another_is_refused() {
             let surplus = (name == "0.0.1").then(|| more.to_owned());
             [name.to_owned()].into_iter().chain(surplus).collect()
         });
-        let error = prompt_cache::load(&path, model.as_ref()).unwrap_err().to_string();
+        let error = cache_of(&path, model.as_ref()).unwrap_err().to_string();
         assert!(error.contains(&format!("tensor `{more}` has no place in this model's cache")), "{error}");
     }
     // what mlx-lm has of a batch stands for the padding of its sequences
@@ -172,7 +176,7 @@ fn a_cache_without_one_of_its_tensors_or_with_another_is_refused() {
         "0.0.1" => vec!["0.0.1".to_owned(), "0.1".to_owned()],
         _ => vec![name.to_owned()],
     });
-    let error = prompt_cache::load(&path, model.as_ref()).unwrap_err().to_string();
+    let error = cache_of(&path, model.as_ref()).unwrap_err().to_string();
     assert!(error.contains("tensor `0.1` has no place in this model's cache"), "{error}");
 }
 
@@ -193,7 +197,7 @@ fn a_cache_whose_layers_have_read_different_numbers_of_tokens_is_refused() {
         let at = start + header[format!("{layer}.2")]["data_offsets"][0].as_u64().unwrap() as usize;
         bytes[at..at + 4].copy_from_slice(&len.to_le_bytes());
         std::fs::write(&path, bytes).unwrap();
-        let error = prompt_cache::load(&path, model).unwrap_err().to_string();
+        let error = cache_of(&path, model).unwrap_err().to_string();
         assert!(error.contains("has read"), "layer {layer}, {len}: {error}");
     }
 }

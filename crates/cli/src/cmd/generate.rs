@@ -116,8 +116,11 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     let prompt = text_or_stdin(prompt.as_deref())?;
     let loaded = load(&args.model, &device)?;
     let tokenizer = tokenizer(loaded.tokenizer, &args.model)?;
-    let cached =
-        args.prompt_cache_file.as_deref().map(|path| prompt_cache::load(path, loaded.model.as_ref())).transpose()?;
+    let cached = args
+        .prompt_cache_file
+        .as_deref()
+        .map(|path| prompt_cache::load(path, &loaded.model.cache_shapes(), &device))
+        .transpose()?;
     let use_template = !args.ignore_chat_template && tokenizer.chat_template().is_some();
     let asked = [
         ("--system-prompt", args.system_prompt.is_some()),

@@ -6,8 +6,7 @@
 use super::{AttentionCache, Cache, CacheShape, DeltaCache, KeysAndValues, LayerCache};
 use crate::formats::atomic::write_atomic;
 use crate::formats::safetensors::{self, File, StoredDtype, TensorSpec};
-use crate::model::LanguageModel;
-use alluvium_core::{DType, Error, Result, Shape, Tensor};
+use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::{cast, transpose};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -77,12 +76,12 @@ fn by_head(x: &Tensor) -> Result<Tensor> {
     y.reshape([1, y.shape()[0], y.shape()[1], y.shape()[2]])
 }
 
-/// Reads a cache for a model, and the free text that was written with it.
+/// Reads a cache whose layers have these shapes, and the free text that was written with it.
 ///
 /// # Errors
 /// When the file cannot be read, or its cache is none of this model or of a kind that is not known: every layer must have
 /// its tensors, of the model's sizes, and there must be no others.
-pub fn load(path: &Path, model: &dyn LanguageModel) -> Result<(Cache, BTreeMap<String, String>)> {
+pub fn load(path: &Path, shapes: &[CacheShape], device: &Device) -> Result<(Cache, BTreeMap<String, String>)> {
     let file = safetensors::read(path)?;
     let mut about = BTreeMap::new();
     for (key, value) in file.metadata() {
@@ -90,15 +89,14 @@ pub fn load(path: &Path, model: &dyn LanguageModel) -> Result<(Cache, BTreeMap<S
             about.insert(key.to_owned(), value.clone());
         }
     }
-    let shapes = model.cache_shapes();
-    let mut reader = Reader { file: &file, model, asked: BTreeSet::new() };
+    let mut reader = Reader { file: &file, device, asked: BTreeSet::new() };
     let layers = file.metadata().keys().filter(|key| key.starts_with("1.")).count();
     if layers != shapes.len() {
         let why = format!("it is the cache of a model with {layers} layers, this one has {}", shapes.len());
         return Err(reader.wrong(why));
     }
     let (mut offset, mut read) = (None, Vec::new());
-    for (index, shape) in shapes.into_iter().enumerate() {
+    for (index, &shape) in shapes.iter().enumerate() {
         let class = file.metadata().get(&format!("1.{index}")).map_or("", String::as_str);
         read.push(match (shape, class) {
             (CacheShape::Delta { window, state }, "ArraysCache") => {
@@ -124,7 +122,7 @@ pub fn load(path: &Path, model: &dyn LanguageModel) -> Result<(Cache, BTreeMap<S
 
 struct Reader<'a> {
     file: &'a File,
-    model: &'a dyn LanguageModel,
+    device: &'a Device,
     /// The names of the tensors that the model's layers have.
     asked: BTreeSet<String>,
 }
@@ -146,7 +144,7 @@ impl Reader<'_> {
             let why = format!("tensor `{name}` is {} {}, that of this model's cache {want}", entry.dtype, entry.shape);
             return Err(self.wrong(why));
         }
-        let tensor = single(&self.file.tensor(&name, self.model.device())?)?;
+        let tensor = single(&self.file.tensor(&name, self.device)?)?;
         self.asked.insert(name);
         Ok(tensor)
     }

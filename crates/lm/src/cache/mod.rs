@@ -1,12 +1,17 @@
 //! What a model remembers of the tokens it has read.
 
+mod attention;
 pub mod file;
+mod recurrent;
+mod snapshot;
+
+pub(crate) use attention::KeysAndValues;
+pub use attention::{AttentionCache, KvView};
+pub use recurrent::DeltaCache;
+pub use snapshot::Snapshot;
 
 use alluvium_core::{Error, Result, Shape, Tensor};
-use alluvium_ops::{concat, write_rows};
-
-/// Buffers of keys and values grow by this many tokens.
-const GROWTH: usize = 256;
+use alluvium_ops::concat;
 
 /// What a model remembers of the tokens it has read, a part for each layer. The sequences of a batch may have read
 /// different numbers of tokens: each has its own position and its own keys, and none is ever padded.
@@ -54,29 +59,6 @@ impl LayerCache {
     }
 }
 
-/// The last inputs of the convolution and the state of the delta rule; none before the first token.
-#[derive(Clone, Debug, Default)]
-pub struct DeltaCache {
-    /// `[B, K-1, C]`.
-    pub window: Option<Tensor>,
-    /// `[B, G, V, K]`, f32.
-    pub state: Option<Tensor>,
-}
-
-/// The keys and values of every token, a buffer for each sequence.
-#[derive(Clone, Debug, Default)]
-pub struct AttentionCache {
-    sequences: Vec<KeysAndValues>,
-}
-
-/// `[S, G, D]` each, of which `len` rows are filled.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct KeysAndValues {
-    pub(crate) keys: Option<Tensor>,
-    pub(crate) values: Option<Tensor>,
-    pub(crate) len: usize,
-}
-
 /// What one layer remembers of one sequence, by its sizes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CacheShape {
@@ -94,14 +76,6 @@ pub enum CacheShape {
         /// The width of a head.
         width: usize,
     },
-}
-
-/// What cannot be taken back of a cache: the linear layers' parts. Attention's keys and values up to then stay in the
-/// cache itself.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    layers: Vec<Option<DeltaCache>>,
-    offset: usize,
 }
 
 impl Cache {
@@ -246,37 +220,6 @@ impl Cache {
         self.offsets.iter_mut().for_each(|offset| *offset = tokens.min(*offset));
     }
 
-    /// What [`Cache::restore`] needs to come back to here. It costs the memory of the linear layers' states once the cache
-    /// goes on.
-    pub fn snapshot(&self) -> Snapshot {
-        let delta = |layer: &LayerCache| match layer {
-            LayerCache::Delta(cache) => Some(cache.clone()),
-            LayerCache::Attention(_) => None,
-        };
-        Snapshot { layers: self.layers.iter().map(delta).collect(), offset: self.offset() }
-    }
-
-    /// Forgets what a single sequence has read since the snapshot of this cache.
-    ///
-    /// # Errors
-    /// When the snapshot is of another cache, or the cache has more than one sequence.
-    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
-        if self.offsets.len() != 1 || snapshot.offset > self.offset() || snapshot.layers.len() != self.layers.len() {
-            return Err(Error::value("cache", "the snapshot is none of this cache's past"));
-        }
-        for (layer, before) in self.layers.iter_mut().zip(&snapshot.layers) {
-            match (layer, before) {
-                (LayerCache::Delta(cache), Some(before)) => *cache = before.clone(),
-                (LayerCache::Attention(cache), None) => {
-                    cache.sequences.iter_mut().for_each(|sequence| sequence.len = snapshot.offset);
-                }
-                _ => return Err(Error::value("cache", "the snapshot is of another model")),
-            }
-        }
-        self.offsets = vec![snapshot.offset];
-        Ok(())
-    }
-
     /// Bytes that it holds.
     pub fn bytes(&self) -> usize {
         let size = |x: &Option<Tensor>| x.as_ref().map_or(0, |x| x.elements() * x.dtype().size());
@@ -286,81 +229,4 @@ impl Cache {
         };
         self.layers.iter().map(layer).sum()
     }
-}
-
-impl Snapshot {
-    /// Tokens that had been read.
-    pub fn offset(&self) -> usize {
-        self.offset
-    }
-}
-
-impl AttentionCache {
-    pub(crate) fn of(sequence: KeysAndValues) -> Self {
-        AttentionCache { sequences: vec![sequence] }
-    }
-
-    pub(crate) fn sequences(&self) -> &[KeysAndValues] {
-        &self.sequences
-    }
-
-    /// Appends keys and values `[B, T, G, D]`; [`AttentionCache::view`] has them with all earlier ones.
-    ///
-    /// # Errors
-    /// When memory runs out. The cache cannot be used after an error.
-    pub fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<()> {
-        let &[batch, tokens, kv_heads, head] = k.shape().dims() else {
-            return Err(Error::value("cache", format!("keys are {}, expected [B, T, G, D]", k.shape())));
-        };
-        self.sequences.resize(batch, KeysAndValues::default());
-        for (index, sequence) in self.sequences.iter_mut().enumerate() {
-            let own = |x: &Tensor| x.rows(index, 1)?.reshape([tokens, kv_heads, head]);
-            append(&mut sequence.keys, &own(k)?, sequence.len)?;
-            append(&mut sequence.values, &own(v)?, sequence.len)?;
-            sequence.len += tokens;
-        }
-        Ok(())
-    }
-
-    /// All keys and values of a sequence of the batch.
-    ///
-    /// # Errors
-    /// When the sequence has read nothing or is not in the batch.
-    pub fn view(&self, index: usize) -> Result<KvView> {
-        let empty = || Error::value("cache", format!("sequence {index} has no keys and values"));
-        let sequence = self.sequences.get(index).ok_or_else(empty)?;
-        let view = |x: &Option<Tensor>| {
-            let x = x.as_ref().ok_or_else(empty)?;
-            x.rows(0, sequence.len)?.reshape([1, sequence.len, x.shape()[1], x.shape()[2]])
-        };
-        Ok(KvView { keys: view(&sequence.keys)?, values: view(&sequence.values)? })
-    }
-}
-
-/// The keys and values of one sequence, `[1, S, G, D]` each.
-#[derive(Clone, Debug)]
-pub struct KvView {
-    /// All keys so far.
-    pub keys: Tensor,
-    /// All values so far.
-    pub values: Tensor,
-}
-
-/// Writes `rows [T, G, D]` behind the `len` rows that `buffer` holds, in place; a full buffer moves to a larger one.
-fn append(buffer: &mut Option<Tensor>, rows: &Tensor, len: usize) -> Result<()> {
-    let needed = len + rows.shape()[0];
-    let old = buffer.take();
-    let room = match old {
-        Some(old) if old.shape()[0] >= needed => old,
-        old => {
-            let shape = rows.shape().with(0, needed.next_multiple_of(GROWTH));
-            let room = Tensor::zeros(shape, rows.dtype(), rows.device())?;
-            match old {
-                Some(old) => write_rows(room, &old.rows(0, len)?, 0)?,
-                None => room,
-            }
-        }
-    };
-    *buffer = Some(write_rows(room, rows, len)?);
-    Ok(())
 }

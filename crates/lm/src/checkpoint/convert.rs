@@ -12,10 +12,10 @@ use crate::formats::safetensors::{Shard, StoredDtype, TensorSpec};
 use crate::init::{Init, WeightSource};
 use crate::models::Registry;
 use crate::models::sanitize::Recipe;
-use crate::nn::Weight;
 use crate::parameters::join;
 use crate::quantize::format::Quantization;
 use crate::quantize::predicate::{Module, Scheme};
+use crate::weight::Weight;
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::{Packing, cast, dequantize};
 use serde_json::{Map, Value, json};
@@ -164,7 +164,7 @@ impl Plan {
             .collect();
         let mut quantization = Quantization::read(&config)?;
         let mut chosen = match change {
-            Change::Quantize(scheme) => scheme.choose((&config, &model_type), &modules, &mut quantization)?,
+            Change::Quantize(scheme) => scheme.choose((&config, model_type.sensitive), &modules, &mut quantization)?,
             Change::None | Change::Dequantize => Default::default(),
         };
         let step = |(name, found): (String, Found)| {

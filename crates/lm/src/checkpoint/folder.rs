@@ -10,11 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The name of the list of weight files, which is not needed to read them.
-pub(crate) const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// The weight files of a folder: headers alone are read until a tensor is asked for.
 #[derive(Debug)]
-pub struct Folder {
+pub(super) struct Folder {
     path: PathBuf,
     files: Vec<File>,
     /// The file of each tensor.
@@ -27,7 +27,7 @@ impl Folder {
     /// # Errors
     /// When there is none, one cannot be read or is not what it should be, the index names one that is not there, or two
     /// hold a tensor of the same name.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(super) fn open(path: &Path) -> Result<Self> {
         let files: Vec<File> = weight_files(path)?.iter().map(safetensors::read).collect::<Result<_>>()?;
         let mut places: BTreeMap<String, usize> = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
@@ -45,21 +45,17 @@ impl Folder {
     }
 
     /// The files, sorted by name.
-    pub fn files(&self) -> &[File] {
-        &self.files
-    }
-
-    pub(crate) fn into_files(self) -> Vec<File> {
+    pub(super) fn into_files(self) -> Vec<File> {
         self.files
     }
 
     /// The shapes of all tensors.
-    pub fn stored(&self) -> Stored<'_> {
+    pub(super) fn stored(&self) -> Stored<'_> {
         self.files.iter().flat_map(File::entries).map(|(name, entry)| (name, entry.shape)).collect()
     }
 
     /// Where a tensor is; the folder when it is nowhere.
-    pub(crate) fn place(&self, name: &str) -> &Path {
+    pub(super) fn place(&self, name: &str) -> &Path {
         let file = self.places.get(name).map(|&index| &self.files[index]).or(self.files.first());
         file.map_or(self.path.as_path(), File::path)
     }
@@ -74,7 +70,7 @@ impl Folder {
     ///
     /// # Errors
     /// When a stored tensor is missing, or their dtypes and shapes do not fit the recipe.
-    pub fn describe(&self, recipe: &Recipe) -> Result<(StoredDtype, Shape)> {
+    pub(super) fn describe(&self, recipe: &Recipe) -> Result<(StoredDtype, Shape)> {
         let names = recipe.stored();
         let first = names.first().map_or("", String::as_str);
         let (file, entry) = self.entry(first)?;
@@ -95,7 +91,7 @@ impl Folder {
     ///
     /// # Errors
     /// As [`Folder::describe`], and when a file cannot be read or the dtype is none of ours.
-    pub fn tensor(&self, recipe: &Recipe, device: &Device) -> Result<Tensor> {
+    pub(super) fn tensor(&self, recipe: &Recipe, device: &Device) -> Result<Tensor> {
         let (_, shape) = self.describe(recipe)?;
         let names = recipe.stored();
         let (file, entry) = self.entry(names.first().map_or("", String::as_str))?;
@@ -170,7 +166,7 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-pub(crate) fn is_weight_file(path: &Path) -> bool {
+pub(super) fn is_weight_file(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.starts_with("model") && name.ends_with(".safetensors")
 }

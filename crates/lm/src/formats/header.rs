@@ -1,7 +1,6 @@
 //! The JSON header of a safetensors file, parsed in one pass into what is kept of it.
 
 use super::dtype::StoredDtype;
-use super::safetensors::Entry;
 use alluvium_core::Shape;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::collections::BTreeMap;
@@ -9,6 +8,18 @@ use std::fmt;
 
 /// Axes that are kept of a shape: more than a tensor may have.
 const AXES: usize = 16;
+
+/// What the header says of a tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The lengths of the axes.
+    pub shape: Shape,
+    /// Of its elements.
+    pub dtype: StoredDtype,
+    /// Its size in the file.
+    pub bytes: usize,
+    pub(super) start: u64,
+}
 
 /// What a header says.
 #[derive(Debug, Default)]

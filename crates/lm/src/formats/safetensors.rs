@@ -3,6 +3,7 @@
 use super::atomic::AtomicFile;
 pub use super::dtype::StoredDtype;
 use super::header;
+pub use super::header::Entry;
 use super::regular;
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use serde_json::{Map, Value, json};
@@ -23,18 +24,6 @@ pub struct File {
     bytes: u64,
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
-}
-
-/// What the header says of a tensor.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
-    /// The lengths of the axes.
-    pub shape: Shape,
-    /// Of its elements.
-    pub dtype: StoredDtype,
-    /// Its size in the file.
-    pub bytes: usize,
-    pub(super) start: u64,
 }
 
 /// Opens a safetensors file and checks its header.

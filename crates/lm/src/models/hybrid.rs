@@ -6,7 +6,7 @@ use crate::formats::config::Config;
 use crate::nn::attention::{AttentionSizes, Gate, HeadNorm};
 use crate::nn::decoder::{DEVIATION, DecoderSizes, FeedForwardSizes, Head, LayerSizes, MixerSizes, output_deviation};
 use crate::nn::gated_delta_net::GatedDeltaNetConfig;
-use crate::nn::in_proj::Layout;
+use crate::nn::gated_delta_net::Layout;
 use crate::nn::linear::Bias;
 use crate::nn::mlp::MlpSizes;
 use crate::nn::moe::MixtureSizes;

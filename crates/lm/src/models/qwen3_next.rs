@@ -8,7 +8,7 @@ use super::{ModelType, rotary};
 use crate::formats::config::Config;
 use crate::init::VarBuilder;
 use crate::nn::Decoder;
-use crate::nn::in_proj::Layout;
+use crate::nn::gated_delta_net::Layout;
 use alluvium_core::Result;
 use alluvium_ops::Normalize;
 use std::collections::BTreeMap;

@@ -4,13 +4,14 @@ use super::attention::AttentionSizes;
 use super::gated_delta_net::GatedDeltaNetConfig;
 use super::mlp::MlpSizes;
 use super::moe::MixtureSizes;
-use super::{Ablation, Attention, Embedding, GatedDeltaNet, Linear, Mixture, Mlp, RmsNorm, Weight};
+use super::{Ablation, Attention, Embedding, GatedDeltaNet, Linear, Mixture, Mlp, RmsNorm};
 use crate::cache::{Cache, CacheShape, LayerCache};
 use crate::formats::config::Config;
 use crate::init::VarBuilder;
 use crate::model::{Batch, Checkpointing, LanguageModel};
 use crate::parameters::{Parameters, Role, join};
 use crate::params;
+use crate::weight::Weight;
 use alluvium_core::{Error, Result, Tensor, tape};
 use alluvium_ops::add;
 

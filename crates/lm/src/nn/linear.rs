@@ -1,9 +1,9 @@
 //! Projections and tables.
 
-use super::Weight;
 use crate::init::{Init, VarBuilder};
 use crate::parameters::Parameter;
 use crate::params;
+use crate::weight::Weight;
 use alluvium_core::{Device, Result, Tensor};
 use alluvium_ops::{add, linear};
 use rayon::prelude::*;
@@ -44,7 +44,7 @@ impl Linear {
     /// # Errors
     /// As [`WeightSource::weight`](crate::init::WeightSource::weight).
     pub fn biased(mut b: VarBuilder, [output, input]: [usize; 2], deviation: f64, bias: Bias) -> Result<Self> {
-        let weight = Weight::build(&mut b, [output, input], deviation)?;
+        let weight = b.weight([output, input], Init::Normal(deviation))?;
         let bias = match bias {
             Bias::None => None,
             Bias::Added => Some(b.parameter("bias", [output], Init::Zeros)?),
@@ -106,7 +106,7 @@ impl Embedding {
     /// # Errors
     /// As [`WeightSource::weight`](crate::init::WeightSource::weight).
     pub fn build(mut b: VarBuilder, [words, width]: [usize; 2], deviation: f64) -> Result<Self> {
-        Ok(Embedding { weight: Weight::build(&mut b, [words, width], deviation)? })
+        Ok(Embedding { weight: b.weight([words, width], Init::Normal(deviation))? })
     }
 
     /// The rows of `ids [..]`: `[.., D]`, f32.

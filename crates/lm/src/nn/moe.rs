@@ -1,9 +1,10 @@
 //! The feed-forward half of a layer, spread over experts.
 
 use super::mlp::MlpSizes;
-use super::{Linear, Mlp, Weight};
-use crate::init::VarBuilder;
+use super::{Linear, Mlp};
+use crate::init::{Init, VarBuilder};
 use crate::params;
+use crate::weight::Weight;
 use alluvium_core::{Result, Tensor};
 use alluvium_ops::{Normalize, Route, add, combine_experts, linear, mul, route, sigmoid, swiglu};
 
@@ -59,7 +60,7 @@ impl Mixture {
         let gate = Linear::build(b.pp("gate"), [experts, width], deviation)?;
         let mut place = b.pp("switch_mlp");
         let mut expert =
-            |name, rows, columns, deviation| Weight::build(&mut place.pp(name), [experts, rows, columns], deviation);
+            |name, rows, columns, deviation| place.pp(name).weight([experts, rows, columns], Init::Normal(deviation));
         let switch_mlp = Experts {
             gate_proj: expert("gate_proj", hidden, width, deviation)?,
             up_proj: expert("up_proj", hidden, width, deviation)?,

@@ -2,7 +2,6 @@
 
 use super::format::{Quantization, in_words};
 use crate::formats::config::Config;
-use crate::models::ModelType;
 use alluvium_core::{Error, Result, Shape, Tensor};
 use alluvium_ops::{Packed, Packing, quantize};
 use std::collections::BTreeMap;
@@ -95,7 +94,7 @@ impl Scheme {
     /// When a module that is packed is to be something else, or the scheme names a module that is not there.
     pub(crate) fn choose(
         &self,
-        (config, model_type): (&Config, &ModelType),
+        (config, sensitive): (&Config, &[&str]),
         modules: &[Module<'_>],
         quantization: &mut Quantization,
     ) -> Result<BTreeMap<String, Packing>> {
@@ -107,7 +106,6 @@ impl Scheme {
                 return Err(Error::value("quantize", format!("no module has `{pattern}` in its name")));
             }
         }
-        let sensitive = model_type.sensitive;
         let router = |module: &str| {
             let is_router = sensitive.iter().any(|end| module.ends_with(end));
             is_router.then_some(Packing::Affine { bits: 8, group: 64 })

@@ -1,7 +1,11 @@
 //! The linear-attention half of the hybrid.
 
+mod config;
+mod in_proj;
+
+pub use config::{GatedDeltaNetConfig, Layout};
+
 use super::ablation::{Ablation, gated_linear_attention, identity};
-use super::in_proj::{InProj, Inputs, Layout};
 use super::{Linear, RmsNorm};
 use crate::cache::{CacheShape, DeltaCache};
 use crate::init::{Init, VarBuilder};
@@ -12,6 +16,7 @@ use alluvium_ops::{
     Activation, CausalConv1d, ChunkStates, Convolved, Delta, GatedDelta, GatedDeltaStep, Gates, causal_conv1d,
     gated_delta_rule, gated_delta_step, gdn_gate, l2_norm, split_in,
 };
+use in_proj::{InProj, Inputs};
 
 /// Added to the sum of squares of a query or a key before its length is divided out.
 const EPS: f32 = 1e-6;
@@ -43,66 +48,6 @@ struct Conv1d {
 }
 
 params!(Conv1d { weight });
-
-/// The sizes of a [`GatedDeltaNet`] and how it starts.
-#[derive(Clone, Copy, Debug)]
-pub struct GatedDeltaNetConfig {
-    /// The model's width.
-    pub width: usize,
-    /// Key heads.
-    pub key_heads: usize,
-    /// Value heads, a multiple of the key heads.
-    pub value_heads: usize,
-    /// The width of a key.
-    pub key: usize,
-    /// The width of a value.
-    pub value: usize,
-    /// Taps of the convolution.
-    pub taps: usize,
-    /// Added to the mean square in the norm.
-    pub eps: f32,
-    /// The standard deviation of new weights.
-    pub deviation: f64,
-    /// That of the projection that adds to the residual stream.
-    pub output_deviation: f64,
-    /// How files hold the projections of the input.
-    pub layout: Layout,
-}
-
-impl GatedDeltaNetConfig {
-    /// A layer of this width with one key and value head of 64 for every 64 columns, as Qwen3.5 has them, and a
-    /// convolution of 4 tokens.
-    pub fn new(width: usize) -> Self {
-        let heads = (width / 64).max(1);
-        GatedDeltaNetConfig {
-            width,
-            key_heads: heads,
-            value_heads: heads,
-            key: 64,
-            value: 64,
-            taps: 4,
-            eps: 1e-6,
-            deviation: 0.02,
-            output_deviation: 0.02,
-            layout: Layout::Separate,
-        }
-    }
-
-    /// Channels of all queries; of all keys, too.
-    pub fn keys(&self) -> usize {
-        self.key_heads * self.key
-    }
-
-    /// Channels of all values.
-    pub fn values(&self) -> usize {
-        self.value_heads * self.value
-    }
-
-    /// Channels that are convolved.
-    pub fn channels(&self) -> usize {
-        2 * self.keys() + self.values()
-    }
-}
 
 impl GatedDeltaNet {
     /// From its place in a source.

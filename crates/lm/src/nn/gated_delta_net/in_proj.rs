@@ -1,21 +1,11 @@
 //! The projections of a Gated DeltaNet layer's input, in the two layouts that files have.
 
-use super::Linear;
-use super::gated_delta_net::GatedDeltaNetConfig;
+use super::config::{GatedDeltaNetConfig, Layout};
 use crate::init::VarBuilder;
+use crate::nn::Linear;
 use crate::params;
 use alluvium_core::{Result, Tensor};
 use alluvium_ops::{concat, split_in};
-
-/// How a file holds the projections of the input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// `in_proj_qkv` (all queries, all keys, all values), `in_proj_z`, `in_proj_b`, `in_proj_a`: qwen3_5.
-    Separate,
-    /// `in_proj_qkvz` and `in_proj_ba`, whose rows are grouped by key head: its query, its key, the values of its value
-    /// heads, their `z`; and their `b`, their `a`: qwen3_next.
-    Merged,
-}
 
 /// The projections, as files hold them.
 #[derive(Clone, Debug)]

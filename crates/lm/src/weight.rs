@@ -1,6 +1,5 @@
 //! A matrix of a model, as it is stored.
 
-use crate::init::{Init, VarBuilder};
 use crate::parameters::{Parameter, Parameters, Role, join};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::{
@@ -29,14 +28,6 @@ pub enum Weight {
 }
 
 impl Weight {
-    /// The weight of the module at this place; `deviation` is that of its random start.
-    ///
-    /// # Errors
-    /// As [`WeightSource::weight`](crate::init::WeightSource::weight).
-    pub fn build(b: &mut VarBuilder, shape: impl Into<Shape>, deviation: f64) -> Result<Self> {
-        b.weight(shape, Init::Normal(deviation))
-    }
-
     /// The packed numbers, borrowed; none where they are plain.
     pub fn quantized(&self) -> Option<Quantized<'_>> {
         match self {
@@ -92,7 +83,7 @@ impl Weight {
     }
 
     /// Whether a tape records what is done with it.
-    pub(super) fn is_traced(&self) -> bool {
+    pub(crate) fn is_traced(&self) -> bool {
         match self {
             Weight::Dense(w) => w.is_traced(),
             Weight::Quantized { scales, biases, .. } => {

@@ -1,0 +1,74 @@
+//! Loading a model from a folder.
+
+use super::weights::Weights;
+use crate::formats::config::Config;
+use crate::model::LanguageModel;
+use crate::models::{ModelType, Registry};
+use crate::tokenizer::Tokenizer;
+use alluvium_core::{Device, Result};
+use std::path::Path;
+
+/// What a folder held.
+pub struct Loaded {
+    /// The model, its matrices in the dtype that the files have.
+    pub model: Box<dyn LanguageModel>,
+    /// The tokenizer, where the folder has a `tokenizer.json`.
+    pub tokenizer: Option<Tokenizer>,
+    /// The model's `config.json`.
+    pub config: Config,
+}
+
+impl std::fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} from {}", self.config.model_type().ok(), self.config.path().display())
+    }
+}
+
+/// Loads the model in a folder, in the layout of MLX or of transformers.
+///
+/// Matrices stay in the dtype that they are stored in, and are read straight into the memory that they keep. All else,
+/// which is small, is widened to f32: norms, filters, gates, biases.
+///
+/// # Errors
+/// [`Kind::Io`](alluvium_core::Kind::Io) when a file cannot be read; `Kind::File`, with the file and what is wrong, when
+/// one is not what it should be: a configuration of an unknown model or with sizes that cannot be, a tensor that is
+/// missing, that nothing asks for, or that has another shape than the configuration says.
+pub fn load(folder: &Path, device: &Device) -> Result<Loaded> {
+    load_with(folder, &LoadOptions::new(device))
+}
+
+/// How a model is loaded.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Where its tensors are to be.
+    pub device: Device,
+    /// The types of models that are known.
+    pub registry: Registry,
+}
+
+impl LoadOptions {
+    /// For the built-in models.
+    pub fn new(device: &Device) -> Self {
+        LoadOptions { device: device.clone(), registry: Registry::default() }
+    }
+
+    /// The same with a type of model of the caller's own.
+    pub fn with_model_type(mut self, model_type: ModelType) -> Self {
+        self.registry.register(model_type);
+        self
+    }
+}
+
+/// As [`load`], with options.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(folder: &Path, options: &LoadOptions) -> Result<Loaded> {
+    let config = Config::read(folder)?;
+    let model_type = options.registry.get(&config)?;
+    let mut weights = Weights::open(folder, &config, &model_type, &options.device)?;
+    let model = model_type.build(&config, &mut weights)?;
+    weights.finish()?;
+    let tokenizer = Tokenizer::find(folder)?;
+    Ok(Loaded { model, tokenizer, config })
+}
