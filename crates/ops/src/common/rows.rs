@@ -2,8 +2,8 @@
 //!
 //! Rows come in blocks that stay in the first-level cache; half precision is widened and rounded block by block.
 
-use super::stored::Stored;
-use super::writer::{BLOCK, Share, Target, Writer};
+use super::stored::{BLOCK, Stored};
+use super::writer::{Share, Target, Writer};
 use alluvium_core::Result;
 use alluvium_core::cpu::{Buffer, Cpu};
 use std::ops::Range;

@@ -1,11 +1,13 @@
 //! Element types as type parameters: kernels that move elements, and kernels that compute on half-precision storage.
 
-use super::writer::BLOCK;
 use alluvium_core::Element;
 use alluvium_core::cpu::simd::F32s;
 use alluvium_core::cpu::{NonTemporalWriter, StoreHint};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+
+/// Elements of a block, a multiple of every register: a few blocks fit in the first-level cache.
+pub(crate) const BLOCK: usize = 1024;
 
 /// A floating element that kernels see as f32, block by block.
 pub(crate) trait Stored: Element {

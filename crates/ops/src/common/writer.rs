@@ -1,10 +1,7 @@
 //! Where kernels write: block by block, in f32, whatever the storage and wherever the result lives.
 
-use super::stored::Stored;
+use super::stored::{BLOCK, Stored};
 use alluvium_core::cpu::{NonTemporalWriter, StoreHint};
-
-/// Numbers of a block, a multiple of every register: a few blocks fit in the first-level cache.
-pub(crate) const BLOCK: usize = 1024;
 
 /// A result's memory, or a task's share of it, and what a kernel finds in a block before it writes.
 pub(crate) struct Target<'a, T> {

@@ -5,8 +5,9 @@
 //! over memory whatever the storage.
 
 use super::gpu::{self, WgslMap};
+use crate::common::stored::BLOCK;
 use crate::common::stored::{Stored, by_storage};
-use crate::common::writer::{BLOCK, Block, Share, Target};
+use crate::common::writer::{Block, Share, Target};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::cpu::simd::F32s;
 use alluvium_core::{Backward, Contract, Device, Result, Tensor, tape};

@@ -5,8 +5,7 @@
 //! before a group's products are scaled.
 
 use super::decode::Bytes;
-use super::forward::{Product, RowMut};
-use super::strips::Tile;
+use super::product::{Product, RowMut, Tile};
 use alluvium_core::cpu::simd::{F32s, U32s};
 use std::marker::PhantomData;
 

@@ -4,37 +4,13 @@ use super::Codes;
 use super::bytes::ByBytes;
 use super::decode::{Aligned, Crossing, E2m1, E4m3, Whole};
 use super::octets::ByOctets;
-use super::strips::{self, Tile};
+use super::product::{Arranged, Product, RowMut};
+use super::strips;
 use crate::linalg::weights::Weights;
 use crate::quantized::Packing;
 use alluvium_core::Result;
-use alluvium_core::cpu::simd::F32s;
-use alluvium_core::cpu::{Buffer, Cpu, Made, Right};
+use alluvium_core::cpu::{Cpu, Made, Right};
 use std::ops::Range;
-
-/// How the numbers of a row are arranged for codes, and multiplied with them.
-pub(super) trait Product {
-    /// Codes of a lane.
-    const CODES: usize;
-    /// Words that the numbers of a lane become.
-    const WORDS: usize;
-    /// Whether the sums of groups count where there are no biases: with the scales.
-    const RAISED: bool;
-
-    /// Writes a row of elements; the rest stays zero.
-    fn arrange<S: F32s>(x: &[f32], row: RowMut<'_>);
-
-    /// Adds the products of a register's lanes from lane `first` on to the sums of a tile, without the contribution of the
-    /// groups' sums.
-    ///
-    /// # Safety
-    /// The rows of the tile have these lanes, those of the matrix where `WHOLE`.
-    unsafe fn add<S: F32s, const N: usize, const M: usize, const WHOLE: bool>(
-        tile: &Tile<'_, S, N, M>,
-        first: usize,
-        totals: &mut [[S; M]; N],
-    );
-}
 
 /// Runs an expression with `P` the product of a packing.
 macro_rules! by_packing {
@@ -60,56 +36,6 @@ macro_rules! by_packing {
     };
 }
 
-/// Rows of numbers as a [`Product`] wants them.
-pub(crate) struct Arranged {
-    /// Each row, filled up with zeros to whole registers.
-    words: Buffer<u32>,
-    /// What each lane is scaled with.
-    units: Buffer<f32>,
-    /// The sum of each group.
-    sums: Buffer<f32>,
-    /// Rows.
-    count: usize,
-}
-
-/// The rows of [`Arranged`].
-#[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
-    all: Row<'a>,
-    /// Of words, units and sums, how many a row has.
-    each: [usize; 3],
-}
-
-impl<'a> Rows<'a> {
-    #[inline(always)]
-    pub(super) fn row(&self, row: usize) -> Row<'a> {
-        let (Row { words, units, sums }, [w, u, s]) = (self.all, self.each);
-        Row { words: &words[row * w..][..w], units: &units[row * u..][..u], sums: &sums[row * s..][..s] }
-    }
-}
-
-/// One row of [`Arranged`].
-#[derive(Clone, Copy)]
-pub(super) struct Row<'a> {
-    pub(super) words: &'a [u32],
-    pub(super) units: &'a [f32],
-    pub(super) sums: &'a [f32],
-}
-
-/// One row of [`Arranged`] that is being made.
-pub(super) struct RowMut<'a> {
-    pub(super) words: &'a mut [u32],
-    pub(super) units: &'a mut [f32],
-    pub(super) sums: &'a mut [f32],
-}
-
-impl Arranged {
-    pub(super) fn rows(&self) -> Rows<'_> {
-        let all = Row { words: &self.words, units: &self.units, sums: &self.sums };
-        Rows { all, each: [all.words.len(), all.units.len(), all.sums.len()].map(|len| len / self.count) }
-    }
-}
-
 impl Weights for Codes<'_> {
     type Ready<'x> = Arranged;
 
@@ -126,13 +52,9 @@ impl Weights for Codes<'_> {
         let count = x.len() / inner;
         let (codes, each) = by_packing!(self.layout.packing, P => (P::CODES, P::WORDS));
         let lanes = (inner / codes).next_multiple_of(cpu.level().lanes());
-        let (words, units) = (cpu.zeros(count * lanes * each)?, cpu.zeros(count * lanes)?);
-        let mut ready = Arranged { words, units, sums: cpu.buffer(count * groups)?, count };
-        let Arranged { words, units, sums, .. } = &mut ready;
-        let rows =
-            words.chunks_exact_mut(lanes * each).zip(units.chunks_exact_mut(lanes)).zip(sums.chunks_exact_mut(groups));
-        for (x, ((words, units), sums)) in x.chunks_exact(inner).zip(rows) {
-            by_packing!(self.layout.packing, P => arrange::<P>(cpu.level(), x, RowMut { words, units, sums }));
+        let mut ready = Arranged::new(cpu, count, [lanes * each, lanes, groups])?;
+        for (x, row) in x.chunks_exact(inner).zip(ready.rows_mut()) {
+            by_packing!(self.layout.packing, P => arrange::<P>(cpu.level(), x, row));
         }
         Ok(ready)
     }

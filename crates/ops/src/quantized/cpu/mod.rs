@@ -6,6 +6,7 @@ mod codes;
 mod decode;
 mod forward;
 mod octets;
+mod product;
 mod stream;
 mod strips;
 

@@ -1,8 +1,7 @@
 //! Codes of eight bits: a register of words is four registers of numbers.
 
 use super::decode::{Octets, words_at};
-use super::forward::{Product, RowMut};
-use super::strips::Tile;
+use super::product::{Product, RowMut, Tile};
 use alluvium_core::cpu::simd::{F32s, U32s};
 use std::marker::PhantomData;
 

@@ -1,7 +1,7 @@
 //! The rows of a quantized matrix on their way through the CPU, as fast as memory has them.
 
 use super::Codes;
-use super::forward::{Arranged, Product, Row, Rows};
+use super::product::{Arranged, Product, Row, Rows, Shape, Tile};
 use crate::quantized::Layout;
 use alluvium_core::cpu::Prefetch;
 use alluvium_core::cpu::simd::F32s;
@@ -16,30 +16,6 @@ const STRIP: usize = 32;
 /// Numbers of scratch that [`products`] needs where scales are not f32.
 pub(super) fn scratch(layout: Layout) -> usize {
     2 * STRIP * layout.groups
-}
-
-/// What all rows of a matrix have in common.
-#[derive(Clone, Copy)]
-struct Shape<S: F32s> {
-    layout: Layout,
-    /// Lanes of a row.
-    lanes: usize,
-    /// Words that a register's lanes take, rounded up.
-    line: usize,
-    spread: S::Spread,
-    /// A lane has the scale `lane >> shift`.
-    shift: u32,
-}
-
-impl<S: F32s> Shape<S> {
-    #[inline(always)]
-    fn new<P: Product>(layout: Layout) -> Self {
-        let Layout { words, groups, inner, packing } = layout;
-        let (lanes, each) = (inner / P::CODES, packing.group() / P::CODES);
-        assert!(each.is_power_of_two() && lanes == groups * each && inner * packing.bits() <= 32 * words);
-        let line = words.div_ceil(lanes.div_ceil(S::LANES));
-        Shape { layout, lanes, line, spread: S::spread(each), shift: each.trailing_zeros() }
-    }
 }
 
 /// Some rows of the matrix.
@@ -58,47 +34,7 @@ impl<S: F32s> Strip<'_, S> {
     fn tile<'a, const N: usize, const M: usize>(&'a self, o: usize, rows: [Row<'a>; M]) -> Tile<'a, S, N, M> {
         let Layout { words, groups, .. } = self.shape.layout;
         let (codes, scales) = (&self.words[o * words..][..N * words], &self.scales[o * groups..][..N * groups]);
-        Tile { codes, scales, rows, shape: &self.shape }
-    }
-}
-
-/// `N` rows of the matrix and `M` rows of numbers.
-pub(super) struct Tile<'a, S: F32s, const N: usize, const M: usize> {
-    /// The words of the `N` rows.
-    codes: &'a [u32],
-    /// Their scales.
-    scales: &'a [f32],
-    pub(super) rows: [Row<'a>; M],
-    shape: &'a Shape<S>,
-}
-
-impl<S: F32s, const N: usize, const M: usize> Tile<'_, S, N, M> {
-    /// The words of row `n`.
-    #[inline(always)]
-    pub(super) fn row(&self, n: usize) -> &[u32] {
-        let words = self.shape.layout.words;
-        // constant where loops over rows are unrolled
-        assert!(n < N);
-        // SAFETY: `Strip::tile`, which alone makes tiles, cuts `N` rows of words.
-        unsafe { self.codes.get_unchecked(n * words..(n + 1) * words) }
-    }
-
-    /// The scales of the lanes from `first` on in row `n`; those past its end may be anything.
-    ///
-    /// # Safety
-    /// Where `WHOLE`, the row has these lanes.
-    #[inline(always)]
-    pub(super) unsafe fn scales<const WHOLE: bool>(&self, n: usize, first: usize) -> S {
-        let (groups, at) = (self.shape.layout.groups, first >> self.shape.shift);
-        assert!(n < N);
-        if WHOLE {
-            // SAFETY: `Strip::tile` cuts `N` rows of scales, and the caller promises that the row has these lanes.
-            return unsafe { S::load_spread(self.scales.as_ptr().add(n * groups + at), self.shape.spread) };
-        }
-        let mut few = [0.0; 16];
-        few.iter_mut().zip(&self.scales[n * groups + at..(n + 1) * groups]).for_each(|(to, scale)| *to = *scale);
-        // SAFETY: no register has more lanes.
-        unsafe { S::load_spread(few.as_ptr(), self.shape.spread) }
+        Tile::new(&self.shape, codes, scales, rows)
     }
 }
 
