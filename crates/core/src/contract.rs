@@ -1,7 +1,7 @@
 //! Contracts: what the arguments of an operation must be, as data.
 //!
-//! One table has four readers: it checks the arguments, words the error, makes the random inputs of the tests and
-//! fills the row in `docs/ops.md`.
+//! One table has four readers: it checks the arguments, words the error, gives the shapes of the inputs of tests, and fills the
+//! row in `docs/ops.md`.
 
 mod pattern;
 
@@ -29,7 +29,6 @@ pub struct Arg {
     pattern: Pattern,
     dtypes: &'static [DType],
     optional: bool,
-    fill: Fill,
 }
 
 impl Arg {
@@ -37,19 +36,13 @@ impl Arg {
     ///
     /// The pattern names axes: `"B T H K"`. The first argument that names a letter binds it. `R..` stands for any number
     /// of leading axes and binds `R` to their product; `K-1` and `N+1` are computed from a letter; a number is itself.
-    /// Tests fill the argument with standard normal values.
     pub const fn new(name: &'static str, shape: &'static str, dtypes: &'static [DType]) -> Self {
-        Arg { name, shape, pattern: Pattern::parse(shape), dtypes, optional: false, fill: Fill::Normal(1.0) }
+        Arg { name, shape, pattern: Pattern::parse(shape), dtypes, optional: false }
     }
 
     /// The same argument, which may be left out.
     pub const fn optional(self) -> Self {
         Arg { optional: true, ..self }
-    }
-
-    /// The same argument with other random inputs in tests.
-    pub const fn filled(self, fill: Fill) -> Self {
-        Arg { fill, ..self }
     }
 
     /// Its name in the public function.
@@ -71,36 +64,6 @@ impl Arg {
     pub const fn is_optional(&self) -> bool {
         self.optional
     }
-
-    /// The random inputs that tests make for it.
-    pub const fn fill(&self) -> Fill {
-        self.fill
-    }
-}
-
-/// The random inputs that tests make for an argument.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Fill {
-    /// Normal values of this standard deviation.
-    Normal(f64),
-    /// Uniform values between the two.
-    Uniform(f64, f64),
-    /// Rows (last axis) of unit length.
-    UnitRows,
-    /// Integers below the length of the axis with this letter.
-    Ids(char),
-    /// Integers from the first to the second, inclusive.
-    Whole(u32, u32),
-    /// u32 whose four bytes are from the first to the second, inclusive.
-    Bytes(u8, u8),
-    /// Rising offsets from 0 to the length of the axis with this letter: packed sequences.
-    Offsets(char),
-    /// Rows of `C` elements, row `i` non-zero only left of column `i mod C`: a strictly lower triangular matrix per chunk.
-    StrictLower(f64),
-    /// Like [`Fill::StrictLower`] with ones on the diagonal.
-    UnitLower(f64),
-    /// Running sums, along axis 1 and from zero at each multiple of the chunk of 64, of uniform values between the two.
-    ChunkSums(f64, f64),
 }
 
 /// A condition on the sizes that a contract bound.

@@ -16,6 +16,10 @@ pub enum Device {
 }
 
 impl Device {
+    /// The kinds of devices that this build has: the name for [`Device::named`], and what it is.
+    pub const KINDS: &[(&str, &str)] =
+        &[("cpu", "the CPU: threads and SIMD"), ("wgpu", "GPUs through Metal, Vulkan or DX12")];
+
     /// The CPU with all its cores: one handle for the whole process.
     pub fn cpu() -> Self {
         Device::Cpu(Cpu::shared())

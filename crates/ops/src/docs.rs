@@ -2,22 +2,23 @@
 
 use crate::OPS;
 use crate::op::{Gradient, Op};
+use alluvium_core::Device;
 use alluvium_core::contract::Arg;
 
-/// The page docs/ops.md: every operation with what it takes, its gradient and where it runs.
+/// The page docs/ops.md: every operation with its arguments, results and gradient.
 pub fn page() -> String {
     let mut page = String::from(
         "# Operations\n\n\
          Made by `alluvium ops --markdown` from the list in `crates/ops/src/lib.rs`; a test fails when it is stale.\n\n\
          Letters are axes: `B T H K`. `R..` is any number of leading axes. An argument in brackets may be left out.\n\n\
-         A kernel for a device is its forward pass and, where there is one, its gradient: `cpu` is the CPU, `wgpu` GPUs\n\
-         through Metal, Vulkan or DX12. `match` on the device is exhaustive: no operation lacks one of them.\n\n\
-         | operation | what it does | takes | gives | gradient | cpu | wgpu |\n\
-         |---|---|---|---|---|---|---|\n",
+         Every operation runs on every kind of device, with its gradient where there is one:\n\n",
     );
+    for (name, what) in Device::KINDS {
+        page += &format!("- `{name}`: {what}\n");
+    }
+    page += "\n| operation | what it does | takes | gives | gradient |\n|---|---|---|---|---|\n";
     for op in OPS {
-        let row = row(op);
-        page += &format!("| {} | yes | yes |\n", row.join(" | "));
+        page += &format!("| {} |\n", row(op).join(" | "));
     }
     page
 }

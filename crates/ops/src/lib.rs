@@ -123,7 +123,9 @@ pub use experts::route::{Normalize, Route, route};
 // sampling
 pub use sample::{Sampling, sample};
 
-pub use op::{Case, Cost, Given, Op};
+#[doc(hidden)]
+pub use linalg::gpu::unreached_shaders;
+pub use op::{Case, Cost, Fill, Given, Op, Oversize};
 
 /// Makes the list of operations from their names and entries, and a macro that tests call with the names.
 macro_rules! operations {

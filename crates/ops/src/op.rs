@@ -1,6 +1,5 @@
 //! What an entry of the list is.
 
-use alluvium_core::contract::Fill;
 use alluvium_core::{Contract, DType, Dims, Error, Result, Tensor};
 use std::ops::Index;
 
@@ -21,6 +20,10 @@ pub struct Op {
     pub gradient: Gradient,
     /// How far a result may be from the reference.
     pub tolerance: Tolerance,
+    /// The random values of arguments, by name; the others are standard normal. A case may replace them.
+    pub fills: &'static [(&'static str, Fill)],
+    /// What launches do with a tensor that is larger than a binding.
+    pub oversize: Oversize,
     /// What it is tested on: the odd ones, each with the reason it is there.
     pub cases: &'static [Case],
     /// Letters that random shapes leave as the cases set them.
@@ -77,6 +80,42 @@ pub struct Cost {
     pub backward_flops: usize,
 }
 
+/// The random values that an argument gets in the proof.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fill {
+    /// Normal values of this standard deviation.
+    Normal(f64),
+    /// Uniform values between the two.
+    Uniform(f64, f64),
+    /// Rows (last axis) of unit length.
+    UnitRows,
+    /// Integers below the length of the axis with this letter.
+    Ids(char),
+    /// Integers from the first to the second, inclusive.
+    Whole(u32, u32),
+    /// u32 whose four bytes are from the first to the second, inclusive.
+    Bytes(u8, u8),
+    /// Rising offsets from 0 to the length of the axis with this letter: packed sequences.
+    Offsets(char),
+    /// Rows of `C` elements, row `i` non-zero only left of column `i mod C`: a strictly lower triangular matrix per chunk.
+    StrictLower(f64),
+    /// Like [`Fill::StrictLower`] with ones on the diagonal.
+    UnitLower(f64),
+    /// Running sums, along axis 1 and from zero at each multiple of the chunk of 64, of uniform values between the two.
+    ChunkSums(f64, f64),
+}
+
+/// What launches on a GPU do with a tensor that is larger than a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Oversize {
+    /// It is an error that names the limit.
+    Refused,
+    /// The launch is cut between elements.
+    CutElements,
+    /// The launch is cut between rows, and a binding must hold the smaller arguments.
+    CutRows,
+}
+
 /// One set of sizes and options that an operation is tested or timed on.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
@@ -86,7 +125,7 @@ pub struct Case {
     pub sizes: &'static [(char, usize)],
     /// Optional arguments that are left out; the others are given.
     pub without: &'static [&'static str],
-    /// Other random inputs than the contract's.
+    /// Other random values than [`Op::fills`] gives.
     pub fills: &'static [(&'static str, Fill)],
     /// Arguments whose storage the case decides, whatever storage is checked.
     pub stored: &'static [(&'static str, DType)],
@@ -238,6 +277,25 @@ impl Array {
 }
 
 impl Op {
+    /// The fields that most entries leave as they are: `..Op::BASE`. An entry sets at least the contract, the summary, `run`,
+    /// `reference`, `cases` and `bench`.
+    pub const BASE: Op = Op {
+        contract: &Contract { op: "", args: &[], rules: &[] },
+        summary: "",
+        results: &["y"],
+        run: |_| Ok(Vec::new()),
+        reference: |_| Vec::new(),
+        gradient: Gradient::None("it has none"),
+        tolerance: Tolerance::F32,
+        fills: &[],
+        oversize: Oversize::Refused,
+        cases: &[],
+        fixed: &[],
+        largest: 70,
+        bench: &[],
+        cost: |_| Cost { bytes: 0, flops: 0, backward_bytes: 0, backward_flops: 0 },
+    };
+
     /// The name of the public function.
     pub fn name(&self) -> &'static str {
         self.contract.op

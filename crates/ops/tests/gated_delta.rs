@@ -1,8 +1,8 @@
 //! The gated delta rule in all its forms gives the same numbers.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use alluvium_core::contract::Fill;
 use alluvium_core::{DType, Device, Tape, Tensor};
+use alluvium_ops::Fill;
 use alluvium_ops::check::{Inputs, compare};
 use alluvium_ops::op::Tolerance;
 use alluvium_ops::{

@@ -3,8 +3,8 @@
 
 use alluvium_core::gpu::{Builder, Gpu, Shader, adapters};
 use alluvium_core::{DType, Device};
-use alluvium_ops::check::{Zeros, check, unreached_shaders};
-use alluvium_ops::{Case, OPS, Op};
+use alluvium_ops::check::{Zeros, check};
+use alluvium_ops::{Case, OPS, Op, Oversize, unreached_shaders};
 
 mod metal;
 mod written;
@@ -26,16 +26,6 @@ fn work(op: &Op, case: &Case) -> usize {
     let cost = (op.cost)(&alluvium_core::Dims::of(case.sizes));
     cost.flops.max(cost.bytes)
 }
-
-/// Operations that cut their launches where a tensor is larger than a binding.
-const CUT: &[(usize, &str)] = &[
-    (
-        1 << 17,
-        "add sub mul scale silu sigmoid softplus gelu gelu_approx relu swiglu exp log cast adamw global_norm dequantize quantize \
-         quantize_affine matmul linear",
-    ),
-    (1 << 19, "concat split slice repeat_heads rms_norm l2_norm gated_rms_norm rope"),
-];
 
 /// Runs the check over the cases, and holds the shaders that ran to what Metal takes; panics with every fault at once.
 fn prove(dtype: DType, device: &Device, largest: usize) {
@@ -93,8 +83,7 @@ fn shaders_that_no_case_reaches_are_within_the_limits_of_metal() {
 
 #[test]
 fn a_tensor_larger_than_a_binding_is_cut_or_refused_and_never_wrong() {
-    for &(limit, cut) in CUT {
-        let cut: Vec<&str> = cut.split(' ').collect();
+    for (limit, oversize) in [(1 << 17, Oversize::CutElements), (1 << 19, Oversize::CutRows)] {
         let Some(device) = open(Gpu::builder().binding_limit(limit)) else { return };
         let mut faults = Vec::new();
         for op in OPS {
@@ -102,7 +91,7 @@ fn a_tensor_larger_than_a_binding_is_cut_or_refused_and_never_wrong() {
             for case in op.cases.iter().filter(large) {
                 let report = check(op, case, DType::F32, &device, Zeros::MustFail).unwrap();
                 let refused = |fault: &str| fault.contains("but a binding holds at most");
-                let wrong = |fault: &&String| cut.contains(&op.name()) || !refused(fault);
+                let wrong = |fault: &&String| op.oversize == oversize || !refused(fault);
                 let wrong = report.faults.iter().filter(wrong);
                 faults.extend(wrong.map(|fault| format!("{}, {}: {fault}", op.name(), case.name)));
             }

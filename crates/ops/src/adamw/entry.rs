@@ -1,7 +1,7 @@
 //! The entry of `adamw` in the list.
 
 use super::{AdamW, AdamWState, CONTRACT, Correction, WHY, adamw, reference};
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Oversize, Tolerance};
 
 fn numbers<T>(t: &Given<T>) -> AdamW {
     let default = AdamW::default();
@@ -29,6 +29,8 @@ pub(crate) static OP: Op = Op {
     reference: |t| reference::step(t, &numbers(t)),
     gradient: Gradient::None(WHY),
     tolerance: Tolerance::F32,
+    fills: &[("m", Fill::Normal(0.1)), ("v", Fill::Uniform(0.0, 0.1))],
+    oversize: Oversize::CutElements,
     cases: &[
         Case::new("one weight", &[('R', 1)]),
         Case::new("a late step", &[('R', 65)]).options(&[("step", 20_000.0)]),
@@ -51,8 +53,8 @@ pub(crate) static OP: Op = Op {
         ]),
         Case::new("above one thread's work", &[('R', 100_003)]).options(&[("step", 7.0)]),
     ],
-    fixed: &[],
     largest: 2_000,
     bench: &[Case::new("16 M weights", &[('R', 1 << 24)]), Case::new("64 M weights", &[('R', 1 << 26)])],
     cost: |d| Cost { bytes: 28 * d['R'], flops: 14 * d['R'], ..Cost::default() },
+    ..Op::BASE
 };

@@ -7,7 +7,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use alluvium_core::contract::{F32, FLOATS, Fill};
+use alluvium_core::contract::{F32, FLOATS};
 use alluvium_core::{Arg, Contract, Device, Error, Result, Tensor, tape};
 
 /// What `adamw` takes.
@@ -16,8 +16,8 @@ static CONTRACT: Contract = Contract {
     args: &[
         Arg::new("p", "R..", FLOATS),
         Arg::new("grad", "R..", FLOATS),
-        Arg::new("m", "R..", F32).filled(Fill::Normal(0.1)),
-        Arg::new("v", "R..", F32).filled(Fill::Uniform(0.0, 0.1)),
+        Arg::new("m", "R..", F32),
+        Arg::new("v", "R..", F32),
     ],
     rules: &[],
 };

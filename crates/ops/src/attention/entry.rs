@@ -1,7 +1,7 @@
 //! The entry of `attention` in the list.
 
 use super::{Attention, CONTRACT, attention, reference};
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Tolerance};
 
 /// Optional arguments that most cases leave out.
 const PACKED: &[&str] = &["cu_seqlens"];
@@ -24,6 +24,7 @@ pub(crate) static OP: Op = Op {
         vec![Some(dq), Some(dk), Some(dv), None]
     }),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[("cu_seqlens", Fill::Offsets('T'))],
     cases: &[
         Case::new("one token sees one more", &[('B', 2), ('T', 1), ('A', 3), ('D', 5), ('S', 2), ('G', 1)])
             .without(PACKED),
@@ -66,4 +67,5 @@ pub(crate) static OP: Op = Op {
             backward_flops: 10 * scores * d['D'],
         }
     },
+    ..Op::BASE
 };

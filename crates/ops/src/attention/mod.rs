@@ -8,7 +8,7 @@ mod reference;
 pub(crate) use entry::OP;
 
 use crate::common::packed;
-use alluvium_core::contract::{FLOATS, Fill, IDS, SAME};
+use alluvium_core::contract::{FLOATS, IDS, SAME};
 use alluvium_core::{Arg, Backward, Contract, Device, Dims, Error, Result, Rule, Tensor, tape};
 
 /// What `attention` takes: `A` query heads share `G` heads of keys and values.
@@ -18,7 +18,7 @@ static CONTRACT: Contract = Contract {
         Arg::new("q", "B T A D", FLOATS),
         Arg::new("k", "B S G D", SAME),
         Arg::new("v", "B S G D", SAME),
-        Arg::new("cu_seqlens", "N+1", IDS).optional().filled(Fill::Offsets('T')),
+        Arg::new("cu_seqlens", "N+1", IDS).optional(),
     ],
     rules: &[Rule::MultipleOfAxis('A', 'G'), Rule::AtMostAxis('T', 'S')],
 };

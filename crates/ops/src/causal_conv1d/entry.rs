@@ -1,7 +1,7 @@
 //! The entry of `causal_conv1d` in the list.
 
 use super::{Activation, CONTRACT, CausalConv1d, causal_conv1d, reference};
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Tolerance};
 use alluvium_core::{Result, Tensor};
 
 fn activation<T>(t: &Given<T>) -> Activation {
@@ -33,6 +33,7 @@ pub(crate) static OP: Op = Op {
     gradient: Gradient::Of(|t, dy| reference::gradient(t, activation(t), dy)),
     // the sum behind dw is as long as the sequence
     tolerance: Tolerance::F32_SUMS,
+    fills: &[("cu_seqlens", Fill::Offsets('T'))],
     cases: &[
         Case::new("one token, one channel, one tap", &[('B', 1), ('T', 1), ('C', 1), ('K', 1)]).without(ALONE),
         Case::new("one tap has no state", &[('B', 2), ('T', 65), ('C', 17), ('K', 1)]).without(ALONE).options(SILU),
@@ -69,4 +70,5 @@ pub(crate) static OP: Op = Op {
         let (n, k) = (d['B'] * d['T'] * d['C'], d['K']);
         Cost { bytes: 8 * n, flops: (2 * k + 4) * n, backward_bytes: 12 * n, backward_flops: (6 * k + 8) * n }
     },
+    ..Op::BASE
 };

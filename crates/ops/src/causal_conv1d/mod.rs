@@ -9,7 +9,7 @@ mod reference;
 pub(crate) use entry::OP;
 
 use crate::common::packed;
-use alluvium_core::contract::{FLOATS, Fill, IDS, SAME};
+use alluvium_core::contract::{FLOATS, IDS, SAME};
 use alluvium_core::{Arg, BackwardMany, Contract, Device, Dims, Error, Kind, Result, Tensor, tape};
 use std::ops::Range;
 
@@ -20,7 +20,7 @@ static CONTRACT: Contract = Contract {
         Arg::new("x", "B T C", FLOATS),
         Arg::new("w", "C K", SAME),
         Arg::new("initial_state", "N K-1 C", SAME).optional(),
-        Arg::new("cu_seqlens", "N+1", IDS).optional().filled(Fill::Offsets('T')),
+        Arg::new("cu_seqlens", "N+1", IDS).optional(),
     ],
     rules: &[],
 };

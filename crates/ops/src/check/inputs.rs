@@ -1,7 +1,7 @@
 //! The inputs of a case, made from the contract: the same numbers as tensors of a device and as arrays of f64.
 
-use crate::op::{Array, Case, Given, Op};
-use alluvium_core::contract::{Arg, Fill};
+use crate::op::{Array, Case, Fill, Given, Op};
+use alluvium_core::contract::Arg;
 use alluvium_core::rng::Rng;
 use alluvium_core::{DType, Device, Dims, Error, Result, Shape, Tape, Tensor};
 use half::{bf16, f16};
@@ -37,7 +37,8 @@ impl Inputs {
                 continue;
             }
             let shape = dims.shape(arg.shape())?;
-            let fill = case.fills.iter().find(|(n, _)| *n == arg.name()).map_or(arg.fill(), |&(_, fill)| fill);
+            let named = |fills: &[(&str, Fill)]| fills.iter().find(|(n, _)| *n == arg.name()).map(|&(_, fill)| fill);
+            let fill = named(case.fills).or_else(|| named(op.fills)).unwrap_or(Fill::Normal(1.0));
             let data = numbers_for(fill, shape, &dims, &mut Rng::new(1, &format!("{name} {}", arg.name())));
             let stored = case.stored.iter().find(|(n, _)| *n == arg.name()).map_or(storage(arg, dtype), |&(_, d)| d);
             let tensor = store(&data, shape, stored, device)?;

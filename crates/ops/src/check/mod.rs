@@ -11,7 +11,6 @@ mod inputs;
 mod need;
 mod questions;
 
-pub use crate::linalg::gpu::unreached as unreached_shaders;
 pub use compare::{Gap, compare};
 pub use differences::gradient_of_reference;
 pub use errors::refusals;

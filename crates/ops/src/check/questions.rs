@@ -1,8 +1,7 @@
 //! Every question about one operation: what its tests ask one by one, and `alluvium check --all` at once.
 
 use super::{Zeros, bytes, check, gradient_of_reference, need, refusals};
-use crate::op::{Case, Op};
-use alluvium_core::contract::Fill;
+use crate::op::{Case, Fill, Op};
 use alluvium_core::cpu::{Cpu, Level};
 use alluvium_core::rng::Rng;
 use alluvium_core::{DType, Device, Dims, Result, Rule};
@@ -133,8 +132,8 @@ fn random_sizes(op: &Op, case: &Case, rng: &mut Rng) -> Vec<(char, usize)> {
         sizes.iter_mut().filter(|s| s.0 == letter).for_each(|s| s.1 = size);
     }
     // packed sequences have a token each at least
-    for arg in op.contract.args.iter().filter(|arg| !case.without.contains(&arg.name())) {
-        if let Fill::Offsets(letter) = arg.fill() {
+    for (_, fill) in op.fills.iter().filter(|(name, _)| !case.without.contains(name)) {
+        if let Fill::Offsets(letter) = *fill {
             let count = sizes.iter().find(|s| s.0 == 'N').map_or(1, |s| s.1);
             sizes.iter_mut().filter(|s| s.0 == letter).for_each(|s| s.1 = s.1.max(count));
         }

@@ -1,7 +1,7 @@
 //! The entry of `clip_by_norm` in the list.
 
 use super::{CONTRACT, WHY, clip_by_norm, reference};
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Tolerance};
 
 fn most<T>(t: &Given<T>) -> f32 {
     t.option("most").map_or(1.0, |most| most as f32)
@@ -15,14 +15,15 @@ pub(crate) static OP: Op = Op {
     reference: |t| vec![reference::clip(&t["x"], &t["norm"], f64::from(most(t)))],
     gradient: Gradient::None(WHY),
     tolerance: Tolerance::F32,
+    fills: &[("norm", Fill::Uniform(2.0, 3.0))],
     cases: &[
         Case::new("one number", &[('R', 1)]),
         Case::new("odd, shortened", &[('R', 65)]),
         Case::new("short enough", &[('R', 63)]).options(&[("most", 7.0)]),
         Case::new("above one thread's work", &[('R', 100_003)]),
     ],
-    fixed: &[],
     largest: 2_000,
     bench: &[Case::new("16 M numbers", &[('R', 1 << 24)])],
     cost: |d| Cost { bytes: 8 * d['R'], flops: d['R'], ..Cost::default() },
+    ..Op::BASE
 };

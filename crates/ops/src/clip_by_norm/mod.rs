@@ -6,15 +6,12 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use alluvium_core::contract::{F32, FLOATS, Fill};
+use alluvium_core::contract::{F32, FLOATS};
 use alluvium_core::{Arg, Contract, Device, Error, Result, Tensor, tape};
 
 /// What `clip_by_norm` takes.
-static CONTRACT: Contract = Contract {
-    op: "clip_by_norm",
-    args: &[Arg::new("x", "R..", FLOATS), Arg::new("norm", "", F32).filled(Fill::Uniform(2.0, 3.0))],
-    rules: &[],
-};
+static CONTRACT: Contract =
+    Contract { op: "clip_by_norm", args: &[Arg::new("x", "R..", FLOATS), Arg::new("norm", "", F32)], rules: &[] };
 
 /// Why there is no gradient.
 const WHY: &str = "it shortens gradients, which are not differentiated themselves";

@@ -2,7 +2,7 @@
 
 use super::reference::{self, Options};
 use super::{CONTRACT, CrossEntropy, Reduction, cross_entropy};
-use crate::op::{Array, Case, Cost, Given, Gradient, Op, Tolerance};
+use crate::op::{Array, Case, Cost, Fill, Given, Gradient, Op, Tolerance};
 
 /// Tokens at once where a case does not say.
 const CHUNK: f64 = 128.0;
@@ -40,6 +40,7 @@ pub(crate) static OP: Op = Op {
         vec![Some(dx), Some(dw), None]
     }),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[("w", Fill::Normal(0.3)), ("targets", Fill::Ids('V'))],
     cases: &[
         Case::new("one token", &[('N', 1), ('D', 3), ('V', 5)]),
         Case::new("a ragged last chunk", &[('N', 17), ('D', 9), ('V', 33)]).options(&[("chunk", 4.0)]),
@@ -56,7 +57,6 @@ pub(crate) static OP: Op = Op {
         Case::new("chunks above one thread's work", &[('N', 130), ('D', 65), ('V', 1_001)]).options(&[("chunk", 63.0)]),
         Case::new("more words than are summed at once", &[('N', 60), ('D', 3), ('V', 4_501)]),
     ],
-    fixed: &[],
     largest: 70,
     bench: &[
         Case::new("256 tokens of 32 k words", &[('N', 256), ('D', 1_024), ('V', 32_768)]),
@@ -68,4 +68,5 @@ pub(crate) static OP: Op = Op {
         let (bytes, flops) = (4 * (d['N'] + d['V']) * d['D'], 2 * d['N'] * d['V'] * d['D']);
         Cost { bytes, flops, backward_bytes: bytes, backward_flops: 2 * flops }
     },
+    ..Op::BASE
 };

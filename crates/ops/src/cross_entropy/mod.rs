@@ -7,18 +7,14 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use alluvium_core::contract::{FLOATS, Fill, IDS, SAME};
+use alluvium_core::contract::{FLOATS, IDS, SAME};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
 /// What `cross_entropy` takes.
 static CONTRACT: Contract = Contract {
     op: "cross_entropy",
-    args: &[
-        Arg::new("x", "N D", FLOATS),
-        Arg::new("w", "V D", SAME).filled(Fill::Normal(0.3)),
-        Arg::new("targets", "N", IDS).filled(Fill::Ids('V')),
-    ],
+    args: &[Arg::new("x", "N D", FLOATS), Arg::new("w", "V D", SAME), Arg::new("targets", "N", IDS)],
     rules: &[],
 };
 

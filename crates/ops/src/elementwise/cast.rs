@@ -2,7 +2,7 @@
 
 use super::UNARY;
 use crate::common::stored::{Stored, by_storage};
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Given, Gradient, Op, Oversize, Tolerance};
 use alluvium_core::contract::FLOATS;
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Tensor, tape};
@@ -91,6 +91,7 @@ pub(crate) static OP: Op = Op {
     gradient: Gradient::Of(|_, dy| vec![Some(dy[0].clone())]),
     // what half-precision storage rounds is allowed for everywhere; nothing else may change
     tolerance: Tolerance::EXACT,
+    oversize: Oversize::CutElements,
     cases: &[
         Case::new("one element to f16", &[('R', 1)]),
         Case::new("to f16", &[('R', 3 * 63)]).options(&[("fraction", 10.0)]),

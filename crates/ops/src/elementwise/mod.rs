@@ -13,28 +13,17 @@ pub(crate) mod scale;
 mod tests;
 pub(crate) mod unary;
 
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
-use alluvium_core::Contract;
-
-/// What an entry replaces.
-const NONE: Contract = Contract { op: "", args: &[], rules: &[] };
+use crate::op::{Case, Cost, Op, Oversize};
 
 /// The entry of a unary operation; a row sets its contract, summary, `run`, `reference` and `gradient`.
 const UNARY: Op = Op {
-    contract: &NONE,
-    summary: "",
-    results: &["y"],
-    run: |_| Ok(Vec::new()),
-    reference: |_| Vec::new(),
-    gradient: Gradient::None(""),
-    tolerance: Tolerance::F32,
+    oversize: Oversize::CutElements,
     cases: &[
         Case::new("one element", &[('R', 1)]),
         Case::new("one more than a register", &[('R', 17)]),
         Case::new("odd", &[('R', 3 * 63)]),
         Case::new("more than a thread's share", &[('R', 70_001)]),
     ],
-    fixed: &[],
     largest: 3_000,
     bench: &[
         Case::new("one token", &[('R', 4_096)]),
@@ -45,6 +34,7 @@ const UNARY: Op = Op {
         let n = d['R'];
         Cost { bytes: 8 * n, flops: n, backward_bytes: 12 * n, backward_flops: n }
     },
+    ..Op::BASE
 };
 
 /// The entry of a binary operation.

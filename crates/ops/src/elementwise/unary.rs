@@ -3,8 +3,8 @@
 use super::map::{self, Unary, UnaryDerivative};
 use super::{UNARY, formulas, gpu};
 use crate::common::gpu::MATH;
-use crate::op::{Case, Gradient, Op};
-use alluvium_core::contract::{FLOATS, Fill};
+use crate::op::{Case, Fill, Gradient, Op};
+use alluvium_core::contract::FLOATS;
 use alluvium_core::cpu::simd::{F32s, math};
 use alluvium_core::gpu::Kernel;
 use alluvium_core::{Arg, Contract, Result, Tensor};
@@ -48,7 +48,7 @@ macro_rules! unary {
 
             pub(super) static CONTRACT: Contract = Contract {
                 op: stringify!($name),
-                args: &[Arg::new("x", "R..", FLOATS)$(.filled($fill))?],
+                args: &[Arg::new("x", "R..", FLOATS)],
                 rules: &[],
             };
 
@@ -93,6 +93,7 @@ macro_rules! unary {
                 summary: $summary,
                 run: |t| Ok(vec![super::$name(&t["x"])?]),
                 reference: |t| vec![t["x"].map($reference)],
+                $(fills: &[("x", $fill)],)?
                 gradient: Gradient::Of(|t, dy| vec![Some(t["x"].map($reference_derivative).zip(&dy[0], |d, dy| d * dy))]),
                 $(cases: $cases,)?
                 ..UNARY

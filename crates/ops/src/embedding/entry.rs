@@ -1,7 +1,7 @@
 //! The entry of `embedding` in the list.
 
 use super::{CONTRACT, embedding, reference};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
@@ -11,6 +11,7 @@ pub(crate) static OP: Op = Op {
     reference: |t| vec![reference::forward(&t["table"], &t["ids"])],
     gradient: Gradient::Of(|t, dy| vec![Some(reference::gradient(&t["table"], &t["ids"], &dy[0])), None]),
     tolerance: Tolerance::F32,
+    fills: &[("ids", Fill::Ids('V'))],
     cases: &[
         Case::new("one row, one id", &[('V', 1), ('D', 1), ('R', 1)]),
         Case::new("odd width", &[('V', 7), ('D', 63), ('R', 17)]),
@@ -19,7 +20,6 @@ pub(crate) static OP: Op = Op {
         Case::new("many rows, few used", &[('V', 3_001), ('D', 65), ('R', 64)]),
         Case::new("more than one thread's share", &[('V', 1_000), ('D', 129), ('R', 1_025)]),
     ],
-    fixed: &[],
     largest: 70,
     bench: &[
         Case::new("decode", &[('V', 32_768), ('D', 2_048), ('R', 1)]),
@@ -35,4 +35,5 @@ pub(crate) static OP: Op = Op {
             backward_flops: d['R'] * d['D'],
         }
     },
+    ..Op::BASE
 };

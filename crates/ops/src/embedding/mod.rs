@@ -7,15 +7,12 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use alluvium_core::contract::{FLOATS, Fill, IDS};
+use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, DType, Device, Result, Shape, Tensor, tape};
 
 /// What `embedding` takes.
-static CONTRACT: Contract = Contract {
-    op: "embedding",
-    args: &[Arg::new("table", "V D", FLOATS), Arg::new("ids", "R..", IDS).filled(Fill::Ids('V'))],
-    rules: &[],
-};
+static CONTRACT: Contract =
+    Contract { op: "embedding", args: &[Arg::new("table", "V D", FLOATS), Arg::new("ids", "R..", IDS)], rules: &[] };
 
 /// The rows of `table` that `ids` name.
 ///

@@ -1,8 +1,7 @@
 //! The entry of `gated_rms_norm` in the list.
 
 use super::{CONTRACT, gated_rms_norm, reference};
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
-use alluvium_core::contract::Fill;
+use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Oversize, Tolerance};
 
 fn eps<T>(t: &Given<T>) -> f32 {
     t.option("eps").map_or(1e-6, |eps| eps as f32)
@@ -17,6 +16,7 @@ pub(crate) static OP: Op = Op {
     gradient: Gradient::Of(|t, dy| reference::gradient(t, f64::from(eps(t)), &dy[0]).map(Some).into()),
     // the sum behind dw is as long as there are rows
     tolerance: Tolerance::F32_SUMS,
+    oversize: Oversize::CutRows,
     cases: &[
         Case::new("two elements", &[('R', 1), ('D', 2)]),
         Case::new("odd width", &[('R', 3), ('D', 63)]),
@@ -35,4 +35,5 @@ pub(crate) static OP: Op = Op {
         let n = d['R'] * d['D'];
         Cost { bytes: 12 * n, flops: 9 * n, backward_bytes: 20 * n, backward_flops: 20 * n }
     },
+    ..Op::BASE
 };

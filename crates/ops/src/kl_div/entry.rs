@@ -1,8 +1,7 @@
 //! The entry of `kl_div` in the list.
 
 use super::{CONTRACT, kl_div, reference};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
-use alluvium_core::contract::Fill;
+use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 
 /// A few words take most of a row, as in a trained model; f16 cannot hold the gradients of thousands of equal ones.
 const SHARP: &[(&str, Fill)] = &[("logits", Fill::Normal(4.0)), ("teacher", Fill::Normal(4.0))];
@@ -23,11 +22,11 @@ pub(crate) static OP: Op = Op {
         Case::new("more words than are summed at once", &[('R', 1), ('V', 4_501)]).filled(SHARP),
         Case::new("above one thread's work", &[('R', 65), ('V', 1_023)]),
     ],
-    fixed: &[],
     largest: 70,
     bench: &[Case::new("64 rows of 248 k words", &[('R', 64), ('V', 248_320)])],
     cost: |d| {
         let n = d['R'] * d['V'];
         Cost { bytes: 8 * n, flops: 24 * n, backward_bytes: 16 * n, backward_flops: 30 * n }
     },
+    ..Op::BASE
 };

@@ -1,8 +1,7 @@
 //! The entry of `l2_norm` in the list.
 
 use super::{CONTRACT, l2_norm, reference};
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
-use alluvium_core::contract::Fill;
+use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Oversize, Tolerance};
 
 fn eps<T>(t: &Given<T>) -> f32 {
     t.option("eps").unwrap_or(1e-6) as f32
@@ -16,6 +15,7 @@ pub(crate) static OP: Op = Op {
     reference: |t| vec![reference::forward(&t["x"], f64::from(eps(t)))],
     gradient: Gradient::Of(|t, dy| vec![Some(reference::gradient(&t["x"], f64::from(eps(t)), &dy[0]))]),
     tolerance: Tolerance::F32,
+    oversize: Oversize::CutRows,
     cases: &[
         Case::new("two elements", &[('R', 1), ('D', 2)]),
         Case::new("odd width", &[('R', 3), ('D', 63)]),
@@ -35,4 +35,5 @@ pub(crate) static OP: Op = Op {
         let n = d['R'] * d['D'];
         Cost { bytes: 8 * n, flops: 3 * n, backward_bytes: 12 * n, backward_flops: 5 * n }
     },
+    ..Op::BASE
 };

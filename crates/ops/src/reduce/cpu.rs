@@ -1,6 +1,6 @@
 //! Threads over rows; a long row is shared by the threads.
 
-use super::cumsum::From;
+use super::From;
 use alluvium_core::cpu::{Buffer, Cpu, Level};
 use alluvium_core::{Result, Shape, Tensor};
 use rayon::prelude::*;

@@ -1,19 +1,12 @@
 //! Running sums.
 
-use super::{REDUCTION, cpu, gpu};
+use super::{From, REDUCTION, cpu, gpu};
 use crate::op::{Array, Case, Cost, Gradient, Op};
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
 /// What `cumsum` takes.
 static CONTRACT: Contract = Contract { op: "cumsum", args: &[Arg::new("x", "R.. D", FLOATS)], rules: &[] };
-
-/// Which end of a row a running sum begins at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum From {
-    Start,
-    End,
-}
 
 /// `y[j] = Σ_(i ≤ j) x[i]` along the last axis.
 ///

@@ -1,6 +1,6 @@
 //! Reductions of rows. Long rows are cut into parts, so that few rows fill a GPU, too; the cut depends on shapes alone.
 
-use super::cumsum::From;
+use super::From;
 use crate::common::gpu::ALIGNMENT;
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
 use crate::common::gpu::rows::{ROWS, Sharing};

@@ -13,8 +13,8 @@ pub use max::{argmax, max};
 pub(crate) use sums::{MEAN, SUM};
 pub use sums::{mean, sum};
 
-use crate::op::{Array, Case, Cost, Given, Gradient, Op, Tolerance};
-use alluvium_core::{Contract, Dims, Result, Shape, Tensor};
+use crate::op::{Array, Case, Cost, Given, Op};
+use alluvium_core::{Dims, Result, Shape, Tensor};
 
 /// What a reduction runs over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,13 @@ pub enum Over {
     All,
     /// The last axis, which the result lacks.
     Last,
+}
+
+/// The end of a row that a running sum begins at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum From {
+    Start,
+    End,
 }
 
 impl Over {
@@ -40,18 +47,8 @@ impl Over {
     }
 }
 
-/// What an entry replaces.
-const NONE: Contract = Contract { op: "", args: &[], rules: &[] };
-
 /// The entry of a reduction; an operation sets its contract, summary, `run`, `reference` and `gradient`.
 const REDUCTION: Op = Op {
-    contract: &NONE,
-    summary: "",
-    results: &["y"],
-    run: |_| Ok(Vec::new()),
-    reference: |_| Vec::new(),
-    gradient: Gradient::None(""),
-    tolerance: Tolerance::F32,
     cases: &[
         Case::new("one element", &[('R', 1), ('D', 1)]).options(&[("last", 1.0)]),
         Case::new("odd rows", &[('R', 3), ('D', 63)]).options(&[("last", 1.0)]),
@@ -59,8 +56,6 @@ const REDUCTION: Op = Op {
         Case::new("rows longer than a part", &[('R', 3), ('D', 70_001)]).options(&[("last", 1.0)]),
         Case::new("more than a thread's share", &[('R', 700), ('D', 301)]),
     ],
-    fixed: &[],
-    largest: 70,
     bench: &[
         Case::new("rows", &[('R', 4_096), ('D', 2_048)]).options(&[("last", 1.0)]),
         Case::new("everything", &[('R', 4_096), ('D', 2_048)]),
@@ -69,6 +64,7 @@ const REDUCTION: Op = Op {
         let n = d['R'] * d['D'];
         Cost { bytes: 4 * n, flops: n, backward_bytes: 4 * n, backward_flops: 0 }
     },
+    ..Op::BASE
 };
 
 /// What a case runs over.

@@ -1,17 +1,15 @@
 //! Sums and means.
 
 use super::{Over, REDUCTION, by_row, cpu, gpu, gradient_by_row, over};
-use crate::op::{Case, Gradient, Op, Tolerance};
-use alluvium_core::contract::{FLOATS, Fill};
+use crate::op::{Case, Fill, Gradient, Op, Tolerance};
+use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Shape, Tensor, tape};
 
 /// What `sum` takes. In tests most elements have one sign: a sum near zero is all rounding.
-static SUM_CONTRACT: Contract =
-    Contract { op: "sum", args: &[Arg::new("x", "R.. D", FLOATS).filled(Fill::Uniform(-0.5, 1.0))], rules: &[] };
+static SUM_CONTRACT: Contract = Contract { op: "sum", args: &[Arg::new("x", "R.. D", FLOATS)], rules: &[] };
 
 /// What `mean` takes.
-static MEAN_CONTRACT: Contract =
-    Contract { op: "mean", args: &[Arg::new("x", "R.. D", FLOATS).filled(Fill::Uniform(-0.5, 1.0))], rules: &[] };
+static MEAN_CONTRACT: Contract = Contract { op: "mean", args: &[Arg::new("x", "R.. D", FLOATS)], rules: &[] };
 
 /// `Σ x`, over all elements or over the last axis.
 ///
@@ -88,6 +86,7 @@ pub(crate) static SUM: Op = Op {
     reference: |t| by_row(t, |row| row.iter().sum()),
     gradient: Gradient::Of(|t, dy| gradient_by_row(t, &dy[0], |_, dy, dx| dx.fill(dy))),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[("x", Fill::Uniform(-0.5, 1.0))],
     ..REDUCTION
 };
 
@@ -99,6 +98,7 @@ pub(crate) static MEAN: Op = Op {
     reference: |t| by_row(t, |row| row.iter().sum::<f64>() / row.len() as f64),
     gradient: Gradient::Of(|t, dy| gradient_by_row(t, &dy[0], |row, dy, dx| dx.fill(dy / row.len() as f64))),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[("x", Fill::Uniform(-0.5, 1.0))],
     // no longer, because a long row's gradient is below the normal range of f16
     cases: &[
         Case::new("one element", &[('R', 1), ('D', 1)]).options(&[("last", 1.0)]),

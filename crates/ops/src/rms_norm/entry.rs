@@ -1,7 +1,7 @@
 //! The entry of `rms_norm` in the list.
 
 use super::{CONTRACT, reference, rms_norm};
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Given, Gradient, Op, Oversize, Tolerance};
 
 fn eps<T>(t: &Given<T>) -> f32 {
     t.option("eps").map_or(1e-6, |eps| eps as f32)
@@ -15,6 +15,7 @@ pub(crate) static OP: Op = Op {
     reference: |t| vec![reference::forward(&t["x"], &t["w"], f64::from(eps(t)))],
     gradient: Gradient::Of(|t, dy| reference::gradient(&t["x"], &t["w"], f64::from(eps(t)), &dy[0]).map(Some).into()),
     tolerance: Tolerance::F32,
+    oversize: Oversize::CutRows,
     cases: &[
         Case::new("two elements", &[('R', 1), ('D', 2)]),
         Case::new("odd width", &[('R', 3), ('D', 63)]),
@@ -35,4 +36,5 @@ pub(crate) static OP: Op = Op {
         let n = d['R'] * d['D'];
         Cost { bytes: 8 * n, flops: 4 * n, backward_bytes: 12 * n, backward_flops: 9 * n }
     },
+    ..Op::BASE
 };

@@ -1,8 +1,7 @@
 //! The entry of `rope` in the list.
 
 use super::{CONTRACT, Pairs, Rope, RopeScaling, reference, rope};
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
-use alluvium_core::contract::Fill;
+use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Oversize, Tolerance};
 
 fn turn<T>(t: &Given<T>) -> Rope {
     let dims = t.option("dims").map_or(t.dims['D'] / 2 * 2, |dims| dims as usize);
@@ -32,6 +31,8 @@ pub(crate) static OP: Op = Op {
     reference: |t| vec![reference::forward(&t["x"], &t["positions"], turn(t))],
     gradient: Gradient::Of(|t, dy| vec![Some(reference::gradient(&dy[0], &t["positions"], turn(t))), None]),
     tolerance: Tolerance::F32,
+    fills: &[("positions", Fill::Uniform(0.0, 4_000.0))],
+    oversize: Oversize::CutRows,
     cases: &[
         Case::new("one pair", &[('B', 1), ('T', 3), ('H', 1), ('D', 2)]),
         Case::new("odd sizes, one element passes", &[('B', 2), ('T', 17), ('H', 3), ('D', 63)]),
@@ -74,4 +75,5 @@ pub(crate) static OP: Op = Op {
         let n = d['B'] * d['T'] * d['H'] * d['D'];
         Cost { bytes: 8 * n, flops: 3 * n, backward_bytes: 8 * n, backward_flops: 3 * n }
     },
+    ..Op::BASE
 };

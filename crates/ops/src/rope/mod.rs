@@ -7,15 +7,12 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use alluvium_core::contract::{FLOATS, Fill, IDS};
+use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
 /// What `rope` takes.
-static CONTRACT: Contract = Contract {
-    op: "rope",
-    args: &[Arg::new("x", "B T H D", FLOATS), Arg::new("positions", "B T", IDS).filled(Fill::Uniform(0.0, 4_000.0))],
-    rules: &[],
-};
+static CONTRACT: Contract =
+    Contract { op: "rope", args: &[Arg::new("x", "B T H D", FLOATS), Arg::new("positions", "B T", IDS)], rules: &[] };
 
 /// How far [`rope`] turns, and what.
 #[derive(Clone, Copy, Debug, PartialEq)]

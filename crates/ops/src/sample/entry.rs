@@ -1,7 +1,7 @@
 //! The entry of `sample` in the list.
 
 use super::{CONTRACT, Sampling, WHY, reference, sample};
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Tolerance};
 use alluvium_core::rng::Rng;
 
 fn sampling<T>(t: &Given<T>) -> Sampling {
@@ -28,6 +28,7 @@ pub(crate) static OP: Op = Op {
     reference: |t| vec![reference::sample(&t["logits"], &sampling(t), &draws(t))],
     gradient: Gradient::None(WHY),
     tolerance: Tolerance::EXACT,
+    fills: &[("logits", Fill::Normal(3.0))],
     cases: &[
         Case::new("greedy", &[('B', 5), ('V', 65)]).options(&[("temperature", 0.0)]),
         Case::new("no filter", &[('B', 33), ('V', 63)]),
@@ -45,7 +46,6 @@ pub(crate) static OP: Op = Op {
             ("temperature", 1.5),
         ]),
     ],
-    fixed: &[],
     largest: 400,
     bench: &[
         Case::new("248 k words", &[('B', 1), ('V', 248_320)]).options(&[("temperature", 0.7)]),
@@ -53,4 +53,5 @@ pub(crate) static OP: Op = Op {
         Case::new("248 k words, top-p", &[('B', 1), ('V', 248_320)]).options(&[("temperature", 0.7), ("top_p", 0.9)]),
     ],
     cost: |d| Cost { bytes: 4 * d['B'] * d['V'], flops: 8 * d['B'] * d['V'], ..Cost::default() },
+    ..Op::BASE
 };

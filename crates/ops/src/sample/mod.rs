@@ -7,12 +7,11 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use alluvium_core::contract::{FLOATS, Fill};
+use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Contract, Device, Error, Result, Tensor, tape};
 
 /// What `sample` takes.
-static CONTRACT: Contract =
-    Contract { op: "sample", args: &[Arg::new("logits", "B V", FLOATS).filled(Fill::Normal(3.0))], rules: &[] };
+static CONTRACT: Contract = Contract { op: "sample", args: &[Arg::new("logits", "B V", FLOATS)], rules: &[] };
 
 /// Why there is no gradient.
 const WHY: &str = "a choice does not move with its logits";

@@ -2,7 +2,7 @@
 
 use super::{CONTRACT, reference, slice};
 use crate::common::entries::{AXIS_CASES, as_given, seen, seen_array, seen_tensor};
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Given, Gradient, Op, Oversize, Tolerance};
 use std::ops::Range;
 
 /// The middle of the axis: something is left out before and after where it is long enough.
@@ -28,12 +28,13 @@ pub(crate) static OP: Op = Op {
         as_given(t, reference::gradient(&seen_array(t), axis, range, &dy[0]))
     }),
     tolerance: Tolerance::EXACT,
+    oversize: Oversize::CutRows,
     cases: AXIS_CASES,
-    fixed: &[],
     largest: 70,
     bench: &[Case::new("prefill 4k", &[('R', 4_096), ('D', 8_192)]).options(&[("axis", 1.0)])],
     cost: |d| {
         let n = d['R'] * d['D'];
         Cost { bytes: 4 * n, flops: 0, backward_bytes: 6 * n, backward_flops: 0 }
     },
+    ..Op::BASE
 };

@@ -2,7 +2,7 @@
 
 use super::{CONTRACT, reference, split};
 use crate::common::entries::{AXIS_CASES, as_given, seen, seen_array, seen_tensor};
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Given, Gradient, Op, Oversize, Tolerance};
 
 /// Unequal parts; one where the axis has one place.
 fn sizes<T>(t: &Given<T>) -> (usize, Vec<usize>) {
@@ -29,12 +29,13 @@ pub(crate) static OP: Op = Op {
         as_given(t, reference::gradient(&seen_array(t), &sizes, axis, dy))
     }),
     tolerance: Tolerance::EXACT,
+    oversize: Oversize::CutRows,
     cases: AXIS_CASES,
-    fixed: &[],
     largest: 70,
     bench: &[Case::new("prefill 4k", &[('R', 4_096), ('D', 8_192)]).options(&[("axis", 1.0)])],
     cost: |d| {
         let n = d['R'] * d['D'];
         Cost { bytes: 8 * n, flops: 0, backward_bytes: 8 * n, backward_flops: 0 }
     },
+    ..Op::BASE
 };

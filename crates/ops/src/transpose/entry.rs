@@ -22,11 +22,11 @@ pub(crate) static OP: Op = Op {
     }),
     tolerance: Tolerance::EXACT,
     cases: AXIS_CASES,
-    fixed: &[],
     largest: 70,
     bench: &[Case::new("a square", &[('R', 2_048), ('D', 2_048)]).options(&[("axis", 1.0)])],
     cost: |d| {
         let n = d['R'] * d['D'];
         Cost { bytes: 8 * n, flops: 0, backward_bytes: 8 * n, backward_flops: 0 }
     },
+    ..Op::BASE
 };

@@ -21,8 +21,8 @@ pub(crate) static OP: Op = Op {
         Case::new("the last row", &[('S', 65), ('N', 1), ('R', 17)]),
         Case::new("several rows", &[('S', 9), ('N', 4), ('R', 63)]),
     ],
-    fixed: &[],
     largest: 70,
     bench: &[Case::new("one token in 4k", &[('S', 4_096), ('N', 1), ('R', 512)])],
     cost: |d| Cost { bytes: 8 * d['N'] * d['R'], ..Cost::default() },
+    ..Op::BASE
 };

@@ -1,7 +1,7 @@
 //! The entry of `chunk_cumsum` in the list.
 
 use super::{CONTRACT, chunk_cumsum, reference};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
@@ -11,6 +11,7 @@ pub(crate) static OP: Op = Op {
     reference: |t| vec![reference::forward(&t["g"])],
     gradient: Gradient::Of(|_, dy| vec![Some(reference::gradient(&dy[0]))]),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[("g", Fill::Uniform(-1.0, 0.0))],
     cases: &[
         Case::new("one token", &[('B', 1), ('T', 1), ('G', 1)]),
         Case::new("one less than a chunk", &[('B', 2), ('T', 63), ('G', 3)]),
@@ -23,4 +24,5 @@ pub(crate) static OP: Op = Op {
         let n = d['B'] * d['T'] * d['G'];
         Cost { bytes: 8 * n, flops: n, backward_bytes: 8 * n, backward_flops: n }
     },
+    ..Op::BASE
 };

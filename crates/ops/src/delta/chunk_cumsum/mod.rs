@@ -8,12 +8,11 @@ mod reference;
 pub(crate) use entry::OP;
 
 use crate::delta::gpu::Way;
-use alluvium_core::contract::{F32, Fill};
+use alluvium_core::contract::F32;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
 /// What `chunk_cumsum` takes.
-static CONTRACT: Contract =
-    Contract { op: "chunk_cumsum", args: &[Arg::new("g", "B T G", F32).filled(Fill::Uniform(-1.0, 0.0))], rules: &[] };
+static CONTRACT: Contract = Contract { op: "chunk_cumsum", args: &[Arg::new("g", "B T G", F32)], rules: &[] };
 
 /// Running sums along the tokens, from zero at every multiple of 64: `g_cum_i = Σ_{j ≤ i in the chunk} g_j`.
 ///

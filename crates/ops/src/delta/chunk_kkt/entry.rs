@@ -2,8 +2,7 @@
 
 use super::{CONTRACT, chunk_kkt, reference};
 use crate::delta::chunk::CHUNK;
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
-use alluvium_core::contract::Fill;
+use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
@@ -13,6 +12,7 @@ pub(crate) static OP: Op = Op {
     reference: reference::forward,
     gradient: Gradient::Of(reference::gradient),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[("k", Fill::UnitRows), ("beta", Fill::Uniform(0.05, 0.95)), ("g_cum", Fill::ChunkSums(-0.2, -0.001))],
     cases: &[
         Case::new("unequal heads", &[('B', 2), ('T', 5), ('H', 2), ('G', 6), ('K', 3)]),
         Case::new("one more than a chunk", &[('B', 1), ('T', 65), ('H', 1), ('G', 2), ('K', 17)]),
@@ -34,4 +34,5 @@ pub(crate) static OP: Op = Op {
             backward_flops: 2 * gates * c * d['K'],
         }
     },
+    ..Op::BASE
 };

@@ -8,17 +8,13 @@ mod reference;
 pub(crate) use entry::OP;
 
 use crate::delta::chunk::Layout;
-use alluvium_core::contract::{F32, FLOATS, Fill};
+use alluvium_core::contract::{F32, FLOATS};
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Rule, Tensor, tape};
 
 /// What `chunk_kkt` takes.
 static CONTRACT: Contract = Contract {
     op: "chunk_kkt",
-    args: &[
-        Arg::new("k", "B T H K", FLOATS).filled(Fill::UnitRows),
-        Arg::new("beta", "B T G", F32).filled(Fill::Uniform(0.05, 0.95)),
-        Arg::new("g_cum", "B T G", F32).filled(Fill::ChunkSums(-0.2, -0.001)),
-    ],
+    args: &[Arg::new("k", "B T H K", FLOATS), Arg::new("beta", "B T G", F32), Arg::new("g_cum", "B T G", F32)],
     rules: &[Rule::MultipleOfAxis('G', 'H')],
 };
 

@@ -1,8 +1,7 @@
 //! The entry of `chunk_output` in the list.
 
 use super::{CONTRACT, ChunkOutput, chunk_output, reference};
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
-use alluvium_core::contract::Fill;
+use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Tolerance};
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
@@ -15,6 +14,7 @@ pub(crate) static OP: Op = Op {
     reference: |t| reference::forward(t, scale(t)),
     gradient: Gradient::Of(|t, dy| reference::gradient(t, scale(t), dy)),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[("q", Fill::UnitRows), ("k", Fill::UnitRows), ("g_cum", Fill::ChunkSums(-0.2, -0.001))],
     cases: &[
         Case::new("unequal heads", &[('B', 2), ('T', 7), ('N', 1), ('H', 2), ('G', 4), ('K', 5), ('V', 3)])
             .options(&[("scale", 0.7)]),
@@ -37,6 +37,7 @@ pub(crate) static OP: Op = Op {
         let flops = tokens * d['G'] * (2 * k * v + c * (k + v));
         Cost { bytes, flops, backward_bytes: 2 * bytes, backward_flops: 2 * flops }
     },
+    ..Op::BASE
 };
 
 fn scale<T>(t: &Given<T>) -> f64 {

@@ -8,18 +8,18 @@ mod reference;
 pub(crate) use entry::OP;
 
 use crate::delta::chunk::{CHUNK, Layout};
-use alluvium_core::contract::{F32, FLOATS, Fill, SAME};
+use alluvium_core::contract::{F32, FLOATS, SAME};
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Kind, Result, Rule, Tensor, tape};
 
 /// What `chunk_output` takes.
 static CONTRACT: Contract = Contract {
     op: "chunk_output",
     args: &[
-        Arg::new("q", "B T H K", FLOATS).filled(Fill::UnitRows),
-        Arg::new("k", "B T H K", SAME).filled(Fill::UnitRows),
+        Arg::new("q", "B T H K", FLOATS),
+        Arg::new("k", "B T H K", SAME),
         Arg::new("v_new", "B T G V", SAME),
         Arg::new("h", "B N G V K", F32),
-        Arg::new("g_cum", "B T G", F32).filled(Fill::ChunkSums(-0.2, -0.001)),
+        Arg::new("g_cum", "B T G", F32),
     ],
     rules: &[Rule::MultipleOfAxis('G', 'H')],
 };

@@ -1,8 +1,7 @@
 //! The entry of `chunk_state` in the list.
 
 use super::{CONTRACT, chunk_state, reference};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
-use alluvium_core::contract::Fill;
+use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 
 const START: &[&str] = &["initial_state"];
 
@@ -17,6 +16,7 @@ pub(crate) static OP: Op = Op {
     reference: reference::forward,
     gradient: Gradient::Of(reference::gradient),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[("k", Fill::UnitRows), ("w", Fill::Normal(0.05)), ("g_cum", Fill::ChunkSums(-0.2, -0.001))],
     cases: &[
         Case::new("unequal heads", &[('B', 2), ('T', 7), ('H', 2), ('G', 4), ('K', 5), ('V', 3)]),
         Case::new("one more than a chunk", &[('B', 1), ('T', 65), ('H', 1), ('G', 2), ('K', 17), ('V', 5)])
@@ -39,4 +39,5 @@ pub(crate) static OP: Op = Op {
         let flops = tokens * d['G'] * 4 * k * v;
         Cost { bytes, flops, backward_bytes: 2 * bytes, backward_flops: 2 * flops }
     },
+    ..Op::BASE
 };

@@ -8,17 +8,17 @@ mod reference;
 pub(crate) use entry::OP;
 
 use crate::delta::chunk::Layout;
-use alluvium_core::contract::{F32, FLOATS, Fill, SAME};
+use alluvium_core::contract::{F32, FLOATS, SAME};
 use alluvium_core::{Arg, BackwardMany, Contract, Device, Result, Rule, Tensor, tape};
 
 /// What `chunk_state` takes.
 static CONTRACT: Contract = Contract {
     op: "chunk_state",
     args: &[
-        Arg::new("k", "B T H K", FLOATS).filled(Fill::UnitRows),
-        Arg::new("w", "B T G K", SAME).filled(Fill::Normal(0.05)),
+        Arg::new("k", "B T H K", FLOATS),
+        Arg::new("w", "B T G K", SAME),
         Arg::new("u", "B T G V", SAME),
-        Arg::new("g_cum", "B T G", F32).filled(Fill::ChunkSums(-0.2, -0.001)),
+        Arg::new("g_cum", "B T G", F32),
         Arg::new("initial_state", "B G V K", F32).optional(),
     ],
     rules: &[Rule::MultipleOfAxis('G', 'H')],

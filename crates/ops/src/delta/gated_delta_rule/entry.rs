@@ -2,8 +2,7 @@
 
 use super::{CONTRACT, ChunkStates, GatedDelta, gated_delta_rule, reference};
 use crate::delta::chunk::CHUNK;
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
-use alluvium_core::contract::Fill;
+use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Tolerance};
 use alluvium_core::{Result, Tensor};
 
 /// Decay that empties the state within a token, and decay that hardly moves it.
@@ -27,6 +26,13 @@ pub(crate) static OP: Op = Op {
     reference: |t| reference::forward(t, scale(t)),
     gradient: Gradient::Of(|t, dy| reference::gradient(t, scale(t), dy)),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[
+        ("q", Fill::UnitRows),
+        ("k", Fill::UnitRows),
+        ("g", Fill::Uniform(-0.2, -0.001)),
+        ("beta", Fill::Uniform(0.05, 0.95)),
+        ("cu_seqlens", Fill::Offsets('T')),
+    ],
     cases: &[
         Case::new("two tokens", &[('B', 1), ('T', 2), ('H', 1), ('G', 1), ('K', 2), ('V', 3), ('N', 1)])
             .without(&[PACKED]),
@@ -141,6 +147,7 @@ pub(crate) static OP: Op = Op {
             backward_flops: tokens * (14 * k * v + 10 * c * k + 10 * c * v + 4 * c * c),
         }
     },
+    ..Op::BASE
 };
 
 fn scale<T>(t: &Given<T>) -> f64 {

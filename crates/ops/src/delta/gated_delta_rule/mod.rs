@@ -8,7 +8,7 @@ pub(crate) mod reference;
 pub(crate) use entry::OP;
 
 use crate::common::packed;
-use alluvium_core::contract::{F32, FLOATS, Fill, IDS, SAME};
+use alluvium_core::contract::{F32, FLOATS, IDS, SAME};
 use alluvium_core::{Arg, BackwardMany, Contract, Device, Error, Kind, Result, Rule, Tensor, tape};
 use std::ops::Range;
 
@@ -16,13 +16,13 @@ use std::ops::Range;
 static CONTRACT: Contract = Contract {
     op: "gated_delta_rule",
     args: &[
-        Arg::new("q", "B T H K", FLOATS).filled(Fill::UnitRows),
-        Arg::new("k", "B T H K", SAME).filled(Fill::UnitRows),
+        Arg::new("q", "B T H K", FLOATS),
+        Arg::new("k", "B T H K", SAME),
         Arg::new("v", "B T G V", SAME),
-        Arg::new("g", "B T G", F32).filled(Fill::Uniform(-0.2, -0.001)),
-        Arg::new("beta", "B T G", F32).filled(Fill::Uniform(0.05, 0.95)),
+        Arg::new("g", "B T G", F32),
+        Arg::new("beta", "B T G", F32),
         Arg::new("initial_state", "N G V K", F32).optional(),
-        Arg::new("cu_seqlens", "N+1", IDS).optional().filled(Fill::Offsets('T')),
+        Arg::new("cu_seqlens", "N+1", IDS).optional(),
     ],
     rules: &[Rule::MultipleOfAxis('G', 'H'), Rule::AtMostNumber('K', 256)],
 };

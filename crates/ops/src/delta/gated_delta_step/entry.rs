@@ -1,8 +1,7 @@
 //! The entry of `gated_delta_step` in the list.
 
 use super::{CONTRACT, GatedDeltaStep, WHY, gated_delta_step, reference};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
-use alluvium_core::contract::Fill;
+use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
@@ -24,6 +23,12 @@ pub(crate) static OP: Op = Op {
     reference: |t| reference::forward(t, scale(t)),
     gradient: Gradient::None(WHY),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[
+        ("q", Fill::UnitRows),
+        ("k", Fill::UnitRows),
+        ("g", Fill::Uniform(-2.0, -0.001)),
+        ("beta", Fill::Uniform(0.05, 0.95)),
+    ],
     cases: &[
         Case::new("one number", &[('B', 1), ('H', 1), ('G', 1), ('K', 1), ('V', 1)]),
         Case::new("unequal heads, odd widths", &[('B', 3), ('H', 2), ('G', 6), ('K', 5), ('V', 17)]),
@@ -32,7 +37,6 @@ pub(crate) static OP: Op = Op {
         Case::new("a model's heads", &[('B', 2), ('H', 4), ('G', 8), ('K', 128), ('V', 128)])
             .options(&[("scale", 0.3)]),
     ],
-    fixed: &[],
     largest: 70,
     bench: &[
         Case::new("a small model", &[('B', 1), ('H', 16), ('G', 16), ('K', 128), ('V', 128)]),
@@ -43,6 +47,7 @@ pub(crate) static OP: Op = Op {
         let bytes = 4 * (2 * states + 2 * d['B'] * d['H'] * d['K'] + 2 * d['B'] * d['G'] * (d['V'] + 1));
         Cost { bytes, flops: 7 * states, ..Cost::default() }
     },
+    ..Op::BASE
 };
 
 fn scale<T>(t: &crate::op::Given<T>) -> f64 {

@@ -8,18 +8,18 @@ mod reference;
 pub(crate) use entry::OP;
 
 use crate::Delta;
-use alluvium_core::contract::{F32, FLOATS, Fill, SAME};
+use alluvium_core::contract::{F32, FLOATS, SAME};
 use alluvium_core::{Arg, Contract, Device, Error, Result, Rule, Tensor, tape};
 
 /// What `gated_delta_step` takes.
 static CONTRACT: Contract = Contract {
     op: "gated_delta_step",
     args: &[
-        Arg::new("q", "B H K", FLOATS).filled(Fill::UnitRows),
-        Arg::new("k", "B H K", SAME).filled(Fill::UnitRows),
+        Arg::new("q", "B H K", FLOATS),
+        Arg::new("k", "B H K", SAME),
         Arg::new("v", "B G V", SAME),
-        Arg::new("g", "B G", F32).filled(Fill::Uniform(-2.0, -0.001)),
-        Arg::new("beta", "B G", F32).filled(Fill::Uniform(0.05, 0.95)),
+        Arg::new("g", "B G", F32),
+        Arg::new("beta", "B G", F32),
         Arg::new("state", "B G V K", F32),
     ],
     rules: &[Rule::MultipleOfAxis('G', 'H')],

@@ -7,7 +7,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use alluvium_core::contract::{F32, FLOATS, Fill, SAME};
+use alluvium_core::contract::{F32, FLOATS, SAME};
 use alluvium_core::{Arg, BackwardMany, Contract, Device, Result, Tensor, tape};
 
 /// What `gdn_gate` takes.
@@ -16,7 +16,7 @@ static CONTRACT: Contract = Contract {
     args: &[
         Arg::new("a", "R.. G", FLOATS),
         Arg::new("b", "R.. G", SAME),
-        Arg::new("a_log", "G", F32).filled(Fill::Uniform(-2.0, 2.7)),
+        Arg::new("a_log", "G", F32),
         Arg::new("dt_bias", "G", F32),
     ],
     rules: &[],

@@ -1,8 +1,7 @@
 //! The entry of `recompute_w_u` in the list.
 
 use super::{CONTRACT, recompute_w_u, reference};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
-use alluvium_core::contract::Fill;
+use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
@@ -15,6 +14,12 @@ pub(crate) static OP: Op = Op {
     reference: reference::forward,
     gradient: Gradient::Of(reference::gradient),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[
+        ("k", Fill::UnitRows),
+        ("beta", Fill::Uniform(0.05, 0.95)),
+        ("g_cum", Fill::ChunkSums(-0.2, -0.001)),
+        ("a", Fill::UnitLower(0.1)),
+    ],
     cases: &[
         Case::new("one number", &[('B', 1), ('T', 1), ('H', 1), ('G', 1), ('K', 2), ('V', 1)]),
         Case::new("unequal heads", &[('B', 2), ('T', 9), ('H', 2), ('G', 6), ('K', 5), ('V', 3)]),
@@ -35,4 +40,5 @@ pub(crate) static OP: Op = Op {
         let flops = rows * c * (d['K'] + d['V']);
         Cost { bytes, flops, backward_bytes: 2 * bytes, backward_flops: 2 * flops }
     },
+    ..Op::BASE
 };

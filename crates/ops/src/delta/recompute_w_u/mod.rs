@@ -8,18 +8,18 @@ mod reference;
 pub(crate) use entry::OP;
 
 use crate::delta::chunk::Layout;
-use alluvium_core::contract::{F32, FLOATS, Fill, SAME};
+use alluvium_core::contract::{F32, FLOATS, SAME};
 use alluvium_core::{Arg, BackwardMany, Contract, Device, Result, Rule, Tensor, tape};
 
 /// What `recompute_w_u` takes.
 static CONTRACT: Contract = Contract {
     op: "recompute_w_u",
     args: &[
-        Arg::new("k", "B T H K", FLOATS).filled(Fill::UnitRows),
+        Arg::new("k", "B T H K", FLOATS),
         Arg::new("v", "B T G V", SAME),
-        Arg::new("beta", "B T G", F32).filled(Fill::Uniform(0.05, 0.95)),
-        Arg::new("g_cum", "B T G", F32).filled(Fill::ChunkSums(-0.2, -0.001)),
-        Arg::new("a", "B T G 64", F32).filled(Fill::UnitLower(0.1)),
+        Arg::new("beta", "B T G", F32),
+        Arg::new("g_cum", "B T G", F32),
+        Arg::new("a", "B T G 64", F32),
     ],
     rules: &[Rule::MultipleOfAxis('G', 'H')],
 };

@@ -1,7 +1,7 @@
 //! The entry of `solve_tril` in the list.
 
 use super::{CONTRACT, reference, solve_tril};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
@@ -11,6 +11,7 @@ pub(crate) static OP: Op = Op {
     reference: |t| vec![reference::forward(&t["l"])],
     gradient: Gradient::Of(|t, dy| vec![Some(reference::gradient(&t["l"], &dy[0]))]),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[("l", Fill::StrictLower(0.1))],
     cases: &[
         Case::new("two tokens", &[('B', 1), ('T', 2), ('G', 1)]),
         Case::new("odd heads", &[('B', 2), ('T', 17), ('G', 3)]),
@@ -24,4 +25,5 @@ pub(crate) static OP: Op = Op {
         let (rows, c) = (d['B'] * d['T'] * d['G'], d['T'].min(64));
         Cost { bytes: 512 * rows, flops: rows * c * c / 3, backward_bytes: 768 * rows, backward_flops: rows * c * c }
     },
+    ..Op::BASE
 };

@@ -8,12 +8,11 @@ mod reference;
 pub(crate) use entry::OP;
 
 use crate::delta::chunk::Layout;
-use alluvium_core::contract::{F32, Fill};
+use alluvium_core::contract::F32;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
 /// What `solve_tril` takes.
-static CONTRACT: Contract =
-    Contract { op: "solve_tril", args: &[Arg::new("l", "B T G 64", F32).filled(Fill::StrictLower(0.1))], rules: &[] };
+static CONTRACT: Contract = Contract { op: "solve_tril", args: &[Arg::new("l", "B T G 64", F32)], rules: &[] };
 
 /// `A = (I + L)⁻¹` for each chunk of 64 tokens and head, where L is what `l` holds below the diagonal.
 ///

@@ -18,7 +18,6 @@ pub(crate) static OP: Op = Op {
         Case::new("many choices", &[('N', 5), ('K', 10), ('D', 129)]),
         Case::new("more tokens than a thread takes", &[('N', 1_001), ('K', 3), ('D', 65)]),
     ],
-    fixed: &[],
     largest: 40,
     bench: &[
         Case::new("decode", &[('N', 1), ('K', 10), ('D', 2_048)]),
@@ -29,4 +28,5 @@ pub(crate) static OP: Op = Op {
         let bytes = 4 * (n + out);
         Cost { bytes, flops: 2 * n, backward_bytes: 4 * (2 * n + out), backward_flops: 3 * n }
     },
+    ..Op::BASE
 };

@@ -1,7 +1,7 @@
 //! The entry of `grouped_matmul` in the list.
 
 use super::{CONTRACT, grouped_matmul, reference};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 use alluvium_core::DType;
 
 /// A case: the name, rows of x, tokens, choices, experts, outputs and inputs.
@@ -22,6 +22,7 @@ pub(crate) static OP: Op = Op {
         vec![Some(dx), Some(dw), None]
     }),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[("experts", Fill::Ids('E'))],
     cases: &[
         case!("one token, one expert", 1, 1, 1, 1, 1, 1),
         case!("one token, as in decoding", 1, 1, 3, 7, 17, 65),
@@ -53,4 +54,5 @@ pub(crate) static OP: Op = Op {
             backward_flops: 2 * flops,
         }
     },
+    ..Op::BASE
 };

@@ -8,17 +8,13 @@ pub(crate) mod reference;
 pub(crate) use entry::OP;
 
 use crate::experts::cpu::check_rows;
-use alluvium_core::contract::{FLOATS, Fill, IDS};
+use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, Device, Dims, Result, Tensor, tape};
 
 /// What `grouped_matmul` takes.
 static CONTRACT: Contract = Contract {
     op: "grouped_matmul",
-    args: &[
-        Arg::new("x", "R.. I", FLOATS),
-        Arg::new("w", "E O I", FLOATS),
-        Arg::new("experts", "N K", IDS).filled(Fill::Ids('E')),
-    ],
+    args: &[Arg::new("x", "R.. I", FLOATS), Arg::new("w", "E O I", FLOATS), Arg::new("experts", "N K", IDS)],
     rules: &[],
 };
 

@@ -1,10 +1,9 @@
 //! The entry of `quantized_grouped_matmul` in the list.
 
 use super::{CONTRACT, quantized_grouped_matmul, reference};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 use crate::quantized::reference::given;
 use alluvium_core::DType;
-use alluvium_core::contract::Fill;
 
 /// A case of affine packing: the name, rows of x, tokens, choices, experts, outputs, inputs, bits and group.
 macro_rules! case {
@@ -34,6 +33,7 @@ pub(crate) static OP: Op = Op {
     reference: reference::forward,
     gradient: Gradient::Of(reference::gradient),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[("w", Fill::Whole(0, u32::MAX)), ("experts", Fill::Ids('E'))],
     cases: &[
         case!("one token, as in decoding", 1, 1, 3, 7, 17, 64, 4, 64),
         case!("a row a choice, 3 bits", 15, 5, 3, 4, 9, 96, 3, 32),
@@ -71,4 +71,5 @@ pub(crate) static OP: Op = Op {
         let grads = 4 * d['R'] * d['I'] + 8 * d['E'] * d['O'] * d['G'];
         Cost { bytes, flops, backward_bytes: bytes + grads, backward_flops: 2 * flops }
     },
+    ..Op::BASE
 };

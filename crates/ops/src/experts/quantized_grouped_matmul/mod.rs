@@ -9,7 +9,7 @@ pub(crate) use entry::OP;
 
 use crate::experts::cpu::check_rows;
 use crate::quantized::{Layout, Packed, Quantized, SCALES};
-use alluvium_core::contract::{FLOATS, Fill, IDS};
+use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, Device, Dims, Result, Tensor, tape};
 
 /// What `quantized_grouped_matmul` takes.
@@ -17,10 +17,10 @@ static CONTRACT: Contract = Contract {
     op: "quantized_grouped_matmul",
     args: &[
         Arg::new("x", "R.. I", FLOATS),
-        Arg::new("w", "E O W", IDS).filled(Fill::Whole(0, u32::MAX)),
+        Arg::new("w", "E O W", IDS),
         Arg::new("scales", "E O G", SCALES),
         Arg::new("biases", "E O G", FLOATS).optional(),
-        Arg::new("experts", "N K", IDS).filled(Fill::Ids('E')),
+        Arg::new("experts", "N K", IDS),
     ],
     rules: &[],
 };

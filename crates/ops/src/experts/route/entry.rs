@@ -1,8 +1,7 @@
 //! The entry of `route` in the list.
 
 use super::{CONTRACT, Normalize, Route, reference, route};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
-use alluvium_core::contract::Fill;
+use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
@@ -37,4 +36,5 @@ pub(crate) static OP: Op = Op {
         let n = d['N'] * d['E'];
         Cost { bytes: 4 * n, flops: 2 * n, backward_bytes: 8 * n, backward_flops: 2 * n }
     },
+    ..Op::BASE
 };

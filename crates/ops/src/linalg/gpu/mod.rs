@@ -324,7 +324,7 @@ fn matrices(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<(
 ///
 /// # Errors
 /// Never: every storage dtype here is a floating one.
-pub fn unreached() -> Result<Vec<Shader>> {
+pub fn unreached_shaders() -> Result<Vec<Shader>> {
     let codes = [("BITS", 5), ("GROUP", 64), ("MEANING", 0), ("SCALES", 2), ("BIASES", 2)];
     let mut shaders = Vec::new();
     for (a, b, edge) in [(0, 0, 0), (1, 0, 1), (0, 1, 1), (1, 1, 0)] {
@@ -448,7 +448,7 @@ mod tests {
         use naga::back::{msl, spv};
         use naga::valid::{Capabilities, ValidationFlags, Validator};
         for Shader { name, text, .. } in
-            unreached().unwrap().into_iter().filter(|shader| shader.name.contains("matrices"))
+            unreached_shaders().unwrap().into_iter().filter(|shader| shader.name.contains("matrices"))
         {
             let module =
                 naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&text)));

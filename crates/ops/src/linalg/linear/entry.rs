@@ -1,7 +1,7 @@
 //! The entry of `linear` in the list.
 
 use super::{CONTRACT, linear, reference};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Gradient, Op, Oversize, Tolerance};
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
@@ -11,6 +11,7 @@ pub(crate) static OP: Op = Op {
     reference: |t| vec![reference::forward(&t["x"], &t["w"])],
     gradient: Gradient::Of(|t, dy| reference::gradient(&t["x"], &t["w"], &dy[0]).map(Some).into()),
     tolerance: Tolerance::F32_SUMS,
+    oversize: Oversize::CutElements,
     cases: &[
         Case::new("one element", &[('R', 1), ('I', 1), ('O', 1)]),
         Case::new("one row, as in decoding", &[('R', 1), ('I', 130), ('O', 67)]),
@@ -20,7 +21,6 @@ pub(crate) static OP: Op = Op {
         Case::new("long sums both ways", &[('R', 2_049), ('I', 1_031), ('O', 9)]),
         Case::new("several tiles on every axis", &[('R', 129), ('I', 200), ('O', 193)]),
     ],
-    fixed: &[],
     largest: 70,
     bench: &[
         Case::new("decode", &[('R', 1), ('I', 2_048), ('O', 8_192)]),
@@ -34,4 +34,5 @@ pub(crate) static OP: Op = Op {
         let bytes = 4 * (r * i + i * o + r * o);
         Cost { bytes, flops, backward_bytes: bytes + 4 * (r * i + i * o), backward_flops: 2 * flops }
     },
+    ..Op::BASE
 };

@@ -1,7 +1,7 @@
 //! The entry of `matmul` in the list.
 
 use super::{CONTRACT, Transpose, matmul, reference};
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Given, Gradient, Op, Oversize, Tolerance};
 use crate::transpose;
 use alluvium_core::{Backward, Result, Tensor, tape};
 
@@ -56,6 +56,7 @@ pub(crate) static OP: Op = Op {
     reference: |t| vec![reference::forward(&t["a"], &t["b"])],
     gradient: Gradient::Of(|t, dc| reference::gradient(&t["a"], &t["b"], &dc[0]).map(Some).into()),
     tolerance: Tolerance::F32_SUMS,
+    oversize: Oversize::CutElements,
     cases: &[
         Case::new("one element", &[('R', 1), ('M', 1), ('K', 1), ('N', 1)]),
         Case::new("odd everywhere", &[('R', 3), ('M', 17), ('K', 7), ('N', 65)]),
@@ -68,7 +69,6 @@ pub(crate) static OP: Op = Op {
         Case::new("larger than a thread's share", &[('R', 2), ('M', 129), ('K', 65), ('N', 130)]).options(BOTH),
         Case::new("few rows, a long sum", &[('R', 1), ('M', 3), ('K', 2_500), ('N', 257)]),
     ],
-    fixed: &[],
     largest: 40,
     bench: &[
         // as they are stored: `run` would time the swap of a transposed side, too
@@ -85,4 +85,5 @@ pub(crate) static OP: Op = Op {
         let bytes = 4 * (sides + r * m * n);
         Cost { bytes, flops, backward_bytes: bytes + 4 * sides, backward_flops: 2 * flops }
     },
+    ..Op::BASE
 };

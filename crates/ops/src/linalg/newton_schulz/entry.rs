@@ -25,11 +25,11 @@ pub(crate) static OP: Op = Op {
         Case::new("one step of a row", &[('M', 1), ('N', 63)]).options(&[("steps", 1.0)]),
         Case::new("above one thread's work", &[('M', 130), ('N', 65)]),
     ],
-    fixed: &[],
     largest: 40,
     bench: &[Case::new("1024 × 1024", &[('M', 1_024), ('N', 1_024)]), Case::new("tall", &[('M', 3_072), ('N', 1_024)])],
     cost: |d| {
         let (short, long) = (d['M'].min(d['N']), d['M'].max(d['N']));
         Cost { bytes: 8 * short * long, flops: 5 * 2 * short * short * (2 * long + short), ..Cost::default() }
     },
+    ..Op::BASE
 };

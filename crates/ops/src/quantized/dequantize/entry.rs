@@ -1,10 +1,9 @@
 //! The entry of `dequantize` in the list.
 
 use super::{CONTRACT, dequantize, reference};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Fill, Gradient, Op, Oversize, Tolerance};
 use crate::quantized::reference::given;
 use alluvium_core::DType;
-use alluvium_core::contract::Fill;
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
@@ -17,6 +16,8 @@ pub(crate) static OP: Op = Op {
     reference: reference::forward,
     gradient: Gradient::Of(reference::gradient),
     tolerance: Tolerance::F32,
+    fills: &[("w", Fill::Whole(0, u32::MAX))],
+    oversize: Oversize::CutElements,
     cases: &[
         Case::new("1 bit", &[('R', 3), ('W', 3), ('G', 3)]).options(&[("bits", 1.0), ("group", 32.0)]),
         Case::new("2 bits", &[('R', 1), ('W', 4), ('G', 1)]).options(&[("bits", 2.0), ("group", 64.0)]),
@@ -65,4 +66,5 @@ pub(crate) static OP: Op = Op {
             backward_flops: 3 * numbers,
         }
     },
+    ..Op::BASE
 };

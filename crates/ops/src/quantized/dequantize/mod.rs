@@ -8,14 +8,14 @@ mod reference;
 pub(crate) use entry::OP;
 
 use crate::quantized::{Layout, Packed, Quantized, SCALES};
-use alluvium_core::contract::{FLOATS, Fill, IDS};
+use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Tensor, tape};
 
 /// What `dequantize` takes.
 static CONTRACT: Contract = Contract {
     op: "dequantize",
     args: &[
-        Arg::new("w", "R.. W", IDS).filled(Fill::Whole(0, u32::MAX)),
+        Arg::new("w", "R.. W", IDS),
         Arg::new("scales", "R.. G", SCALES),
         Arg::new("biases", "R.. G", FLOATS).optional(),
     ],

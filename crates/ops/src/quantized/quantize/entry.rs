@@ -1,9 +1,8 @@
 //! The entry of `quantize` in the list.
 
 use super::{CONTRACT, NO_GRADIENT, quantize, reference};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Fill, Gradient, Op, Oversize, Tolerance};
 use crate::quantized::reference::packing;
-use alluvium_core::contract::Fill;
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
@@ -16,6 +15,7 @@ pub(crate) static OP: Op = Op {
     reference: |t| reference::forward(&t["w"], packing(t)),
     gradient: Gradient::None(NO_GRADIENT),
     tolerance: Tolerance::EXACT,
+    oversize: Oversize::CutElements,
     cases: &[
         Case::new("mxfp4", &[('R', 5), ('I', 96)]).options(&[("mxfp4", 1.0)]),
         Case::new("mxfp8", &[('R', 3), ('I', 160)]).options(&[("mxfp8", 1.0)]),
@@ -34,4 +34,5 @@ pub(crate) static OP: Op = Op {
         let n = d['R'] * d['I'];
         Cost { bytes: 4 * n + n / 2, flops: 3 * n, backward_bytes: 0, backward_flops: 0 }
     },
+    ..Op::BASE
 };

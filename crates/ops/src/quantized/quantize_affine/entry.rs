@@ -1,9 +1,8 @@
 //! The entry of `quantize_affine` in the list.
 
 use super::{CONTRACT, NO_GRADIENT, quantize_affine, reference};
-use crate::op::{Case, Cost, Given, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Oversize, Tolerance};
 use alluvium_core::DType;
-use alluvium_core::contract::Fill;
 
 /// Bits and group of a case.
 fn sizes<T>(t: &Given<T>) -> (usize, usize) {
@@ -25,6 +24,7 @@ pub(crate) static OP: Op = Op {
     },
     gradient: Gradient::None(NO_GRADIENT),
     tolerance: Tolerance::EXACT,
+    oversize: Oversize::CutElements,
     cases: &[
         Case::new("1 bit", &[('R', 3), ('I', 96)]).options(&[("bits", 1.0), ("group", 32.0)]),
         Case::new("2 bits, one group", &[('R', 1), ('I', 64)]).options(&[("bits", 2.0), ("group", 64.0)]),
@@ -50,4 +50,5 @@ pub(crate) static OP: Op = Op {
         let n = d['R'] * d['I'];
         Cost { bytes: 4 * n + n / 2, flops: 6 * n, backward_bytes: 0, backward_flops: 0 }
     },
+    ..Op::BASE
 };

@@ -1,10 +1,9 @@
 //! The entry of `quantized_embedding` in the list.
 
 use super::{CONTRACT, quantized_embedding, reference};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 use crate::quantized::reference::given;
 use alluvium_core::DType;
-use alluvium_core::contract::Fill;
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
@@ -17,6 +16,7 @@ pub(crate) static OP: Op = Op {
     reference: reference::forward,
     gradient: Gradient::Of(reference::gradient),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[("w", Fill::Whole(0, u32::MAX)), ("ids", Fill::Ids('V'))],
     cases: &[
         Case::new("one id", &[('V', 1), ('W', 4), ('G', 1), ('R', 1)]).options(&[("bits", 4.0), ("group", 32.0)]),
         Case::new("few rows, each used often", &[('V', 3), ('W', 9), ('G', 3), ('R', 50)])
@@ -50,4 +50,5 @@ pub(crate) static OP: Op = Op {
             backward_flops: 3 * numbers,
         }
     },
+    ..Op::BASE
 };

@@ -8,17 +8,17 @@ mod reference;
 pub(crate) use entry::OP;
 
 use crate::quantized::{Layout, Packed, Quantized, SCALES};
-use alluvium_core::contract::{FLOATS, Fill, IDS};
+use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Tensor, tape};
 
 /// What `quantized_embedding` takes.
 static CONTRACT: Contract = Contract {
     op: "quantized_embedding",
     args: &[
-        Arg::new("w", "V W", IDS).filled(Fill::Whole(0, u32::MAX)),
+        Arg::new("w", "V W", IDS),
         Arg::new("scales", "V G", SCALES),
         Arg::new("biases", "V G", FLOATS).optional(),
-        Arg::new("ids", "R..", IDS).filled(Fill::Ids('V')),
+        Arg::new("ids", "R..", IDS),
     ],
     rules: &[],
 };

@@ -1,10 +1,9 @@
 //! The entry of `quantized_matmul` in the list.
 
 use super::{CONTRACT, quantized_matmul, reference};
-use crate::op::{Case, Cost, Gradient, Op, Tolerance};
+use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 use crate::quantized::reference::given;
 use alluvium_core::DType;
-use alluvium_core::contract::Fill;
 
 /// A case of affine packing: the name, `R O I`, bits and group.
 macro_rules! affine {
@@ -33,6 +32,7 @@ pub(crate) static OP: Op = Op {
     reference: reference::forward,
     gradient: Gradient::Of(reference::gradient),
     tolerance: Tolerance::F32_SUMS,
+    fills: &[("w", Fill::Whole(0, u32::MAX))],
     cases: &[
         affine!("1 bit, one row", 1, 3, 160, 1, 32),
         affine!("2 bits, two rows", 2, 5, 96, 2, 32),
@@ -69,4 +69,5 @@ pub(crate) static OP: Op = Op {
         let (bytes, flops) = (4 * r * (i + o) + stored, 2 * r * o * i);
         Cost { bytes, flops, backward_bytes: bytes + 4 * r * i + 8 * o * d['G'], backward_flops: 2 * flops }
     },
+    ..Op::BASE
 };

@@ -8,7 +8,7 @@ mod reference;
 pub(crate) use entry::OP;
 
 use crate::quantized::{Layout, Packed, Quantized, SCALES};
-use alluvium_core::contract::{FLOATS, Fill, IDS};
+use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
 /// What `quantized_matmul` takes.
@@ -16,7 +16,7 @@ static CONTRACT: Contract = Contract {
     op: "quantized_matmul",
     args: &[
         Arg::new("x", "R.. I", FLOATS),
-        Arg::new("w", "O W", IDS).filled(Fill::Whole(0, u32::MAX)),
+        Arg::new("w", "O W", IDS),
         Arg::new("scales", "O G", SCALES),
         Arg::new("biases", "O G", FLOATS).optional(),
     ],
