@@ -144,6 +144,8 @@ impl Training {
             intermediate_size: 768,
             num_hidden_layers: 4,
             full_attention_interval: 4,
+            layer_types: None,
+            attention_bias: false,
             num_attention_heads: 4,
             num_key_value_heads: 2,
             head_dim: 64,

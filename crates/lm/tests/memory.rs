@@ -21,6 +21,8 @@ fn sizes() -> Sizes {
         intermediate_size: 2304,
         num_hidden_layers: 16,
         full_attention_interval: 4,
+        layer_types: None,
+        attention_bias: false,
         num_attention_heads: 4,
         num_key_value_heads: 1,
         head_dim: 64,

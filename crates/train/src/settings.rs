@@ -417,6 +417,8 @@ impl Architecture {
             intermediate_size: self.intermediate_size,
             num_hidden_layers: self.num_hidden_layers,
             full_attention_interval: self.full_attention_interval,
+            layer_types: None,
+            attention_bias: false,
             num_attention_heads: self.num_attention_heads,
             num_key_value_heads: self.num_key_value_heads,
             head_dim: self.head_dim,

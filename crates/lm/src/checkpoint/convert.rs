@@ -3,7 +3,7 @@
 //! A tensor is read, changed and written before the next one, so that a model needs no more memory than its largest
 //! matrix does.
 
-use super::folder::{INDEX, is_weight_file};
+use super::index::{INDEX, is_weight_file};
 use super::weights::{Matrix, Weights};
 use crate::formats::atomic::{TempPath, sync_folder};
 use crate::formats::config::Config;
@@ -76,24 +76,13 @@ pub fn convert(
         return Err(Error::file(to, "it exists already; choose another folder or remove it"));
     }
     let config = Config::read(from)?;
-    let dtype = dtype.or_else(|| said_dtype(&config));
+    let dtype = dtype.or_else(|| config.dtype());
     let plan = Plan::new(from, config, dtype, change)?;
     let staging = TempPath::folder(to).map_err(Error::io(to, "create"))?;
     let converted = plan.write(staging.path(), progress)?;
     copy_files(from, staging.path())?;
     commit(&staging, to)?;
     Ok(converted)
-}
-
-/// The dtype that a configuration says its model is in.
-fn said_dtype(config: &Config) -> Option<DType> {
-    let text = || config.json().get("text_config")?.get("dtype");
-    match config.json().get("torch_dtype").or_else(text)?.as_str()? {
-        "float32" => Some(DType::F32),
-        "bfloat16" => Some(DType::BF16),
-        "float16" => Some(DType::F16),
-        _ => None,
-    }
 }
 
 /// The tensors of a model in the order in which it asks for them, each with its place in the source.
@@ -149,7 +138,7 @@ impl Plan {
         let device = Device::cpu();
         let nothing = Tensor::zeros([1], DType::F32, &device)?;
         let model_type = Registry::default().get(&config)?;
-        let weights = Weights::open(from, &config, &model_type, &device)?;
+        let weights = Weights::open(from, &mut config, &model_type, &device)?;
         let mut survey = Survey { weights, found: Vec::new(), nothing };
         model_type.build(&config, &mut survey)?;
         survey.weights.finish()?;
@@ -185,6 +174,10 @@ impl Plan {
                 config.set("quantization_config", quantization.json());
             }
         }
+        if weights.folder().has_fp8() {
+            config.forget_quantization();
+        }
+        config.set("model_type", model_type.mlx_name);
         config.forget(&["vision_config", "_name_or_path"]);
         if let Some(dtype) = dtype {
             config.set_dtype(dtype);

@@ -1,16 +1,13 @@
 //! The weight files of a folder, seen as one.
 
+use super::fp8::{self, BlockScales};
+use super::index::{INDEX, Index, is_weight_file};
 use crate::formats::safetensors::{self, Entry, File, StoredDtype};
-use crate::formats::{LARGE, read_whole};
 use crate::models::sanitize::{Recipe, Side, Stored};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use half::{bf16, f16};
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-/// The name of the list of weight files, which is not needed to read them.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// The weight files of a folder: headers alone are read until a tensor is asked for.
 #[derive(Debug)]
@@ -19,16 +16,21 @@ pub(super) struct Folder {
     files: Vec<File>,
     /// The file of each tensor.
     places: BTreeMap<String, usize>,
+    /// The scales of tensors in fp8.
+    fp8: BTreeMap<String, BlockScales>,
+    /// What tensors in fp8 are read as.
+    fp8_dtype: DType,
+    index: Index,
 }
 
 impl Folder {
-    /// Opens every `model*.safetensors` of a folder.
+    /// Opens every `model*.safetensors` of a folder, and the files that its index names.
     ///
     /// # Errors
-    /// When there is none, one cannot be read or is not what it should be, the index names one that is not there, or two
-    /// hold a tensor of the same name.
+    /// When there is none, one cannot be read or is not what it should be, or two hold a tensor of the same name.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let files: Vec<File> = weight_files(path)?.iter().map(safetensors::read).collect::<Result<_>>()?;
+        let index = Index::read(path)?;
+        let files: Vec<File> = weight_files(path, &index)?.iter().map(safetensors::read).collect::<Result<_>>()?;
         let mut places: BTreeMap<String, usize> = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
             for name in file.names() {
@@ -41,17 +43,57 @@ impl Folder {
                 }
             }
         }
-        Ok(Folder { path: path.to_owned(), files, places })
+        let mut folder =
+            Folder { path: path.to_owned(), files, places, fp8: BTreeMap::new(), fp8_dtype: DType::BF16, index };
+        folder.fp8 = fp8::scales(|name| folder.entry(name).ok().map(|(_, entry)| entry), folder.places.keys());
+        Ok(folder)
     }
 
-    /// The files, sorted by name.
+    /// Whether there are tensors in fp8.
+    pub(super) fn has_fp8(&self) -> bool {
+        !self.fp8.is_empty()
+    }
+
+    /// Sets what tensors in fp8 are read as, bf16 unless it is said, and the blocks of their scales.
+    pub(super) fn read_fp8(&mut self, dtype: DType, block: [usize; 2]) {
+        self.fp8_dtype = dtype;
+        self.fp8.values_mut().for_each(|scales| scales.block = block);
+    }
+
     pub(super) fn into_files(self) -> Vec<File> {
         self.files
     }
 
-    /// The shapes of all tensors.
+    /// The shapes of all tensors, but for the scales of those in fp8.
     pub(super) fn stored(&self) -> Stored<'_> {
-        self.files.iter().flat_map(File::entries).map(|(name, entry)| (name, entry.shape)).collect()
+        let scales: Vec<&str> = self.fp8.values().map(|scales| scales.name.as_str()).collect();
+        let all = self.files.iter().flat_map(File::entries).map(|(name, entry)| (name, entry.shape));
+        all.filter(|(name, _)| !name.ends_with(fp8::SUFFIX) || !scales.contains(name)).collect()
+    }
+
+    /// The names of all tensors.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// Whether two tensors hold the same elements, by a sample of their bytes.
+    pub(super) fn are_equal(&self, a: &str, b: &str) -> Result<bool> {
+        const PIECE: usize = 1 << 12;
+        const PIECES: usize = 64;
+        let ((file_a, a), (file_b, b)) = (self.entry(a)?, self.entry(b)?);
+        if (a.dtype, a.shape) != (b.dtype, b.shape) {
+            return Ok(false);
+        }
+        let [mut left, mut right] = [vec![0; PIECE.min(a.bytes)], vec![0; PIECE.min(a.bytes)]];
+        for piece in 0..PIECES {
+            let at = (a.bytes - left.len()) / (PIECES - 1) * piece;
+            file_a.read_into(a, at, &mut left)?;
+            file_b.read_into(b, at, &mut right)?;
+            if left != right {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Where a tensor is; the folder when it is nowhere.
@@ -63,7 +105,36 @@ impl Folder {
     fn entry(&self, name: &str) -> Result<(&File, &Entry)> {
         let file = self.places.get(name).map(|&index| &self.files[index]);
         file.and_then(|file| Some((file, file.entry(name)?)))
-            .ok_or_else(|| Error::file(self.place(name), format!("tensor `{name}` is missing")))
+            .ok_or_else(|| Error::file(self.place(name), format!("tensor `{name}` is missing{}", self.fetch(name))))
+    }
+
+    /// What to do about a tensor that is missing: the file that an index promises, where it is not there.
+    pub(super) fn fetch(&self, name: &str) -> String {
+        match self.index.missing(name) {
+            Some(file) => format!("; {INDEX} says that it is in {file}, which is not in the folder; fetch that file"),
+            None => String::new(),
+        }
+    }
+
+    /// The dtype that a tensor is read as.
+    fn dtype(&self, name: &str, entry: &Entry) -> StoredDtype {
+        if self.fp8.contains_key(name) { self.fp8_dtype.into() } else { entry.dtype }
+    }
+
+    /// Reads the elements of a tensor from its byte `from` on, both counted in the dtype that it is read as.
+    fn read_into(&self, name: &str, from: usize, bytes: &mut [u8]) -> Result<()> {
+        let (file, entry) = self.entry(name)?;
+        let Some(scales) = self.fp8.get(name) else { return file.read_into(entry, from, bytes) };
+        let size = self.fp8_dtype.size();
+        let mut codes = vec![0; bytes.len() / size];
+        file.read_into(entry, from / size, &mut codes)?;
+        let (scale_file, scale) = self.entry(&scales.name)?;
+        let mut raw = vec![0; scale.bytes];
+        scale_file.read_into(scale, 0, &mut raw)?;
+        let wrong = |why: String| Error::file(scale_file.path(), format!("tensor `{}`: {why}", scales.name));
+        let values = scales.dequantize((entry.shape, scale), from / size, &codes, &raw).map_err(wrong)?;
+        write_floats(&values, self.fp8_dtype, bytes);
+        Ok(())
     }
 
     /// The dtype, as the files name it, and the shape of what a recipe makes.
@@ -74,15 +145,16 @@ impl Folder {
         let names = recipe.stored();
         let first = names.first().map_or("", String::as_str);
         let (file, entry) = self.entry(first)?;
+        let dtype = self.dtype(first, entry);
         for name in names {
             let (file, other) = self.entry(name)?;
-            if (other.dtype, other.shape) != (entry.dtype, entry.shape) {
-                let why = format!("tensor `{name}` is {} {}", other.dtype, other.shape);
-                return Err(Error::file(file.path(), format!("{why}, `{first}` {} {}", entry.dtype, entry.shape)));
+            if (self.dtype(name, other), other.shape) != (dtype, entry.shape) {
+                let why = format!("tensor `{name}` is {} {}", self.dtype(name, other), other.shape);
+                return Err(Error::file(file.path(), format!("{why}, `{first}` {dtype} {}", entry.shape)));
             }
         }
         match recipe.shape(entry.shape) {
-            Some(shape) => Ok((entry.dtype, shape)),
+            Some(shape) => Ok((dtype, shape)),
             None => Err(Error::file(file.path(), format!("tensor `{first}` cannot be {}", entry.shape))),
         }
     }
@@ -92,34 +164,46 @@ impl Folder {
     /// # Errors
     /// As [`Folder::describe`], and when a file cannot be read or the dtype is none of ours.
     pub(super) fn tensor(&self, recipe: &Recipe, device: &Device) -> Result<Tensor> {
-        let (_, shape) = self.describe(recipe)?;
+        let (dtype, shape) = self.describe(recipe)?;
         let names = recipe.stored();
-        let (file, entry) = self.entry(names.first().map_or("", String::as_str))?;
-        let dtype = file.dtype(entry, &names[0])?;
+        let first = names.first().map_or("", String::as_str);
+        let dtype = dtype.tensor_dtype().ok_or_else(|| {
+            let why = format!("tensor `{first}` is {dtype}; f32, f16, bf16, u32 and u8 can be read");
+            Error::file(self.place(first), why)
+        })?;
         let size = dtype.size();
         Tensor::filled(shape, dtype, device, |bytes| match recipe {
-            Recipe::Same(_) | Recipe::Filter(_) => file.read_into(entry, 0, bytes),
+            Recipe::Same(_) | Recipe::Filter(_) => self.read_into(first, 0, bytes),
             Recipe::PlusOne(_) => {
-                file.read_into(entry, 0, bytes)?;
+                self.read_into(first, 0, bytes)?;
                 add_one(bytes, dtype);
                 Ok(())
             }
             Recipe::Stack(names) => {
-                for (name, part) in names.iter().zip(bytes.chunks_exact_mut(entry.bytes.max(1))) {
-                    let (file, entry) = self.entry(name)?;
-                    file.read_into(entry, 0, part)?;
-                }
-                Ok(())
+                let each = bytes.len() / names.len();
+                names
+                    .iter()
+                    .zip(bytes.chunks_exact_mut(each.max(1)))
+                    .try_for_each(|(name, part)| self.read_into(name, 0, part))
             }
             Recipe::Half(_, side) => {
                 let half = shape[1] * shape[2] * size;
                 let from = if *side == Side::First { 0 } else { half };
-                for (expert, part) in bytes.chunks_exact_mut(half.max(1)).enumerate() {
-                    file.read_into(entry, 2 * expert * half + from, part)?;
-                }
-                Ok(())
+                let experts = bytes.chunks_exact_mut(half.max(1)).enumerate();
+                experts.into_iter().try_for_each(|(expert, part)| self.read_into(first, 2 * expert * half + from, part))
             }
         })
+    }
+}
+
+/// Writes values as little-endian elements of a floating dtype.
+fn write_floats(values: &[f32], dtype: DType, bytes: &mut [u8]) {
+    for (x, &value) in bytes.chunks_exact_mut(dtype.size()).zip(values) {
+        match dtype {
+            DType::BF16 => x.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+            DType::F16 => x.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+            _ => x.copy_from_slice(&value.to_le_bytes()),
+        }
     }
 }
 
@@ -144,9 +228,9 @@ fn add_one(bytes: &mut [u8], dtype: DType) {
     }
 }
 
-/// `model*.safetensors` of a folder, sorted; all that an index names must be there.
-fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found: Vec<PathBuf> = Vec::new();
+/// `model*.safetensors` of a folder, and the files that its index names and that are there, sorted.
+fn weight_files(folder: &Path, index: &Index) -> Result<Vec<PathBuf>> {
+    let mut found: Vec<PathBuf> = index.present().map(|file| folder.join(file)).collect();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "read"))? {
         let path = entry.map_err(Error::io(folder, "read"))?.path();
         if is_weight_file(&path) {
@@ -154,63 +238,9 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     found.sort();
-    let index = folder.join(INDEX);
-    for file in indexed(&index)? {
-        if found.binary_search(&folder.join(&file)).is_err() {
-            return Err(Error::file(index, format!("it names {file}, which is not in the folder; fetch that file")));
-        }
-    }
+    found.dedup();
     if found.is_empty() {
         return Err(Error::file(folder, "there are no weights: no file is called model*.safetensors"));
     }
     Ok(found)
-}
-
-pub(super) fn is_weight_file(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.starts_with("model") && name.ends_with(".safetensors")
-}
-
-/// The files that an index names; none where there is no index.
-fn indexed(path: &Path) -> Result<BTreeSet<String>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        #[serde(default)]
-        weight_map: Files,
-    }
-    match read_whole(path, LARGE) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(BTreeSet::new()),
-        Err(e) => Err(Error::io(path, "read")(e)),
-        Ok(text) => match serde_json::from_slice::<Index>(&text) {
-            Ok(index) => Ok(index.weight_map.0),
-            Err(e) if e.is_data() => Err(Error::file(path, format!("expected a JSON object: {e}"))),
-            Err(e) => Err(Error::file(path, format!("not valid JSON: {e}"))),
-        },
-    }
-}
-
-/// The values of `weight_map`, each once.
-#[derive(Default)]
-struct Files(BTreeSet<String>);
-
-impl<'de> Deserialize<'de> for Files {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Values;
-        impl<'de> Visitor<'de> for Values {
-            type Value = Files;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a map of tensors to files")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Files, A::Error> {
-                let mut files = BTreeSet::new();
-                while let Some((_, file)) = map.next_entry::<IgnoredAny, String>()? {
-                    files.insert(file);
-                }
-                Ok(Files(files))
-            }
-        }
-        deserializer.deserialize_map(Values)
-    }
 }

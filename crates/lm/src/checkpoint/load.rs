@@ -64,9 +64,9 @@ impl LoadOptions {
 /// # Errors
 /// As [`load`].
 pub fn load_with(folder: &Path, options: &LoadOptions) -> Result<Loaded> {
-    let config = Config::read(folder)?;
+    let mut config = Config::read(folder)?;
     let model_type = options.registry.get(&config)?;
-    let mut weights = Weights::open(folder, &config, &model_type, &options.device)?;
+    let mut weights = Weights::open(folder, &mut config, &model_type, &options.device)?;
     let model = model_type.build(&config, &mut weights)?;
     weights.finish()?;
     let tokenizer = Tokenizer::find(folder)?;

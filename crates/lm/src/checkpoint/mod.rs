@@ -2,6 +2,8 @@
 
 pub mod convert;
 mod folder;
+mod fp8;
+mod index;
 mod inspect;
 mod load;
 mod save;

@@ -1,6 +1,6 @@
 //! Saving a model to a folder.
 
-use super::folder::{INDEX, is_weight_file};
+use super::index::{INDEX, is_weight_file};
 use crate::formats::atomic::AtomicFile;
 use crate::formats::config::Config;
 use crate::formats::json::pretty;

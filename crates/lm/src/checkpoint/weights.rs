@@ -1,6 +1,7 @@
 //! The weights of a folder, as a model asks for them.
 
 use super::folder::Folder;
+use super::fp8;
 use crate::formats::config::Config;
 use crate::init::{Init, WeightSource};
 use crate::models::ModelType;
@@ -39,8 +40,13 @@ impl Matrix {
 }
 
 impl Weights {
-    pub(crate) fn open(folder: &Path, config: &Config, model_type: &ModelType, device: &Device) -> Result<Self> {
-        let folder = Folder::open(folder)?;
+    /// Opens a folder. What its configuration leaves open is settled by the tensors that it has.
+    pub(crate) fn open(folder: &Path, config: &mut Config, model_type: &ModelType, device: &Device) -> Result<Self> {
+        let mut folder = Folder::open(folder)?;
+        if folder.has_fp8() {
+            folder.read_fp8(config.dtype().unwrap_or(DType::BF16), fp8_block(config)?);
+        }
+        settle_head(config, model_type, &folder)?;
         let left = model_type.recipes(&folder.stored(), config)?;
         let quantization = Quantization::read(config)?;
         Ok(Weights { folder, quantization, left, device: device.clone() })
@@ -150,7 +156,8 @@ impl Weights {
 
     fn take(&mut self, name: &str, shape: Shape) -> Result<Recipe> {
         self.left.remove(name).ok_or_else(|| {
-            let why = format!("tensor `{name}` {shape} is missing; config.json asks for it");
+            let fetch = self.folder.fetch(name);
+            let why = format!("tensor `{name}` {shape} is missing; config.json asks for it{fetch}");
             Error::file(self.folder.place(name), why)
         })
     }
@@ -158,6 +165,40 @@ impl Weights {
     fn wrong(&self, recipe: &Recipe, why: String) -> Error {
         let name = stored(recipe);
         Error::file(self.folder.place(name), format!("tensor `{name}` is {why}"))
+    }
+}
+
+/// Says in a configuration whether the embedding is the output projection: where `tie_word_embeddings` is missing, or
+/// differs between the top and `text_config`, an `lm_head` decides.
+fn settle_head(config: &mut Config, model_type: &ModelType, folder: &Folder) -> Result<()> {
+    let [outer, inner] = config.ties()?;
+    let find = |end: &str| folder.names().find(|name| name.ends_with(end) && !name.contains("mtp."));
+    let head = find("lm_head.weight");
+    let said = outer.or(inner).filter(|&outer| inner.is_none_or(|inner| inner == outer));
+    let is_tied = said.unwrap_or(head.is_none());
+    if let (true, Some(head), Some(table)) = (is_tied, head, find("embed_tokens.weight"))
+        && !folder.are_equal(head, table)?
+    {
+        let why = format!("`tie_word_embeddings` is true, but `{head}` differs from `{table}`");
+        return Err(config.wrong(format!("{why}; set the key to false to use it, or remove the tensor")));
+    }
+    if said.is_none() && (outer.is_some() || is_tied != model_type.tie_word_embeddings) {
+        config.set_tied(is_tied);
+    }
+    Ok(())
+}
+
+/// Rows and columns that share a scale in fp8, as `weight_block_size` says.
+fn fp8_block(config: &Config) -> Result<[usize; 2]> {
+    let block = |part: &serde_json::Map<String, serde_json::Value>| {
+        part.get("quantization_config")?.get("weight_block_size").cloned()
+    };
+    let Some(said) = block(config.json()).or_else(|| block(config.text())).filter(|said| !said.is_null()) else {
+        return Ok(fp8::BLOCK);
+    };
+    match serde_json::from_value::<[usize; 2]>(said.clone()) {
+        Ok(block) if block.iter().all(|n| (1..=1 << 20).contains(n)) => Ok(block),
+        _ => Err(config.wrong(format!("`weight_block_size` is {said}, expected two positive integers"))),
     }
 }
 

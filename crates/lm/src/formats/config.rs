@@ -54,7 +54,7 @@ impl Config {
             ErrorKind::NotFound => Error::file(folder.as_ref(), "there is no model here: config.json is missing"),
             _ => Error::io(&path, "read")(error),
         })?;
-        let json = serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not valid JSON: {e}")))?;
+        let json = super::json::parse(&text).map_err(|why| Error::file(&path, why))?;
         Self::of(path, json)
     }
 
@@ -80,9 +80,55 @@ impl Config {
         self.root.insert(key.to_owned(), value.into());
     }
 
+    /// `tie_word_embeddings` at the top and in [`Config::text`].
+    ///
+    /// # Errors
+    /// When one is neither true nor false.
+    pub(crate) fn ties(&self) -> Result<[Option<bool>; 2]> {
+        let tied = |part: &Map<String, Value>| match part.get("tie_word_embeddings") {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(tied)) => Ok(Some(*tied)),
+            Some(other) => {
+                Err(self.wrong(format!("`tie_word_embeddings` is {}, expected true or false", brief(other))))
+            }
+        };
+        Ok([tied(&self.root)?, tied(self.text())?])
+    }
+
+    /// Says whether the embedding is the output projection, at the top and, where there is one, in `text_config`.
+    pub(crate) fn set_tied(&mut self, is_tied: bool) {
+        self.set("tie_word_embeddings", is_tied);
+        if let Some(text) = self.root.get_mut("text_config").and_then(Value::as_object_mut) {
+            text.insert("tie_word_embeddings".to_owned(), is_tied.into());
+        }
+    }
+
     /// Removes keys of the top level.
     pub(crate) fn forget(&mut self, keys: &[&str]) {
         self.root.retain(|key, _| !keys.contains(&key.as_str()));
+    }
+
+    /// Removes what is said of quantized weights.
+    pub(crate) fn forget_quantization(&mut self) {
+        let keys = ["quantization", "quantization_config"];
+        self.forget(&keys);
+        if let Some(text) = self.root.get_mut("text_config").and_then(Value::as_object_mut) {
+            text.retain(|key, _| !keys.contains(&key.as_str()));
+        }
+    }
+
+    /// The dtype of the weights, as the configuration says it: `dtype` or `torch_dtype`.
+    pub fn dtype(&self) -> Option<DType> {
+        let said = |part: &Map<String, Value>| {
+            let name = part.get("torch_dtype").or_else(|| part.get("dtype"))?.as_str()?;
+            Some(match name.strip_prefix("torch.").unwrap_or(name) {
+                "float32" => DType::F32,
+                "bfloat16" => DType::BF16,
+                "float16" => DType::F16,
+                _ => return None,
+            })
+        };
+        said(&self.root).or_else(|| said(self.text()))
     }
 
     /// Says the dtype of the weights where the configuration says one.
@@ -121,13 +167,21 @@ impl Config {
         self.root.get("text_config").and_then(Value::as_object).unwrap_or(&self.root)
     }
 
-    /// The sizes of a model, as its own type names them, from [`Config::text`].
+    /// The sizes of a model, as its own type names them, from [`Config::text`]. A key that is null counts as missing.
     ///
     /// # Errors
     /// Names the key that is missing or of the wrong type.
     pub fn sizes<T: DeserializeOwned>(&self) -> Result<T> {
         let part = if self.root.contains_key("text_config") { "text_config: " } else { "" };
-        T::deserialize(Value::Object(self.text().clone())).map_err(|e| self.wrong(format!("{part}{e}")))
+        let mut keys = self.text().clone();
+        keys.retain(|_, value| !value.is_null());
+        serde_path_to_error::deserialize(Value::Object(keys)).map_err(|error| {
+            let key = match error.path().to_string() {
+                key if key == "." => String::new(),
+                key => format!("`{key}`: "),
+            };
+            self.wrong(format!("{part}{key}{}", error.inner()))
+        })
     }
 
     /// The number of tokens of the vocabulary, `vocab_size`.

@@ -1,8 +1,10 @@
 //! What Qwen3-Next and Qwen3.5 are made of: layers of the gated delta rule, every few one of gated attention, each with an
 //! MLP or a mixture of experts.
 
-use super::{multiple_of, size_within};
+use super::rotary::{self, Defaults};
+use super::{keys, multiple_of, size_within};
 use crate::formats::config::Config;
+use crate::nn::Rotary;
 use crate::nn::attention::{AttentionSizes, Gate, HeadNorm};
 use crate::nn::decoder::{DEVIATION, DecoderSizes, FeedForwardSizes, Head, LayerSizes, MixerSizes, output_deviation};
 use crate::nn::gated_delta_net::GatedDeltaNetConfig;
@@ -11,7 +13,7 @@ use crate::nn::linear::Bias;
 use crate::nn::mlp::MlpSizes;
 use crate::nn::moe::MixtureSizes;
 use alluvium_core::Result;
-use alluvium_ops::{Normalize, Rope};
+use alluvium_ops::Normalize;
 use serde::{Deserialize, Serialize};
 
 /// The sizes of a model, by the keys of `text_config`.
@@ -24,10 +26,16 @@ pub struct Sizes {
     pub intermediate_size: usize,
     /// Layers.
     pub num_hidden_layers: usize,
-    /// Every this many layers one attends with softmax. With more than there are layers none does; mlx-lm runs
-    /// only models that have at least this many.
+    /// Every this many layers one attends with softmax, where `layer_types` does not say. With more than there are layers
+    /// none does; mlx-lm runs only models that have at least this many.
     #[serde(default = "four")]
     pub full_attention_interval: usize,
+    /// The type of each layer; `None` where the interval says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_types: Option<Vec<LayerType>>,
+    /// Whether the projections of attention have biases.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attention_bias: bool,
     /// Query heads of attention.
     pub num_attention_heads: usize,
     /// Key and value heads of attention.
@@ -60,9 +68,19 @@ pub struct Sizes {
     /// Rotary positions, where a model has them in a block of their own.
     #[serde(default)]
     pub rope_parameters: RopeParameters,
-    /// Experts, where there are any.
-    #[serde(flatten)]
+    /// Experts, where there are any. Read by [`Sizes::read`], so that an error names its key.
+    #[serde(flatten, skip_deserializing)]
     pub mixture: MixtureKeys,
+}
+
+/// How a layer mixes tokens, as `layer_types` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerType {
+    /// By the gated delta rule.
+    LinearAttention,
+    /// By softmax attention.
+    FullAttention,
 }
 
 /// The keys of experts.
@@ -91,6 +109,26 @@ pub struct MixtureKeys {
     pub mlp_only_layers: Option<Vec<usize>>,
 }
 
+impl MixtureKeys {
+    /// Whether a layer is a mixture of experts.
+    pub(super) fn has_experts(&self, layer: usize) -> bool {
+        let MixtureKeys { num_experts, decoder_sparse_step, mlp_only_layers, .. } = self;
+        num_experts.unwrap_or(0) > 0
+            && !mlp_only_layers.iter().flatten().any(|&dense| dense == layer)
+            && (layer + 1).is_multiple_of(decoder_sparse_step.unwrap_or(1).max(1))
+    }
+
+    /// Holds the sizes of the chosen experts against what can be meant.
+    pub(super) fn check(&self, config: &Config) -> Result<()> {
+        let within = |key, size, most| size_within(config, key, size, most);
+        let given = |key, size: Option<usize>| size.ok_or_else(|| config.wrong(format!("missing field `{key}`")));
+        let experts = given("num_experts", self.num_experts)?;
+        within("num_experts", experts, 1 << 12)?;
+        within("num_experts_per_tok", given("num_experts_per_tok", self.num_experts_per_tok)?, experts)?;
+        within("moe_intermediate_size", given("moe_intermediate_size", self.moe_intermediate_size)?, 1 << 20)
+    }
+}
+
 /// What tells the models of this make apart.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Family {
@@ -100,6 +138,8 @@ pub(super) struct Family {
     pub(super) layout: Layout,
     /// What is meant where a file says nothing of the weights of chosen experts.
     pub(super) normalize: Normalize,
+    /// What is meant where a file says nothing of rotary positions.
+    pub(super) rotary: Defaults,
 }
 
 /// Rotary positions, by the keys of `rope_parameters`.
@@ -143,11 +183,28 @@ fn quarter() -> f32 {
 }
 
 impl Sizes {
+    /// From a configuration; not yet checked.
+    pub(super) fn read(config: &Config) -> Result<Self> {
+        Ok(Sizes { mixture: config.sizes()?, ..config.sizes()? })
+    }
+
+    /// The rotation of its attention heads.
+    pub(super) fn rotary(&self, config: &Config, family: &Family) -> Result<Rotary> {
+        rotary::rotary(config, self.head(), family.rotary)
+    }
+
     pub(super) fn check(&self, config: &Config) -> Result<()> {
         let within = |key, size, most| size_within(config, key, size, most);
+        keys::refuse_unknown_arithmetic(config)?;
+        keys::check_eps(config, self.rms_norm_eps)?;
         within("hidden_size", self.hidden_size, 1 << 17)?;
         within("num_hidden_layers", self.num_hidden_layers, 1 << 10)?;
         within("full_attention_interval", self.full_attention_interval, 1 << 10)?;
+        if let Some(types) = self.layer_types.as_ref().filter(|types| types.len() != self.num_hidden_layers) {
+            let layers = self.num_hidden_layers;
+            let why = format!("`layer_types` has {} layers, `num_hidden_layers` is {layers}", types.len());
+            return Err(config.wrong(why));
+        }
         within("num_attention_heads", self.num_attention_heads, 1 << 10)?;
         within("num_key_value_heads", self.num_key_value_heads, self.num_attention_heads)?;
         within("head_dim", self.head(), 1 << 10)?;
@@ -182,20 +239,16 @@ impl Sizes {
 
     fn check_feed_forward(&self, config: &Config) -> Result<()> {
         let within = |key, size, most| size_within(config, key, size, most);
-        let sparse = (0..self.num_hidden_layers).filter(|&layer| self.has_experts(layer)).count();
+        let sparse = (0..self.num_hidden_layers).filter(|&layer| self.mixture.has_experts(layer)).count();
         if sparse < self.num_hidden_layers {
             within("intermediate_size", self.intermediate_size, 1 << 20)?;
         }
         if sparse == 0 {
             return Ok(());
         }
-        let given = |key, size: Option<usize>| size.ok_or_else(|| config.wrong(format!("missing field `{key}`")));
-        let keys = &self.mixture;
-        let experts = given("num_experts", keys.num_experts)?;
-        within("num_experts", experts, 1 << 12)?;
-        within("num_experts_per_tok", given("num_experts_per_tok", keys.num_experts_per_tok)?, experts)?;
-        within("moe_intermediate_size", given("moe_intermediate_size", keys.moe_intermediate_size)?, 1 << 20)?;
-        let shared = given("shared_expert_intermediate_size", keys.shared_expert_intermediate_size)?;
+        self.mixture.check(config)?;
+        let shared = self.mixture.shared_expert_intermediate_size;
+        let shared = shared.ok_or_else(|| config.wrong("missing field `shared_expert_intermediate_size`"))?;
         within("shared_expert_intermediate_size", shared, 1 << 20)
     }
 
@@ -230,7 +283,8 @@ impl Sizes {
         }
     }
 
-    fn attention(&self, rope: Rope) -> AttentionSizes {
+    fn attention(&self, rotary: Rotary) -> AttentionSizes {
+        let bias = if self.attention_bias { Bias::Added } else { Bias::None };
         AttentionSizes {
             width: self.hidden_size,
             heads: self.num_attention_heads,
@@ -238,8 +292,9 @@ impl Sizes {
             head: self.head(),
             norm: HeadNorm::Rms(self.rms_norm_eps),
             gate: Gate::Sigmoid,
-            bias: Bias::None,
-            rope,
+            bias,
+            output_bias: bias,
+            rotary,
             deviation: DEVIATION,
             output_deviation: output_deviation(self.num_hidden_layers),
         }
@@ -255,15 +310,16 @@ impl Sizes {
         }
     }
 
-    fn has_experts(&self, layer: usize) -> bool {
-        let MixtureKeys { num_experts, decoder_sparse_step, mlp_only_layers, .. } = &self.mixture;
-        num_experts.unwrap_or(0) > 0
-            && !mlp_only_layers.iter().flatten().any(|&dense| dense == layer)
-            && (layer + 1).is_multiple_of(decoder_sparse_step.unwrap_or(1).max(1))
+    fn layer_type(&self, layer: usize) -> LayerType {
+        match self.layer_types.as_ref().and_then(|types| types.get(layer)) {
+            Some(kind) => *kind,
+            None if (layer + 1).is_multiple_of(self.full_attention_interval) => LayerType::FullAttention,
+            None => LayerType::LinearAttention,
+        }
     }
 
     fn feed_forward(&self, layer: usize, family: &Family) -> FeedForwardSizes {
-        if !self.has_experts(layer) {
+        if !self.mixture.has_experts(layer) {
             return FeedForwardSizes::Dense(self.mlp(self.intermediate_size));
         }
         let keys = &self.mixture;
@@ -276,16 +332,16 @@ impl Sizes {
                 None => family.normalize,
             },
             expert: self.mlp(keys.moe_intermediate_size.unwrap_or(0)),
-            shared: self.mlp(keys.shared_expert_intermediate_size.unwrap_or(0)),
+            shared: Some(self.mlp(keys.shared_expert_intermediate_size.unwrap_or(0))),
         })
     }
 
     /// The decoder of these sizes, which [`Sizes::check`] has passed.
-    pub(super) fn decoder(&self, family: &Family, rope: Rope) -> DecoderSizes {
+    pub(super) fn decoder(&self, family: &Family, rotary: Rotary) -> DecoderSizes {
         let layer = |index: usize| LayerSizes {
-            mixer: match (index + 1).is_multiple_of(self.full_attention_interval) {
-                true => MixerSizes::Attention(self.attention(rope)),
-                false => MixerSizes::Delta(self.delta(family.layout)),
+            mixer: match self.layer_type(index) {
+                LayerType::FullAttention => MixerSizes::Attention(self.attention(rotary)),
+                LayerType::LinearAttention => MixerSizes::Delta(self.delta(family.layout)),
             },
             feed_forward: self.feed_forward(index, family),
         };

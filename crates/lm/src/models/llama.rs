@@ -2,14 +2,15 @@
 //!
 //! Source: `llama.py` of mlx-lm; its numbers are this module's test.
 
-use super::{ModelType, multiple_of, rotary, size_within};
+use super::rotary::{self, Defaults};
+use super::{ModelType, keys, multiple_of, size_within};
 use crate::formats::config::Config;
 use crate::init::VarBuilder;
-use crate::nn::Decoder;
 use crate::nn::attention::{AttentionSizes, Gate, HeadNorm};
 use crate::nn::decoder::{DEVIATION, DecoderSizes, FeedForwardSizes, Head, LayerSizes, MixerSizes, output_deviation};
 use crate::nn::linear::Bias;
 use crate::nn::mlp::MlpSizes;
+use crate::nn::{Decoder, Rotary};
 use alluvium_core::Result;
 use alluvium_ops::{Pairs, Rope};
 use serde::Deserialize;
@@ -38,11 +39,22 @@ pub(super) struct Sizes {
     layer_types: Option<Vec<String>>,
 }
 
+/// Which projections of attention have biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Biases {
+    /// All four where `attention_bias` is true, else none.
+    AsSaid,
+    /// Those of the input, whatever `attention_bias` says.
+    Input,
+}
+
 impl Sizes {
     /// From a configuration, each size held against what can be meant.
     pub(super) fn read(config: &Config, model_type: &ModelType) -> Result<Self> {
         let sizes = Sizes { tied: model_type.is_tied(config)?, ..config.sizes()? };
         let within = |key, size, most| size_within(config, key, size, most);
+        keys::refuse_unknown_arithmetic(config)?;
+        keys::check_eps(config, sizes.rms_norm_eps)?;
         within("hidden_size", sizes.hidden_size, 1 << 17)?;
         within("intermediate_size", sizes.intermediate_size, 1 << 20)?;
         within("num_hidden_layers", sizes.num_hidden_layers, 1 << 10)?;
@@ -52,15 +64,12 @@ impl Sizes {
         within("vocab_size", sizes.vocab_size, 1 << 24)?;
         let heads = ("num_attention_heads", sizes.num_attention_heads);
         multiple_of(config, heads, ("num_key_value_heads", sizes.kv_heads()))?;
-        if let Some(other) = sizes.layer_types.iter().flatten().find(|kind| *kind != "full_attention") {
+        // a window that is passed over is as wide as the longest text
+        let is_full = |kind: &String| matches!(kind.as_str(), "full_attention" | "sliding_attention");
+        if let Some(other) = sizes.layer_types.iter().flatten().find(|kind| !is_full(kind)) {
             return Err(config.wrong(format!("a layer of `layer_types` is {other}; full_attention alone is known")));
         }
         Ok(sizes)
-    }
-
-    /// The same for a type of model whose projections have no biases, whatever a configuration says of them.
-    pub(super) fn without_biases(self) -> Self {
-        Sizes { attention_bias: false, mlp_bias: false, ..self }
     }
 
     fn kv_heads(&self) -> usize {
@@ -72,13 +81,21 @@ impl Sizes {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
     }
 
-    /// Added to mean squares.
-    pub(super) fn eps(&self) -> f32 {
-        self.rms_norm_eps
+    /// A norm of queries and keys with the configuration's eps.
+    pub(super) fn head_norm(&self) -> HeadNorm {
+        HeadNorm::Rms(self.rms_norm_eps)
+    }
+
+    /// The rotation of heads. What is not said is as in transformers.
+    pub(super) fn rotary(&self, config: &Config) -> Result<Rotary> {
+        let rotary = rotary::rotary(config, self.head(), Defaults { theta: Some(10_000.0), part: None })?;
+        // a key of mlx-lm's: what transformers saves is laid out for halves
+        let pairs = if self.rope_traditional { Pairs::Neighbours } else { Pairs::Halves };
+        Ok(Rotary { rope: Rope { pairs, ..rotary.rope }, ..rotary })
     }
 
     /// A decoder whose layers attend, all in the same way.
-    pub(super) fn decoder(&self, rope: Rope, norm: HeadNorm) -> DecoderSizes {
+    pub(super) fn decoder(&self, rotary: Rotary, norm: HeadNorm, biases: Biases) -> DecoderSizes {
         let bias = |added: bool| if added { Bias::Added } else { Bias::None };
         let output_deviation = output_deviation(self.num_hidden_layers);
         let attention = AttentionSizes {
@@ -88,8 +105,9 @@ impl Sizes {
             head: self.head(),
             norm,
             gate: Gate::None,
-            bias: bias(self.attention_bias),
-            rope,
+            bias: bias(self.attention_bias || biases == Biases::Input),
+            output_bias: bias(self.attention_bias && biases == Biases::AsSaid),
+            rotary,
             deviation: DEVIATION,
             output_deviation,
         };
@@ -115,9 +133,11 @@ impl Sizes {
 /// Builds the model; see [`super::build`].
 pub(super) fn build(config: &Config, b: VarBuilder, model_type: &ModelType) -> Result<Decoder> {
     let sizes = Sizes::read(config, model_type)?;
-    let rope = rotary::rope(config, sizes.head(), Some(10_000.0))?;
-    // a key of mlx-lm's: what transformers saves is laid out for halves
-    let rope = if sizes.rope_traditional { Rope { pairs: Pairs::Neighbours, ..rope } } else { rope };
-    rotary::check(config, sizes.eps(), rope.theta)?;
-    Decoder::build(b, &sizes.decoder(rope, HeadNorm::None), config)
+    Decoder::build(b, &sizes.decoder(sizes.rotary(config)?, HeadNorm::None, Biases::AsSaid), config)
+}
+
+/// Builds a Qwen2 model: as Llama, with biases of the projections of queries, keys and values.
+pub(super) fn build_qwen2(config: &Config, b: VarBuilder, model_type: &ModelType) -> Result<Decoder> {
+    let sizes = Sizes::read(config, model_type)?;
+    Decoder::build(b, &sizes.decoder(sizes.rotary(config)?, HeadNorm::None, Biases::Input), config)
 }

@@ -1,10 +1,10 @@
 //! The models, one file each, named by the `model_type` of their `config.json`.
 
 mod hybrid;
+mod keys;
 mod llama;
 mod qwen3;
 pub mod qwen3_5;
-mod qwen3_5_moe;
 mod qwen3_next;
 mod rotary;
 pub mod sanitize;
@@ -15,7 +15,6 @@ use crate::model::LanguageModel;
 use crate::nn::Decoder;
 use alluvium_core::{Device, Error, Result};
 use sanitize::{Recipe, Recipes, Stored};
-use serde_json::Value;
 
 /// Builds a model from its configuration.
 pub type Build = fn(&Config, VarBuilder) -> Result<Box<dyn LanguageModel>>;
@@ -31,8 +30,10 @@ pub struct ModelType {
     /// How it is built.
     build: Builder,
     sanitize: Sanitize,
-    /// Whether the embedding is the output projection where a configuration does not say. As in mlx-lm; `qwen3` as in
-    /// transformers, because mlx-lm refuses such a configuration.
+    /// The `model_type` by which mlx-lm knows it: what a conversion to MLX's layout writes.
+    pub mlx_name: &'static str,
+    /// Whether a new model has the embedding as output projection where its configuration does not say. In a checkpoint
+    /// that does not say, an `lm_head` decides.
     pub tie_word_embeddings: bool,
     /// Suffixes of tensors that keep their dtype when a model is converted to another one.
     pub keeps_dtype: &'static [&'static str],
@@ -56,14 +57,23 @@ impl std::fmt::Debug for ModelType {
 const ROUTERS: &[&str] = &["mlp.gate", "shared_expert_gate"];
 
 /// The built-in models, by `model_type`.
-#[rustfmt::skip]
 static MODELS: &[ModelType] = &[
-    ModelType { name: "llama", build: Builder::Decoder(llama::build), sanitize: plain, tie_word_embeddings: true, keeps_dtype: &[], sensitive: &[] },
-    ModelType { name: "qwen3", build: Builder::Decoder(qwen3::build), sanitize: plain, tie_word_embeddings: false, keeps_dtype: &[], sensitive: &[] },
-    ModelType { name: "qwen3_5", build: Builder::Decoder(qwen3_5::build), sanitize: qwen3_5::sanitize, tie_word_embeddings: false, keeps_dtype: &["A_log"], sensitive: ROUTERS },
-    ModelType { name: "qwen3_5_moe", build: Builder::Decoder(qwen3_5_moe::build), sanitize: qwen3_5_moe::sanitize, tie_word_embeddings: false, keeps_dtype: &["A_log"], sensitive: ROUTERS },
-    ModelType { name: "qwen3_next", build: Builder::Decoder(qwen3_next::build), sanitize: qwen3_next::sanitize, tie_word_embeddings: false, keeps_dtype: &[], sensitive: ROUTERS },
+    ModelType { tie_word_embeddings: true, ..ModelType::decoder("llama", llama::build, plain) },
+    ModelType::decoder("qwen2", llama::build_qwen2, plain),
+    ModelType::decoder("qwen3", qwen3::build, plain),
+    ModelType { sensitive: ROUTERS, ..ModelType::decoder("qwen3_moe", qwen3::build_moe, qwen3::sanitize_moe) },
+    QWEN3_5,
+    ModelType { name: "qwen3_5_text", ..QWEN3_5 },
+    ModelType { name: "qwen3_5_moe", mlx_name: "qwen3_5_moe", ..QWEN3_5 },
+    ModelType { name: "qwen3_5_moe_text", mlx_name: "qwen3_5_moe", ..QWEN3_5 },
+    ModelType { sensitive: ROUTERS, ..ModelType::decoder("qwen3_next", qwen3_next::build, qwen3_next::sanitize) },
 ];
+
+const QWEN3_5: ModelType = ModelType {
+    keeps_dtype: &["A_log"],
+    sensitive: ROUTERS,
+    ..ModelType::decoder("qwen3_5", qwen3_5::build, qwen3_5::sanitize)
+};
 
 impl ModelType {
     /// A model of the caller's own, whose files have every tensor under the name that the model asks for.
@@ -72,6 +82,23 @@ impl ModelType {
             name,
             build: Builder::Any(build),
             sanitize: plain,
+            mlx_name: name,
+            tie_word_embeddings: false,
+            keeps_dtype: &[],
+            sensitive: &[],
+        }
+    }
+
+    const fn decoder(
+        name: &'static str,
+        build: fn(&Config, VarBuilder, &ModelType) -> Result<Decoder>,
+        sanitize: Sanitize,
+    ) -> Self {
+        ModelType {
+            name,
+            build: Builder::Decoder(build),
+            sanitize,
+            mlx_name: name,
             tie_word_embeddings: false,
             keeps_dtype: &[],
             sensitive: &[],
@@ -107,14 +134,8 @@ impl ModelType {
     /// # Errors
     /// When the key is neither true nor false.
     pub fn is_tied(&self, config: &Config) -> Result<bool> {
-        match config.text().get("tie_word_embeddings") {
-            None => Ok(self.tie_word_embeddings),
-            Some(Value::Bool(tied)) => Ok(*tied),
-            Some(other) => {
-                let other: String = other.to_string().chars().take(40).collect();
-                Err(config.wrong(format!("`tie_word_embeddings` is {other}, expected true or false")))
-            }
-        }
+        let [outer, inner] = config.ties()?;
+        Ok(inner.or(outer).unwrap_or(self.tie_word_embeddings))
     }
 }
 

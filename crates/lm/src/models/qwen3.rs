@@ -1,19 +1,51 @@
-//! Qwen3, dense: as Llama, with a norm of each query and key.
+//! Qwen3: as Llama, with a norm of each query and key; dense, or with a mixture of experts in most layers.
 //!
-//! Source: `qwen3.py` of mlx-lm; its numbers are this module's test.
+//! Source: `qwen3.py` and `qwen3_moe.py` of mlx-lm, `modeling_qwen3_moe.py` of transformers.
 
-use super::llama::Sizes;
-use super::{ModelType, rotary};
+use super::ModelType;
+use super::hybrid::MixtureKeys;
+use super::llama::{Biases, Sizes};
+use super::sanitize::{self, Recipes, Stored};
 use crate::formats::config::Config;
 use crate::init::VarBuilder;
 use crate::nn::Decoder;
-use crate::nn::attention::HeadNorm;
+use crate::nn::decoder::{DecoderSizes, FeedForwardSizes};
+use crate::nn::mlp::MlpSizes;
+use crate::nn::moe::MixtureSizes;
 use alluvium_core::Result;
+use alluvium_ops::Normalize;
 
-/// Builds the model; see [`super::build`].
+fn sizes(config: &Config, model_type: &ModelType) -> Result<DecoderSizes> {
+    let sizes = Sizes::read(config, model_type)?;
+    Ok(sizes.decoder(sizes.rotary(config)?, sizes.head_norm(), Biases::AsSaid))
+}
+
+/// Builds the dense model; see [`super::build`].
 pub(super) fn build(config: &Config, b: VarBuilder, model_type: &ModelType) -> Result<Decoder> {
-    let sizes = Sizes::read(config, model_type)?.without_biases();
-    let rope = rotary::rope(config, sizes.head(), None)?;
-    rotary::check(config, sizes.eps(), rope.theta)?;
-    Decoder::build(b, &sizes.decoder(rope, HeadNorm::Rms(sizes.eps())), config)
+    Decoder::build(b, &sizes(config, model_type)?, config)
+}
+
+/// Builds the model with experts; see [`super::build`].
+pub(super) fn build_moe(config: &Config, b: VarBuilder, model_type: &ModelType) -> Result<Decoder> {
+    let mut sizes = sizes(config, model_type)?;
+    let keys: MixtureKeys = config.sizes()?;
+    for (index, layer) in sizes.layers.iter_mut().enumerate().filter(|(index, _)| keys.has_experts(*index)) {
+        if index == 0 || !keys.has_experts(index - 1) {
+            keys.check(config)?;
+        }
+        let FeedForwardSizes::Dense(mlp) = layer.feed_forward else { continue };
+        layer.feed_forward = FeedForwardSizes::Mixture(MixtureSizes {
+            experts: keys.num_experts.unwrap_or(0),
+            chosen: keys.num_experts_per_tok.unwrap_or(0),
+            normalize: if keys.norm_topk_prob == Some(true) { Normalize::Yes } else { Normalize::No },
+            expert: MlpSizes { hidden: keys.moe_intermediate_size.unwrap_or(0), ..mlp },
+            shared: None,
+        });
+    }
+    Decoder::build(b, &sizes, config)
+}
+
+/// Every tensor under its own name, experts stacked.
+pub(super) fn sanitize_moe(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<Recipes> {
+    sanitize::stack_experts(super::plain(stored, config, model_type)?, config)
 }

@@ -2,20 +2,26 @@
 //!
 //! Source: `qwen3_5.py` of mlx-lm; its numbers are this module's test.
 
+use super::ModelType;
 use super::hybrid::Family;
-pub use super::hybrid::{MixtureKeys, RopeParameters, Sizes};
-use super::sanitize::{self, Recipe, Recipes, Stored};
-use super::{ModelType, rotary};
+pub use super::hybrid::{LayerType, MixtureKeys, RopeParameters, Sizes};
+use super::rotary::Defaults;
+use super::sanitize::{self, Recipes, Stored};
 use crate::formats::config::Config;
 use crate::init::VarBuilder;
 use crate::nn::Decoder;
 use crate::nn::gated_delta_net::Layout;
 use alluvium_core::Result;
-use alluvium_ops::{Normalize, Pairs, Rope};
+use alluvium_ops::Normalize;
 use serde_json::json;
 
 /// What tells Qwen3.5 apart from Qwen3-Next.
-const FAMILY: Family = Family { prefix: "language_model", layout: Layout::Separate, normalize: Normalize::Yes };
+const FAMILY: Family = Family {
+    prefix: "language_model",
+    layout: Layout::Separate,
+    normalize: Normalize::Yes,
+    rotary: Defaults { theta: Some(100_000.0), part: Some(0.25) },
+};
 
 impl Sizes {
     /// A `config.json` of these sizes, as mlx-lm and transformers read it.
@@ -34,62 +40,42 @@ impl Sizes {
             "torch_dtype": "float32",
         }))?;
         self.check(&config)?;
-        self.rope(&config)?;
+        self.rotary(&config, &FAMILY)?;
         Ok(config)
-    }
-
-    fn rope(&self, config: &Config) -> Result<Rope> {
-        let RopeParameters { rope_theta, partial_rotary_factor, .. } = self.rope_parameters;
-        rotary::check(config, self.rms_norm_eps, rope_theta)?;
-        rotary::check_part(config, partial_rotary_factor, self.head())?;
-        let dims = rotary::turning(partial_rotary_factor, self.head());
-        let scaling = rotary::scaling(config, "rope_parameters")?;
-        Ok(Rope { theta: rope_theta, dims, scaling, pairs: Pairs::Halves })
     }
 }
 
 /// Builds the model; see [`super::build`].
 pub(super) fn build(config: &Config, b: VarBuilder, _: &ModelType) -> Result<Decoder> {
-    let sizes = config.sizes::<Sizes>()?.alike();
+    let sizes = Sizes::read(config)?.alike();
     sizes.check(config)?;
-    let decoder = sizes.decoder(&FAMILY, sizes.rope(config)?);
+    let decoder = sizes.decoder(&FAMILY, sizes.rotary(config, &FAMILY)?);
     Decoder::build(b, &decoder, config)
 }
 
 /// The parts of a checkpoint that no text model here has.
 const ELSEWHERE: &[&str] = &["model.visual", "vision_tower"];
 
-/// Transformers says `model.language_model.X` for `language_model.model.X`, has filters as `[C, 1, K]`, and with those
-/// norms that start at zero; and parts that are left out.
+/// Transformers says `model.language_model.X` for `language_model.model.X`, and `model.X` where a model was saved without
+/// its vision tower; parts that a text model has not are left out.
 pub(super) fn sanitize(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<Recipes> {
-    let foreign = stored.iter().any(|(name, &shape)| sanitize::is_foreign_filter(name, shape));
-    let tied = model_type.is_tied(config)?;
-    let mut recipes = Recipes::new();
-    for (&name, &shape) in stored {
+    let is_tied = model_type.is_tied(config)?;
+    sanitize::hybrid(stored, config, |name| {
         if name.contains("mtp.") || ELSEWHERE.iter().any(|part| name.starts_with(part)) {
-            continue;
+            return None;
         }
         let known = match name.strip_prefix("model.language_model.") {
             Some(rest) => format!("language_model.model.{rest}"),
             None if name.starts_with("language_model.") => name.to_owned(),
             None => format!("language_model.{name}"),
         };
-        if tied && foreign && known == "language_model.lm_head.weight" {
-            continue;
-        }
-        let stored = name.to_owned();
-        let recipe = match () {
-            () if sanitize::is_foreign_filter(name, shape) => Recipe::Filter(stored),
-            () if foreign && sanitize::starts_at_zero(&known, shape) => Recipe::PlusOne(stored),
-            () => Recipe::Same(stored),
-        };
-        sanitize::add(&mut recipes, known, recipe, config)?;
-    }
-    Ok(recipes)
+        Some(known).filter(|known| !(is_tied && known.starts_with("language_model.lm_head.")))
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::sanitize::Recipe;
     use super::*;
 
     #[test]

@@ -1,80 +1,148 @@
-//! Rotary positions, as the configurations of several models name them.
+//! The rotary keys of a configuration.
 
+use super::keys::{number, text_of};
 use crate::formats::config::Config;
+use crate::nn::Rotary;
+use crate::nn::rotary::DynamicNtk;
 use alluvium_core::Result;
 use alluvium_ops::{Pairs, Rope, RopeScaling};
-use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-/// The keys that say how frequencies are scaled: `rope_scaling`, or `rope_parameters` in newer files.
-#[derive(Clone, Debug, Default, Deserialize)]
-struct Scaling {
-    /// The older key, and the one that mlx-lm writes: it goes before the newer one.
-    #[serde(rename = "type")]
-    older_type: Option<String>,
-    rope_type: Option<String>,
-    factor: Option<f32>,
-    low_freq_factor: Option<f32>,
-    high_freq_factor: Option<f32>,
-    original_max_position_embeddings: Option<f32>,
+/// What a type of model means where a configuration does not say.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Defaults {
+    /// The base of the frequencies; `None` where the key is needed.
+    pub(super) theta: Option<f64>,
+    /// The share of a head that is rotated; `None` where the type rotates whole heads and knows no such key.
+    pub(super) part: Option<f64>,
 }
 
-/// Numbers of a head that turn with the position.
-pub(super) fn turning(part: f32, head: usize) -> usize {
-    (head as f32 * part) as usize
-}
-
-/// How far `dims` numbers of a head turn: `rope_theta` at the top or in `rope_parameters`, scaled as the file says.
-pub(super) fn rope(config: &Config, dims: usize, default_theta: Option<f32>) -> Result<Rope> {
-    let text = config.text();
-    let block = |key: &str| text.get(key).and_then(Value::as_object);
-    let parameters = block("rope_parameters");
-    let theta = text.get("rope_theta").or_else(|| parameters.and_then(|p| p.get("rope_theta")));
-    let theta = match theta.filter(|theta| !theta.is_null()) {
-        Some(theta) => theta.as_f64().map(|theta| theta as f32),
-        None => default_theta,
-    };
+/// The rotation of heads of width `head`: `rope_theta`, `partial_rotary_factor` at the top or in `rope_parameters`, scaled
+/// as `rope_scaling` or `rope_parameters` say.
+///
+/// # Errors
+/// When the two places of a key differ, a key is missing or out of range, or the type of scaling is not known.
+pub(super) fn rotary(config: &Config, head: usize, defaults: Defaults) -> Result<Rotary> {
+    let theta = either(config, "rope_theta")?.or(defaults.theta);
     let theta = theta.ok_or_else(|| config.wrong("`rope_theta` is missing or not a number"))?;
-    let scaling = scaling(config, if block("rope_scaling").is_some() { "rope_scaling" } else { "rope_parameters" })?;
-    Ok(Rope { theta, dims, scaling, pairs: Pairs::Halves })
-}
-
-/// How frequencies are scaled, by the block of this name.
-pub(super) fn scaling(config: &Config, key: &str) -> Result<RopeScaling> {
-    let Some(block) = config.text().get(key).and_then(Value::as_object) else { return Ok(RopeScaling::None) };
-    let wrong = |why: String| config.wrong(format!("{key}: {why}"));
-    let scaling = Scaling::deserialize(Value::Object(block.clone())).map_err(|e| wrong(e.to_string()))?;
-    let factor = || scaling.factor.ok_or_else(|| wrong("`factor` is missing".to_owned()));
-    match scaling.older_type.as_deref().or(scaling.rope_type.as_deref()) {
-        None | Some("default") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear { factor: factor()? }),
-        Some("llama3") => Ok(RopeScaling::Llama3 {
-            factor: factor()?,
-            low: scaling.low_freq_factor.unwrap_or(1.0),
-            high: scaling.high_freq_factor.unwrap_or(4.0),
-            original: scaling.original_max_position_embeddings.unwrap_or(8192.0),
-        }),
-        Some(other) => Err(wrong(format!("type `{other}` is not known; known are default, linear and llama3"))),
-    }
-}
-
-/// Holds numbers that every model has against what can be meant.
-pub(super) fn check(config: &Config, eps: f32, theta: f32) -> Result<()> {
-    if !(eps.is_finite() && eps >= 0.0) {
-        return Err(config.wrong(format!("`rms_norm_eps` is {eps}, expected 0 or more")));
-    }
     if !(theta.is_finite() && theta > 0.0) {
         return Err(config.wrong(format!("`rope_theta` is {theta}, expected a number above 0")));
     }
-    Ok(())
-}
-
-/// Holds the part of a head that turns against what can turn.
-pub(super) fn check_part(config: &Config, part: f32, head: usize) -> Result<()> {
-    let turning = turning(part, head);
-    if !(0.0..=1.0).contains(&part) || turning < 2 || !turning.is_multiple_of(2) {
-        let why = format!("`partial_rotary_factor` {part} turns {turning} of `head_dim` = {head}");
+    let part = either(config, "partial_rotary_factor")?;
+    let part = match (part, defaults.part) {
+        (Some(part), None) if part != 1.0 => {
+            let why = format!("`partial_rotary_factor` is {part}; this type of model rotates whole heads, expected 1");
+            return Err(config.wrong(why));
+        }
+        (part, default) => part.or(default).unwrap_or(1.0),
+    };
+    let dims = (head as f64 * part) as usize;
+    if !(0.0..=1.0).contains(&part) || dims < 2 || !dims.is_multiple_of(2) {
+        let why = format!("`partial_rotary_factor` {part} rotates {dims} of `head_dim` = {head}");
         return Err(config.wrong(format!("{why}, expected an even number of at least 2")));
     }
-    Ok(())
+    let rope = Rope { theta: theta as f32, dims, scaling: RopeScaling::None, pairs: Pairs::Halves };
+    scaled(config, rope)
+}
+
+/// A number at the top or in `rope_parameters`.
+fn either(config: &Config, key: &str) -> Result<Option<f64>> {
+    let outer = number(config, config.text(), key)?;
+    let inner = match block(config, "rope_parameters") {
+        Some(block) => number(config, block, key)?,
+        None => None,
+    };
+    match (outer, inner) {
+        (Some(outer), Some(inner)) if outer != inner => {
+            let why = format!("`{key}` is {outer}, but {inner} in `rope_parameters`; keep the one that the model was");
+            Err(config.wrong(format!("{why} trained with")))
+        }
+        (outer, inner) => Ok(inner.or(outer)),
+    }
+}
+
+fn block<'a>(config: &'a Config, key: &str) -> Option<&'a Map<String, Value>> {
+    config.text().get(key).and_then(Value::as_object)
+}
+
+/// The rotation with the scaling of the configuration.
+fn scaled(config: &Config, rope: Rope) -> Result<Rotary> {
+    let name = if block(config, "rope_scaling").is_some() { "rope_scaling" } else { "rope_parameters" };
+    let Some(keys) = block(config, name) else { return Ok(rope.into()) };
+    let wrong = |why: String| config.wrong(format!("{name}: {why}"));
+    if let Some((key, _)) = keys.iter().find(|(_, value)| value.is_object()) {
+        return Err(wrong(format!("`{key}` is an object; one rotation for each type of layer is not known")));
+    }
+    let get = |key: &str| number(config, keys, key);
+    let or = |key: &str, default: f64| Ok::<_, alluvium_core::Error>(get(key)?.unwrap_or(default) as f32);
+    let needed = |key: &str| get(key)?.ok_or_else(|| wrong(format!("`{key}` is missing")));
+    // `type` is the older key, which mlx-lm writes and reads first
+    let kind = match keys.get("type").filter(|kind| !kind.is_null()) {
+        Some(_) => text_of(config, keys, "type")?,
+        None => text_of(config, keys, "rope_type")?,
+    };
+    let longest = || number(config, config.text(), "max_position_embeddings");
+    let scaling = match kind.unwrap_or("default") {
+        // sections of multimodal positions are equal for text
+        "default" | "mrope" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: needed("factor")? as f32 },
+        "llama3" => RopeScaling::Llama3 {
+            factor: needed("factor")? as f32,
+            low: or("low_freq_factor", 1.0)?,
+            high: or("high_freq_factor", 4.0)?,
+            original: or("original_max_position_embeddings", 8192.0)?,
+        },
+        "yarn" => {
+            let original = match get("original_max_position_embeddings")? {
+                Some(original) => original,
+                None => longest()?.ok_or_else(|| wrong("`original_max_position_embeddings` is missing".to_owned()))?,
+            };
+            yarn(config, keys, needed("factor")?, original)?
+        }
+        "dynamic" => {
+            let original = match get("original_max_position_embeddings")? {
+                Some(original) => Some(original),
+                None => longest()?,
+            };
+            let original = original.filter(|&original| original >= 1.0 && original <= f64::from(1u32 << 30));
+            let original =
+                original.ok_or_else(|| wrong("dynamic scaling needs `max_position_embeddings`".to_owned()))?;
+            let factor = needed("factor")?;
+            if !(factor.is_finite() && factor >= 1.0) || rope.dims < 4 {
+                return Err(wrong(format!("`factor` is {factor}, expected 1 or more, for 4 rotated elements or more")));
+            }
+            let dynamic = DynamicNtk { factor: factor as f32, original: original as usize };
+            return Ok(Rotary { rope, dynamic: Some(dynamic) });
+        }
+        other => {
+            let known = "default, linear, llama3, yarn and dynamic";
+            return Err(wrong(format!("type `{other}` is not known; known are {known}")));
+        }
+    };
+    Ok(Rope { scaling, ..rope }.into())
+}
+
+/// YaRN by the keys of its block.
+fn yarn(config: &Config, keys: &Map<String, Value>, factor: f64, original: f64) -> Result<RopeScaling> {
+    let get = |key: &str| number(config, keys, key);
+    let mscale = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
+    let attention_factor = match (get("attention_factor")?, get("mscale")?, get("mscale_all_dim")?) {
+        (Some(given), ..) => given,
+        // as in transformers, a zero is as good as nothing
+        (None, Some(scale), Some(all)) if scale != 0.0 && all != 0.0 => mscale(scale) / mscale(all),
+        _ => mscale(1.0),
+    };
+    let truncate = match keys.get("truncate") {
+        None | Some(Value::Null) => true,
+        Some(Value::Bool(truncate)) => *truncate,
+        Some(other) => return Err(config.wrong(format!("`truncate` is {other}, expected true or false"))),
+    };
+    Ok(RopeScaling::Yarn {
+        factor: factor as f32,
+        original: original as f32,
+        beta_fast: get("beta_fast")?.filter(|&beta| beta != 0.0).unwrap_or(32.0) as f32,
+        beta_slow: get("beta_slow")?.filter(|&beta| beta != 0.0).unwrap_or(1.0) as f32,
+        attention_factor: attention_factor as f32,
+        truncate,
+    })
 }

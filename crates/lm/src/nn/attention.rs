@@ -1,12 +1,12 @@
 //! Softmax attention.
 
 use super::linear::Bias;
-use super::{Linear, RmsNorm};
+use super::{Linear, RmsNorm, Rotary};
 use crate::cache::{AttentionCache, CacheShape, KvView};
 use crate::init::VarBuilder;
 use crate::params;
 use alluvium_core::{Result, Tensor};
-use alluvium_ops::{self as ops, Rope, attention, concat, mul, rope, sigmoid, split_in};
+use alluvium_ops::{self as ops, attention, concat, mul, sigmoid, split_in};
 
 /// A token mixer that attends with softmax: project, norm each head, rotate, attend, gate, project. The norms and the
 /// gate are there where the model has them.
@@ -61,10 +61,12 @@ pub struct AttentionSizes {
     pub norm: HeadNorm,
     /// The gate of the result.
     pub gate: Gate,
-    /// Of the four projections.
+    /// Of the projections of the input.
     pub bias: Bias,
-    /// How positions turn queries and keys.
-    pub rope: Rope,
+    /// Of the projection that adds to the residual stream.
+    pub output_bias: Bias,
+    /// How queries and keys are rotated by their positions.
+    pub rotary: Rotary,
     /// The standard deviation of new weights.
     pub deviation: f64,
     /// That of the projection that adds to the residual stream.
@@ -77,13 +79,13 @@ impl Attention {
     /// # Errors
     /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
     pub fn build(mut b: VarBuilder, sizes: &AttentionSizes) -> Result<Self> {
-        let AttentionSizes { width, heads, kv_heads, head, bias, deviation, output_deviation, .. } = *sizes;
+        let AttentionSizes { width, heads, kv_heads, head, deviation, output_deviation, .. } = *sizes;
         let queries = if sizes.gate == Gate::Sigmoid { 2 * heads } else { heads };
-        let mut linear = |name, shape, deviation| Linear::biased(b.pp(name), shape, deviation, bias);
+        let mut linear = |name, shape, deviation| Linear::biased(b.pp(name), shape, deviation, sizes.bias);
         let q_proj = linear("q_proj", [queries * head, width], deviation)?;
         let k_proj = linear("k_proj", [kv_heads * head, width], deviation)?;
         let v_proj = linear("v_proj", [kv_heads * head, width], deviation)?;
-        let o_proj = linear("o_proj", [width, heads * head], output_deviation)?;
+        let o_proj = Linear::biased(b.pp("o_proj"), [width, heads * head], output_deviation, sizes.output_bias)?;
         let mut norm = |name| match sizes.norm {
             HeadNorm::None => Ok(None),
             HeadNorm::Rms(eps) => RmsNorm::build(b.pp(name), head, eps).map(Some),
@@ -131,7 +133,7 @@ impl Attention {
     }
 
     fn project(&self, x_btd: &Tensor, positions: &Tensor) -> Result<Heads> {
-        let AttentionSizes { heads, kv_heads, head, rope: turn, gate, .. } = self.sizes;
+        let AttentionSizes { heads, kv_heads, head, rotary, gate, .. } = self.sizes;
         let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
         let [queries, keys, values] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x_btd)?;
         let (q_btak, gate_btak) = match gate {
@@ -142,13 +144,13 @@ impl Attention {
             }
         };
         let k_btgk = keys.reshape([b, t, kv_heads, head])?;
-        let turned = |x: &Tensor, norm: &Option<RmsNorm>| match norm {
-            Some(norm) => rope(&norm.forward(x)?, positions, turn),
-            None => rope(x, positions, turn),
+        let rotated = |x: &Tensor, norm: &Option<RmsNorm>| match norm {
+            Some(norm) => rotary.rotate(&norm.forward(x)?, positions),
+            None => rotary.rotate(x, positions),
         };
         Ok(Heads {
-            q_btak: turned(&q_btak, &self.q_norm)?,
-            k_btgk: turned(&k_btgk, &self.k_norm)?,
+            q_btak: rotated(&q_btak, &self.q_norm)?,
+            k_btgk: rotated(&k_btgk, &self.k_norm)?,
             v_btgk: values.reshape([b, t, kv_heads, head])?,
             gate_btak,
         })

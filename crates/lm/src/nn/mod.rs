@@ -8,6 +8,7 @@ pub mod linear;
 pub mod mlp;
 pub mod moe;
 pub mod norm;
+pub mod rotary;
 
 pub use ablation::Ablation;
 pub use attention::Attention;
@@ -17,3 +18,4 @@ pub use linear::{Embedding, Linear};
 pub use mlp::Mlp;
 pub use moe::Mixture;
 pub use norm::RmsNorm;
+pub use rotary::Rotary;

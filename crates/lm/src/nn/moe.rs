@@ -8,17 +8,19 @@ use crate::weight::Weight;
 use alluvium_core::{Result, Tensor};
 use alluvium_ops::{Normalize, Route, add, combine_experts, linear, mul, route, sigmoid, swiglu};
 
-/// A SwiGLU of each token's own choice of experts, and one that all tokens share, which a number for each token gates.
+/// A mixture of experts: a SwiGLU of each token's own choice of experts and, where the model has one, a shared expert
+/// that is multiplied by a gate for each token.
 ///
 /// `n` tokens, `e` experts, `k` chosen for each token, `d` model width, `i` width of an expert.
 ///
-/// Source: Shazeer et al. 2017, arXiv:1701.06538; `Qwen3NextSparseMoeBlock` in mlx-lm.
+/// Source: Shazeer et al. 2017, arXiv:1701.06538; `Qwen3NextSparseMoeBlock` and `Qwen3MoeSparseMoeBlock` in
+/// mlx-lm.
 #[derive(Clone, Debug)]
 pub struct Mixture {
     gate: Linear,
     switch_mlp: Experts,
-    shared_expert: Mlp,
-    shared_expert_gate: Linear,
+    shared_expert: Option<Mlp>,
+    shared_expert_gate: Option<Linear>,
     sizes: MixtureSizes,
 }
 
@@ -45,8 +47,8 @@ pub struct MixtureSizes {
     pub normalize: Normalize,
     /// One expert.
     pub expert: MlpSizes,
-    /// The one that all tokens share.
-    pub shared: MlpSizes,
+    /// The expert that all tokens share; `None` where there is none.
+    pub shared: Option<MlpSizes>,
 }
 
 impl Mixture {
@@ -69,8 +71,11 @@ impl Mixture {
         Ok(Mixture {
             gate,
             switch_mlp,
-            shared_expert: Mlp::build(b.pp("shared_expert"), &shared)?,
-            shared_expert_gate: Linear::build(b.pp("shared_expert_gate"), [1, width], deviation)?,
+            shared_expert: shared.map(|shared| Mlp::build(b.pp("shared_expert"), &shared)).transpose()?,
+            shared_expert_gate: match shared {
+                Some(_) => Some(Linear::build(b.pp("shared_expert_gate"), [1, width], deviation)?),
+                None => None,
+            },
             sizes: *sizes,
         })
     }
@@ -87,9 +92,12 @@ impl Mixture {
         let Experts { gate_proj, up_proj, down_proj } = &self.switch_mlp;
         let h_nki = swiglu(&gate_proj.grouped(&x_nd, &experts)?, &up_proj.grouped(&x_nd, &experts)?)?;
         let y_nd = combine_experts(&down_proj.grouped(&h_nki, &experts)?, &weights)?;
-        // a column times a row of ones: the token's number in every column
+        let (Some(shared), Some(gate)) = (&self.shared_expert, &self.shared_expert_gate) else {
+            return y_nd.reshape(x.shape());
+        };
+        // a column times a row of ones: the token's gate in every column
         let ones = Tensor::full([width, 1], 1.0, x.device())?;
-        let gate_nd = linear(&sigmoid(&self.shared_expert_gate.forward(&x_nd)?)?, &ones)?;
-        add(&y_nd, &mul(&self.shared_expert.forward(&x_nd)?, &gate_nd)?)?.reshape(x.shape())
+        let gate_nd = linear(&sigmoid(&gate.forward(&x_nd)?)?, &ones)?;
+        add(&y_nd, &mul(&shared.forward(&x_nd)?, &gate_nd)?)?.reshape(x.shape())
     }
 }

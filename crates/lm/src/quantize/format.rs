@@ -25,9 +25,15 @@ impl Quantization {
         let block = |key: &str| json.get(key).and_then(Value::as_object);
         let foreign = block("quantization_config").or_else(|| config.text().get("quantization_config")?.as_object());
         let Some(block) = block("quantization").or(foreign) else { return Ok(Self::default()) };
-        if let Some(method) = block.get("quant_method").and_then(Value::as_str).filter(|m| !m.starts_with("mxfp")) {
-            let why = format!("quant_method `{method}` is not read; convert the model with mlx_lm.convert first");
-            return Err(config.wrong(why));
+        match block.get("quant_method").and_then(Value::as_str) {
+            // 8-bit floats with a scale for each block: widened as they are read
+            Some("fp8") => return Ok(Self::default()),
+            Some(method) if !method.starts_with("mxfp") => {
+                let known = "fp8 with block scales, mxfp4, mxfp8 and the formats of MLX";
+                let why = format!("quant_method `{method}` is not read; known are {known}");
+                return Err(config.wrong(format!("{why}. Fetch the model in bf16, or in one of those")));
+            }
+            _ => {}
         }
         let wrong = |name: &str, why: String| config.wrong(format!("quantization: {name}{why}"));
         let mut quantization = Quantization::default();

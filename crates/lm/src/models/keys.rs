@@ -1,0 +1,95 @@
+//! Keys of a configuration that every type of model shares.
+
+use crate::formats::config::Config;
+use alluvium_core::Result;
+use serde_json::{Map, Value};
+
+/// The number under a key of a part of the configuration; `None` where it is missing or null.
+///
+/// # Errors
+/// When it is no number.
+pub(super) fn number(config: &Config, part: &Map<String, Value>, key: &str) -> Result<Option<f64>> {
+    match part.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_f64() {
+            Some(number) => Ok(Some(number)),
+            None => Err(config.wrong(format!("`{key}` is {}, expected a number", brief(value)))),
+        },
+    }
+}
+
+/// The string under a key of a part of the configuration; `None` where it is missing or null.
+///
+/// # Errors
+/// When it is no string.
+pub(super) fn text_of<'a>(config: &Config, part: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>> {
+    match part.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(config.wrong(format!("`{key}` is {}, expected a string", brief(other)))),
+    }
+}
+
+/// Holds what is added to mean squares against what can be meant.
+pub(super) fn check_eps(config: &Config, eps: f32) -> Result<()> {
+    match eps.is_finite() && eps >= 0.0 {
+        true => Ok(()),
+        false => Err(config.wrong(format!("`rms_norm_eps` is {eps}, expected 0 or more"))),
+    }
+}
+
+/// Keys that change the arithmetic, with the values under which they do not.
+const NEUTRAL: &[(&str, &[f64])] = &[
+    ("attention_multiplier", &[]),
+    ("attn_logit_softcapping", &[0.0]),
+    ("embedding_multiplier", &[1.0]),
+    ("final_logit_softcapping", &[0.0]),
+    ("logit_scale", &[1.0]),
+    ("logits_scaling", &[1.0]),
+    ("query_pre_attn_scalar", &[]),
+    ("residual_multiplier", &[1.0]),
+];
+
+/// Refuses the keys that would change the arithmetic in a way that no model here computes.
+///
+/// # Errors
+/// Names the key, its value and what is expected.
+pub(super) fn refuse_unknown_arithmetic(config: &Config) -> Result<()> {
+    let text = config.text();
+    for key in ["hidden_act", "hidden_activation"] {
+        if let Some(act) = text_of(config, text, key)?.filter(|act| !matches!(*act, "silu" | "swish")) {
+            return Err(config.wrong(format!("`{key}` is `{act}`; silu alone is known")));
+        }
+    }
+    for (key, neutral) in NEUTRAL {
+        if let Some(value) = number(config, text, key)?.filter(|value| !neutral.contains(value)) {
+            return Err(config.wrong(format!("`{key}` is {value}; no model here computes with it")));
+        }
+    }
+    if text.get("attn_output_gate") == Some(&Value::Bool(false)) {
+        return Err(config.wrong("`attn_output_gate` is false; gated attention alone is known"));
+    }
+    sliding_window(config)
+}
+
+/// Refuses a window of attention, unless it is as wide as the longest text or no layer has it.
+fn sliding_window(config: &Config) -> Result<()> {
+    let text = config.text();
+    let layer_types = text.get("layer_types").and_then(Value::as_array);
+    let is_used = match layer_types {
+        Some(kinds) => kinds.iter().any(|kind| kind == "sliding_attention"),
+        None => text.get("use_sliding_window") == Some(&Value::Bool(true)),
+    };
+    let Some(window) = number(config, text, "sliding_window")?.filter(|_| is_used) else { return Ok(()) };
+    let layers = number(config, text, "num_hidden_layers")?.unwrap_or(f64::INFINITY);
+    let full = number(config, text, "max_window_layers")?.unwrap_or(0.0);
+    let longest = number(config, text, "max_position_embeddings")?.unwrap_or(f64::INFINITY);
+    if window >= longest || (layer_types.is_none() && full >= layers) {
+        return Ok(());
+    }
+    Err(config.wrong(format!("`sliding_window` is {window} and used; attention over all tokens alone is known")))
+}
+
+fn brief(value: &Value) -> String {
+    value.to_string().chars().take(40).collect()
+}

@@ -1,0 +1,122 @@
+//! Checkpoints that transformers saved give the logits, losses, tokens and prompts of transformers.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use alluvium_core::{Device, Tensor};
+use alluvium_lm::perplexity::{logits, logsumexp, nll};
+use alluvium_lm::tokenizer::messages::{Ending, Message};
+use alluvium_lm::{LanguageModel, Loaded, load};
+use alluvium_ops::argmax;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// How far logits of f32 arithmetic may be, absolute. Two attention implementations of transformers differ by 5e-6, and
+/// the largest logit of these models is about 12.
+const LOGITS: f64 = 1e-4;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/hf")
+}
+
+fn json(path: impl AsRef<Path>) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// The folders of whole models.
+fn folders() -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.retain(|folder| folder.join("config.json").exists());
+    found.sort();
+    assert_eq!(found.len(), 8, "{found:?}");
+    found
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn gap(ours: impl IntoIterator<Item = f64>, theirs: &Value) -> f64 {
+    let theirs: Vec<f64> = theirs.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+    let ours: Vec<f64> = ours.into_iter().collect();
+    assert_eq!(ours.len(), theirs.len());
+    ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+fn hidden(model: &dyn LanguageModel, ids: &[u32]) -> Tensor {
+    let ids = Tensor::from_slice(ids, [1, ids.len()], model.device()).unwrap();
+    let hidden = model.forward_cached(&ids, &mut model.cache(1).unwrap()).unwrap();
+    hidden.reshape([ids.elements(), hidden.shape().last()]).unwrap()
+}
+
+fn last_logits(model: &dyn LanguageModel, ids: &[u32]) -> Vec<f64> {
+    let last = hidden(model, ids).rows(ids.len() - 1, 1).unwrap();
+    logits(model, &last).unwrap().to_vec::<f32>().unwrap().into_iter().map(f64::from).collect()
+}
+
+fn greedy(model: &dyn LanguageModel, prompt: &[u32], length: usize) -> Vec<u32> {
+    let mut cache = model.cache(1).unwrap();
+    let (mut input, mut made) = (prompt.to_vec(), Vec::new());
+    while made.len() < length {
+        let ids = Tensor::from_slice(&input, [1, input.len()], model.device()).unwrap();
+        let hidden = model.forward_cached(&ids, &mut cache).unwrap();
+        let last = hidden.reshape([input.len(), hidden.shape().last()]).unwrap().rows(input.len() - 1, 1).unwrap();
+        input = argmax(&logits(model, &last).unwrap()).unwrap().to_vec::<u32>().unwrap();
+        made.extend(&input);
+    }
+    made
+}
+
+/// What is wrong with a model.
+fn faults(loaded: &Loaded, expected: &Value) -> Vec<String> {
+    let (model, tokenizer) = (loaded.model.as_ref(), loaded.tokenizer.as_ref().unwrap());
+    let [prompt, long] = [ids(&expected["prompt_ids"]), ids(&expected["long_ids"])];
+    let mean = |ids: &[u32]| {
+        let losses = nll(model, ids).unwrap();
+        losses.iter().sum::<f64>() / losses.len() as f64
+    };
+    let distances = [
+        ("logits of the prompt", gap(last_logits(model, &prompt), &expected["last_logits"]), LOGITS),
+        ("logits of the long prompt", gap(last_logits(model, &long), &expected["long_last_logits"]), LOGITS),
+        ("logsumexp", gap(logsumexp(model, &hidden(model, &prompt)).unwrap(), &expected["logsumexp"]), LOGITS),
+        ("loss of the long prompt", (mean(&long) - expected["long_mean_nll"].as_f64().unwrap()).abs(), 1e-5),
+        (
+            "loss of the text",
+            (mean(&ids(&expected["text_ids"])) - expected["text_mean_nll"].as_f64().unwrap()).abs(),
+            1e-5,
+        ),
+    ];
+    let far = distances.iter().filter(|(_, gap, bound)| !(gap <= bound));
+    let mut faults: Vec<String> =
+        far.map(|(what, gap, bound)| format!("{what}: {gap:.1e} away, bound {bound:.0e}")).collect();
+    let made = greedy(model, &prompt, 32);
+    if made != ids(&expected["greedy"]) {
+        faults.push(format!("after the prompt came {made:?}, expected {}", expected["greedy"]));
+    }
+    if tokenizer.encode(expected["text"].as_str().unwrap()).unwrap() != ids(&expected["text_ids"]) {
+        faults.push("the text has other tokens".to_owned());
+    }
+    for chat in expected["chats"].as_array().unwrap() {
+        let message = |m: &Value| Message::new(m["role"].as_str().unwrap(), m["content"].as_str().unwrap());
+        let messages: Vec<Message> = chat["messages"].as_array().unwrap().iter().map(message).collect();
+        let ending = if chat["add_generation_prompt"] == true { Ending::Answer } else { Ending::Message };
+        let text = tokenizer.chat(&messages, ending, &Map::new()).unwrap();
+        if text != chat["text"] || tokenizer.encode_plain(&text).unwrap() != ids(&chat["ids"]) {
+            faults.push(format!("the chat template makes {text:?}, expected {}", chat["text"]));
+        }
+    }
+    faults
+}
+
+#[test]
+fn checkpoints_of_transformers_give_its_logits_losses_tokens_and_prompts() {
+    let mut wrong = String::new();
+    for folder in folders() {
+        let found = match load(&folder, &Device::cpu()) {
+            Ok(loaded) => faults(&loaded, &json(folder.join("expected.json"))),
+            Err(error) => vec![error.to_string()],
+        };
+        if !found.is_empty() {
+            wrong += &format!("{}: {found:#?}\n", folder.display());
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
