@@ -3,7 +3,7 @@
 
 use alluvium::core::{Error, rng::Rng};
 use alluvium::lm::models::qwen3_5::{RopeParameters, Sizes};
-use alluvium::lm::{Batch, Checkpointing, LanguageModel, Options, generate, initialize, load};
+use alluvium::lm::{Batch, Checkpointing, GenerateOptions, LanguageModel, generate, initialize, load};
 use alluvium::ops::check::{Zeros, check};
 use alluvium::ops::{
     AdamW, Correction, CrossEntropy, Reduction, Sampling, Transpose, adamw, bench, cross_entropy, matmul,
@@ -13,7 +13,6 @@ use alluvium::{DType, Device, Result, Tape, Tensor};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, Write};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -211,11 +210,10 @@ fn generation(folder: &Path, [prompt_tokens, text_tokens]: [usize; 2], device: &
     let mut times = Times::new();
     for (what, length, max_tokens) in [("prefill", prompt_tokens, 1), ("decode, a token", 8, text_tokens)] {
         let sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
-        let options = Options { max_tokens, sampling, ..Options::default() };
+        let options = GenerateOptions { max_tokens, sampling, ..GenerateOptions::default() };
         let mut seconds = Vec::new();
         for _ in 0..6 {
-            let mut on_text = |_: &str| Ok(ControlFlow::Continue(()));
-            let made = generate(loaded.model.as_ref(), &tokenizer, &prompt[..length], &options, &mut on_text)?;
+            let made = generate(loaded.model.as_ref(), Some(&tokenizer), &prompt[..length], &options)?;
             seconds.push(match max_tokens {
                 1 => made.prefill_seconds,
                 _ => made.decode_seconds / (made.tokens.len() - 1).max(1) as f64,

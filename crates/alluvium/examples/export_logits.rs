@@ -3,10 +3,9 @@
 
 use alluvium::core::Error;
 use alluvium::lm::formats::safetensors;
-use alluvium::lm::{Options, Tokenizer, generate, load, perplexity};
+use alluvium::lm::{GenerateOptions, Tokenizer, generate, load, perplexity};
 use alluvium::ops::Sampling;
 use alluvium::{Device, Result, Tensor};
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 const TOKENS: usize = 200;
@@ -33,17 +32,17 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let hidden = loaded.model.forward_cached(&input, &mut cache)?;
     let logits = perplexity::logits(loaded.model.as_ref(), &hidden)?;
     let logits = logits.reshape([ids.len(), logits.shape().last()])?;
-    let options = Options {
+    let options = GenerateOptions {
         max_tokens: GREEDY,
         sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 },
-        ..Options::default()
+        ..GenerateOptions::default()
     };
-    let summary = generate(loaded.model.as_ref(), &tokenizer, &ids, &options, &mut |_| Ok(ControlFlow::Continue(())))?;
+    let generation = generate(loaded.model.as_ref(), Some(&tokenizer), &ids, &options)?;
 
     let file = out.with_extension("safetensors");
     safetensors::write(&file, &[("logits".to_owned(), &logits)], &[])?;
     let name = file.file_name().and_then(|n| n.to_str()).ok_or("the output has no file name")?;
-    let ours = serde_json::json!({"ids": ids, "text": text, "logits": name, "greedy": summary.tokens});
+    let ours = serde_json::json!({"ids": ids, "text": text, "logits": name, "greedy": generation.tokens});
     std::fs::write(&out, ours.to_string())?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p alluvium --example load_and_generate -- MODEL PROMPT`
 
-use alluvium::lm::{Options, Session, load};
+use alluvium::lm::{GenerateOptions, Session, load};
 use alluvium::{Device, Result, core::Error};
 use std::io::Write;
 
@@ -13,12 +13,12 @@ fn main() -> Result<()> {
     };
     let loaded = load(model.as_ref(), &Device::cpu())?;
     let tokenizer = loaded.tokenizer.ok_or_else(|| Error::value("load_and_generate", "there is no tokenizer.json"))?;
-    let options = Options { max_tokens: 40, ..Options::default() };
+    let options = GenerateOptions { max_tokens: 40, ..GenerateOptions::default() };
 
     let mut session = Session::new(loaded.model.as_ref())?;
-    for piece in session.tokens_after(&tokenizer, &tokenizer.encode(prompt)?, &options)? {
+    for token in session.stream(Some(&tokenizer), &tokenizer.encode(prompt)?, &options)? {
         let mut out = std::io::stdout();
-        write!(out, "{}", piece?.text).and_then(|()| out.flush()).map_err(Error::io("stdout", "write"))?;
+        write!(out, "{}", token?.text).and_then(|()| out.flush()).map_err(Error::io("stdout", "write"))?;
     }
     println!();
     Ok(())

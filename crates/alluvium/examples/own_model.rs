@@ -4,9 +4,10 @@
 
 use alluvium::lm::nn::{Embedding, GatedDeltaNet, GatedDeltaNetConfig, RmsNorm};
 use alluvium::lm::{
-    Batch, Cache, CacheShape, Checkpointing, Config, LanguageModel, LoadOptions, ModelType, RandomInit, Weight,
+    Batch, Cache, CacheShape, Checkpointing, Config, GenerateOptions, LanguageModel, LoadOptions, ModelType,
+    RandomInit, Weight,
 };
-use alluvium::lm::{VarBuilder, load_with, params, save_with_config};
+use alluvium::lm::{VarBuilder, generate, load_with, params, save_with_config};
 use alluvium::train::{NextToken, Optimizer, OptimizerConfig, StepOptions, data::PackedBatch, train_step};
 use alluvium::{Device, Result, Tensor, ops::add};
 
@@ -70,7 +71,7 @@ fn main() -> Result<()> {
     let folder = std::env::temp_dir().join(format!("own_model_{}", std::process::id()));
     save_with_config(model.as_ref(), &config, None, &folder)?;
     let loaded = load_with(&folder, &LoadOptions::new(&device).with_model_type(ModelType::new("tiny", build)))?;
-    let texts = alluvium::lm::generate_batch(loaded.model.as_ref(), &[vec![10, 11, 12]], &[], &Default::default());
-    println!("10 11 12 {:?} ...", &texts?[0][..5]);
+    let generation = generate(loaded.model.as_ref(), None, &[10, 11, 12], &GenerateOptions::default())?;
+    println!("10 11 12 {:?} ...", &generation.tokens[..5]);
     std::fs::remove_dir_all(&folder).map_err(alluvium::core::Error::io(&folder, "remove"))
 }

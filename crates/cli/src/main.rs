@@ -38,8 +38,8 @@ fn main() -> ExitCode {
     let Cli { command } = Cli::from_arg_matches(&cli.get_matches()).unwrap_or_else(|error| error.exit());
     let result = match command {
         Command::Train(args) => cmd::train::run(*args, out),
-        Command::Generate(args) => cmd::generate::run(*args, out),
-        Command::Chat(args) => cmd::chat::run(*args, out),
+        Command::Generate(args) => cmd::generate::run(&args, out),
+        Command::Chat(args) => cmd::chat::run(&args, out),
         Command::Convert(args) => cmd::convert::run(&args, out),
         Command::Quantize(args) => cmd::quantize::run(&args, out),
         Command::Perplexity(args) => cmd::perplexity::run(&args, out),

@@ -67,6 +67,51 @@ fn generation_continues_from_a_cached_prompt() {
 }
 
 #[test]
+fn a_system_prompt_belongs_into_the_prompt_cache_and_not_behind_it() {
+    let place = Place::new();
+    let model = fixture("models/qwen3_5-f32");
+    let cache = ["cache_prompt", "--model", &model, "--prompt-cache-file", "c.safetensors", "-p", "The gated"];
+    let plain = said(&mut place.alluvium(&cache));
+    let more = said(place.alluvium(&cache).args(["--system-prompt", "Be brief.", "--prefill-step-size", "4"]));
+    let tokens = |out: &str| out.split(' ').nth(1).unwrap().parse::<usize>().unwrap();
+    assert!(tokens(&more) > tokens(&plain) + 4, "{plain} {more}");
+    let raw = said(place.alluvium(&cache).arg("--ignore-chat-template"));
+    assert!(tokens(&raw) < tokens(&plain), "{plain} {raw}");
+    for command in ["generate", "chat"] {
+        let flags = ["--model", &model, "--prompt-cache-file", "c.safetensors", "--system-prompt", "Be brief."];
+        let words = "--system-prompt: c.safetensors holds the beginning of the conversation";
+        refused_with(place.alluvium(&[command]).args(flags), &[words, "`alluvium cache_prompt`"]);
+    }
+}
+
+#[test]
+fn a_chat_follows_a_prompt_cache_and_answers_in_json() {
+    let place = Place::new();
+    let model = fixture("models/qwen3_5-f32");
+    let cache =
+        ["cache_prompt", "--model", &model, "--prompt-cache-file", "c.safetensors", "-p", "The gated delta rule"];
+    said(&mut place.alluvium(&cache));
+    let chat = ["chat", "--model", &model, "--prompt-cache-file", "c.safetensors", "-m", "8", "--json"];
+    let mut command = place.alluvium(&chat);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"writes\nmore\n/reset\nwrites\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let lines: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 3);
+    let generate = ["generate", "--model", &model, "--prompt-cache-file", "c.safetensors", "-m", "8", "--json"];
+    let alone: Value = serde_json::from_str(&said(place.alluvium(&generate).args(["-p", "writes"]))).unwrap();
+    assert_eq!((&lines[0]["tokens"], &lines[0]["text"]), (&alone["tokens"], &alone["text"]));
+    assert_eq!((&lines[0]["finish_reason"], &lines[0]["reused_tokens"]), (&"length".into(), &0.into()));
+    assert!(lines[1]["reused_tokens"].as_u64().unwrap() > 8, "{}", lines[1]);
+    assert_eq!(lines[2]["tokens"], lines[0]["tokens"]);
+    refused_with(
+        place.alluvium(&chat).args(["--extra-eos-token", "no such"]),
+        &["--extra-eos-token: there is no token `no such`"],
+    );
+}
+
+#[test]
 fn a_value_that_begins_with_a_dash_is_a_value() {
     let place = Place::new();
     let model = fixture("models/qwen3_next-q4g64");
@@ -93,7 +138,7 @@ fn a_value_that_a_flag_does_not_take_is_refused_with_flag_and_value() {
         (&generate[..], "--temp", "-1", "temperature is -1, expected a finite number, 0 or more"),
         (&generate, "--temp", "hot", "for '--temp <"),
         (&generate, "--top-p", "-0.5", "top_p is -0.5, expected a number above 0"),
-        (&generate, "--repetition-penalty", "-2", "repetition penalty is -2, expected a number above 0"),
+        (&generate, "--repetition-penalty", "-2", "the repetition penalty is -2, expected more than 0"),
         (&generate, "--top-k", "-1", "for '--top-k <"),
         (&generate, "--seed", "-1", "for '--seed <"),
         (&generate, "--max-tokens", "-1", "for '--max-tokens <"),
@@ -173,7 +218,7 @@ fn several_tokens_may_end_a_completion() {
         serde_json::from_slice(&std::fs::read(Path::new(&model).join("tokenizer.json")).unwrap()).unwrap();
     let vocabulary = known["model"]["vocab"].as_object().unwrap();
     let (token, _) = vocabulary.iter().find(|(_, id)| **id == tokens[2]).unwrap();
-    assert_eq!(reason(&["--extra-eos-token", "<|im_start|>", token]).0, "endoftext");
+    assert_eq!(reason(&["--extra-eos-token", "<|im_start|>", token]).0, "stop");
     refused_with(
         place.alluvium(&args).args(["--extra-eos-token", "no such"]),
         &["--extra-eos-token: there is no token `no such` in ", "llama-f32/tokenizer.json"],
@@ -189,8 +234,11 @@ fn log_probabilities_are_written_as_json() {
     assert_eq!(out["tokens"].as_array().unwrap().len(), 5);
     assert_eq!(out["finish_reason"], "length");
     let first = &out["logprobs"][0];
-    assert_eq!(first["top"].as_array().unwrap().len(), 3);
-    assert_eq!((&first["top"][0][0], &first["top"][0][1]), (&out["tokens"][0], &first["logprob"]));
+    assert_eq!(first["top_logprobs"].as_array().unwrap().len(), 3);
+    assert_eq!(
+        (&first["top_logprobs"][0]["token"], &first["top_logprobs"][0]["logprob"]),
+        (&out["tokens"][0], &first["logprob"])
+    );
 }
 
 #[test]
@@ -260,7 +308,7 @@ fn a_model_with_nan_weights_is_named_as_the_cause() {
         let generate = ["generate", "--model", "model", "-p", "hello"];
         refused_with(
             place.alluvium(&generate).args(more),
-            &["error: model: ", why, "sample: row 0 of the logits has NaN"],
+            &["error: model: ", why, "generate: the logit of token 0 is NaN at position "],
         );
     }
 }

@@ -24,18 +24,19 @@ pub use checkpoint::{
     save_with_config,
 };
 pub use formats::config::Config;
-pub use generate::sampler::{Likely, Repetition};
-pub use generate::session::Session;
-pub use generate::{Generation, Options, Piece, Reason, Summary, generate, generate_batch};
+pub use generate::{
+    FinishReason, GenerateOptions, GeneratedToken, Generation, GenerationBatch, RepetitionPenalty, Request, Session,
+    TokenLogprob, TokenStream, generate, generate_batch,
+};
 pub use init::{Init, RandomInit, VarBuilder, WeightSource};
-pub use model::{Batch, Checkpointing, LanguageModel};
+pub use model::{Batch, Checkpointing, LanguageModel, ModelRef};
 pub use models::{ModelType, Registry, build, initialize, initialize_decoder};
 pub use parameters::{
     Parameter, Parameters, Role, freeze, join, parameter_count, unfreeze, visit_trainable, visit_trainable_mut,
 };
 pub use quantize::{Mixed, Scheme};
-pub use tokenizer::Tokenizer;
 pub use tokenizer::chat_template::ChatTemplate;
+pub use tokenizer::{Conversation, Message, PromptEnd, Tokenizer};
 pub use weight::Weight;
 
 // for `params!`, which must name the tensor's type in crates that depend on this one alone

@@ -5,6 +5,8 @@ use crate::formats::config::Config;
 use crate::parameters::Parameters;
 use crate::weight::Weight;
 use alluvium_core::{Device, Result, Tensor};
+use std::ops::Deref;
+use std::sync::Arc;
 
 /// Tokens for training.
 #[derive(Clone, Copy, Debug)]
@@ -76,5 +78,50 @@ pub trait LanguageModel: Parameters + Send + Sync {
     /// [`save_with_config`](crate::save_with_config).
     fn config(&self) -> Option<&Config> {
         None
+    }
+}
+
+/// A model that is borrowed or shared. What is made of a shared one, such as a [`Session`](crate::Session), borrows
+/// nothing and can move to another thread.
+#[derive(Clone)]
+pub enum ModelRef<'m> {
+    /// A borrowed model.
+    Borrowed(&'m dyn LanguageModel),
+    /// A model with several owners.
+    Shared(Arc<dyn LanguageModel>),
+}
+
+impl std::fmt::Debug for ModelRef<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if matches!(self, ModelRef::Borrowed(_)) { "borrowed model" } else { "shared model" })
+    }
+}
+
+impl<'m> Deref for ModelRef<'m> {
+    type Target = dyn LanguageModel + 'm;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            ModelRef::Borrowed(model) => *model,
+            ModelRef::Shared(model) => model.as_ref(),
+        }
+    }
+}
+
+impl<'m> From<&'m dyn LanguageModel> for ModelRef<'m> {
+    fn from(model: &'m dyn LanguageModel) -> Self {
+        ModelRef::Borrowed(model)
+    }
+}
+
+impl<'m, M: LanguageModel> From<&'m M> for ModelRef<'m> {
+    fn from(model: &'m M) -> Self {
+        ModelRef::Borrowed(model)
+    }
+}
+
+impl From<Arc<dyn LanguageModel>> for ModelRef<'_> {
+    fn from(model: Arc<dyn LanguageModel>) -> Self {
+        ModelRef::Shared(model)
     }
 }

@@ -21,8 +21,7 @@ use alluvium_core::{DType, Device, Tensor};
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::perplexity::{logits, logsumexp, nll};
 use alluvium_lm::quantize::format::Quantization;
-use alluvium_lm::tokenizer::messages::{Ending, Message};
-use alluvium_lm::{Config, LanguageModel, Loaded, load};
+use alluvium_lm::{Config, Conversation, LanguageModel, Loaded, Message, load};
 use alluvium_ops::{Packing, Quantized, add, argmax, cast, dequantize, mul};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -170,10 +169,6 @@ fn sums(model: &dyn LanguageModel, expected: &Value, apart: f64, device: &Device
     (furthest, faults)
 }
 
-fn message(json: &Value) -> Message {
-    Message::new(json["role"].as_str().unwrap(), json["content"].as_str().unwrap())
-}
-
 /// What is wrong with what one model says of tokens and texts.
 fn compare(folder: &Path, expected: &Value, loaded: &Loaded, device: &Device) -> Vec<String> {
     let (model, tokenizer) = (loaded.model.as_ref(), loaded.tokenizer.as_ref().unwrap());
@@ -201,8 +196,9 @@ fn compare(folder: &Path, expected: &Value, loaded: &Loaded, device: &Device) ->
         }
     }
     for chat in theirs["chat"].as_array().unwrap() {
-        let messages: Vec<Message> = chat["messages"].as_array().unwrap().iter().map(message).collect();
-        let text = tokenizer.chat(&messages, Ending::Answer, chat["kwargs"].as_object().unwrap()).unwrap();
+        let messages: Vec<Message> = serde_json::from_value(chat["messages"].clone()).unwrap();
+        let variables = chat["kwargs"].as_object().unwrap().clone();
+        let text = Conversation { variables, ..Conversation::new(messages) }.render(tokenizer).unwrap();
         if text != chat["text"] || tokenizer.encode_plain(&text).unwrap() != ids(&chat["ids"]) {
             faults.push(format!("the chat template makes {text:?}, expected {}", chat["text"]));
         }

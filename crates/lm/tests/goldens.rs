@@ -7,8 +7,8 @@ use alluvium_core::{Device, Tensor};
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::perplexity::{logits, logsumexp, nll};
 use alluvium_lm::{
-    Batch, Checkpointing, LanguageModel, Loaded, Options, Reason, Session, generate, generate_batch, load,
-    parameter_count, save,
+    Batch, Checkpointing, FinishReason, GenerateOptions, GenerationBatch, LanguageModel, Loaded, RepetitionPenalty,
+    Request, Session, generate, generate_batch, load, parameter_count, save,
 };
 use alluvium_ops::{Sampling, scale};
 use serde_json::Value;
@@ -116,15 +116,13 @@ fn greedy_text_is_that_of_mlx_lm() {
     for run in expected["greedy"].as_array().unwrap() {
         let length = run["prompt_len"].as_u64().unwrap() as usize;
         let sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
-        let options = Options { max_tokens: 32, sampling, seed: 1, ..Options::default() };
-        let mut text = String::new();
-        let mut on_text = |piece: &str| {
-            text += piece;
-            Ok(ControlFlow::Continue(()))
-        };
-        let summary = generate(model.as_ref(), &tokenizer, &prompt[..length], &options, &mut on_text).unwrap();
-        assert_eq!(summary.tokens, ids(&run["tokens"]));
-        assert_eq!((text.as_str(), summary.reason), (run["text"].as_str().unwrap(), Reason::Length));
+        let options = GenerateOptions { max_tokens: 32, sampling, seed: 1, ..GenerateOptions::default() };
+        let made = generate(model.as_ref(), Some(&tokenizer), &prompt[..length], &options).unwrap();
+        assert_eq!(made.tokens, ids(&run["tokens"]));
+        assert_eq!(
+            (made.text.as_str(), made.finish_reason),
+            (run["text"].as_str().unwrap(), Some(FinishReason::Length))
+        );
     }
 }
 
@@ -204,8 +202,7 @@ fn a_session_reads_what_two_prompts_share_once_and_answers_as_one_that_reads_all
     let ids = ids(&expected["prompts"][4]["ids"]);
     // longer than what is read at once, so that there are snapshots between
     let long: Vec<u32> = ids.iter().cycle().take(1_200).copied().collect();
-    let options = Options { max_tokens: 6, ..Options::default() };
-    let mut quiet = |_: &str| Ok(ControlFlow::Continue(()));
+    let options = GenerateOptions { max_tokens: 6, ..GenerateOptions::default() };
     let mut session = Session::new(model).unwrap();
     for (prompt, reused) in [
         (long.clone(), 0),
@@ -216,8 +213,8 @@ fn a_session_reads_what_two_prompts_share_once_and_answers_as_one_that_reads_all
         (long[..600].to_vec(), 512),
         (vec![9, 9], 0),
     ] {
-        let ours = session.generate(&tokenizer, &prompt, &options, &mut quiet).unwrap();
-        let whole = generate(model, &tokenizer, &prompt, &options, &mut quiet).unwrap();
+        let ours = session.generate(Some(&tokenizer), &prompt, &options).unwrap();
+        let whole = generate(model, Some(&tokenizer), &prompt, &options).unwrap();
         assert_eq!(ours.tokens, whole.tokens);
         assert_eq!((ours.reused_tokens, ours.prompt_tokens), (reused, prompt.len()));
     }
@@ -232,15 +229,15 @@ fn a_session_for_one_prompt_holds_no_states_but_its_own_and_goes_on_but_not_back
         let before = cpu.memory().in_use();
         let mut session = Session::new(model.as_ref()).unwrap();
         if one {
-            session = session.for_one_prompt();
+            session = session.without_snapshots();
         }
         let ids: Vec<u32> = (0..1100).map(|i| i % 300).collect();
-        assert_eq!(session.read(&ids).unwrap(), 0);
+        assert_eq!(session.prefill(&ids).unwrap(), 0);
         let held = (cpu.memory().in_use() - before) as f64 / session.cache().bytes() as f64;
-        assert_eq!(session.read(&[&ids[..], &[7, 8]].concat()).unwrap(), 1100);
-        (held, session.read(&[9, 9]).map_err(|error| error.to_string()))
+        assert_eq!(session.prefill(&[&ids[..], &[7, 8]].concat()).unwrap(), 1100);
+        (held, session.prefill(&[9, 9]).map_err(|error| error.to_string()))
     };
-    let why = "generate: the session was made for one prompt; start another for this one";
+    let why = "generate: the session keeps no snapshots; make a new session for this prompt";
     let (many, one) = (held(false), held(true));
     assert_eq!([&many.1, &one.1], [&Ok(0), &Err(why.to_owned())]);
     // size classes and the last hidden row are a little
@@ -248,23 +245,88 @@ fn a_session_for_one_prompt_holds_no_states_but_its_own_and_goes_on_but_not_back
 }
 
 #[test]
-fn prompts_of_different_lengths_generate_together_what_each_does_alone() {
+fn a_batch_of_different_requests_gives_for_each_what_it_gives_alone() {
     let (Loaded { model, tokenizer, .. }, expected) = model();
     let (model, tokenizer) = (model.as_ref(), tokenizer.unwrap());
     let ids = ids(&expected["prompts"][4]["ids"]);
-    let prompts = [ids[..1].to_vec(), ids[10..75].to_vec(), ids[..200].to_vec(), ids[50..53].to_vec()];
-    let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
-    let options = Options { max_tokens: 20, sampling, seed: 3, ..Options::default() };
-    // a frequent token ends a text, so that they end at different steps
-    let end = 264;
-    let together = generate_batch(model, &prompts, &[end], &options).unwrap();
-    for (place, (prompt, text)) in prompts.iter().zip(&together).enumerate() {
-        let options = Options { seed: 3 + place as u64, stop_tokens: vec![end], ..options.clone() };
-        let alone = generate(model, &tokenizer, prompt, &options, &mut |_| Ok(ControlFlow::Continue(()))).unwrap();
-        assert_eq!(text, &alone.tokens, "prompt {place}");
+    let hot = Sampling { temperature: 1.0, ..Sampling::default() };
+    let base = GenerateOptions { max_tokens: 20, sampling: hot, seed: 3, ..GenerateOptions::default() };
+    // the requests end at different steps: by length, by a frequent token, by a stop text
+    let penalty = RepetitionPenalty { penalty: 1.5, context_size: 8 };
+    let requests = [
+        Request::new(&ids[..1], base.clone()),
+        Request::new(
+            &ids[10..75],
+            GenerateOptions { seed: 4, stop_token_ids: vec![264], logprobs: Some(2), ..base.clone() },
+        ),
+        Request::new(&ids[..200], GenerateOptions { sampling: Sampling::default(), logprobs: Some(0), ..base.clone() }),
+        Request::new(&ids[50..53], GenerateOptions { seed: 6, repetition_penalty: penalty, ..base.clone() }),
+        Request::new(
+            &ids[..40],
+            GenerateOptions { seed: 7, stop: vec![" ".into(), "e".into()], max_tokens: 30, ..base.clone() },
+        ),
+        Request::new(&ids[..9], GenerateOptions { max_tokens: 0, ..base.clone() }),
+    ];
+    let mut texts = vec![String::new(); requests.len()];
+    let together = generate_batch(model, Some(&tokenizer), &requests, &mut |index, token| {
+        texts[index] += &token.text;
+        Ok(ControlFlow::Continue(()))
+    })
+    .unwrap();
+    for (index, (request, batched)) in requests.iter().zip(&together).enumerate() {
+        let alone = generate(model, Some(&tokenizer), &request.prompt, &request.options).unwrap();
+        assert_eq!((&batched.tokens, &batched.text), (&alone.tokens, &alone.text), "request {index}");
+        assert_eq!(batched.finish_reason, alone.finish_reason, "request {index}");
+        assert_eq!((batched.prompt_tokens, &texts[index]), (request.prompt.len(), &batched.text));
+        assert_eq!(batched.logprobs.len(), alone.logprobs.len());
+        for (a, b) in batched.logprobs.iter().zip(&alone.logprobs) {
+            assert!(a.token == b.token && (a.logprob - b.logprob).abs() < 1e-4, "{a:?} {b:?}");
+        }
     }
-    assert!(together.iter().any(|text| text.len() < 20), "{together:?}");
-    assert!(generate_batch(model, &[], &[end], &options).unwrap_err().to_string().contains("there is no prompt"));
+    let reasons: Vec<_> = together.iter().map(|made| made.finish_reason).collect();
+    assert!(
+        reasons.contains(&Some(FinishReason::Stop)) && reasons.contains(&Some(FinishReason::Length)),
+        "{reasons:?}"
+    );
+    let none = generate_batch(model, None, &[], &mut |_, _| Ok(ControlFlow::Continue(()))).unwrap_err();
+    assert!(none.to_string().contains("there are no requests"), "{none}");
+}
+
+#[test]
+fn a_sequence_that_joins_or_leaves_a_running_batch_changes_no_other() {
+    let (Loaded { model, tokenizer, .. }, expected) = model();
+    let (model, tokenizer) = (std::sync::Arc::<dyn LanguageModel>::from(model), tokenizer.unwrap());
+    let ids = ids(&expected["prompts"][4]["ids"]);
+    let options = GenerateOptions { max_tokens: 12, ..GenerateOptions::default() };
+    let requests = [&ids[..30], &ids[60..70], &ids[5..50]].map(|prompt| Request::new(prompt, options.clone()));
+    let mut batch = GenerationBatch::new(model.clone(), Some(&tokenizer));
+    let first = batch.add(&requests[0]).unwrap();
+    batch.step().unwrap();
+    let (second, third) = (batch.add(&requests[1]).unwrap(), batch.add(&requests[2]).unwrap());
+    batch.step().unwrap();
+    let stopped = batch.remove(first).unwrap();
+    assert_eq!((stopped.tokens.len(), stopped.finish_reason), (2, None));
+    assert!(batch.add(&Request::new([9_999_999], options.clone())).is_err());
+    while !batch.is_empty() {
+        batch.step().unwrap();
+    }
+    for (id, request) in [(second, &requests[1]), (third, &requests[2])] {
+        let alone = generate(model.clone(), Some(&tokenizer), &request.prompt, &options).unwrap();
+        assert_eq!(batch.remove(id).unwrap().tokens, alone.tokens);
+    }
+    assert!(batch.step().is_err() && batch.remove(second).is_none());
+}
+
+#[test]
+fn a_session_of_a_shared_model_moves_to_another_thread() {
+    let (Loaded { model, tokenizer, .. }, expected) = model();
+    let model = std::sync::Arc::<dyn LanguageModel>::from(model);
+    let prompt = ids(&expected["prompts"][3]["ids"]);
+    let options = GenerateOptions { max_tokens: 4, ..GenerateOptions::default() };
+    let here = generate(model.clone(), tokenizer.as_ref(), &prompt, &options).unwrap();
+    let mut session = Session::new(model).unwrap();
+    let there = std::thread::spawn(move || session.generate(tokenizer.as_ref(), &prompt, &options).unwrap());
+    assert_eq!(there.join().unwrap().tokens, here.tokens);
 }
 
 #[test]

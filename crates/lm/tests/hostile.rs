@@ -258,11 +258,11 @@ fn a_pipe_in_the_place_of_a_file_is_refused_where_reading_it_would_wait_for_ever
 fn a_token_that_the_model_has_no_row_for_is_named_before_any_is_read() {
     let model = initialize(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
     let mut session = alluvium_lm::Session::new(model.as_ref()).unwrap();
-    let error = session.read(&[3, 16, 2]).unwrap_err().to_string();
+    let error = session.prefill(&[3, 16, 2]).unwrap_err().to_string();
     let want = "token 16 is outside the vocabulary of 16 tokens; use the tokenizer that belongs to the model";
     assert!(error.contains(want), "{error}");
     // it was refused before it did harm
-    session.read(&[3, 15, 2]).unwrap();
+    session.prefill(&[3, 15, 2]).unwrap();
 }
 
 #[test]

@@ -3,8 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::{DType, Device};
-use alluvium_lm::tokenizer::messages::{Ending, Message};
-use alluvium_lm::{Config, initialize, load, save};
+use alluvium_lm::{Config, Conversation, Message, initialize, load, save};
 use serde_json::json;
 use std::path::Path;
 
@@ -35,7 +34,7 @@ fn a_template_that_loops_fails_or_is_none_is_an_error() {
             std::fs::write(&path, text).unwrap();
         }
         let tokenizer = alluvium_lm::Tokenizer::load(folder.path()).unwrap();
-        tokenizer.chat(&[Message::new("user", "hi")], Ending::Answer, &serde_json::Map::new())
+        Conversation::new([Message::user("hi")]).render(&tokenizer)
     };
     let loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in messages %}{% endfor %}{% endfor %}{% endfor %}";
     for (template, want) in [

@@ -6,7 +6,7 @@
 
 use alluvium_core::{DType, Device};
 use alluvium_lm::models::qwen3_5::{RopeParameters, Sizes};
-use alluvium_lm::{Options, generate_batch, initialize, inspect, load, save};
+use alluvium_lm::{GenerateOptions, generate, initialize, inspect, load, save};
 use alluvium_ops::cast;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -55,9 +55,10 @@ fn generate_from(folder: &Path) -> usize {
     let before = said("VmRSS");
     let model = load(folder, &Device::cpu()).unwrap().model;
     let prompt: Vec<u32> = (0..600).map(|i| i * 13 % 8192).collect();
-    let texts =
-        generate_batch(model.as_ref(), &[prompt], &[], &Options { max_tokens: 20, ..Options::default() }).unwrap();
-    assert_eq!(texts[0].len(), 20);
+    let made =
+        generate(model.as_ref(), None, &prompt, &GenerateOptions { max_tokens: 20, ..GenerateOptions::default() })
+            .unwrap();
+    assert_eq!(made.tokens.len(), 20);
     said("VmHWM") - before
 }
 

@@ -2,18 +2,18 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::{Device, Result};
-use alluvium_lm::cache::file as prompt_cache;
+use alluvium_lm::cache::{load_prompt_cache, save_prompt_cache};
 use alluvium_lm::formats::safetensors;
-use alluvium_lm::tokenizer::messages::{Ending, Message};
-use alluvium_lm::{Cache, Config, LanguageModel, Loaded, Options, Session, initialize, load};
+use alluvium_lm::{
+    Cache, Config, Conversation, GenerateOptions, LanguageModel, Loaded, Message, PromptEnd, Session, initialize, load,
+};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// The cache in a file, for a model.
 fn cache_of(path: &Path, model: &dyn LanguageModel) -> Result<(Cache, BTreeMap<String, String>)> {
-    prompt_cache::load(path, &model.cache_shapes(), model.device())
+    load_prompt_cache(path, &model.cache_shapes(), model.device())
 }
 
 fn fixture(name: &str) -> PathBuf {
@@ -22,9 +22,9 @@ fn fixture(name: &str) -> PathBuf {
 
 /// The prompt that the golden holds, as `mlx_lm.cache_prompt` puts it: the message is not ended.
 fn read(session: &mut Session<'_>, tokenizer: &alluvium_lm::Tokenizer) {
-    let messages = [Message::new("user", "The gated delta rule")];
-    let prompt = tokenizer.chat(&messages, Ending::Continue, &serde_json::Map::new()).unwrap();
-    session.read(&tokenizer.encode_plain(&prompt).unwrap()).unwrap();
+    let end = PromptEnd::ContinueFinalMessage;
+    let conversation = Conversation { end, ..Conversation::new([Message::user("The gated delta rule")]) };
+    session.prefill(&conversation.encode(tokenizer).unwrap()).unwrap();
 }
 
 #[test]
@@ -39,20 +39,14 @@ fn a_cache_of_mlx_lm_goes_on_as_one_that_was_just_read() {
 
     // what followed in mlx-lm's own run: ` writes`, the end of the message, the beginning of an answer
     let rest = tokenizer.encode_plain(" writes<|im_end|>\n<|im_start|>assistant\n").unwrap();
-    let options = Options { max_tokens: 8, ..Options::default() };
-    let mut text = String::new();
-    let mut theirs = Session::resume(model, cache);
-    let summary = theirs
-        .generate(&tokenizer, &rest, &options, &mut |piece| {
-            text += piece;
-            Ok(ControlFlow::Continue(()))
-        })
-        .unwrap();
+    let options = GenerateOptions { max_tokens: 8, ..GenerateOptions::default() };
+    let mut theirs = Session::with_cache(model, cache);
+    let made = theirs.generate(Some(&tokenizer), &rest, &options).unwrap();
     // mlx-lm prints the first piece without its first space
-    assert_eq!((text.trim_start(), summary.prompt_tokens), ("state @ k) * b", 16));
+    assert_eq!((made.text.trim_start(), made.prompt_tokens), ("state @ k) * b", 16));
     let whole = [ours.tokens().to_vec(), rest].concat();
-    let again = ours.generate(&tokenizer, &whole, &options, &mut |_| Ok(ControlFlow::Continue(()))).unwrap();
-    assert_eq!((again.tokens, again.reused_tokens), (summary.tokens, 16));
+    let again = ours.generate(Some(&tokenizer), &whole, &options).unwrap();
+    assert_eq!((again.tokens, again.reused_tokens), (made.tokens, 16));
 }
 
 #[test]
@@ -67,7 +61,7 @@ fn a_saved_cache_has_the_names_shapes_and_metadata_of_mlx_lm_and_comes_back() {
         [("model", "models/qwen3_5-f32"), ("tokenizer_config", r#"{"trust_remote_code": false}"#)]
             .map(|(key, value)| (key.to_owned(), value.to_owned())),
     );
-    prompt_cache::save(&path, session.cache(), &about).unwrap();
+    save_prompt_cache(&path, session.cache(), &about).unwrap();
     let (ours, theirs) =
         (safetensors::read(&path).unwrap(), safetensors::read(fixture("cli/prompt_cache.safetensors")).unwrap());
     assert_eq!(ours.metadata(), theirs.metadata());
@@ -83,7 +77,7 @@ fn a_saved_cache_has_the_names_shapes_and_metadata_of_mlx_lm_and_comes_back() {
     }
     let (cache, _) = cache_of(&path, model).unwrap();
     assert_eq!(cache.offset(), session.cache().offset());
-    let mut again = Session::resume(model, cache);
+    let mut again = Session::with_cache(model, cache);
     again.step(5).unwrap();
     session.step(5).unwrap();
     assert_eq!(again.logits().unwrap().to_vec::<f32>().unwrap(), session.logits().unwrap().to_vec::<f32>().unwrap());
@@ -189,7 +183,7 @@ fn a_cache_whose_layers_have_read_different_numbers_of_tokens_is_refused() {
     read(&mut session, &tokenizer);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cache.safetensors");
-    prompt_cache::save(&path, session.cache(), &BTreeMap::new()).unwrap();
+    save_prompt_cache(&path, session.cache(), &BTreeMap::new()).unwrap();
     let whole = std::fs::read(&path).unwrap();
     let start = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     let header: Value = serde_json::from_slice(&whole[8..start]).unwrap();

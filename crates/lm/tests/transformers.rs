@@ -3,10 +3,9 @@
 
 use alluvium_core::{Device, Tensor};
 use alluvium_lm::perplexity::{logits, logsumexp, nll};
-use alluvium_lm::tokenizer::messages::{Ending, Message};
-use alluvium_lm::{LanguageModel, Loaded, load};
+use alluvium_lm::{Conversation, LanguageModel, Loaded, Message, PromptEnd, load};
 use alluvium_ops::argmax;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// How far logits of f32 arithmetic may be, absolute. Two attention implementations of transformers differ by 5e-6, and
@@ -95,10 +94,10 @@ fn faults(loaded: &Loaded, expected: &Value) -> Vec<String> {
         faults.push("the text has other tokens".to_owned());
     }
     for chat in expected["chats"].as_array().unwrap() {
-        let message = |m: &Value| Message::new(m["role"].as_str().unwrap(), m["content"].as_str().unwrap());
-        let messages: Vec<Message> = chat["messages"].as_array().unwrap().iter().map(message).collect();
-        let ending = if chat["add_generation_prompt"] == true { Ending::Answer } else { Ending::Message };
-        let text = tokenizer.chat(&messages, ending, &Map::new()).unwrap();
+        let messages: Vec<Message> = serde_json::from_value(chat["messages"].clone()).unwrap();
+        let generates = chat["add_generation_prompt"] == true;
+        let end = if generates { PromptEnd::GenerationPrompt } else { PromptEnd::FinalMessage };
+        let text = Conversation { end, ..Conversation::new(messages) }.render(tokenizer).unwrap();
         if text != chat["text"] || tokenizer.encode_plain(&text).unwrap() != ids(&chat["ids"]) {
             faults.push(format!("the chat template makes {text:?}, expected {}", chat["text"]));
         }

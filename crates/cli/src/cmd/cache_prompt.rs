@@ -1,26 +1,31 @@
-use super::generate::{text_or_stdin, tokenizer};
+use super::prompt::{PrefillArgs, TemplateArgs, text_or_stdin, tokenizer};
 use super::{DeviceArg, is_here};
 use crate::output::bytes;
-use alluvium::lm::cache::file as prompt_cache;
-use alluvium::lm::tokenizer::messages::{Ending, Message};
+use alluvium::lm::cache::save_prompt_cache;
 use alluvium::lm::{Session, load};
-use anyhow::bail;
+use anyhow::{Context, bail};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 
 /// Save the cache of a prompt for `generate --prompt-cache-file`, here and in mlx-lm
+///
+/// The prompt is rendered as a user message that is not ended: the prompt of `generate` continues it.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and the safetensors files
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Prompt; `-`, or no flag, reads it from standard input
+    /// Prompt; the escapes \n and \t become a new line and a tab. `-`, or no flag, reads it unchanged from standard input
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// File to write
     #[arg(long, value_name = "FILE")]
     prompt_cache_file: PathBuf,
+    #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
+    prefill: PrefillArgs,
     #[command(flatten)]
     device: DeviceArg,
 }
@@ -35,21 +40,15 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let prompt = text_or_stdin(args.prompt.as_deref())?;
     let loaded = load(&args.model, &device)?;
     let tokenizer = tokenizer(loaded.tokenizer, &args.model)?;
-    let ids = match tokenizer.chat_template() {
-        Some(_) => {
-            let messages = [Message::new("user", prompt)];
-            tokenizer.encode_plain(&tokenizer.chat(&messages, Ending::Continue, &serde_json::Map::new())?)?
-        }
-        None => tokenizer.encode(&prompt)?,
-    };
-    let mut session = Session::new(loaded.model.as_ref())?.for_one_prompt();
-    session.read(&ids)?;
-    let about = BTreeMap::from([
+    let ids = args.template.cached_prompt(&tokenizer, &args.model, prompt)?;
+    let session = Session::new(loaded.model.as_ref())?.without_snapshots();
+    let mut session = session.with_prefill_step_size(args.prefill.prefill_step_size);
+    session.prefill(&ids).with_context(|| args.model.display().to_string())?;
+    let metadata = BTreeMap::from([
         ("model".to_owned(), args.model.display().to_string()),
         ("tokenizer_config".to_owned(), "{}".to_owned()),
     ]);
-    prompt_cache::save(&args.prompt_cache_file, session.cache(), &about)?;
-    let size = bytes(session.cache().bytes());
-    writeln!(out, "{}: {} tokens, {size}", args.prompt_cache_file.display(), ids.len())?;
+    save_prompt_cache(file, session.cache(), &metadata)?;
+    writeln!(out, "{}: {} tokens, {}", file.display(), ids.len(), bytes(session.cache().bytes()))?;
     Ok(())
 }

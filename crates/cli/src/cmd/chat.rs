@@ -1,15 +1,14 @@
-use super::generate::{SamplingArgs, explained, report, tokenizer, variables};
+use super::generate::{SamplingArgs, as_json, report};
+use super::prompt::{SessionArgs, TemplateArgs, tokenizer};
 use super::{DeviceArg, is_here};
 use crate::output::say;
-use alluvium::lm::tokenizer::messages::{Ending, Message};
 use alluvium::lm::tokenizer::reasoning::{Part, Thinking};
-use alluvium::lm::{LanguageModel, Options, Session, Summary, Tokenizer, load};
-use anyhow::bail;
-use serde_json::{Map, Value};
+use alluvium::lm::{
+    Cache, Conversation, GenerateOptions, Generation, LanguageModel, Message, Session, Tokenizer, load,
+};
+use anyhow::{Context, bail};
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Chat with a model
 ///
@@ -23,23 +22,25 @@ pub(crate) struct Args {
     /// Maximum number of tokens in a response
     #[arg(long, short, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
-    /// System prompt
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    system_prompt: Option<String>,
-    /// Variables for the chat template, as JSON: {"enable_thinking": false}
-    #[arg(long, value_name = "JSON")]
-    chat_template_config: Option<String>,
-    /// Prompt tokens per forward pass: fewer take less memory, more may be faster [default: chosen for the device]
-    #[arg(long, value_name = "N")]
-    prefill_step_size: Option<NonZeroUsize>,
+    #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
+    session: SessionArgs,
+    /// Write each response as one line of JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     device: DeviceArg,
 }
 
-pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     is_here(&args.model)?;
+    if args.template.ignore_chat_template {
+        bail!("--ignore-chat-template: a chat needs its template; `alluvium generate` continues plain text");
+    }
+    args.template.check_cache(args.session.prompt_cache_file.as_deref())?;
     let device = args.device.open()?;
     let loaded = load(&args.model, &device)?;
     let tokenizer = tokenizer(loaded.tokenizer, &args.model)?;
@@ -47,17 +48,20 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
         let model = args.model.display();
         bail!("{model} has no chat template; `alluvium generate` continues plain text");
     }
+    let cache = args.session.cache(loaded.model.as_ref())?;
     let mut chat = Chat {
+        args,
         model: loaded.model.as_ref(),
-        folder: &args.model,
-        session: Session::new(loaded.model.as_ref())?.reading(args.prefill_step_size),
-        at_once: args.prefill_step_size,
+        session: args.session.session(loaded.model.as_ref(), cache.clone())?,
+        cache,
         tokenizer: &tokenizer,
-        system: args.system_prompt,
-        history: Vec::new(),
-        variables: variables(args.chat_template_config.as_deref())?,
-        options: args.sampling.options(args.max_tokens),
-        styled: io::stdout().is_terminal(),
+        conversation: args.template.conversation()?,
+        options: args.sampling.options(args.max_tokens, &tokenizer, &args.model)?,
+        output: match (args.json, io::stdout().is_terminal()) {
+            (true, _) => Output::Json,
+            (false, true) => Output::Styled,
+            (false, false) => Output::Plain,
+        },
     };
     // a template that fails is reported before the first message
     chat.prompt("hello")?;
@@ -84,14 +88,14 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
             Line::Exit => break,
             Line::Help => say!("{COMMANDS}"),
             Line::Reset => {
-                chat.history.clear();
+                chat.clear();
                 say!("the conversation is cleared");
             }
             Line::System(text) => chat.set_system_prompt(text),
             Line::Unknown(word) => say!("unknown command {word}; {COMMANDS}"),
             Line::Message(message) => {
-                if let Some(summary) = chat.answer(message, out)?.filter(|_| terminal) {
-                    report(&summary, device.peak_memory());
+                if let Some(generation) = chat.answer(message, out)?.filter(|_| terminal) {
+                    report(&generation, device.peak_memory());
                 }
             }
         }
@@ -133,37 +137,52 @@ impl<'a> Line<'a> {
     }
 }
 
+/// How responses are written.
+#[derive(Clone, Copy, PartialEq)]
+enum Output {
+    /// A terminal, where reasoning is dimmed.
+    Styled,
+    Plain,
+    Json,
+}
+
 struct Chat<'a> {
+    args: &'a Args,
     model: &'a dyn LanguageModel,
-    folder: &'a Path,
     session: Session<'a>,
-    at_once: Option<NonZeroUsize>,
+    /// The prompt cache that the conversation follows.
+    cache: Option<Cache>,
     tokenizer: &'a Tokenizer,
-    system: Option<String>,
-    history: Vec<Message>,
-    variables: Map<String, Value>,
-    options: Options,
-    /// Whether the output is a terminal, where reasoning is dimmed.
-    styled: bool,
+    conversation: Conversation,
+    options: GenerateOptions,
+    output: Output,
 }
 
 impl Chat<'_> {
+    /// The text of the prompt with one more message of the user.
     fn prompt(&self, message: &str) -> anyhow::Result<String> {
-        let system = self.system.as_deref().map(|text| Message::new("system", text));
-        let messages: Vec<Message> =
-            system.into_iter().chain(self.history.iter().cloned()).chain([Message::new("user", message)]).collect();
-        Ok(self.tokenizer.chat(&messages, Ending::Answer, &self.variables)?)
+        let mut conversation = self.conversation.clone();
+        conversation.messages.push(Message::user(message));
+        Ok(match self.cache {
+            Some(_) => conversation.render_after_cache(self.tokenizer)?,
+            None => conversation.render(self.tokenizer)?,
+        })
+    }
+
+    /// Removes all messages but the system prompt.
+    fn clear(&mut self) {
+        self.conversation.messages.retain(|message| message.role == "system");
     }
 
     /// Sets the system prompt and clears the conversation, unless the template refuses the prompt.
     fn set_system_prompt(&mut self, text: &str) {
-        let before = std::mem::replace(&mut self.system, Some(text.to_owned()).filter(|text| !text.is_empty()));
-        let history = std::mem::take(&mut self.history);
+        let system: Vec<Message> = (!text.is_empty()).then(|| Message::system(text)).into_iter().collect();
+        let before = std::mem::replace(&mut self.conversation.messages, system);
         match self.prompt("hello") {
             Ok(_) if text.is_empty() => say!("no system prompt; the conversation is cleared"),
             Ok(_) => say!("the system prompt is set; the conversation is cleared"),
             Err(error) => {
-                (self.system, self.history) = (before, history);
+                self.conversation.messages = before;
                 say!("error: {error:#}; the system prompt is unchanged");
             }
         }
@@ -174,51 +193,82 @@ impl Chat<'_> {
     ///
     /// # Errors
     /// When the output cannot be written.
-    fn answer(&mut self, message: &str, out: &mut impl Write) -> anyhow::Result<Option<Summary>> {
+    fn answer(&mut self, message: &str, out: &mut impl Write) -> anyhow::Result<Option<Generation>> {
         match self.answered(message, out) {
             Err(error) if !error.is::<io::Error>() => {
-                let error = explained(error, &self.session, self.folder);
                 say!("error: {error:#}; the message was left out");
-                // the cache of a session that failed is not known to be consistent
-                self.session = Session::new(self.model)?.reading(self.at_once);
+                self.session = self.args.session.session(self.model, self.cache.clone())?;
                 Ok(None)
             }
             result => result.map(Some),
         }
     }
 
-    fn answered(&mut self, message: &str, out: &mut impl Write) -> anyhow::Result<Summary> {
+    fn answered(&mut self, message: &str, out: &mut impl Write) -> anyhow::Result<Generation> {
         let prompt = self.prompt(message)?;
         let ids = self.tokenizer.encode_plain(&prompt)?;
-        let mut thinking = Thinking::after(&prompt, self.tokenizer.thinking());
-        let (mut said, mut failed) = (String::new(), None);
-        let styled = self.styled;
-        let mut show = |parts: Vec<(Part, String)>| {
-            for (part, text) in parts {
-                let result = match part {
-                    Part::Thought if styled => write!(out, "\x1b[2m{text}\x1b[0m"),
-                    Part::Thought => write!(out, "{text}"),
-                    Part::Ended => write!(out, "\n---\n"),
-                    Part::Answer => {
-                        said += &text;
-                        write!(out, "{text}")
-                    }
-                };
-                if let Err(error) = result.and_then(|()| out.flush()) {
-                    failed = Some(error);
-                    return ControlFlow::Break(());
-                }
+        let mut response = Response::new(self.output, Thinking::after(&prompt, self.tokenizer.thinking()));
+        let model = || self.args.model.display().to_string();
+        let mut stream = self.session.stream(Some(self.tokenizer), &ids, &self.options).with_context(model)?;
+        for token in stream.by_ref() {
+            response.write(&token.with_context(model)?.text, out)?;
+        }
+        let generation = stream.into_generation();
+        response.finish(out)?;
+        match self.output {
+            Output::Json => {
+                let mut object = as_json(&generation, self.tokenizer, self.model.device().peak_memory())?;
+                object["text"] = response.answer.as_str().into();
+                object["reasoning"] = response.reasoning.as_str().into();
+                writeln!(out, "{object}")?;
             }
-            ControlFlow::Continue(())
-        };
-        let summary =
-            self.session.generate(self.tokenizer, &ids, &self.options, &mut |text| Ok(show(thinking.push(text))))?;
-        let _ = show(thinking.finish());
-        failed.map_or(Ok(()), Err)?;
-        writeln!(out)?;
-        self.history.push(Message::new("user", message));
-        self.history.push(Message::new("assistant", said.trim()));
-        Ok(summary)
+            Output::Styled | Output::Plain => writeln!(out)?,
+        }
+        self.conversation.messages.push(Message::user(message));
+        self.conversation.messages.push(Message::assistant(response.answer.trim()));
+        Ok(generation)
+    }
+}
+
+/// A response while it is generated: its reasoning is told apart from its answer.
+struct Response {
+    output: Output,
+    parser: Thinking,
+    reasoning: String,
+    answer: String,
+}
+
+impl Response {
+    fn new(output: Output, parser: Thinking) -> Self {
+        Response { output, parser, reasoning: String::new(), answer: String::new() }
+    }
+
+    fn write(&mut self, text: &str, out: &mut impl Write) -> io::Result<()> {
+        let parts = self.parser.push(text);
+        self.write_parts(parts, out)
+    }
+
+    fn finish(&mut self, out: &mut impl Write) -> io::Result<()> {
+        let parts = self.parser.finish();
+        self.write_parts(parts, out)
+    }
+
+    fn write_parts(&mut self, parts: Vec<(Part, String)>, out: &mut impl Write) -> io::Result<()> {
+        for (part, text) in parts {
+            match part {
+                Part::Thought => self.reasoning += &text,
+                Part::Answer => self.answer += &text,
+                Part::Ended => {}
+            }
+            match (part, self.output) {
+                (_, Output::Json) => {}
+                (Part::Thought, Output::Styled) => write!(out, "\x1b[2m{text}\x1b[0m")?,
+                (Part::Ended, _) => write!(out, "\n---\n")?,
+                (Part::Thought | Part::Answer, _) => write!(out, "{text}")?,
+            }
+            out.flush()?;
+        }
+        Ok(())
     }
 }
 

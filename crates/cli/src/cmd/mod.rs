@@ -10,6 +10,7 @@ pub(crate) mod generate;
 pub(crate) mod info;
 pub(crate) mod ops;
 pub(crate) mod perplexity;
+pub(crate) mod prompt;
 pub(crate) mod quantize;
 pub(crate) mod train;
 

@@ -1,4 +1,4 @@
-use super::generate::tokenizer;
+use super::prompt::tokenizer;
 use super::{DeviceArg, is_here};
 use crate::output::{bar, bytes, seconds};
 use alluvium::lm::{Tokenizer, load, perplexity};

@@ -1,8 +1,8 @@
 use super::DeviceArg;
-use crate::cmd::generate::Streamed;
+use crate::cmd::generate::write_stream;
 use crate::output::{bar, bytes, count, listing, say, seconds};
 use alluvium::lm::formats::atomic::remove_partials;
-use alluvium::lm::{Options, Session};
+use alluvium::lm::{GenerateOptions, Session};
 use alluvium::ops::Sampling;
 use alluvium::train::data::Task;
 use alluvium::train::{
@@ -248,12 +248,13 @@ fn sample(trainer: &Trainer, prompt: Option<String>, tokens: usize, out: &mut im
     let prompt = prompt.unwrap_or_else(|| "The ".to_owned());
     writeln!(out, "\nSample:\n")?;
     let sampling = Sampling { temperature: 0.7, top_k: 0, top_p: 0.95, min_p: 0.0 };
-    let options = Options { max_tokens: tokens, sampling, seed: trainer.settings().seed, ..Options::default() };
-    let mut streamed = Streamed::new(out);
-    streamed.write(&prompt)?;
+    let seed = trainer.settings().seed;
+    let options = GenerateOptions { max_tokens: tokens, sampling, seed, ..GenerateOptions::default() };
+    write!(out, "{prompt}")?;
+    out.flush()?;
     let ids = tokenizer.encode(&prompt)?;
-    let mut session = Session::new(trainer.model())?.for_one_prompt();
-    streamed.generate(&mut session, tokenizer, &ids, &options)?;
-    streamed.write("\n")?;
+    let mut session = Session::new(trainer.model())?.without_snapshots();
+    write_stream(session.stream(Some(tokenizer), &ids, &options)?, out)?;
+    writeln!(out)?;
     Ok(())
 }

@@ -15,7 +15,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// When the cache has more sequences than one or has read nothing, or the system refuses.
-pub fn save(path: &Path, cache: &Cache, about: &BTreeMap<String, String>) -> Result<()> {
+pub fn save_prompt_cache(path: &Path, cache: &Cache, about: &BTreeMap<String, String>) -> Result<()> {
     if cache.offsets().len() != 1 || cache.offset() == 0 {
         return Err(Error::value("prompt cache", "a cache of one sequence that has read something is needed"));
     }
@@ -81,7 +81,11 @@ fn by_head(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When the file cannot be read, or its cache is none of this model or of a kind that is not known: every layer must have
 /// its tensors, of the model's sizes, and there must be no others.
-pub fn load(path: &Path, shapes: &[CacheShape], device: &Device) -> Result<(Cache, BTreeMap<String, String>)> {
+pub fn load_prompt_cache(
+    path: &Path,
+    shapes: &[CacheShape],
+    device: &Device,
+) -> Result<(Cache, BTreeMap<String, String>)> {
     let file = safetensors::read(path)?;
     let mut about = BTreeMap::new();
     for (key, value) in file.metadata() {

@@ -1,12 +1,13 @@
 //! What a model remembers of the tokens it has read.
 
 mod attention;
-pub mod file;
+mod file;
 mod recurrent;
 mod snapshot;
 
 pub(crate) use attention::KeysAndValues;
 pub use attention::{AttentionCache, KvView};
+pub use file::{load_prompt_cache, save_prompt_cache};
 pub use recurrent::DeltaCache;
 pub use snapshot::Snapshot;
 
@@ -146,8 +147,8 @@ impl Cache {
     ///
     /// # Errors
     /// When they are of different models, or one has read nothing.
-    pub fn stack(caches: Vec<Cache>) -> Result<Self> {
-        let differ = || Error::value("cache", "caches of different models, or one that is empty, cannot be stacked");
+    pub fn merge(caches: Vec<Cache>) -> Result<Self> {
+        let differ = || Error::value("cache", "caches of different models, or one that is empty, cannot be merged");
         let offsets: Vec<usize> = caches.iter().flat_map(|cache| cache.offsets.iter().copied()).collect();
         let mut parts: Vec<Vec<LayerCache>> = Vec::new();
         for cache in caches {
@@ -181,7 +182,7 @@ impl Cache {
     ///
     /// # Errors
     /// When a place is not in the batch.
-    pub fn keep(&mut self, places: &[usize]) -> Result<()> {
+    pub fn select(&mut self, places: &[usize]) -> Result<()> {
         if let Some(place) = places.iter().find(|&&place| place >= self.offsets.len()) {
             return Err(Error::value("cache", format!("sequence {place} is not among {}", self.offsets.len())));
         }
@@ -206,12 +207,12 @@ impl Cache {
     }
 
     /// Whether all of it can forget its last tokens: it has no recurrent state.
-    pub fn forgets(&self) -> bool {
+    pub fn is_trimmable(&self) -> bool {
         self.layers.iter().all(|layer| matches!(layer, LayerCache::Attention(_)))
     }
 
-    /// Forgets all but the first `tokens` of a single sequence, where [`Cache::forgets`].
-    pub(crate) fn truncate(&mut self, tokens: usize) {
+    /// Forgets all but the first `tokens` of a single sequence, where [`Cache::is_trimmable`].
+    pub(crate) fn trim_to(&mut self, tokens: usize) {
         for layer in &mut self.layers {
             if let LayerCache::Attention(cache) = layer {
                 cache.sequences.iter_mut().for_each(|sequence| sequence.len = sequence.len.min(tokens));

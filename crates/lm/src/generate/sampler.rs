@@ -1,87 +1,98 @@
-//! The choice of the next token of one text.
+//! The choice of the next token of one sequence.
 
-use super::Options;
+use super::options::{GenerateOptions, RepetitionPenalty};
 use alluvium_core::rng::Rng;
 use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::{Sampling, sample};
 
-/// What tokens cost that were there before.
-///
-/// Source: Keskar et al. 2019, arXiv:1909.05858; `make_repetition_penalty` of mlx-lm.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Repetition {
-    /// What a positive logit is divided by and a negative one multiplied with; 1 is off.
-    pub penalty: f32,
-    /// How many of the last tokens count.
-    pub context: usize,
-}
-
-/// Off, with the context that mlx-lm has.
-impl Default for Repetition {
-    fn default() -> Self {
-        Repetition { penalty: 1.0, context: 20 }
-    }
-}
-
-/// How likely a token was, and which were likeliest.
+/// The log-probability of a generated token, and those of the most likely ones.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Likely {
-    /// The logarithm of its probability at temperature 1, of all tokens.
+pub struct TokenLogprob {
+    /// The generated token.
+    pub token: u32,
+    /// The natural logarithm of its probability among all tokens, at temperature 1 and after the repetition penalty.
     pub logprob: f32,
-    /// The likeliest tokens with the same of theirs.
-    pub top: Vec<(u32, f32)>,
+    /// The most likely tokens with their log-probabilities, most likely first.
+    pub top_logprobs: Vec<(u32, f32)>,
 }
 
-/// Chooses the tokens of one text.
+/// Chooses the tokens of one sequence.
 #[derive(Debug)]
 pub struct Sampler {
     sampling: Sampling,
-    repetition: Repetition,
+    repetition_penalty: RepetitionPenalty,
     logprobs: Option<usize>,
     rng: Rng,
 }
 
 impl Sampler {
-    /// As the options say, with a seed of its own.
-    pub fn new(options: &Options, seed: u64) -> Self {
-        let Options { sampling, repetition, logprobs, .. } = options;
-        Sampler { sampling: *sampling, repetition: *repetition, logprobs: *logprobs, rng: Rng::new(seed, "sample") }
+    /// A sampler with these options and their seed.
+    pub fn new(options: &GenerateOptions) -> Self {
+        let GenerateOptions { sampling, repetition_penalty, logprobs, seed, .. } = options;
+        Sampler {
+            sampling: *sampling,
+            repetition_penalty: *repetition_penalty,
+            logprobs: *logprobs,
+            rng: Rng::new(*seed, "sample"),
+        }
     }
 
-    /// The next token by row `row` of logits `[B, V]`, after `before`; and how likely it was, where that is asked for.
+    /// Chooses the token that follows `tokens` by row `row` of logits `[B, V]`. Its log-probability comes with it where the
+    /// options ask for it.
     ///
     /// # Errors
-    /// When a number of the sampling is out of range, or the logits have NaN.
-    pub fn next(&mut self, logits: &Tensor, before: &[u32], row: usize) -> Result<(u32, Option<Likely>)> {
+    /// When an option of the sampling is out of range; when a logit is NaN or +∞ or all are −∞, with the position of the
+    /// token that was to be chosen.
+    pub fn next(&mut self, logits: &Tensor, tokens: &[u32], row: usize) -> Result<(u32, Option<TokenLogprob>)> {
         let one = if logits.shape()[0] == 1 { logits.clone() } else { logits.rows(row, 1)? };
-        let logits = self.penalised(one, before)?;
-        let chosen = sample(&logits, &self.sampling, &[self.rng.uniform() as f32])?;
-        let token = *chosen.ids()?.first().ok_or_else(|| Error::value("sample", "no token came"))?;
-        let likely = self.logprobs.map(|top| likely(&logits.to_floats()?, token, top)).transpose()?;
-        Ok((token, likely))
+        let logits = self.penalized(one, tokens)?;
+        let chosen =
+            sample(&logits, &self.sampling, &[self.rng.uniform() as f32]).and_then(|ids| Ok(ids.ids()?.to_vec()));
+        // a GPU reports logits that are not finite by this id
+        let token = match chosen.as_ref().map(|ids| ids.first().copied()) {
+            Ok(Some(token)) if token != u32::MAX => token,
+            _ => {
+                check_finite(&logits.to_floats()?, tokens.len())?;
+                return Err(chosen.err().unwrap_or_else(|| Error::value("sample", "no token was chosen")));
+            }
+        };
+        let logprob = self.logprobs.map(|top| token_logprob(&logits.to_floats()?, token, top)).transpose()?;
+        Ok((token, logprob))
     }
 
-    fn penalised(&self, logits: Tensor, before: &[u32]) -> Result<Tensor> {
-        let Repetition { penalty, context } = self.repetition;
-        if penalty == 1.0 || context == 0 {
+    fn penalized(&self, logits: Tensor, tokens: &[u32]) -> Result<Tensor> {
+        let RepetitionPenalty { penalty, context_size } = self.repetition_penalty;
+        if penalty == 1.0 || context_size == 0 {
             return Ok(logits);
         }
         if !(penalty > 0.0 && penalty.is_finite()) {
-            let why = format!("repetition penalty is {penalty}, expected a number above 0");
-            return Err(Error::value("sample", why));
+            return Err(Error::value("sample", format!("the repetition penalty is {penalty}, expected more than 0")));
         }
         let plain = logits.to_floats()?;
-        let mut numbers = plain.clone();
-        for &token in &before[before.len().saturating_sub(context)..] {
-            if let (Some(x), Some(&was)) = (numbers.get_mut(token as usize), plain.get(token as usize)) {
+        let mut penalized = plain.clone();
+        for &token in &tokens[tokens.len().saturating_sub(context_size)..] {
+            // from the plain logit, so that a token is penalized once however often it appears
+            if let (Some(x), Some(&was)) = (penalized.get_mut(token as usize), plain.get(token as usize)) {
                 *x = if was < 0.0 { was * penalty } else { was / penalty };
             }
         }
-        Tensor::from_slice(&numbers, logits.shape(), logits.device())
+        Tensor::from_slice(&penalized, logits.shape(), logits.device())
     }
 }
 
-fn likely(logits: &[f32], token: u32, top: usize) -> Result<Likely> {
+/// Refuses logits that no token can be chosen by; `position` is that of the token in its sequence.
+fn check_finite(logits: &[f32], position: usize) -> Result<()> {
+    let bad = logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY);
+    let what = match bad {
+        Some(id) => format!("the logit of token {id} is {}", logits[id]),
+        None if logits.iter().all(|x| *x == f32::NEG_INFINITY) => "all logits are -inf".to_owned(),
+        None => return Ok(()),
+    };
+    let why = "the model's weights or activations are not finite; the checkpoint may be broken or badly converted";
+    Err(Error::value("generate", format!("{what} at position {position}: {why}")))
+}
+
+fn token_logprob(logits: &[f32], token: u32, top: usize) -> Result<TokenLogprob> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&x| f64::from(x - largest).exp()).sum();
     let logprob = |x: f32| (f64::from(x - largest) - sum.ln()) as f32;
@@ -94,10 +105,8 @@ fn likely(logits: &[f32], token: u32, top: usize) -> Result<Likely> {
     order.truncate(top);
     order.sort_unstable_by(falling);
     let chosen = logits.get(token as usize).ok_or_else(|| Error::value("sample", "the token has no logit"))?;
-    Ok(Likely {
-        logprob: logprob(*chosen),
-        top: order.into_iter().map(|id| (id, logprob(logits[id as usize]))).collect(),
-    })
+    let top_logprobs = order.into_iter().map(|id| (id, logprob(logits[id as usize]))).collect();
+    Ok(TokenLogprob { token, logprob: logprob(*chosen), top_logprobs })
 }
 
 #[cfg(test)]
@@ -110,25 +119,51 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_token_costs_once_however_often_it_was_there() {
-        let repetition = Repetition { penalty: 2.0, context: 3 };
-        let options = Options { repetition, ..Options::default() };
-        let penalised = |before: &[u32]| {
-            Sampler::new(&options, 0).penalised(row(&[4.0, -1.0, 3.0, 0.5]), before).unwrap().to_vec::<f32>().unwrap()
+    fn a_repeated_token_is_penalized_once_however_often_it_appears() {
+        let repetition_penalty = RepetitionPenalty { penalty: 2.0, context_size: 3 };
+        let options = GenerateOptions { repetition_penalty, ..GenerateOptions::default() };
+        let penalized = |tokens: &[u32]| {
+            Sampler::new(&options).penalized(row(&[4.0, -1.0, 3.0, 0.5]), tokens).unwrap().to_vec::<f32>().unwrap()
         };
-        assert_eq!(penalised(&[3, 0, 0, 1]), [2.0, -2.0, 3.0, 0.5]);
-        assert_eq!(penalised(&[]), [4.0, -1.0, 3.0, 0.5]);
-        let (token, _) = Sampler::new(&options, 0).next(&row(&[4.0, -1.0, 3.0, 0.5]), &[0], 0).unwrap();
+        assert_eq!(penalized(&[3, 0, 0, 1]), [2.0, -2.0, 3.0, 0.5]);
+        assert_eq!(penalized(&[]), [4.0, -1.0, 3.0, 0.5]);
+        let (token, _) = Sampler::new(&options).next(&row(&[4.0, -1.0, 3.0, 0.5]), &[0], 0).unwrap();
         assert_eq!(token, 2);
     }
 
     #[test]
-    fn logprobs_are_those_of_all_tokens_and_the_likeliest_come_first() {
+    fn logprobs_are_those_of_all_tokens_and_the_most_likely_come_first() {
         let logits = [1.0f32, 4.0, 1.0, 2.0].map(f32::ln);
-        let Likely { logprob, top } = likely(&logits, 3, 3).unwrap();
-        assert!((logprob - 0.25f32.ln()).abs() < 1e-6);
-        assert_eq!(top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 3, 0]);
-        assert!((top[0].1 - 0.5f32.ln()).abs() < 1e-6);
-        assert!(likely(&logits, 0, 9).unwrap().top.len() == 4);
+        let TokenLogprob { token, logprob, top_logprobs } = token_logprob(&logits, 3, 3).unwrap();
+        assert!(token == 3 && (logprob - 0.25f32.ln()).abs() < 1e-6);
+        assert_eq!(top_logprobs.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 3, 0]);
+        assert!((top_logprobs[0].1 - 0.5f32.ln()).abs() < 1e-6);
+        assert!(token_logprob(&logits, 0, 9).unwrap().top_logprobs.len() == 4);
+    }
+
+    #[test]
+    fn logits_that_are_not_finite_are_an_error_that_names_the_position() {
+        let mut devices = vec![Device::cpu()];
+        if !alluvium_core::gpu::adapters().is_empty() {
+            devices.push(alluvium_core::gpu::Gpu::builder().open().unwrap().into());
+        }
+        let hot = Sampling { temperature: 1.0, ..Sampling::default() };
+        for device in &devices {
+            for sampling in [Sampling::default(), hot] {
+                let mut sampler = Sampler::new(&GenerateOptions { sampling, ..GenerateOptions::default() });
+                for (logits, what) in [
+                    ([0.0, f32::NAN, 1.0], "the logit of token 1 is NaN"),
+                    ([f32::INFINITY, 0.0, 1.0], "the logit of token 0 is inf"),
+                    ([f32::NEG_INFINITY; 3], "all logits are -inf"),
+                ] {
+                    let logits = Tensor::from_slice(&logits, [1, 3], device).unwrap();
+                    let error = sampler.next(&logits, &[5, 6], 0).unwrap_err().to_string();
+                    let start = format!("generate: {what} at position 2: the model's weights");
+                    assert!(error.starts_with(&start), "{device:?}: {error}");
+                }
+                let masked = Tensor::from_slice(&[f32::NEG_INFINITY, 0.0, 1.0], [1, 3], device).unwrap();
+                sampler.next(&masked, &[], 0).unwrap();
+            }
+        }
     }
 }

@@ -1,37 +1,38 @@
-//! A model and what it has read: a prompt that begins like the one before is not read again.
+//! A model and the tokens it has read: a prompt that begins like the one before is not read again.
 
-use super::sampler::{Likely, Sampler};
 use crate::cache::{Cache, Snapshot};
-use crate::model::LanguageModel;
+use crate::model::ModelRef;
 use alluvium_core::{Device, Error, Result, Tensor};
-use alluvium_ops::concat;
 use std::num::NonZeroUsize;
 
-/// Tokens of a prompt between two snapshots, unless more are read at once.
-const PREFILL: usize = 512;
-/// Tokens of a prompt that a few threads read at once: enough for nearly full speed, few enough for their memory.
-const AT_ONCE: usize = 128;
-/// Snapshots that a session keeps: each holds the states of all linear layers.
-const SNAPSHOTS: usize = 8;
+/// Prompt tokens between two snapshots, and per forward pass on a GPU.
+const SNAPSHOT_INTERVAL: usize = 512;
+/// Prompt tokens per forward pass on a CPU with few threads: nearly full speed, and little memory.
+const MIN_PREFILL_STEP: usize = 128;
+/// The maximum number of snapshots of a session. Each holds the states of all linear layers.
+const MAX_SNAPSHOTS: usize = 8;
 
 /// A model with the cache of the tokens it has read.
 ///
 /// A recurrent state cannot be trimmed, so the session keeps a [`Snapshot`] of it at regular intervals and at the end of
 /// each prompt. A new prompt continues from the longest snapshot that is a prefix of it.
-pub struct Session<'a> {
-    model: &'a dyn LanguageModel,
+///
+/// A session of an `Arc<dyn LanguageModel>` borrows nothing and can move to another thread.
+pub struct Session<'m> {
+    model: ModelRef<'m>,
     cache: Cache,
-    /// The tokens in the cache, as far as they are known.
+    /// The tokens in the cache after the first `prefix_len`.
     tokens: Vec<u32>,
-    /// Tokens at the beginning of the cache that are not in `tokens`: from a file.
-    before: usize,
+    /// The number of tokens at the beginning of the cache that came with it.
+    prefix_len: usize,
     snapshots: Vec<Snapshot>,
-    /// Tokens of a prompt that are read at once.
-    at_once: usize,
-    /// How many of those are kept, at most.
-    most: usize,
-    /// After the last token, `[1, D]`.
+    max_snapshots: usize,
+    /// Prompt tokens per forward pass.
+    prefill_step_size: usize,
+    /// The hidden state of the last token, `[1, D]`.
     hidden: Option<Tensor>,
+    /// A forward pass failed, and what the cache holds is not known.
+    is_broken: bool,
 }
 
 impl std::fmt::Debug for Session<'_> {
@@ -40,51 +41,89 @@ impl std::fmt::Debug for Session<'_> {
     }
 }
 
-impl<'a> Session<'a> {
-    /// Of a model that has read nothing.
+impl<'m> Session<'m> {
+    /// A session of a model that has read nothing.
     ///
     /// # Errors
-    /// When the model refuses a cache.
-    pub fn new(model: &'a dyn LanguageModel) -> Result<Self> {
-        Ok(Self::resume(model, model.cache(1)?))
+    /// When the model has no layers to cache for.
+    pub fn new(model: impl Into<ModelRef<'m>>) -> Result<Self> {
+        let model = model.into();
+        let cache = model.cache(1)?;
+        Ok(Self::with_cache(model, cache))
     }
 
-    /// Of a model whose cache comes from elsewhere: prompts follow what it has read.
-    pub fn resume(model: &'a dyn LanguageModel, cache: Cache) -> Self {
-        let (before, snapshots) = (cache.offset(), vec![cache.snapshot()]);
-        let at_once = at_once(model.device());
-        Session { model, cache, tokens: Vec::new(), before, snapshots, at_once, most: SNAPSHOTS, hidden: None }
+    /// A session that continues after a cache of one sequence: from [`load_prompt_cache`](crate::cache::load_prompt_cache).
+    pub fn with_cache(model: impl Into<ModelRef<'m>>, cache: Cache) -> Self {
+        let model = model.into();
+        Session {
+            prefix_len: cache.offset(),
+            snapshots: vec![cache.snapshot()],
+            max_snapshots: MAX_SNAPSHOTS,
+            prefill_step_size: prefill_step_size(model.device()),
+            model,
+            cache,
+            tokens: Vec::new(),
+            hidden: None,
+            is_broken: false,
+        }
     }
 
     /// Sets the number of prompt tokens per forward pass: fewer take less memory, more may be faster. By default a GPU reads
     /// 512, a CPU 128, or 32 per thread with more than four threads, up to 512.
-    pub fn reading(self, at_once: Option<NonZeroUsize>) -> Self {
-        Session { at_once: at_once.map_or(self.at_once, NonZeroUsize::get), ..self }
+    pub fn with_prefill_step_size(self, tokens: Option<NonZeroUsize>) -> Self {
+        Session { prefill_step_size: tokens.map_or(self.prefill_step_size, NonZeroUsize::get), ..self }
     }
 
-    /// The same for a single prompt: without the snapshots, each as large as the states of all linear layers, that only
-    /// another prompt would go on from.
-    pub fn for_one_prompt(self) -> Self {
-        Session { snapshots: Vec::new(), most: 0, ..self }
+    /// Disables snapshots. Use it when the session will see one prompt only: it saves a copy of all recurrent states for
+    /// each snapshot.
+    pub fn without_snapshots(self) -> Self {
+        Session { snapshots: Vec::new(), max_snapshots: 0, ..self }
     }
 
-    /// What has been read since the session began.
+    /// The model.
+    pub fn model(&self) -> &ModelRef<'m> {
+        &self.model
+    }
+
+    /// The tokens that were read since the session began.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
-    /// What the model remembers.
+    /// The cache of the tokens that were read.
     pub fn cache(&self) -> &Cache {
         &self.cache
     }
 
-    /// Reads a prompt from the session's beginning, but for what it begins with and was read before: the number of those
-    /// tokens.
+    /// Reads a prompt. Returns the number of its first tokens that were in the cache already.
     ///
     /// # Errors
-    /// When the prompt is empty or has an id outside the vocabulary. When a session
-    /// [for one prompt](Session::for_one_prompt) of a model with a recurrent state gets another.
-    pub fn read(&mut self, prompt: &[u32]) -> Result<usize> {
+    /// When the prompt is empty or has an id outside the vocabulary; when a session
+    /// [without snapshots](Session::without_snapshots) of a model with recurrent states gets a prompt that does not
+    /// continue the tokens it has read; when an earlier forward pass failed and the session began with a cache. After
+    /// another failure the session has read nothing.
+    pub fn prefill(&mut self, prompt: &[u32]) -> Result<usize> {
+        self.check(prompt)?;
+        let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        // the last token is read again where all are cached: only the hidden state of the last one is kept
+        let reused = self.rewind(same.min(prompt.len() - 1))?;
+        let mut at = reused;
+        let interval = SNAPSHOT_INTERVAL.max(self.prefill_step_size);
+        while at < prompt.len() {
+            let end = (at - at % interval).saturating_add(interval).min(prompt.len());
+            for tokens in prompt[at..end].chunks(self.prefill_step_size) {
+                self.forward(tokens)?;
+            }
+            at = end;
+            self.keep_snapshot();
+        }
+        Ok(reused)
+    }
+
+    fn check(&self, prompt: &[u32]) -> Result<()> {
+        if self.is_broken {
+            return Err(Error::value("generate", "an earlier prompt of this session failed; make a new session"));
+        }
         if prompt.is_empty() {
             return Err(Error::value("generate", "the prompt is empty; give at least one token"));
         }
@@ -93,20 +132,7 @@ impl<'a> Session<'a> {
             let why = format!("token {token} is outside the vocabulary of {vocab_size} tokens");
             return Err(Error::value("generate", format!("{why}; use the tokenizer that belongs to the model")));
         }
-        let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        // the last token is read again where all are known: what follows it is not kept
-        let known = self.rewind(same.min(prompt.len() - 1))?;
-        let mut at = known;
-        let stretch = PREFILL.max(self.at_once);
-        while at < prompt.len() {
-            let end = (at - at % stretch).saturating_add(stretch).min(prompt.len());
-            for tokens in prompt[at..end].chunks(self.at_once) {
-                self.take(tokens)?;
-            }
-            at = end;
-            self.keep_snapshot();
-        }
-        Ok(known)
+        Ok(())
     }
 
     /// Reads one more token.
@@ -114,7 +140,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// When it is not in the vocabulary.
     pub fn step(&mut self, token: u32) -> Result<()> {
-        self.take(&[token])
+        self.forward(&[token])
     }
 
     /// The logits of the next token, `[1, V]`.
@@ -126,45 +152,64 @@ impl<'a> Session<'a> {
         self.model.logits(hidden)
     }
 
-    /// Reads the last token where there is one and chooses the next: all of it where the device's threads are.
-    pub(crate) fn choose(&mut self, sampler: &mut Sampler, last: Option<u32>) -> Result<(u32, Option<Likely>)> {
-        self.model.device().run(|| {
-            last.map_or(Ok(()), |token| self.step(token))?;
-            sampler.next(&self.logits()?, self.tokens(), 0)
-        })
+    /// The cache and the hidden state of the last token, `[1, D]`.
+    pub(super) fn into_cache(self) -> Result<(Cache, Tensor)> {
+        let hidden = self.hidden.ok_or_else(|| Error::value("generate", "no token was read"))?;
+        Ok((self.cache, hidden))
     }
 
-    fn take(&mut self, tokens: &[u32]) -> Result<()> {
-        self.hidden = Some(last(self.model, tokens, &mut self.cache)?);
-        self.tokens.extend(tokens);
-        Ok(())
-    }
-
-    /// Forgets all but the first `most` tokens, or as few more as the snapshots allow; how many are left.
-    fn rewind(&mut self, most: usize) -> Result<usize> {
-        if most == self.tokens.len() {
-            return Ok(most);
+    fn forward(&mut self, tokens: &[u32]) -> Result<()> {
+        match last_hidden(&self.model, tokens, &mut self.cache) {
+            Ok(hidden) => {
+                self.hidden = Some(hidden);
+                self.tokens.extend(tokens);
+                Ok(())
+            }
+            Err(error) => {
+                self.reset();
+                Err(error)
+            }
         }
-        self.snapshots.retain(|snapshot| snapshot.offset() <= self.before + most);
-        if self.cache.forgets() {
-            self.cache.truncate(self.before + most);
+    }
+
+    /// Forgets everything after a failed forward pass. A cache that came from elsewhere cannot be restored.
+    fn reset(&mut self) {
+        (self.tokens, self.hidden) = (Vec::new(), None);
+        match self.model.cache(1) {
+            Ok(cache) if self.prefix_len == 0 => {
+                self.snapshots = if self.max_snapshots == 0 { Vec::new() } else { vec![cache.snapshot()] };
+                self.cache = cache;
+            }
+            _ => self.is_broken = true,
+        }
+    }
+
+    /// Trims the cache to the first `tokens` tokens, or to fewer where no snapshot is there. Returns how many are left.
+    fn rewind(&mut self, tokens: usize) -> Result<usize> {
+        if tokens == self.tokens.len() {
+            return Ok(tokens);
+        }
+        self.snapshots.retain(|snapshot| snapshot.offset() <= self.prefix_len + tokens);
+        if self.cache.is_trimmable() {
+            self.cache.trim_to(self.prefix_len + tokens);
         } else {
-            let none = || Error::value("generate", "the session was made for one prompt; start another for this one");
+            let none =
+                || Error::value("generate", "the session keeps no snapshots; make a new session for this prompt");
             self.cache.restore(self.snapshots.last().ok_or_else(none)?)?;
         }
-        let left = self.cache.offset() - self.before;
+        let left = self.cache.offset() - self.prefix_len;
         self.tokens.truncate(left);
         self.hidden = None;
         Ok(left)
     }
 
     fn keep_snapshot(&mut self) {
-        if self.most == 0 || self.cache.forgets() {
+        if self.max_snapshots == 0 || self.cache.is_trimmable() {
             return;
         }
         self.snapshots.push(self.cache.snapshot());
-        if self.snapshots.len() > self.most {
-            // the first stays; of the others the one that leaves the smallest gap goes
+        if self.snapshots.len() > self.max_snapshots {
+            // the first stays; of the others the one that leaves the smallest gap is dropped
             let gap = |i: &usize| self.snapshots[i + 1].offset() - self.snapshots[i - 1].offset();
             if let Some(least) = (1..self.snapshots.len() - 1).min_by_key(gap) {
                 self.snapshots.remove(least);
@@ -173,67 +218,18 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Tokens of a prompt that a device reads at once: more where there are more threads to share them.
-fn at_once(device: &Device) -> usize {
+/// Prompt tokens per forward pass on a device: more where more threads share them.
+fn prefill_step_size(device: &Device) -> usize {
     match device {
-        Device::Cpu(cpu) => (32 * cpu.threads()).clamp(AT_ONCE, PREFILL),
-        Device::Gpu(_) => PREFILL,
+        Device::Cpu(cpu) => (32 * cpu.threads()).clamp(MIN_PREFILL_STEP, SNAPSHOT_INTERVAL),
+        Device::Gpu(_) => SNAPSHOT_INTERVAL,
     }
 }
 
-/// What is known after the last of these tokens, `[1, D]`.
-fn last(model: &dyn LanguageModel, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
+/// The hidden state of the last of these tokens, `[1, D]`.
+fn last_hidden(model: &ModelRef<'_>, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
     let ids = Tensor::from_slice(ids, [1, ids.len()], model.device())?;
     let hidden = model.device().run(|| model.forward_cached(&ids, cache))?;
-    let [tokens, width] = [hidden.shape()[1], hidden.shape()[2]];
-    hidden.reshape([tokens, width])?.rows(tokens - 1, 1)
-}
-
-/// Several sequences that step together.
-pub(crate) struct Batched<'a> {
-    model: &'a dyn LanguageModel,
-    cache: Cache,
-    /// `[B, D]`.
-    hidden: Tensor,
-    /// Which prompt each row belongs to.
-    places: Vec<usize>,
-}
-
-impl<'a> Batched<'a> {
-    /// Reads each prompt by itself.
-    pub(crate) fn read(model: &'a dyn LanguageModel, prompts: &[Vec<u32>]) -> Result<Self> {
-        let (mut caches, mut rows) = (Vec::new(), Vec::new());
-        for prompt in prompts {
-            let mut session = Session::new(model)?.for_one_prompt();
-            session.read(prompt)?;
-            rows.extend(session.hidden);
-            caches.push(session.cache);
-        }
-        if rows.is_empty() {
-            return Err(Error::value("generate", "there is no prompt; give at least one"));
-        }
-        let hidden = concat(&rows.iter().collect::<Vec<_>>(), 0)?;
-        Ok(Batched { model, cache: Cache::stack(caches)?, hidden, places: (0..prompts.len()).collect() })
-    }
-
-    pub(crate) fn places(&self) -> &[usize] {
-        &self.places
-    }
-
-    /// `[B, V]`.
-    pub(crate) fn logits(&self) -> Result<Tensor> {
-        self.model.logits(&self.hidden)
-    }
-
-    /// Keeps these rows, each of which reads one more token.
-    pub(crate) fn step(&mut self, rows: &[usize], tokens: &[u32]) -> Result<()> {
-        if rows.len() < self.places.len() {
-            self.cache.keep(rows)?;
-            self.places = rows.iter().map(|&row| self.places[row]).collect();
-        }
-        let ids = Tensor::from_slice(tokens, [tokens.len(), 1], self.model.device())?;
-        let hidden = self.model.device().run(|| self.model.forward_cached(&ids, &mut self.cache))?;
-        self.hidden = hidden.reshape([tokens.len(), hidden.shape().last()])?;
-        Ok(())
-    }
+    let [tokens, hidden_size] = [hidden.shape()[1], hidden.shape()[2]];
+    hidden.reshape([tokens, hidden_size])?.rows(tokens - 1, 1)
 }

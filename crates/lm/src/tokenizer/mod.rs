@@ -1,12 +1,13 @@
 //! Text to token ids and back.
 
 pub mod chat_template;
+mod conversation;
 mod detokenizer;
 mod json;
-pub mod messages;
 pub mod reasoning;
 
 use self::json::Affixes;
+pub use conversation::{Content, ContentPart, Conversation, FunctionCall, Message, PromptEnd, ToolCall};
 pub use detokenizer::Detokenizer;
 
 use crate::formats::atomic::AtomicFile;

@@ -1,0 +1,55 @@
+//! What to generate and when to stop.
+
+use alluvium_ops::Sampling;
+
+/// What to generate and when to stop.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// The maximum number of new tokens.
+    pub max_tokens: usize,
+    /// Temperature and filters of the sampling.
+    pub sampling: Sampling,
+    /// The repetition penalty.
+    pub repetition_penalty: RepetitionPenalty,
+    /// The seed of the sampling: the same seed gives the same tokens.
+    pub seed: u64,
+    /// Stop texts: the completion ends before the first of them that appears. They need a tokenizer.
+    pub stop: Vec<String>,
+    /// Tokens that end the completion, in addition to those of the tokenizer.
+    pub stop_token_ids: Vec<u32>,
+    /// Return the log-probability of each generated token and of the `n` most likely alternatives. `None` disables this.
+    pub logprobs: Option<usize>,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        GenerateOptions {
+            max_tokens: 256,
+            sampling: Sampling::default(),
+            repetition_penalty: RepetitionPenalty::default(),
+            seed: 0,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            logprobs: None,
+        }
+    }
+}
+
+/// Repetition penalty: makes recent tokens less likely.
+///
+/// # Source
+/// Keskar et al. 2019, arXiv:1909.05858; `make_repetition_penalty` of mlx-lm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RepetitionPenalty {
+    /// Divides a positive logit and multiplies a negative one; 1 disables it.
+    pub penalty: f32,
+    /// The number of recent tokens that it applies to.
+    pub context_size: usize,
+}
+
+/// Disabled, with the context size of mlx-lm.
+impl Default for RepetitionPenalty {
+    fn default() -> Self {
+        RepetitionPenalty { penalty: 1.0, context_size: 20 }
+    }
+}
