@@ -5,7 +5,7 @@ use crate::check::Inputs;
 use crate::op::{Case, Given, Op};
 use alluvium_core::gpu::BATCH;
 use alluvium_core::rng::Rng;
-use alluvium_core::{DType, Device, Dims, Result, Shape, Tape, Tensor, tape};
+use alluvium_core::{DType, Device, Dims, Error, Result, Shape, Tape, Tensor, tape};
 use std::time::{Duration, Instant};
 
 /// What the device can do at most: measured, not looked up.
@@ -122,7 +122,7 @@ pub fn cases(op: &Op, device: &Device) -> impl Iterator<Item = &'static Case> {
 /// The benchmark is the only holder of what an operation overwrites, so that its path in place is timed.
 ///
 /// # Errors
-/// When the operation fails.
+/// When the operation fails, or does not read an option of the case.
 pub fn time(op: &Op, case: &Case, device: &Device) -> Result<(Timing, Option<Timing>)> {
     let dtype = if case.options.contains(&HALF) { DType::F16 } else { DType::F32 };
     let mut inputs = Inputs::new(op, case, dtype, device)?;
@@ -133,6 +133,9 @@ pub fn time(op: &Op, case: &Case, device: &Device) -> Result<(Timing, Option<Tim
         let results = (op.run)(&mut inputs.tensors)?;
         hand_back(op, case, &mut inputs.tensors, results)
     })?;
+    if let Some(name) = inputs.tensors.options.unread().find(|name| *name != HALF.0) {
+        return Err(Error::value(op.name(), format!("{:?} sets option `{name}`, which is not read", case.name)));
+    }
     let forward = Timing { seconds, bytes: cost.bytes, flops: cost.flops };
     if !op.differentiable() {
         return Ok((forward, None));

@@ -125,7 +125,7 @@ pub use sample::{Sampling, sample};
 
 #[doc(hidden)]
 pub use linalg::gpu::unreached_shaders;
-pub use op::{Case, Cost, Fill, Given, Op, Oversize};
+pub use op::{Case, Cost, Fill, Given, Op, Options, Oversize};
 
 /// Makes the list of operations from their names and entries, and a macro that tests call with the names.
 macro_rules! operations {

@@ -2,6 +2,8 @@
 
 use alluvium_core::{Contract, DType, Dims, Error, Result, Tensor};
 use std::ops::Index;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An operation of the list: everything that the check, the tests, the benchmark and the documentation need of it.
 #[derive(Debug)]
@@ -182,7 +184,35 @@ pub struct Given<T> {
     /// The sizes.
     pub dims: Dims,
     /// The options.
-    pub options: &'static [(&'static str, f64)],
+    pub options: Options,
+}
+
+/// The options of a case. Clones share the record of which were read, so that the proof can refuse a misspelt one.
+#[derive(Clone, Debug)]
+pub struct Options {
+    values: &'static [(&'static str, f64)],
+    /// Bit `i` is set once option `i` was read.
+    read: Arc<AtomicU64>,
+}
+
+impl Options {
+    /// The options of a case, none of them read.
+    pub fn new(values: &'static [(&'static str, f64)]) -> Self {
+        Options { values, read: Arc::default() }
+    }
+
+    /// The value of an option; `None` if the case does not set it.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        let index = self.values.iter().position(|(n, _)| *n == name)?;
+        self.read.fetch_or(1 << index, Ordering::Relaxed);
+        Some(self.values[index].1)
+    }
+
+    /// The names that were never asked for.
+    pub fn unread(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let read = self.read.load(Ordering::Relaxed);
+        self.values.iter().enumerate().filter(move |(i, _)| read >> i & 1 == 0).map(|(_, (name, _))| *name)
+    }
 }
 
 impl<T> Given<T> {
@@ -191,9 +221,9 @@ impl<T> Given<T> {
         self.args.iter().find(|(n, _)| *n == name).and_then(|(_, value)| value.as_ref())
     }
 
-    /// An option's number; none where the case does not set it.
+    /// The value of an option; `None` if the case does not set it.
     pub fn option(&self, name: &str) -> Option<f64> {
-        self.options.iter().find(|(n, _)| *n == name).map(|&(_, value)| value)
+        self.options.get(name)
     }
 
     /// Whether a flag is set.

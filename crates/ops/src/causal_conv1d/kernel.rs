@@ -62,10 +62,11 @@ pub(super) fn lay_out(taps_of_channels: &[f32], taps: usize, to: &mut [f32]) {
 }
 
 impl Window<'_> {
-    /// The number of channels; the unchecked reads below rely on every row having this many, and on the span lying within.
+    /// The number of channels. The unchecked reads below rely on every row having this many, and on a span that lies within
+    /// and begins at a line, so that a register's channels lie side by side at their [`place`].
     fn channels(&self, taps: usize) -> usize {
         let channels = self.x[0].len();
-        assert!(self.span.start <= self.span.end && self.span.end <= channels);
+        assert!(self.span.start <= self.span.end && self.span.end <= channels && self.span.start.is_multiple_of(LINE));
         assert!(self.x.iter().all(|x| x.len() == channels) && self.w.len() == room(taps, channels));
         channels
     }
@@ -261,8 +262,7 @@ fn sums<S: F32s, const ROWS: usize, const WHOLE: bool>(
 #[inline(always)]
 fn read<S: F32s, const WHOLE: bool>(row: &[f32], at: usize, n: usize) -> S {
     if WHOLE {
-        debug_assert!(at + S::LANES <= row.len());
-        // SAFETY: `at` is the place of a channel of the span, and `forward` and `backward` have asserted the lengths.
+        // SAFETY: the register's channels lie in the span, and `forward` and `backward` asserted the lengths and the span.
         unsafe { S::load_ptr(row.as_ptr().add(at)) }
     } else {
         S::load_head(&row[at..at + n])
@@ -272,8 +272,7 @@ fn read<S: F32s, const WHOLE: bool>(row: &[f32], at: usize, n: usize) -> S {
 #[inline(always)]
 fn write<S: F32s, const WHOLE: bool>(row: &mut [f32], at: usize, n: usize, x: S) {
     if WHOLE {
-        debug_assert!(at + S::LANES <= row.len());
-        // SAFETY: `at` is the place of a channel of the span, and `forward` and `backward` have asserted the lengths.
+        // SAFETY: the register's channels lie in the span, and `forward` and `backward` asserted the lengths and the span.
         unsafe { x.store_ptr(row.as_mut_ptr().add(at)) }
     } else {
         x.store_head(&mut row[at..at + n]);

@@ -1,6 +1,6 @@
 //! The inputs of a case, made from the contract: the same numbers as tensors of a device and as arrays of f64.
 
-use crate::op::{Array, Case, Fill, Given, Op};
+use crate::op::{Array, Case, Fill, Given, Op, Options};
 use alluvium_core::contract::Arg;
 use alluvium_core::rng::Rng;
 use alluvium_core::{DType, Device, Dims, Error, Result, Shape, Tape, Tensor};
@@ -46,8 +46,8 @@ impl Inputs {
             tensors.push((arg.name(), Some(tensor)));
         }
         Ok(Inputs {
-            tensors: Given { args: tensors, dims: dims.clone(), options: case.options },
-            arrays: Given { args: arrays, dims, options: case.options },
+            tensors: Given { args: tensors, dims: dims.clone(), options: Options::new(case.options) },
+            arrays: Given { args: arrays, dims, options: Options::new(case.options) },
             name,
             dtype,
             device: device.clone(),
@@ -62,7 +62,7 @@ impl Inputs {
         };
         let each = |(name, x): &(&'static str, Option<Tensor>)| (*name, x.as_ref().map(|x| watch(name, x)));
         let args = self.tensors.args.iter().map(each).collect();
-        Given { args, dims: self.tensors.dims.clone(), options: self.tensors.options }
+        Given { args, dims: self.tensors.dims.clone(), options: self.tensors.options.clone() }
     }
 
     /// The tensors again, in memory of their own.
@@ -70,7 +70,7 @@ impl Inputs {
         let copy = |x: &Tensor| Tensor::from_bytes(&x.to_bytes()?, x.shape(), x.dtype(), &self.device);
         let each = |(name, x): &(&'static str, Option<Tensor>)| Ok((*name, x.as_ref().map(copy).transpose()?));
         let args = self.tensors.args.iter().map(each).collect::<Result<_>>()?;
-        Ok(Given { args, dims: self.tensors.dims.clone(), options: self.tensors.options })
+        Ok(Given { args, dims: self.tensors.dims.clone(), options: self.tensors.options.clone() })
     }
 
     /// Random gradients for the results, rounded to the storage that is checked.

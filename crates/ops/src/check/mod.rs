@@ -8,6 +8,7 @@ mod compare;
 mod differences;
 mod errors;
 mod inputs;
+mod names;
 mod need;
 mod questions;
 
@@ -15,6 +16,7 @@ pub use compare::{Gap, compare};
 pub use differences::gradient_of_reference;
 pub use errors::refusals;
 pub use inputs::Inputs;
+pub use names::unknown_names;
 pub use need::need;
 pub use questions::{MEDIUM, QUESTIONS, Question, SMALL, prove, work};
 
@@ -58,9 +60,14 @@ pub enum Zeros {
 /// When the inputs cannot be made; a failing operation is a fault in the report.
 pub fn check(op: &Op, case: &Case, dtype: DType, device: &Device, zeros: Zeros) -> Result<Report> {
     let inputs = Inputs::new(op, case, dtype, device)?;
-    let mut proof = Proof { op, case, dtype, zeros, worst: Gap::default(), faults: Vec::new() };
-    if let Err(error) = proof.run(&inputs) {
+    let mut proof = Proof { op, case, dtype, zeros, worst: Gap::default(), faults: unknown_names(op, case) };
+    if !proof.faults.is_empty() {
+        // the case does not say what it tests
+    } else if let Err(error) = proof.run(&inputs) {
         proof.faults.push(format!("it failed: {error}"));
+    } else {
+        let unread = inputs.tensors.options.unread();
+        proof.faults.extend(unread.map(|name| format!("option `{name}` is not read by {}", op.name())));
     }
     let Proof { worst, faults, .. } = proof;
     Ok(Report { op: op.name(), case: case.name, dtype, worst, faults })

@@ -10,7 +10,9 @@ pub(crate) fn packing<T>(t: &Given<T>) -> Packing {
         Some(bits) => Packing::Affine { bits: bits as u32, group: t.option("group").unwrap_or(0.0) as usize },
         None if t.flag("mxfp8") => Packing::Mxfp8,
         None if t.flag("nvfp4") => Packing::Nvfp4,
-        None => Packing::Mxfp4,
+        None if t.flag("mxfp4") => Packing::Mxfp4,
+        // refused by every operation
+        None => Packing::Affine { bits: 0, group: 0 },
     }
 }
 

@@ -12,7 +12,7 @@ pub(super) fn forward(t: &Given<Array>, scale: f64) -> Vec<Array> {
     };
     let mut args: Vec<_> = ["q", "k", "v", "g", "beta"].map(|name| (name, Some(one_token(&t[name])))).into();
     args.push(("initial_state", Some(t["state"].clone())));
-    let mut results = rule::forward(&Given { args, dims: t.dims.clone(), options: t.options }, scale);
+    let mut results = rule::forward(&Given { args, dims: t.dims.clone(), options: t.options.clone() }, scale);
     results[0].shape.remove(1);
     results
 }
