@@ -3,6 +3,7 @@
 use super::cpu::Factors;
 use super::{AdamW, AdamWState};
 use crate::common::gpu::copy::duplicate;
+use crate::common::gpu::to_u32;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
 
@@ -32,7 +33,7 @@ pub(super) fn step(gpu: &Gpu, state: AdamWState, grad: &Tensor, numbers: &AdamW)
             let quad = 4 * x.dtype().size();
             part.start * quad..(part.end * quad).min(x.elements() * x.dtype().size())
         };
-        let params = Params { quads: part.len() as u32, beta, rest, keep, rate, root, eps };
+        let params = Params { quads: to_u32(part.len())?, beta, rest, keep, rate, root, eps };
         gpu.launch(&Launch {
             kernel: &KERNEL,
             entry: "main",

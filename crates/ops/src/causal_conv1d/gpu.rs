@@ -4,6 +4,7 @@ use super::{Activation, Saved};
 use crate::common::gpu::MATH;
 use crate::common::gpu::form::{Form, QUADS, QUADS_MATH, SINGLES, SINGLES_MATH};
 use crate::common::gpu::totals::{PARTS, totals};
+use crate::common::gpu::{to_u32, to_u32s};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Shape, Tensor};
 
@@ -128,12 +129,12 @@ impl<'a> Plan<'a> {
     fn launch<'b>(&'b self, entry: &Entry<'b>) -> Result<()> {
         let width = self.channels / self.form.unit();
         let params = Params {
-            runs: self.runs as u32,
-            width: width as u32,
-            tokens: self.saved.x.shape()[1] as u32,
-            block: self.block as u32,
-            each: entry.each as u32,
-            stride: self.stride() as u32,
+            runs: to_u32(self.runs)?,
+            width: to_u32(width)?,
+            tokens: to_u32(self.saved.x.shape()[1])?,
+            block: to_u32(self.block)?,
+            each: to_u32(entry.each)?,
+            stride: to_u32(self.stride())?,
         };
         // what is left out is never read; anything stands in for it
         let or_any = |x: Option<&'b Tensor>| x.map_or(Bind::Part(&self.x, 0..4), Bind::All);
@@ -168,15 +169,16 @@ impl<'a> Plan<'a> {
 /// For each run, then for each sequence: the first row, the sequence's first and the one past its last, its number.
 fn table(gpu: &Gpu, saved: &Saved, block: usize) -> Result<Tensor> {
     let mut table = Vec::new();
-    let mut runs = |block: usize| {
+    let mut runs = |block: usize| -> Result<()> {
         for (number, rows) in saved.sequences.iter().enumerate() {
             for first in rows.clone().step_by(block) {
-                table.extend([first, rows.start, rows.end, number].map(|n| n as u32));
+                table.extend(to_u32s([first, rows.start, rows.end, number])?);
             }
         }
+        Ok(())
     };
-    runs(block);
-    runs(usize::MAX);
+    runs(block)?;
+    runs(usize::MAX)?;
     gpu.table(&table)
 }
 

@@ -1,5 +1,6 @@
 //! One pass, in place where nobody else holds the memory.
 
+use crate::common::gpu::to_u32;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
 
@@ -22,7 +23,7 @@ pub(super) fn clip(gpu: &Gpu, mut x: Tensor, norm: &Tensor, most: f32) -> Result
     let quad = 4 * x.dtype().size();
     for part in gpu.segments(x.elements().div_ceil(4), quad) {
         let bytes = part.start * quad..(part.end * quad).min(x.elements() * x.dtype().size());
-        let params = Params { quads: part.len() as u32, most };
+        let params = Params { quads: to_u32(part.len())?, most };
         gpu.launch(&Launch {
             kernel: &KERNEL,
             entry: "main",

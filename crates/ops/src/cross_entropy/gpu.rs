@@ -3,6 +3,7 @@
 
 use super::{CONTRACT, CrossEntropy, Reduction};
 use crate::common::gpu::MATH;
+use crate::common::gpu::to_u32;
 use crate::linalg::gpu::{Gemm, Mat, Sizes, gemm};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Error, Result, Tensor};
@@ -42,10 +43,10 @@ pub(super) fn forward(gpu: &Gpu, args: &CrossEntropy<'_>, dims: &Dims) -> Result
     }
     let stride = words.next_multiple_of(4);
     let params = Params {
-        tokens: tokens as u32,
+        tokens: to_u32(tokens)?,
         first: 0,
-        words: words as u32,
-        stride: (stride / 4) as u32,
+        words: to_u32(words)?,
+        stride: to_u32(stride / 4)?,
         ignored: ignore_index.unwrap_or(0),
         ignores: u32::from(ignore_index.is_some()),
         z_loss: args.z_loss,
@@ -66,7 +67,7 @@ pub(super) fn forward(gpu: &Gpu, args: &CrossEntropy<'_>, dims: &Dims) -> Result
         let sizes = |m, k, n| Sizes { m, k, n, count: 1 };
         let product = |a, b, c, sizes, beta| gemm(gpu, &Gemm { a, b, c, sizes, alpha: 1.0, beta });
         product(rows, w_mat.t(), z_mat, sizes(n, width, words), 0.0)?;
-        let params = Params { tokens: n as u32, first: chunk.start as u32, ..params };
+        let params = Params { tokens: to_u32(n)?, first: to_u32(chunk.start)?, ..params };
         gpu.launch(&Launch {
             kernel: &KERNEL,
             entry: "token",
@@ -149,7 +150,7 @@ fn scaled(gpu: &Gpu, grad: Tensor, dy: &Tensor, dtype: DType) -> Result<Tensor> 
             constants: &[],
             stored: &[("X", dtype)],
             binds: &binds,
-            params: bytemuck::bytes_of(&(part.len() as u32)),
+            params: bytemuck::bytes_of(&to_u32(part.len())?),
             groups: Groups::Line(part.len().div_ceil(256)),
         })?;
     }

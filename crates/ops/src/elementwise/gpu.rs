@@ -1,5 +1,6 @@
 //! Maps on a GPU: an operation gives its formula and its derivative as WGSL; the launch is here, once.
 
+use crate::common::gpu::to_u32;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
 
@@ -84,7 +85,7 @@ fn launch<F: WgslMap>(gpu: &Gpu, f: F, entry: &'static str, tensors: &[&Tensor])
     for part in gpu.segments(elements.div_ceil(4), quad) {
         let bytes = part.start * quad..(part.end * quad).min(elements * dtype.size());
         let binds: Vec<Bind<'_>> = tensors.iter().map(|tensor| Bind::Part(tensor, bytes.clone())).collect();
-        let params = Params { quads: part.len() as u32, scalar: f.scalar() };
+        let params = Params { quads: to_u32(part.len())?, scalar: f.scalar() };
         gpu.launch(&Launch {
             kernel: f.kernel(),
             entry,

@@ -3,6 +3,7 @@
 use super::{CONTRACT, Grad};
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
 use crate::common::gpu::sort::{Sorted, sort};
+use crate::common::gpu::to_u32s;
 use crate::common::ids::known_below;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Tensor};
@@ -45,7 +46,7 @@ pub(super) fn forward(gpu: &Gpu, table: &Tensor, ids: &Tensor, dims: &Dims) -> R
         for part in gpu.segments(count, row) {
             let units = part.len() * row / unit;
             let numbers = [units, row / unit, stretch.start, stretch.len(), vocabulary];
-            let [count, width, first, rows, last] = numbers.map(|n| n as u32);
+            let [count, width, first, rows, last] = to_u32s(numbers)?;
             gpu.launch(&Launch {
                 kernel,
                 entry: "forward",
@@ -72,7 +73,7 @@ pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<Tensor> {
     let y = gpu.empty(saved.shape, form.dtype())?;
     let units = width / form.unit();
     let launch = |entry, binds: &[Bind<'_>], rows: usize, first: usize| {
-        let params = [rows, units, first, vocabulary].map(|n| n as u32);
+        let params = to_u32s([rows, units, first, vocabulary])?;
         gpu.launch(&Launch {
             kernel: form.choose(&GRADIENTS),
             entry,

@@ -1,5 +1,6 @@
 //! Each workgroup leaves one sum of squares; one workgroup adds them in order.
 
+use crate::common::gpu::to_u32;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
@@ -40,7 +41,7 @@ pub(super) fn norm(gpu: &Gpu, tensors: &[&Tensor]) -> Result<Tensor> {
             constants: &[("WG", GROUP as u32)],
             stored: &[("X", x.dtype())],
             binds: &[Bind::All(&sums), Bind::Part(x, 4 * part.start * size..end * size)],
-            params: bytemuck::bytes_of(&Params { n: n as u32, first: first as u32, groups: groups as u32 }),
+            params: bytemuck::bytes_of(&Params { n: to_u32(n)?, first: to_u32(first)?, groups: to_u32(groups)? }),
             groups: Groups::Line(groups),
         })?;
     }
@@ -51,7 +52,7 @@ pub(super) fn norm(gpu: &Gpu, tensors: &[&Tensor]) -> Result<Tensor> {
         constants: &[("WG", GROUP as u32)],
         stored: &[("X", DType::F32)],
         binds: &[Bind::All(&sums), Bind::All(&norm)],
-        params: bytemuck::bytes_of(&Params { n: count as u32, first: 0, groups: 1 }),
+        params: bytemuck::bytes_of(&Params { n: to_u32(count)?, first: 0, groups: 1 }),
         groups: Groups::Line(1),
     })?;
     Ok(norm)

@@ -1,6 +1,7 @@
 //! One workgroup a row: a pass for the two maxima, a pass for the sums; the second finds the row in cache.
 
 use super::Grad;
+use crate::common::gpu::to_u32s;
 use crate::common::gpu::{MATH, ODD};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Tensor};
@@ -38,7 +39,7 @@ impl Rows {
             constants: &[("WG", WG as u32), ("ODD", u32::from(odd)), ("TO_TEACHER", u32::from(teacher))],
             stored: &[("S", s), ("T", t), ("Y", if teacher { t } else { s })],
             binds: &binds,
-            params: bytemuck::bytes_of(&[self.rows as u32, self.words as u32]),
+            params: bytemuck::bytes_of(&to_u32s([self.rows, self.words])?),
             groups: Groups::Line(groups),
         })
     }

@@ -4,6 +4,7 @@ use super::From;
 use crate::common::gpu::ALIGNMENT;
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
 use crate::common::gpu::rows::{ROWS, Sharing};
+use crate::common::gpu::{to_u32, to_u32s};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Shape, Tensor};
 use std::ops::Range;
@@ -91,7 +92,7 @@ pub(super) fn sums(gpu: &Gpu, x: &Tensor, width: usize, factor: f32, shape: Shap
         // where a binding may start
         let aligned = first * 4 / ALIGNMENT * ALIGNMENT;
         let numbers = [rows, width, width.div_ceil(each), each, first - aligned / 4];
-        let [rows, width, parts, each, skipped] = numbers.map(|n| n as u32);
+        let [rows, width, parts, each, skipped] = to_u32s(numbers)?;
         gpu.launch(&Launch {
             kernel: form.choose(&SUMS),
             entry: "main",
@@ -122,9 +123,9 @@ pub(super) fn spread(gpu: &Gpu, dy: &Tensor, width: usize, factor: f32, shape: S
     let row = width * form.dtype().size();
     for run in gpu.segments(rows, row) {
         let count = run.len() * width / form.unit();
-        let units = if single { u32::MAX } else { (width / form.unit()) as u32 };
+        let units = if single { u32::MAX } else { to_u32(width / form.unit())? };
         let numbers = if single { 0..4 } else { run.start * 4..run.end * 4 };
-        let params = Spread { count: count as u32, width: units, factor };
+        let params = Spread { count: to_u32(count)?, width: units, factor };
         gpu.launch(&Launch {
             kernel: form.choose(&SPREAD),
             entry: "main",
@@ -154,7 +155,7 @@ pub(super) fn argmax(gpu: &Gpu, x: &Tensor, width: usize, shape: Shape) -> Resul
     let parts = width.div_ceil(each);
     let found = || gpu.empty([rows * parts], DType::U32);
     let (keys, places) = (found()?, found()?);
-    let [count, width, parts, each] = [rows, width, parts, each].map(|n| n as u32);
+    let [count, width, parts, each] = to_u32s([rows, width, parts, each])?;
     let launch = |entry, groups, third: &Tensor| {
         gpu.launch(&Launch {
             kernel: &ARGMAX,
@@ -182,7 +183,7 @@ fn launch_max(gpu: &Gpu, entry: &'static str, width: usize, [at, x, y]: [&Tensor
         constants: &[],
         stored: &[],
         binds: &[Bind::All(at), Bind::All(x), Bind::All(y)],
-        params: bytemuck::bytes_of(&[y.elements() as u32, width as u32]),
+        params: bytemuck::bytes_of(&to_u32s([y.elements(), width])?),
         groups: Groups::Line(y.elements().div_ceil(256)),
     })
 }
@@ -215,7 +216,7 @@ pub(super) fn running(gpu: &Gpu, x: &Tensor, from: From) -> Result<Tensor> {
             constants: &[("WG", group as u32), ("BACK", u32::from(from == From::End))],
             stored: &[],
             binds: &[Bind::Part(&wide, bytes.clone()), Bind::Part(&y, bytes)],
-            params: bytemuck::bytes_of(&[run.len() as u32, width as u32]),
+            params: bytemuck::bytes_of(&to_u32s([run.len(), width])?),
             groups: Groups::Line(run.len()),
         })?;
     }

@@ -2,6 +2,7 @@
 
 use crate::common::gpu::copy::{Place, Rows};
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
+use crate::common::gpu::to_u32;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Shape, Tensor};
 
@@ -40,7 +41,7 @@ pub(super) fn backward(gpu: &Gpu, dy: &Tensor, times: usize, shape: Shape) -> Re
     let dx = gpu.empty(shape, form.dtype())?;
     let (width, row) = (shape.last() / form.unit(), shape.last() * form.dtype().size());
     for rows in gpu.segments(shape.elements() / shape.last(), row * times) {
-        let params = Params { count: (rows.len() * width) as u32, width: width as u32, times: times as u32 };
+        let params = Params { count: to_u32(rows.len() * width)?, width: to_u32(width)?, times: to_u32(times)? };
         gpu.launch(&Launch {
             kernel: form.choose(&KERNELS),
             entry: "backward",

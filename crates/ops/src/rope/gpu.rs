@@ -2,6 +2,7 @@
 
 use super::{Pairs, Rope, Way};
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
+use crate::common::gpu::to_u32s;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
 
@@ -55,7 +56,7 @@ pub(super) fn rotate(gpu: &Gpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
         let (width, pairs) = (width / form.unit(), pairs / form.unit());
         let [step, apart] = turn.pairs.strides(pairs);
         let numbers = [part.len(), heads, width, pairs, HEADS, usize::from(way == Way::Back), step, apart];
-        let [tokens, heads, width, pairs, each, back, step, apart] = numbers.map(|n| n as u32);
+        let [tokens, heads, width, pairs, each, back, step, apart] = to_u32s(numbers)?;
         let invocations = numbers[0] * numbers[1].div_ceil(HEADS) * (numbers[2] - numbers[3]);
         gpu.launch(&Launch {
             kernel: form.choose(&KERNELS),

@@ -2,6 +2,7 @@
 
 use super::Sampling;
 use crate::common::gpu::MATH;
+use crate::common::gpu::to_u32;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
@@ -28,9 +29,9 @@ pub(super) fn sample(gpu: &Gpu, logits: &Tensor, sampling: &Sampling, draws: &[f
     let filters = wanted.iter().rev().fold(0, |bits, &set| 2 * bits + u32::from(set));
     let filters = if temperature > 0.0 { filters } else { 0 };
     let params = Params {
-        rows: rows as u32,
-        words: words as u32,
-        top_k: top_k.min(words) as u32,
+        rows: to_u32(rows)?,
+        words: to_u32(words)?,
+        top_k: to_u32(top_k.min(words))?,
         temperature,
         top_p,
         least: min_p.ln(),

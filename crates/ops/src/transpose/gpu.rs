@@ -1,5 +1,6 @@
 //! Tiles of words through shared memory; longer units and shorter elements are gathered.
 
+use crate::common::gpu::to_u32s;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
 
@@ -49,7 +50,7 @@ pub(super) fn forward(gpu: &Gpu, x: &Tensor, low: usize, high: usize) -> Result<
         bytes if bytes.is_multiple_of(4) => (units, units.div_ceil(GROUP)),
         _ => (units, units.div_ceil(per_word * GROUP)),
     };
-    let [count, rows, middle, columns, inner] = [count, rows, middle, columns, inner / unit].map(|n| n as u32);
+    let [count, rows, middle, columns, inner] = to_u32s([count, rows, middle, columns, inner / unit])?;
     let y = gpu.empty(shape.with(low, shape[high]).with(high, shape[low]), x.dtype())?;
     gpu.launch(&Launch {
         kernel,

@@ -2,6 +2,7 @@
 
 use super::{Attention, CONTRACT, Grad, Mask};
 use crate::common::gpu::{MATH, ODD};
+use crate::common::gpu::{to_u32, to_u32s};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Error, Result, Tensor};
 
@@ -78,7 +79,7 @@ impl<'a> Plan<'a> {
             return Err(Error::value(CONTRACT.op, why));
         }
         let [tokens, positions, heads, shared_heads, width] =
-            ['T', 'S', 'A', 'G', 'D'].map(|letter| dims[letter] as u32);
+            to_u32s(['T', 'S', 'A', 'G', 'D'].map(|letter| dims[letter]))?;
         let params = Params { tokens, positions, heads, shared_heads, width, scale, count: 0 };
         let sequences = mask.first.as_ref().map(|first| bounds(gpu, first)).transpose()?;
         Ok(Plan { gpu, batch: dims['B'], dtype, params, sequences })
@@ -162,10 +163,10 @@ fn decode(plan: &Plan<'_>, [q, k, v]: [&Tensor; 3], [o, lse]: [&Tensor; 2]) -> R
     let rows = each.next_power_of_two().min(8);
     let constants = [("ROWS", rows as u32), ("QUADS", quads.next_power_of_two() as u32)];
     let groups = Groups::Grid([count, shared_heads as usize * each.div_ceil(rows), plan.batch]);
-    let params = Params { count: count as u32, ..plan.params };
+    let params = Params { count: to_u32(count)?, ..plan.params };
     plan.launch((&DECODE, "decode"), &constants, &[&parts, &sums, q, k, v], groups, params)?;
     // `tokens` is the number of rows of heads here
-    let params = Params { tokens: plan.batch as u32, ..params };
+    let params = Params { tokens: to_u32(plan.batch)?, ..params };
     let groups = Groups::Line(plan.batch * heads);
     plan.launch((plan.which(&TOGETHER_PAIR), "together"), &[], &[o, lse, &parts, &sums], groups, params)
 }
@@ -175,7 +176,7 @@ pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) ->
     let plan = Plan::new(gpu, dims, *scale, q.dtype(), mask)?;
     let with_o = gpu.empty(lse.shape(), DType::F32)?;
     let rows = lse.elements();
-    let params = Params { count: rows as u32, ..plan.params };
+    let params = Params { count: to_u32(rows)?, ..plan.params };
     if need[0] || need[1] {
         plan.launch((&WITH_O, "with_o"), &[], &[&with_o, o, dy], Groups::Line(rows.div_ceil(64)), params)?;
     }

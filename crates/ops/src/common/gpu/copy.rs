@@ -1,6 +1,7 @@
 //! Rows moved from one place to another: joining, slicing, repeating and writing into caches are one copy.
 
 use crate::common::gpu::ALIGNMENT;
+use crate::common::gpu::to_u32s;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{Result, Tensor};
 
@@ -113,7 +114,7 @@ impl Rows<'_> {
                     binds.push(Bind::Part(from.tensor, x_bytes));
                 }
                 let numbers = [rows * width, width, y_first, y_stride, x_first, x_stride, self.repeat];
-                let [count, width, y_first, y_stride, x_first, x_stride, last] = numbers.map(|n| n as u32);
+                let [count, width, y_first, y_stride, x_first, x_stride, last] = to_u32s(numbers)?;
                 gpu.launch(&Launch {
                     kernel,
                     entry: self.entry(),
@@ -134,7 +135,7 @@ impl Rows<'_> {
         let words = end.div_ceil(per) - self.to.first / per;
         let (x_first, x_stride) = self.from.map_or((0, 0), |from| (from.first, from.stride));
         let numbers = [words, self.width, self.to.first, self.to.stride, x_first, x_stride, self.rows];
-        let [count, width, y_first, y_stride, x_first, x_stride, last] = numbers.map(|n| n as u32);
+        let [count, width, y_first, y_stride, x_first, x_stride, last] = to_u32s(numbers)?;
         let binds: Vec<Bind<'_>> = [&self.to].into_iter().chain(&self.from).map(|p| Bind::All(p.tensor)).collect();
         gpu.launch(&Launch {
             kernel: &ELEMENTS,

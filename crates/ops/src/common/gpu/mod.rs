@@ -8,6 +8,7 @@ pub(crate) mod sort;
 pub(crate) mod totals;
 
 use alluvium_core::gpu::Kernel;
+use alluvium_core::{Error, Result};
 
 /// Cuts of bindings start at a multiple of this many bytes: the alignment of every engine divides it.
 pub(crate) const ALIGNMENT: usize = 256;
@@ -23,4 +24,37 @@ pub(crate) const fn kernel(name: &'static str, wgsl: &'static [&'static str]) ->
     // SAFETY: kernels are private to the crate, and operations launch them only with sizes that their contracts checked;
     // `check` runs each over poisoned memory, whose ends are NaN, and every loop has an end in its text.
     unsafe { Kernel::trusted(name, wgsl) }
+}
+
+/// A size as a parameter of a kernel.
+///
+/// # Errors
+/// When it needs more than 32 bits.
+pub(crate) fn to_u32(size: usize) -> Result<u32> {
+    u32::try_from(size)
+        .map_err(|_| Error::value("launch", format!("a size is {size}, kernels take at most {}", u32::MAX)))
+}
+
+/// Sizes as parameters of a kernel.
+///
+/// # Errors
+/// As [`to_u32`].
+pub(crate) fn to_u32s<const N: usize>(sizes: [usize; N]) -> Result<[u32; N]> {
+    let mut params = [0; N];
+    for (param, size) in params.iter_mut().zip(sizes) {
+        *param = to_u32(size)?;
+    }
+    Ok(params)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_of_more_than_32_bits_is_an_error_and_not_cut_off() {
+        assert_eq!(to_u32s([0, u32::MAX as usize]).unwrap(), [0, u32::MAX]);
+        let error = to_u32s([1, 1 << 32]).unwrap_err().to_string();
+        assert_eq!(error, "launch: a size is 4294967296, kernels take at most 4294967295");
+    }
 }

@@ -3,6 +3,7 @@
 use super::form::Form;
 use super::rows::Sharing;
 use super::totals::{PARTS, totals};
+use crate::common::gpu::to_u32;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 use std::ops::Range;
@@ -93,8 +94,8 @@ pub(crate) fn forward(gpu: &Gpu, norm: Norm<'_>, eps: f32) -> Result<(Tensor, Te
     let y = gpu.empty(norm.x.shape(), read.form.dtype())?;
     let scales = gpu.empty([read.rows], DType::F32)?;
     for rows in read.segments(gpu) {
-        let width = (read.width / read.form.unit()) as u32;
-        let params = Params { rows: rows.len() as u32, width, share: norm.share, eps, ..Params::default() };
+        let width = to_u32(read.width / read.form.unit())?;
+        let params = Params { rows: to_u32(rows.len())?, width, share: norm.share, eps, ..Params::default() };
         gpu.launch(&Launch {
             kernel: read.form.choose(norm.kernels),
             entry: "forward",
@@ -152,13 +153,13 @@ pub(crate) fn backward(gpu: &Gpu, norm: Norm<'_>, scales: &Tensor, dy: &Tensor, 
         binds.extend(dz.iter().map(|dz| part(need[2], dz)));
         let unit = read.form.unit();
         let params = Params {
-            rows: rows.len() as u32,
-            width: (read.width / unit) as u32,
+            rows: to_u32(rows.len())?,
+            width: to_u32(read.width / unit)?,
             share: norm.share,
             eps: 0.0,
-            each: each as u32,
-            first: first as u32,
-            stride: (stride / unit) as u32,
+            each: to_u32(each)?,
+            first: to_u32(first)?,
+            stride: to_u32(stride / unit)?,
         };
         gpu.launch(&Launch {
             kernel: read.form.choose(norm.kernels),

@@ -1,5 +1,6 @@
 //! The second stage of sums over rows: what a fixed number of workgroups left is added in order.
 
+use crate::common::gpu::to_u32s;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Shape, Tensor};
 
@@ -18,7 +19,7 @@ pub(crate) fn totals(gpu: &Gpu, parts: &Tensor, shape: Shape) -> Result<Tensor> 
         constants: &[],
         stored: &[],
         binds: &[Bind::All(parts), Bind::All(&y)],
-        params: bytemuck::bytes_of(&[rows as u32, quads as u32]),
+        params: bytemuck::bytes_of(&to_u32s([rows, quads])?),
         groups: Groups::Line(quads.div_ceil(8)),
     })?;
     Ok(y)

@@ -2,6 +2,7 @@
 
 use super::{Delta, GatedDeltaStep};
 use crate::common::gpu::MATH;
+use crate::common::gpu::to_u32;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result};
 
@@ -30,11 +31,11 @@ pub(super) fn forward(gpu: &Gpu, args: GatedDeltaStep<'_>, dims: &Dims) -> Resul
     let o = gpu.empty(v.shape(), DType::F32)?;
     let rows = v.elements();
     let params = Params {
-        rows: rows as u32,
-        values: dims['V'] as u32,
-        keys: dims['K'] as u32,
-        groups: dims['G'] as u32,
-        share: (dims['G'] / dims['H']) as u32,
+        rows: to_u32(rows)?,
+        values: to_u32(dims['V'])?,
+        keys: to_u32(dims['K'])?,
+        groups: to_u32(dims['G'])?,
+        share: to_u32(dims['G'] / dims['H'])?,
         scale,
     };
     gpu.launch(&Launch {

@@ -2,6 +2,7 @@
 
 use super::{Gates, Grad};
 use crate::common::gpu::MATH;
+use crate::common::gpu::to_u32;
 use crate::common::gpu::totals::{PARTS, totals};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
@@ -48,11 +49,11 @@ impl Sizes {
 
     fn launch(&self, gpu: &Gpu, entry: &'static str, groups: usize, a: &Tensor, more: &[&Tensor]) -> Result<()> {
         let params = Params {
-            n: self.n.div_ceil(4) as u32,
-            heads: self.heads as u32,
-            rows: (self.n / self.heads) as u32,
-            each: self.each as u32,
-            stride: self.stride() as u32,
+            n: to_u32(self.n.div_ceil(4))?,
+            heads: to_u32(self.heads)?,
+            rows: to_u32(self.n / self.heads)?,
+            each: to_u32(self.each)?,
+            stride: to_u32(self.stride())?,
         };
         let binds: Vec<Bind<'_>> = [a].iter().chain(more).map(|x| Bind::All(x)).collect();
         gpu.launch(&Launch {

@@ -9,6 +9,7 @@ mod stages;
 pub(crate) use product::{Factor, Keep, Mask, Product, Side, Size};
 pub(crate) use stages::{Outputs, StateSeeds, States, Written};
 
+use crate::common::gpu::to_u32;
 use crate::delta::chunk::Layout;
 
 use crate::common::gpu::MATH;
@@ -208,7 +209,8 @@ impl Chunks {
         let width = x.elements() / (self.tokens * self.groups);
         let share = self.groups / (y.elements() / (self.tokens * width));
         let rows = self.tokens * self.groups;
-        let params = Lines { rows: rows as u32, width: width as u32, groups: self.groups as u32, share: share as u32 };
+        let params =
+            Lines { rows: to_u32(rows)?, width: to_u32(width)?, groups: to_u32(self.groups)?, share: to_u32(share)? };
         self.gpu.launch(&Launch {
             kernel: &ROWS,
             entry: "dot_and_scale",
@@ -228,8 +230,8 @@ impl Chunks {
         }
         let width = x.elements() / (self.tokens * self.groups);
         let y = self.gpu.empty([self.tokens, self.heads, width], DType::F32)?;
-        let rows = (self.tokens * self.heads) as u32;
-        let params = Lines { rows, width: width as u32, groups: self.groups as u32, share: self.share() as u32 };
+        let rows = to_u32(self.tokens * self.heads)?;
+        let params = Lines { rows, width: to_u32(width)?, groups: to_u32(self.groups)?, share: to_u32(self.share())? };
         self.gpu.launch(&Launch {
             kernel: &ROWS,
             entry: "over_readers",
@@ -300,8 +302,8 @@ impl Chunks {
         }
         let share = |side: &Tensor| (self.groups * self.tokens * keys / side.elements()) as u32;
         let params = Passing {
-            sequences: self.sequences() as u32,
-            groups: self.groups as u32,
+            sequences: to_u32(self.sequences())?,
+            groups: to_u32(self.groups)?,
             left_share: share(left),
             right_share: share(right),
         };
@@ -330,7 +332,7 @@ impl Chunks {
         size: usize,
         lines: usize,
     ) -> Result<()> {
-        let params = Sizes { chunks: self.count() as u32, groups: self.groups as u32, size: size as u32 };
+        let params = Sizes { chunks: to_u32(self.count())?, groups: to_u32(self.groups)?, size: to_u32(size)? };
         let binds: Vec<Bind<'_>> = binds.iter().map(|tensor| Bind::All(tensor)).collect();
         self.gpu.launch(&Launch {
             kernel,

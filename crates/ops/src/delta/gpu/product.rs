@@ -1,6 +1,7 @@
 //! One product for each chunk and value head.
 
 use super::{Chunks, Gates};
+use crate::common::gpu::{to_u32, to_u32s};
 use alluvium_core::gpu::{Bind, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
@@ -24,6 +25,7 @@ struct Strides {
     share: u32,
 }
 
+// Strides are at most the tensor's elements, and a launch refuses a tensor whose elements need more than 32 bits.
 impl<'a> Side<'a> {
     /// The rows of a chunk's tokens: `[T, heads, width]`, of value heads or of key heads.
     pub(crate) fn tokens(chunks: &Chunks, tensor: &'a Tensor, width: usize) -> Self {
@@ -36,8 +38,8 @@ impl<'a> Side<'a> {
     /// The state of a chunk: `[chunks, G, V, K]`, a matrix of `V × K`.
     pub(crate) fn state(tensor: &'a Tensor) -> Self {
         let shape = tensor.shape();
-        let [groups, values, keys] = [shape[1], shape[2], shape[3]].map(|n| n as u32);
-        let (chunk, head) = (groups * values * keys, values * keys);
+        let (groups, matrix) = (shape[1], shape[2] * shape[3]);
+        let [chunk, head, keys] = [groups * matrix, matrix, shape[3]].map(|n| n as u32);
         Side { tensor, strides: Strides { rows: keys, cols: 1, token: 0, chunk, head, share: 1 } }
     }
 
@@ -177,18 +179,18 @@ impl<'a> Product<'a> {
 
     /// Launches it.
     pub(crate) fn run(self, chunks: &Chunks) -> Result<()> {
-        let [m, n, l] = self.sizes.map(|size| match size {
+        let [m, n, l] = to_u32s(self.sizes.map(|size| match size {
             Size::Tokens => 0,
-            Size::Of(n) => n as u32,
-        });
+            Size::Of(n) => n,
+        }))?;
         let tiles = |n: u32| n.div_ceil(64).max(1) as usize;
         let params = Params {
             a: self.a.strides,
             b: self.b.strides,
             c: self.c.strides,
             sizes: [m, n, l],
-            chunks: chunks.count() as u32,
-            groups: chunks.groups as u32,
+            chunks: to_u32(chunks.count())?,
+            groups: to_u32(chunks.groups)?,
             alpha: self.alpha,
         };
         let along = |first: u32| u32::from(first == 1);

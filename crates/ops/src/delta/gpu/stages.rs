@@ -2,6 +2,7 @@
 //! made. Gradients to keys are of value heads: the caller adds up those that read the same key head.
 
 use super::{Chunks, Factor, Gates, Keep, Lines, Mask, Passage, Product, ROWS, Side, Size, Way, Weight};
+use crate::common::gpu::to_u32;
 use crate::delta::chunk::{CHUNK, Write};
 use alluvium_core::gpu::{Bind, Groups, Launch};
 use alluvium_core::{DType, Result, Tensor};
@@ -96,7 +97,7 @@ impl Chunks {
     pub(crate) fn write_gates(&self, values: &Tensor, keys: &Tensor, gates: &Gates) -> Result<[Tensor; 2]> {
         let [dbeta, dg] = [self.empty(1)?, self.empty(1)?];
         let n = self.tokens * self.groups;
-        let params = Lines { rows: n as u32, width: 1, groups: self.groups as u32, share: 1 };
+        let params = Lines { rows: to_u32(n)?, width: 1, groups: to_u32(self.groups)?, share: 1 };
         self.gpu().launch(&Launch {
             kernel: &ROWS,
             entry: "write_gates",

@@ -3,6 +3,7 @@
 use super::Grad;
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
 use crate::common::gpu::rows::{ROWS, Sharing};
+use crate::common::gpu::to_u32s;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
@@ -68,7 +69,7 @@ fn launch<'a>(gpu: &Gpu, form: Form, entry: &'static str, sizes: Sizes, sides: &
             constants: &constants,
             stored: &form.stored(),
             binds: &binds,
-            params: bytemuck::bytes_of(&[count as u32, units as u32, choices as u32]),
+            params: bytemuck::bytes_of(&to_u32s([count, units, choices])?),
             groups: Groups::Line(count.div_ceil(each)),
         })?;
     }

@@ -5,6 +5,7 @@ mod plan;
 mod weights;
 
 use crate::common::gpu::ODD;
+use crate::common::gpu::{to_u32, to_u32s};
 use crate::common::ids::outside;
 use crate::linalg::gpu::{BLOCKS, NARROW_SUMS, PACKED_SIDES, SIDES};
 use crate::quantized::gpu::CODES;
@@ -134,7 +135,7 @@ impl<'a> Choices<'a> {
             constants: &[],
             stored: &[],
             binds: &[self.ids, &starts, &order].map(Bind::All),
-            params: bytemuck::bytes_of(&[choices as u32, experts as u32, 0, 0]),
+            params: bytemuck::bytes_of(&to_u32s([choices, experts, 0, 0])?),
             groups: Groups::Line(experts + 1),
         })?;
         Ok(Sorted { starts, order })
@@ -150,17 +151,17 @@ impl<'a> Choices<'a> {
             constants: &[],
             stored: &[],
             binds: &[&sorted.starts, &jobs].map(Bind::All),
-            params: bytemuck::bytes_of(&[0, self.sizes.experts, lines, most].map(|n| n as u32)),
+            params: bytemuck::bytes_of(&to_u32s([0, self.sizes.experts, lines, most])?),
             groups: Groups::Line(1),
         })?;
         Ok(jobs)
     }
 
-    fn params(&self, way: Way, jobs: usize) -> Params {
+    fn params(&self, way: Way, jobs: usize) -> Result<Params> {
         let Sizes { experts, outer, inner, .. } = self.sizes;
         let (n, k, shared) = if way == Way::Forward { (outer, inner, self.shared) } else { (inner, outer, 1) };
-        let [n, k, outer, width, shared, experts, jobs] = [n, k, outer, inner, shared, experts, jobs].map(|n| n as u32);
-        Params { n, k, stride: k, outer, width, shared, experts, jobs }
+        let [n, k, outer, width, shared, experts, jobs] = to_u32s([n, k, outer, inner, shared, experts, jobs])?;
+        Ok(Params { n, k, stride: k, outer, width, shared, experts, jobs })
     }
 
     /// `y[choice] = x · w[expert]ᵀ` for all choices, in the dtype of `x`.
@@ -206,7 +207,7 @@ impl<'a> Choices<'a> {
             ),
             stored: &w.stored(x.dtype(), None),
             binds: &[x_bind, w_bind, y_bind, scales, biases, order, jobs, starts],
-            params: bytemuck::bytes_of(&self.params(Way::Forward, count)),
+            params: bytemuck::bytes_of(&self.params(Way::Forward, count)?),
             groups: Groups::Line(self.sizes.outer.div_ceil(4 * GROUP / lanes) * count),
         })?;
         gpu.convert(&y, x.dtype())
@@ -221,7 +222,7 @@ impl<'a> Choices<'a> {
         shape: Shape,
     ) -> Result<Tensor> {
         let jobs = self.jobs(gpu, sorted, TILE)?;
-        let params = self.params(way, jobs.shape()[0]);
+        let params = self.params(way, jobs.shape()[0])?;
         let quads = params.n.is_multiple_of(4);
         let y = gpu.empty(shape, if quads { x.dtype() } else { DType::F32 })?;
         let [x_bind, y_bind, order, jobs_bind, starts] = [x, &y, &sorted.order, &jobs, &sorted.starts].map(Bind::All);
@@ -273,7 +274,7 @@ impl<'a> Choices<'a> {
             constants: &[],
             stored: &[],
             binds: &[&each, &sum].map(Bind::All),
-            params: bytemuck::bytes_of(&[sum.elements(), inner, self.shared].map(|n| n as u32)),
+            params: bytemuck::bytes_of(&to_u32s([sum.elements(), inner, self.shared])?),
             groups: Groups::Line(sum.elements().div_ceil(GROUP)),
         })?;
         gpu.convert(&sum, dtype)
@@ -294,7 +295,7 @@ impl<'a> Choices<'a> {
         let Sizes { outer, inner, .. } = self.sizes;
         let quads = inner.is_multiple_of(4);
         let dw = gpu.empty(shape, if quads { dtype } else { DType::F32 })?;
-        let params = Params { n: inner as u32, shared: self.shared as u32, ..self.params(Way::Forward, first) };
+        let params = Params { n: to_u32(inner)?, shared: to_u32(self.shared)?, ..self.params(Way::Forward, first)? };
         let [dy_bind, x_bind, to, order, starts] = [dy, x, &dw, &sorted.order, &sorted.starts].map(Bind::All);
         gpu.launch(&Launch {
             kernel: &GRADIENT[usize::from(!quads)],

@@ -2,6 +2,7 @@
 
 use super::{Grad, Normalize, Route};
 use crate::common::gpu::MATH;
+use crate::common::gpu::to_u32s;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
@@ -23,7 +24,7 @@ fn launch(
         constants: &[("WG", WG), ("NORMALISE", u32::from(normalize == Normalize::Yes))],
         stored: &[],
         binds,
-        params: bytemuck::bytes_of(&[rows as u32, width as u32, top_k as u32]),
+        params: bytemuck::bytes_of(&to_u32s([rows, width, top_k])?),
         groups: Groups::Line(rows),
     })
 }

@@ -4,6 +4,7 @@ mod cut;
 mod plan;
 
 use crate::common::gpu::ODD;
+use crate::common::gpu::{to_u32, to_u32s};
 use crate::quantized::Quantized;
 use crate::quantized::gpu::{CODES, constants, per_group};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch, Shader};
@@ -168,8 +169,8 @@ struct Params {
     beta: f32,
 }
 
-fn place(mat: &Mat<'_>) -> [u32; 3] {
-    [mat.at, mat.stride, mat.apart].map(|n| n as u32)
+fn place(mat: &Mat<'_>) -> Result<[u32; 3]> {
+    to_u32s([mat.at, mat.stride, mat.apart])
 }
 
 /// The product as a new tensor of this dtype.
@@ -193,12 +194,12 @@ pub(crate) fn gemm(gpu: &Gpu, args: &Gemm<'_>) -> Result<()> {
 fn by(gpu: &Gpu, args: &Gemm<'_>, plan: Plan) -> Result<()> {
     let Gemm { a, b, c, sizes, alpha, beta } = *args;
     let params = Params {
-        size: [sizes.m, sizes.n, sizes.k].map(|n| n as u32),
-        part: sizes.k as u32,
+        size: to_u32s([sizes.m, sizes.n, sizes.k])?,
+        part: to_u32(sizes.k)?,
         splits: 1,
-        a: place(&a),
-        b: place(&b),
-        c: place(&c),
+        a: place(&a)?,
+        b: place(&b)?,
+        c: place(&c)?,
         alpha,
         beta,
     };
@@ -208,7 +209,7 @@ fn by(gpu: &Gpu, args: &Gemm<'_>, plan: Plan) -> Result<()> {
             let width = sizes.n.next_multiple_of(4);
             let fits = sizes.count * splits * sizes.m * width * 4 <= gpu.limits().binding;
             let (part, splits) = if fits { (part, splits) } else { (part * splits, 1) };
-            let params = Params { part: part as u32, splits: splits as u32, ..params };
+            let params = Params { part: to_u32(part)?, splits: to_u32(splits)?, ..params };
             let tiles = if matches!(plan, Plan::Tiles { .. }) { tiles } else { matrices };
             if splits == 1 {
                 return tiles(gpu, args, side, params);
@@ -216,8 +217,8 @@ fn by(gpu: &Gpu, args: &Gemm<'_>, plan: Plan) -> Result<()> {
             let parts = gpu.empty([sizes.count * splits, sizes.m, width], DType::F32)?;
             let to = Mat::new(&parts, width, sizes.m * width);
             let whole = Gemm { c: to, alpha: 1.0, beta: 0.0, ..*args };
-            tiles(gpu, &whole, side, Params { c: place(&to), alpha: 1.0, beta: 0.0, ..params })?;
-            sum(gpu, &parts, args, Params { size: [params.size[0], params.size[1], sizes.count as u32], ..params })
+            tiles(gpu, &whole, side, Params { c: place(&to)?, alpha: 1.0, beta: 0.0, ..params })?;
+            sum(gpu, &parts, args, Params { size: [params.size[0], params.size[1], to_u32(sizes.count)?], ..params })
         }
     }
 }
@@ -372,12 +373,12 @@ fn lines(gpu: &Gpu, args: &Gemm<'_>, few: Few, params: Params) -> Result<()> {
         FewSide::Right => (1, c.stride),
     };
     let params = Params {
-        size: [few_lines, many, sizes.k].map(|n| n as u32),
-        part: step as u32,
-        splits: sizes.count as u32,
-        a: place(&few_side),
-        b: place(&many_side),
-        c: [c.at, stride, c.apart].map(|n| n as u32),
+        size: to_u32s([few_lines, many, sizes.k])?,
+        part: to_u32(step)?,
+        splits: to_u32(sizes.count)?,
+        a: place(&few_side)?,
+        b: place(&many_side)?,
+        c: to_u32s([c.at, stride, c.apart])?,
         ..params
     };
     gpu.launch(&Launch {

@@ -1,6 +1,7 @@
 //! Three products a step, on matrices that stay where they are.
 
 use super::{COEFFICIENTS, EPS};
+use crate::common::gpu::to_u32;
 use crate::linalg::gpu::{Gemm, Mat, Sizes, gemm};
 use crate::scale;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
@@ -53,7 +54,8 @@ fn divided(gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
     let parts = quads.div_ceil(4 * WG).min(WG);
     let sums = gpu.empty([parts, 2], DType::F32)?;
     let y = gpu.empty(x.shape(), DType::F32)?;
-    let params = Params { quads: quads as u32, parts: parts as u32, eps: EPS as f32, elements: x.elements() as u32 };
+    let params =
+        Params { quads: to_u32(quads)?, parts: to_u32(parts)?, eps: EPS as f32, elements: to_u32(x.elements())? };
     let launch = |entry, binds: &[Bind<'_>], groups| {
         gpu.launch(&Launch {
             kernel: &KERNEL,

@@ -3,6 +3,7 @@
 mod plan;
 
 use crate::common::gpu::sort::Sorted;
+use crate::common::gpu::{to_u32, to_u32s};
 use crate::quantized::{Layout, Packed, Packing, Quantized};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
@@ -92,7 +93,7 @@ pub(crate) fn expand(gpu: &Gpu, q: &Quantized<'_>, y: &Tensor) -> Result<()> {
             constants: &constants(q),
             stored: &[("Y", y.dtype())],
             binds: &[Bind::Unused, w, to, scales, biases],
-            params: bytemuck::bytes_of(&Params { count: count as u32, width: 0, first: 0, rows: 0, last: 0 }),
+            params: bytemuck::bytes_of(&Params { count: to_u32(count)?, width: 0, first: 0, rows: 0, last: 0 }),
             groups: Groups::Line(count.div_ceil(GROUP)),
         })?;
     }
@@ -107,7 +108,7 @@ pub(crate) fn gather(gpu: &Gpu, q: &Quantized<'_>, layout: Layout, ids: &Tensor,
         for part in gpu.segments(ids.elements(), size) {
             let [w, scales, biases] = codes(q, &(stretch.start * layout.groups..stretch.end * layout.groups));
             let numbers = [part.len() * width, width, stretch.start, stretch.len(), all];
-            let [count, width, first, rows, last] = numbers.map(|n| n as u32);
+            let [count, width, first, rows, last] = to_u32s(numbers)?;
             gpu.launch(&Launch {
                 kernel: &EXPAND,
                 entry: "named",
@@ -143,7 +144,7 @@ pub(crate) fn fold(gpu: &Gpu, q: &Quantized<'_>, dw: &Tensor, to: [&Tensor; 2]) 
             constants: &constants(q),
             stored: &[("X", dw.dtype())],
             binds: &[from, w, dscales, Bind::Unused, Bind::Unused, dbiases],
-            params: bytemuck::bytes_of(&Params { count: count as u32, width: 0, first: 0, rows: 0, last: 0 }),
+            params: bytemuck::bytes_of(&Params { count: to_u32(count)?, width: 0, first: 0, rows: 0, last: 0 }),
             groups: Groups::Line(count.div_ceil(GROUP)),
         })?;
     }
@@ -164,7 +165,7 @@ pub(crate) fn fold_named(
         let [w, ..] = codes(q, &groups);
         let [dscales, dbiases] = to.map(|to| Bind::Part(to, groups.start * 4..groups.end * 4));
         let [from, pairs, starts] = [dw, &ids.pairs, &ids.starts].map(Bind::All);
-        let [columns, first, rows] = [width, stretch.start, stretch.len()].map(|n| n as u32);
+        let [columns, first, rows] = to_u32s([width, stretch.start, stretch.len()])?;
         gpu.launch(&Launch {
             kernel: &FOLD,
             entry: "named",
@@ -186,7 +187,7 @@ pub(crate) fn dots(gpu: &Gpu, (q, layout): (&Quantized<'_>, Layout), few: Few, x
     for part in stretches(gpu, layout, outer) {
         let [w, s, b] = codes(q, &(part.start * layout.groups..part.end * layout.groups));
         let numbers = [rows, part.len(), layout.inner / EIGHT, part.start, outer];
-        let [count, width, first, rows, last] = numbers.map(|n| n as u32);
+        let [count, width, first, rows, last] = to_u32s(numbers)?;
         gpu.launch(&Launch {
             kernel: &DOTS,
             entry: "dots",

@@ -1,5 +1,6 @@
 //! An invocation takes four groups: their scales make a word.
 
+use crate::common::gpu::to_u32;
 use crate::quantized::gpu::ENCODE;
 use crate::quantized::{Packed, Packing};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
@@ -30,7 +31,7 @@ pub(super) fn forward(gpu: &Gpu, w: &Tensor, packing: Packing) -> Result<Packed>
             ],
             stored: &[("X", w.dtype())],
             binds: &[(w, bytes[0]), (&codes, bytes[1]), (&scales, bytes[2])].map(bind),
-            params: bytemuck::bytes_of(&(own.len() as u32)),
+            params: bytemuck::bytes_of(&to_u32(own.len())?),
             groups: Groups::Line(part.len().div_ceil(WG)),
         })?;
     }

@@ -1,5 +1,6 @@
 //! An invocation takes a group: its words are whole, whatever the bits.
 
+use crate::common::gpu::to_u32;
 use crate::quantized::gpu::ENCODE;
 use crate::quantized::{Packed, Packing};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
@@ -25,7 +26,7 @@ pub(super) fn forward(gpu: &Gpu, w: &Tensor, packing: Packing) -> Result<Packed>
             constants: &[("BITS", bits as u32), ("GROUP", group as u32)],
             stored: &[("X", w.dtype())],
             binds: &[(w, bytes[0]), (&codes, bytes[1]), (&scales, bytes[2]), (&biases, bytes[3])].map(bind),
-            params: bytemuck::bytes_of(&(part.len() as u32)),
+            params: bytemuck::bytes_of(&to_u32(part.len())?),
             groups: Groups::Line(part.len().div_ceil(WG)),
         })?;
     }

@@ -1,5 +1,6 @@
 //! Sorts ids on the GPU, each with its position, without reading them back.
 
+use crate::common::gpu::to_u32s;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
 
@@ -35,14 +36,14 @@ pub(crate) fn sort(gpu: &Gpu, ids: &Tensor, below: usize) -> Result<Sorted> {
     let counts = gpu.empty([blocks, GROUP], DType::U32)?;
     let (mut kernel, mut pairs) = (&BY_FIRST, ids.detach());
     for (shift, mask) in digits(below) {
-        let numbers = [count, below, shift, mask, steps, blocks].map(|n| n as u32);
+        let numbers = to_u32s([count, below, shift, mask, steps, blocks])?;
         let to = gpu.empty([count, 2], DType::U32)?;
         run(gpu, (kernel, "count"), &[&pairs, &counts], &numbers, blocks)?;
         run(gpu, (kernel, "scatter"), &[&pairs, &counts, &to], &numbers, blocks)?;
         (kernel, pairs) = (&BY_NEXT, to);
     }
     let starts = gpu.empty([below + 1], DType::U32)?;
-    let numbers = [count, below].map(|n| n as u32);
+    let numbers = to_u32s([count, below])?;
     run(gpu, (&STARTS, "main"), &[&pairs, &starts], &numbers, (below + 1).div_ceil(GROUP))?;
     Ok(Sorted { pairs, starts })
 }
