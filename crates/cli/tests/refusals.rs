@@ -167,7 +167,7 @@ fn damaged_models_are_errors() {
     edit(&place.path("run/config.json"), "qwen3_5", "mamba");
     refused_with(
         &mut generate(&place, "bada"),
-        &["model_type `mamba", "is not known; known are llama, qwen3, qwen3_5, qwen3_5_moe, qwen3_next"],
+        &["model_type `mamba", "is not known; known are llama, qwen2, qwen3, qwen3_moe, qwen3_5, "],
     );
     fs::write(place.path("run/config.json"), "{").unwrap();
     refused_with(&mut generate(&place, "bada"), &["run/config.json: not valid JSON"]);

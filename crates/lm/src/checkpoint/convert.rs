@@ -22,6 +22,8 @@ use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::Path;
 
+/// The folder of further chat templates.
+const TEMPLATES: &str = "additional_chat_templates";
 /// Bytes of a file of weights.
 const SHARD: usize = 5 << 30;
 
@@ -352,6 +354,11 @@ fn copy_files(from: &Path, to: &Path) -> Result<()> {
         let ours = name == "config.json" || name.ends_with(".index.json") || name == "hf_quant_config.json";
         if wanted && !ours && path.is_file() {
             fs::copy(&path, to.join(&name)).map_err(Error::io(&path, "copy"))?;
+        }
+        if name == TEMPLATES && path.is_dir() {
+            let to = to.join(TEMPLATES);
+            fs::create_dir_all(&to).map_err(Error::io(&to, "create"))?;
+            copy_files(&path, &to)?;
         }
     }
     Ok(())

@@ -6,7 +6,7 @@ use crate::formats::config::Config;
 use crate::formats::json::pretty;
 use crate::formats::safetensors;
 use crate::model::LanguageModel;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, make_parent};
 use alluvium_core::{DType, Error, Result, Tensor};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -45,6 +45,7 @@ pub fn save_with_config(
 
     let mut staged = vec![safetensors::stage(&weights, &tensors, &[("format".to_owned(), "mlx".to_owned())])?];
     let mut stage = |name: &str, text: &[u8]| -> Result<()> {
+        make_parent(&folder.join(name))?;
         staged.push(AtomicFile::write(&folder.join(name), |out| out.write_all(text))?);
         Ok(())
     };

@@ -129,7 +129,12 @@ impl Scheme {
             };
             module.stays(asked)?;
             let fits = |group: usize| module.shape.last().is_multiple_of(group);
-            let all_fit = fits(self.packing.group()) || module.packing.is_some();
+            if let Some(packing) = own.flatten().filter(|packing| !fits(packing.group())) {
+                let (group, width) = (packing.group(), module.shape.last());
+                let why = format!("module `{name}` has rows of {width}, which groups of {group} do not divide");
+                return Err(Error::value("quantize", format!("{why}; give it another group, or leave it plain")));
+            }
+            let all_fit = fits(self.packing.group()) || module.packing.is_some() || own.is_some();
             match asked.filter(|packing| all_fit && fits(packing.group())) {
                 Some(packing) => {
                     if module.packing.is_none() {

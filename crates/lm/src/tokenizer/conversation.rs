@@ -2,7 +2,7 @@
 //!
 //! Templates are Jinja as transformers runs it: see [`ChatTemplate`](super::chat_template::ChatTemplate).
 
-use super::Tokenizer;
+use super::{Tokenizer, Tools};
 use alluvium_core::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value as Json, json};
@@ -242,9 +242,6 @@ impl Conversation {
     }
 
     fn render_messages(&self, tokenizer: &Tokenizer, messages: &[Message]) -> Result<String> {
-        let template = tokenizer
-            .compiled_template()?
-            .ok_or_else(|| Error::value("chat template", "this model has none; give it the plain prompt"))?;
         // transformers defines tools and documents always
         let mut context = Map::from_iter([
             ("add_generation_prompt".to_owned(), (self.end == PromptEnd::GenerationPrompt).into()),
@@ -259,7 +256,12 @@ impl Conversation {
         }
         context.extend(self.variables.clone());
         context.insert("messages".to_owned(), json!(messages));
-        template.render(&context.into())
+        let tools = if context["tools"].is_null() { Tools::None } else { Tools::Given };
+        let template = tokenizer
+            .templates
+            .get(tools)
+            .ok_or_else(|| Error::value("chat template", "this model has none; give it the plain prompt"))?;
+        template.compiled()?.render(&context.into())
     }
 }
 

@@ -5,8 +5,10 @@ mod conversation;
 mod detokenizer;
 mod json;
 pub mod reasoning;
+mod templates;
 
 use self::json::Affixes;
+use self::templates::{Templates, Tools};
 pub use conversation::{Content, ContentPart, Conversation, FunctionCall, Message, PromptEnd, ToolCall};
 pub use detokenizer::Detokenizer;
 
@@ -15,11 +17,10 @@ use crate::formats::config::{Config, token_ids};
 use crate::formats::json::pretty;
 use crate::formats::{LARGE, SMALL, read_text, read_whole};
 use alluvium_core::{Error, Result};
-use chat_template::ChatTemplate;
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use tokenizers::AddedToken;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::BpeTrainer;
@@ -34,6 +35,9 @@ const WORDS: &str = concat!(
     r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 );
 
+/// The tags around thoughts that models are known to use.
+const TAGS: [[&str; 2]; 2] = [["<think>", "</think>"], ["<longcat_think>", "</longcat_think>"]];
+
 /// A tokenizer, as `tokenizer.json` describes it, and the files beside it.
 #[derive(Clone)]
 pub struct Tokenizer {
@@ -42,9 +46,12 @@ pub struct Tokenizer {
     json: String,
     config: Value,
     generation: Value,
-    template: Option<String>,
-    compiled: OnceLock<Arc<ChatTemplate>>,
+    templates: Templates,
     eos: Vec<u32>,
+    /// Special tokens that are left out of text: all but the tags around thoughts.
+    left_out: HashSet<u32>,
+    /// Tokens that stand for a byte, where decoding joins runs of them.
+    bytes: HashSet<u32>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -66,16 +73,12 @@ impl Tokenizer {
         let config = optional(&folder.join("tokenizer_config.json"))?;
         let generation_file = folder.join("generation_config.json");
         let generation = optional(&generation_file)?;
-        let template = folder.join("chat_template.jinja");
-        let template = match template.symlink_metadata() {
-            Ok(_) => Some(read_text(&template, SMALL).map_err(Error::io(&template, "read"))?),
-            Err(_) => None,
-        };
+        let templates = Templates::read(folder, &config)?;
         let mut eos = token_ids(generation.get("eos_token_id")).map_err(|why| Error::file(&generation_file, why))?;
         if eos.is_empty() && folder.join("config.json").exists() {
             eos = Config::read(folder)?.eos_token_ids()?;
         }
-        Self::parse(json, &file).map(|t| Tokenizer { config, generation, template, ..t }.with_eos(eos))
+        Self::parse(json, &file).map(|t| Tokenizer { config, generation, templates, ..t }.with_eos(eos))
     }
 
     /// As [`Tokenizer::load`], or none where the folder has no `tokenizer.json`.
@@ -104,25 +107,37 @@ impl Tokenizer {
             "pad_token": END_OF_TEXT,
             "unk_token": null,
         });
+        let added = inner.get_added_tokens_decoder();
+        let is_tag = |token: &str| TAGS.iter().flatten().any(|tag| *tag == token);
+        let left_out =
+            added.iter().filter(|(_, token)| token.special && !is_tag(&token.content)).map(|(id, _)| *id).collect();
+        let has_fallback = json.contains("ByteFallback");
+        let byte = |byte: u8| inner.token_to_id(&format!("<0x{byte:02X}>"));
+        let bytes = (0..=u8::MAX).filter_map(byte).filter(|_| has_fallback).collect();
         Ok(Tokenizer {
             inner,
             affixes,
             json,
             config,
             generation: Value::Null,
-            template: None,
-            compiled: OnceLock::new(),
+            templates: Templates::default(),
             eos: vec![],
+            left_out,
+            bytes,
         })
     }
 
-    /// The given ids, or that of the token which the tokenizer's own configuration names.
+    /// The given ids, and that of the token which the tokenizer's own configuration names.
     fn with_eos(self, mut eos: Vec<u32>) -> Self {
-        if eos.is_empty() {
-            let named = self.config.get("eos_token").and_then(|t| t.as_str().or_else(|| t["content"].as_str()));
-            eos.extend(self.inner.token_to_id(named.unwrap_or(END_OF_TEXT)));
-        }
+        let named = self.special("eos_token").or(eos.is_empty().then_some(END_OF_TEXT));
+        let own = named.and_then(|token| self.token_id(token)).filter(|own| !eos.contains(own));
+        eos.extend(own);
         Tokenizer { eos, ..self }
+    }
+
+    /// Whether a token stands for a byte that decoding joins with its neighbors.
+    fn is_byte(&self, id: u32) -> bool {
+        self.bytes.contains(&id)
     }
 
     /// Trains a byte-level BPE with `vocab_size` tokens on texts; `progress` gets the number of texts read.
@@ -174,8 +189,7 @@ impl Tokenizer {
 
     /// The tags around what the model thinks, where its vocabulary has them.
     pub fn thinking(&self) -> Option<[&'static str; 2]> {
-        let known = [["<think>", "</think>"], ["<longcat_think>", "</longcat_think>"]];
-        known.into_iter().find(|tags| tags.iter().all(|tag| self.token_id(tag).is_some()))
+        TAGS.into_iter().find(|tags| tags.iter().all(|tag| self.token_id(tag).is_some()))
     }
 
     /// A special token, by its key in `tokenizer_config.json`: `eos_token`.
@@ -184,12 +198,14 @@ impl Tokenizer {
         token.as_str().or_else(|| token["content"].as_str())
     }
 
-    /// The text of token ids. Special tokens are left out; bytes that are no UTF-8 become U+FFFD.
+    /// The text of token ids. Special tokens are left out, but for the tags around thoughts; bytes that are no UTF-8 become
+    /// U+FFFD.
     ///
     /// # Errors
     /// When the tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(failed)
+        let shown: Vec<u32> = ids.iter().copied().filter(|id| !self.left_out.contains(id)).collect();
+        self.inner.decode(&shown, false).map_err(failed)
     }
 
     /// A decoder of ids that come one by one.
@@ -202,7 +218,8 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// The tokens that end a text: those of `generation_config.json`, else of `config.json`, else of the tokenizer.
+    /// The tokens that end a text: those of `generation_config.json`, else of `config.json`, and always the `eos_token` of
+    /// `tokenizer_config.json`.
     pub fn eos_token_ids(&self) -> &[u32] {
         &self.eos
     }
@@ -220,27 +237,7 @@ impl Tokenizer {
 
     /// The Jinja template that turns messages into a prompt, where there is one.
     pub fn chat_template(&self) -> Option<&str> {
-        self.template.as_deref().or_else(|| match self.config.get("chat_template")? {
-            Value::Array(named) => {
-                named.iter().find(|entry| entry["name"] == "default").or(named.first())?["template"].as_str()
-            }
-            template => template.as_str(),
-        })
-    }
-
-    /// The template, compiled at the first call.
-    pub(crate) fn compiled_template(&self) -> Result<Option<Arc<ChatTemplate>>> {
-        let Some(source) = self.chat_template() else { return Ok(None) };
-        if let Some(compiled) = self.compiled.get() {
-            return Ok(Some(compiled.clone()));
-        }
-        let compiled = Arc::new(ChatTemplate::named(self.template_name(), source)?);
-        Ok(Some(self.compiled.get_or_init(|| compiled).clone()))
-    }
-
-    /// Where the template came from.
-    pub(crate) fn template_name(&self) -> &'static str {
-        if self.template.is_some() { "chat_template.jinja" } else { "chat_template of tokenizer_config.json" }
+        self.templates.get(Tools::None).map(|template| template.source())
     }
 
     /// Writes `tokenizer.json` and the files beside it.
@@ -250,6 +247,7 @@ impl Tokenizer {
     pub fn save(&self, folder: &Path) -> Result<()> {
         let mut staged = Vec::new();
         for (name, text) in self.files()? {
+            make_parent(&folder.join(name))?;
             staged.push(AtomicFile::write(&folder.join(name), |out| out.write_all(text.as_bytes()))?);
         }
         staged.into_iter().try_for_each(AtomicFile::commit)
@@ -265,7 +263,7 @@ impl Tokenizer {
             ("tokenizer_config.json", pretty(&self.config)),
             ("generation_config.json", pretty(&generation)),
         ];
-        files.extend(self.template.clone().map(|template| ("chat_template.jinja", template)));
+        files.extend(self.templates.files());
         Ok(files)
     }
 }
@@ -276,10 +274,17 @@ fn failed(error: tokenizers::Error) -> Error {
 
 fn optional(path: &PathBuf) -> Result<Value> {
     match read_whole(path, SMALL) {
-        Ok(text) => serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}"))),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
+        Ok(text) => crate::formats::json::parse(&text).map_err(|why| Error::file(path, why)),
+        // a link that leads nowhere is there, and what it should lead to is wanted
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && path.symlink_metadata().is_err() => Ok(Value::Null),
         Err(e) => Err(Error::io(path, "read")(e)),
     }
+}
+
+/// Makes the folder that a file is to be in.
+pub(crate) fn make_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(Error::io(parent, "create"))
 }
 
 fn untrained() -> Value {

@@ -11,20 +11,38 @@ pub enum Part {
     Answer,
 }
 
-/// Cuts text that comes in pieces at the tags around thoughts; the tags themselves are left out.
+/// Where a text is with regard to its thought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Nothing but white space has come: a thought may begin.
+    Beginning,
+    /// Inside the thought.
+    Thought,
+    /// After it, or in an answer without one.
+    Answer,
+}
+
+/// Cuts text that comes in pieces at the tags around its thought; the tags themselves are left out. There is one thought,
+/// at the beginning: an answer may name the tags.
 #[derive(Clone, Debug)]
 pub struct Thinking {
     tags: Option<[&'static str; 2]>,
-    inside: bool,
+    place: Place,
     /// What may be the beginning of a tag.
     held: String,
 }
 
 impl Thinking {
-    /// Of what follows a prompt, which may have begun a thought; without tags all of it is the answer.
+    /// Of what follows a prompt, which may have begun a thought, or ended one; without tags all of it is the answer.
     pub fn after(prompt: &str, tags: Option<[&'static str; 2]>) -> Self {
-        let inside = tags.is_some_and(|[open, _]| prompt.trim_end().ends_with(open));
-        Thinking { tags, inside, held: String::new() }
+        let prompt = prompt.trim_end();
+        let place = match tags {
+            Some([open, _]) if prompt.ends_with(open) => Place::Thought,
+            Some([_, close]) if prompt.ends_with(close) => Place::Answer,
+            Some(_) => Place::Beginning,
+            None => Place::Answer,
+        };
+        Thinking { tags, place, held: String::new() }
     }
 
     /// The parts that the next piece of text completes.
@@ -32,34 +50,44 @@ impl Thinking {
         let Some([open, close]) = self.tags else { return vec![(Part::Answer, text.to_owned())] };
         self.held += text;
         let mut parts = Vec::new();
-        loop {
-            let tag = if self.inside { close } else { open };
-            let found = self.held.find(tag);
-            let end = found.unwrap_or_else(|| self.held.len() - begun(&self.held, tag));
+        if self.place == Place::Beginning {
+            let begun = self.held.trim_start();
+            if let Some(rest) = begun.strip_prefix(open) {
+                self.held = rest.to_owned();
+                self.place = Place::Thought;
+            } else if open.starts_with(begun) {
+                // white space, and perhaps a part of the tag
+                return parts;
+            } else {
+                self.place = Place::Answer;
+            }
+        }
+        if self.place == Place::Thought {
+            let found = self.held.find(close);
+            let end = found.unwrap_or_else(|| self.held.len() - begun(&self.held, close));
             let rest = self.held.split_off(end);
-            let text = std::mem::replace(&mut self.held, rest);
-            if !text.is_empty() {
-                parts.push((self.part(), text));
+            let thought = std::mem::replace(&mut self.held, rest);
+            if !thought.is_empty() {
+                parts.push((Part::Thought, thought));
             }
             if found.is_none() {
                 return parts;
             }
-            self.held.drain(..tag.len());
-            if self.inside {
-                parts.push((Part::Ended, String::new()));
-            }
-            self.inside = !self.inside;
+            self.held.drain(..close.len());
+            self.place = Place::Answer;
+            parts.push((Part::Ended, String::new()));
         }
+        if !self.held.is_empty() {
+            parts.push((Part::Answer, std::mem::take(&mut self.held)));
+        }
+        parts
     }
 
     /// What was held back.
     pub fn finish(&mut self) -> Vec<(Part, String)> {
+        let part = if self.place == Place::Thought { Part::Thought } else { Part::Answer };
         let text = std::mem::take(&mut self.held);
-        if text.is_empty() { vec![] } else { vec![(self.part(), text)] }
-    }
-
-    fn part(&self) -> Part {
-        if self.inside { Part::Thought } else { Part::Answer }
+        if text.is_empty() { vec![] } else { vec![(part, text)] }
     }
 }
 
@@ -105,5 +133,22 @@ mod tests {
         assert_eq!(thinking.push("a</think>b").len(), 3);
         let mut plain = Thinking::after("<think>", None);
         assert_eq!(plain.push("<think>a"), [(Part::Answer, "<think>a".to_owned())]);
+    }
+
+    #[test]
+    fn an_answer_may_name_the_tags_and_a_prompt_may_end_the_thought() {
+        let all = |prompt: &str, text: &str| {
+            let mut thinking = Thinking::after(prompt, TAGS);
+            let parts = thinking.push(text);
+            parts.into_iter().chain(thinking.finish()).collect::<Vec<_>>()
+        };
+        let answer = |text: &str| vec![(Part::Answer, text.to_owned())];
+        assert_eq!(all("<think>\n\n</think>\n\n", "a<think>b"), answer("a<think>b"));
+        assert_eq!(all("<think>\n\n</think>\n\n", "<think>b"), answer("<think>b"));
+        assert_eq!(all("assistant\n", "the <think> tag"), answer("the <think> tag"));
+        let after = all("assistant\n<think>", "so</think>the <think> tag</think>");
+        assert_eq!(after[2..], answer("the <think> tag</think>"));
+        assert_eq!(all("assistant\n", "\n<thi"), answer("\n<thi"));
+        assert_eq!(all("assistant\n", "\n<think>so"), [(Part::Thought, "so".to_owned())]);
     }
 }
