@@ -5,9 +5,7 @@ use alluvium::core::{Error, rng::Rng};
 use alluvium::lm::models::qwen3_5::{RopeParameters, Sizes};
 use alluvium::lm::{Batch, Checkpointing, GenerateOptions, LanguageModel, generate, initialize, load};
 use alluvium::ops::check::{Zeros, check};
-use alluvium::ops::{
-    AdamW, Correction, CrossEntropy, Reduction, Sampling, Transpose, adamw, bench, cross_entropy, matmul,
-};
+use alluvium::ops::{AdamW, CrossEntropyArgs, Reduction, Sampling, Transpose, adamw, bench, cross_entropy, matmul};
 use alluvium::train::{Optimizer, OptimizerConfig};
 use alluvium::{DType, Device, Result, Tape, Tensor};
 use serde_json::json;
@@ -119,7 +117,7 @@ const ADAMW: AdamW = AdamW {
     eps: 1e-8,
     weight_decay: 0.1,
     step: 7,
-    correction: Correction::Yes,
+    bias_correction: true,
 };
 
 /// A hybrid of 4 layers x 256 that trains on 4 rows of 256 tokens.
@@ -183,7 +181,7 @@ impl Training {
             let hidden = model.forward(&Batch { ids, positions, cu_seqlens: None }, Checkpointing::None)?;
             let x = hidden.reshape([ROWS * TOKENS, hidden.shape().last()])?;
             let w = model.lm_head().dense()?;
-            let loss = CrossEntropy {
+            let loss = CrossEntropyArgs {
                 x: &x,
                 w,
                 targets,

@@ -6,7 +6,7 @@
 use alluvium_core::{DType, Device, Tape, Tensor};
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::{Batch, Checkpointing, LanguageModel, load};
-use alluvium_ops::{AdamW, AdamWState, Correction, CrossEntropy, Reduction, adamw, add, cross_entropy, scale};
+use alluvium_ops::{AdamW, AdamWState, CrossEntropyArgs, Reduction, adamw, add, cross_entropy, scale};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -50,7 +50,7 @@ fn loss(model: &dyn LanguageModel, golden: &Value, keep: Checkpointing) -> Tenso
     let of = |data: &[u32]| Tensor::from_slice(data, [rows.len(), tokens], &device).unwrap();
     let batch = Batch { ids: &of(&inputs), positions: &of(&positions), cu_seqlens: None };
     let hidden = model.forward(&batch, keep).unwrap();
-    cross_entropy(CrossEntropy {
+    cross_entropy(CrossEntropyArgs {
         x: &hidden.reshape([targets.len(), hidden.shape().last()]).unwrap(),
         w: model.lm_head().dense().unwrap(),
         targets: &Tensor::from_slice(&targets, [targets.len()], &device).unwrap(),
@@ -147,11 +147,10 @@ fn step(
         }
         let zeros = || Tensor::zeros(p.shape(), DType::F32, p.device()).unwrap();
         let [m, v] = moments.remove(&name).unwrap_or_else(|| [zeros(), zeros()]);
-        let corrected = optimizer.contains("bias_correction=True");
-        let correction = if corrected { Correction::Yes } else { Correction::No };
+        let bias_correction = optimizer.contains("bias_correction=True");
         let weight_decay = if optimizer.starts_with("adamw") { 0.01 } else { 0.0 };
         let settings =
-            AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay, step, correction };
+            AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay, step, bias_correction };
         let AdamWState { p: moved, m, v } = adamw(p.clone(), grad, m, v, &settings).unwrap();
         *p = moved;
         moments.insert(name, [m, v]);

@@ -78,30 +78,30 @@ pub use l2_norm::l2_norm;
 pub use rms_norm::rms_norm;
 
 // sequence
-pub use causal_conv1d::{Activation, CausalConv1d, Convolved, causal_conv1d};
+pub use causal_conv1d::{Activation, CausalConv1dArgs, ConvOutput, causal_conv1d};
 pub use embedding::embedding;
 pub use rope::{Pairs, Rope, RopeScaling, rope};
 
 // attention
-pub use attention::{Attention, attention};
+pub use attention::{AttentionArgs, attention};
 
 // gated delta rule
 pub use delta::chunk_cumsum::chunk_cumsum;
 pub use delta::chunk_kkt::chunk_kkt;
-pub use delta::chunk_output::{ChunkOutput, chunk_output};
-pub use delta::chunk_state::{ChunkState, chunk_state};
-pub use delta::gated_delta_rule::{ChunkStates, Delta, GatedDelta, gated_delta_rule};
-pub use delta::gated_delta_step::{GatedDeltaStep, gated_delta_step};
+pub use delta::chunk_output::{ChunkOutputArgs, chunk_output};
+pub use delta::chunk_state::{ChunkStateOutput, chunk_state};
+pub use delta::gated_delta_rule::{ChunkStates, GatedDeltaArgs, GatedDeltaOutput, gated_delta_rule};
+pub use delta::gated_delta_step::{GatedDeltaStepArgs, gated_delta_step};
 pub use delta::gdn_gate::{Gates, gdn_gate};
-pub use delta::recompute_w_u::{WU, recompute_w_u};
+pub use delta::recompute_w_u::{WyRepr, recompute_w_u};
 pub use delta::solve_tril::solve_tril;
 
 // loss
-pub use cross_entropy::{CrossEntropy, Reduction, cross_entropy};
+pub use cross_entropy::{CrossEntropyArgs, Reduction, cross_entropy};
 pub use kl_div::kl_div;
 
 // optimizer
-pub use adamw::{AdamW, AdamWState, Correction, adamw};
+pub use adamw::{AdamW, AdamWState, adamw};
 pub use clip_by_norm::clip_by_norm;
 pub use global_norm::global_norm;
 pub use linalg::newton_schulz::newton_schulz;
@@ -118,7 +118,7 @@ pub use quantized::{Packed, Packing, Quantized};
 pub use experts::combine_experts::combine_experts;
 pub use experts::grouped_matmul::grouped_matmul;
 pub use experts::quantized_grouped_matmul::quantized_grouped_matmul;
-pub use experts::route::{Normalize, Route, route};
+pub use experts::route::{RouteOutput, Routing, route};
 
 // sampling
 pub use sample::{Sampling, sample};

@@ -5,7 +5,7 @@ use alluvium_core::gpu::{Gpu, adapters};
 use alluvium_core::{DType, Device, Tape, Tensor};
 use alluvium_ops::check::{Inputs, compare};
 use alluvium_ops::op::{Array, Given, Gradient};
-use alluvium_ops::{Case, ChunkStates, GatedDelta, find, gated_delta_rule};
+use alluvium_ops::{Case, ChunkStates, GatedDeltaArgs, find, gated_delta_rule};
 
 /// The gate at a pair of indices.
 type Gates = fn(usize, usize) -> f32;
@@ -52,7 +52,7 @@ fn worst(device: &Device, tokens: usize, g: impl Fn(usize, usize) -> f32, seed: 
 
     let tape = Tape::new();
     let watched = tape.watch(&tensors["g"]);
-    let delta = gated_delta_rule(GatedDelta {
+    let delta = gated_delta_rule(GatedDeltaArgs {
         q: &tensors["q"],
         k: &tensors["k"],
         v: &tensors["v"],
@@ -216,7 +216,7 @@ fn gradient_of_ones(device: &Device, gates: &[f32], last: bool) -> Vec<f64> {
     };
     let x = of(&vec![1.0; tokens], &[1, tokens, 1, 1]);
     let gate = tape.watch(&of(gates, &[1, tokens, 1]));
-    let delta = gated_delta_rule(GatedDelta {
+    let delta = gated_delta_rule(GatedDeltaArgs {
         q: &x,
         k: &x,
         v: &x,

@@ -6,8 +6,8 @@ use alluvium_ops::Fill;
 use alluvium_ops::check::{Inputs, compare};
 use alluvium_ops::op::Tolerance;
 use alluvium_ops::{
-    Case, ChunkOutput, ChunkStates, Delta, GatedDelta, GatedDeltaStep, chunk_cumsum, chunk_kkt, chunk_output,
-    chunk_state, find, gated_delta_rule, gated_delta_step, recompute_w_u, solve_tril,
+    Case, ChunkOutputArgs, ChunkStates, GatedDeltaArgs, GatedDeltaOutput, GatedDeltaStepArgs, chunk_cumsum, chunk_kkt,
+    chunk_output, chunk_state, find, gated_delta_rule, gated_delta_step, recompute_w_u, solve_tril,
 };
 
 const SCALE: f32 = 0.25;
@@ -24,9 +24,9 @@ fn inputs(sequences: usize) -> [Tensor; 6] {
     ["q", "k", "v", "g", "beta", "initial_state"].map(|name| given[name].clone())
 }
 
-fn rule(x: &[Tensor; 6], cu_seqlens: Option<&Tensor>) -> Delta {
+fn rule(x: &[Tensor; 6], cu_seqlens: Option<&Tensor>) -> GatedDeltaOutput {
     let [q, k, v, g, beta, state] = x;
-    gated_delta_rule(GatedDelta {
+    gated_delta_rule(GatedDeltaArgs {
         q,
         k,
         v,
@@ -69,7 +69,7 @@ fn chunks_give_what_token_by_token_gives() {
             |x: &Tensor| x.reshape(alluvium_core::Shape::new(&[&[1], &x.shape()[2..]].concat()).unwrap()).unwrap();
         let [q, k, v, g, beta] = [&q, &k, &v, &g, &beta].map(one);
         let (q, k, v, g, beta) = (&q, &k, &v, &g, &beta);
-        let delta = gated_delta_step(GatedDeltaStep { q, k, v, g, beta, state, scale: SCALE }).unwrap();
+        let delta = gated_delta_step(GatedDeltaStepArgs { q, k, v, g, beta, state, scale: SCALE }).unwrap();
         o.extend(delta.o.to_floats().unwrap());
         state = delta.final_state;
     }
@@ -101,20 +101,20 @@ fn packed_sequences_are_the_same_bits_as_separate_ones() {
     assert_eq!(packed.final_state.to_floats().unwrap(), [parts[0][1].clone(), parts[1][1].clone()].concat());
 }
 
-fn by_stages([q, k, v, g, beta, state]: &[Tensor; 6]) -> Delta {
+fn by_stages([q, k, v, g, beta, state]: &[Tensor; 6]) -> GatedDeltaOutput {
     let g_cum = chunk_cumsum(g).unwrap();
     let a = solve_tril(&chunk_kkt(k, beta, &g_cum).unwrap()).unwrap();
     let wu = recompute_w_u(k, v, beta, &g_cum, &a).unwrap();
     let states = chunk_state(k, &wu.w, &wu.u, &g_cum, Some(state)).unwrap();
     let (v_new, h) = (&states.v_new, &states.h);
-    let o = chunk_output(ChunkOutput { q, k, v_new, h, g_cum: &g_cum, scale: SCALE }).unwrap();
-    Delta { o, final_state: states.final_state }
+    let o = chunk_output(ChunkOutputArgs { q, k, v_new, h, g_cum: &g_cum, scale: SCALE }).unwrap();
+    GatedDeltaOutput { o, final_state: states.final_state }
 }
 
 #[test]
 fn the_stages_together_are_the_rule_in_values_and_gradients() {
     let x = inputs(1);
-    let forms: [fn(&[Tensor; 6]) -> Delta; 2] = [by_stages, |x| rule(x, None)];
+    let forms: [fn(&[Tensor; 6]) -> GatedDeltaOutput; 2] = [by_stages, |x| rule(x, None)];
     let results = forms.map(|form| {
         let tape = Tape::new();
         let x = x.each_ref().map(|x| tape.watch(x));

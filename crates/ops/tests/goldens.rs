@@ -20,7 +20,7 @@ fn causal_conv1d_is_the_convolution_of_mlx() {
             let w = file.get(case, "w");
             let w = tape.watch(&w.reshape([w.shape()[0], w.shape()[1]]).unwrap());
             let (x, state) = (tape.watch(&file.get(case, "x")), tape.watch(&file.get(case, "state")));
-            let args = CausalConv1d { x: &x, w: &w, initial_state: Some(&state), cu_seqlens: None, activation };
+            let args = CausalConv1dArgs { x: &x, w: &w, initial_state: Some(&state), cu_seqlens: None, activation };
             let convolved = causal_conv1d(args).unwrap();
             near(&format!("{case} {result}"), &convolved.y, &file.get(case, result), bound);
             let kept = convolved.final_state.unwrap().to_floats().unwrap();
@@ -154,7 +154,7 @@ fn attend_to_all(q: &Tensor, k: &Tensor, v: &Tensor, ct: &Tensor, factor: f32) -
     let tape = Tape::new();
     let alone = |x: &Tensor| x.reshape([b * t, 1, a, d]).unwrap();
     let (q1, k1, v1) = (tape.watch(&alone(q)), tape.watch(&one_by_one(k, t)), tape.watch(&one_by_one(v, t)));
-    let o = attention(Attention { q: &q1, k: &k1, v: &v1, cu_seqlens: None, scale: factor }).unwrap();
+    let o = attention(AttentionArgs { q: &q1, k: &k1, v: &v1, cu_seqlens: None, scale: factor }).unwrap();
     let grads = tape.backward(&[(&o, &alone(ct))]).unwrap();
     // what every query gave to the same keys
     let summed = |dx: &Tensor, like: &Tensor| {
@@ -179,7 +179,7 @@ fn attention_is_that_of_mlx() {
         let found = if file.param(case, "causal") == true {
             let tape = Tape::new();
             let [q, k, v] = [&q, &k, &v].map(|x| tape.watch(x));
-            let o = attention(Attention { q: &q, k: &k, v: &v, cu_seqlens: None, scale: factor }).unwrap();
+            let o = attention(AttentionArgs { q: &q, k: &k, v: &v, cu_seqlens: None, scale: factor }).unwrap();
             let grads = tape.backward(&[(&o, &ct)]).unwrap();
             let [dq, dk, dv] = [&q, &k, &v].map(|x| grads.of(x).unwrap().clone());
             [o.detach(), dq, dk, dv]
@@ -245,9 +245,9 @@ fn rule<'a>(
     g: &'a Tensor,
     beta: &'a Tensor,
     initial_state: Option<&'a Tensor>,
-) -> GatedDelta<'a> {
+) -> GatedDeltaArgs<'a> {
     let ([q, k, v], states) = (qkv, ChunkStates::Keep);
-    GatedDelta { q, k, v, g, beta, initial_state, cu_seqlens: None, scale: 1.0, states }
+    GatedDeltaArgs { q, k, v, g, beta, initial_state, cu_seqlens: None, scale: 1.0, states }
 }
 
 /// The gradients of decays and strengths themselves; ours is that of the decay's logarithm, `dg · g`.
@@ -295,7 +295,7 @@ fn hold_the_masked_rule(file: &Golden, case: &str) {
     let [q, k, v, a, b] = ["q", "k", "v", "a", "b"].map(|name| tape.watch(&packed(name)));
     let [a_log, dt_bias, state] = ["A_log", "dt_bias", "state"].map(|name| tape.watch(&file.get(case, name)));
     let gates = gdn_gate(&a, &b, &a_log, &dt_bias).unwrap();
-    let args = GatedDelta { cu_seqlens: Some(&ends), ..rule([&q, &k, &v], &gates.g, &gates.beta, Some(&state)) };
+    let args = GatedDeltaArgs { cu_seqlens: Some(&ends), ..rule([&q, &k, &v], &gates.g, &gates.beta, Some(&state)) };
     let delta = gated_delta_rule(args).unwrap();
     near(case, &delta.o, &packed("y"), 1e-5);
     near(case, &delta.final_state, &file.get(case, "state_out"), 1e-5);
@@ -390,7 +390,8 @@ fn cross_entropy_is_the_masked_loss_of_mlx_lm() {
         let loss_of = |x: &Tensor, targets: &[u32]| {
             let targets = &Tensor::from_slice(targets, [targets.len()], x.device()).unwrap();
             let (ignore_index, reduction) = (Some(999), Reduction::Mean);
-            cross_entropy(CrossEntropy { x, w: &w, targets, ignore_index, reduction, z_loss: 0.0, chunk: 5 }).unwrap()
+            cross_entropy(CrossEntropyArgs { x, w: &w, targets, ignore_index, reduction, z_loss: 0.0, chunk: 5 })
+                .unwrap()
         };
         let loss = loss_of(&x, &targets);
         near(case, &loss, &file.get(case, "loss"), bound);
@@ -432,8 +433,8 @@ fn optimizers_make_the_steps_of_mlx() {
     for case in file.cases("adam") {
         let of = |name: &str, default: f64| file.param(&case, name).as_f64().unwrap_or(default) as f32;
         let weight_decay = of("weight_decay", 0.0);
-        let correction = if case.ends_with("_bc") { Correction::Yes } else { Correction::No };
-        let fixed = AdamW { learning_rate: of("lr", 0.0), weight_decay, correction, ..AdamW::default() };
+        let bias_correction = case.ends_with("_bc");
+        let fixed = AdamW { learning_rate: of("lr", 0.0), weight_decay, bias_correction, ..AdamW::default() };
         if case == "adafactor" {
             continue;
         }

@@ -320,10 +320,10 @@ fn equal_experts_are_chosen_by_number_and_far_ones_overflow_nothing_as_on_the_pr
     let many: Vec<f32> = (0..3 * 130).map(|i| ((i * 7) % 13) as f32 * 0.5).collect();
     let far = [-3e38f32, 3e38, 3e38, 0.0, -0.0, f32::NEG_INFINITY];
     for (logits, width, top_k) in [(&many[..], 130, 100), (&far[..], 6, 6)] {
-        for normalize in [Normalize::Yes, Normalize::No] {
+        for norm_topk_prob in [true, false] {
             let on = |device: &Device| {
                 let x = Tensor::from_slice(logits, [logits.len() / width, width], device).unwrap();
-                let Route { weights, experts } = route(&x, top_k, normalize).unwrap();
+                let RouteOutput { weights, experts } = route(&x, Routing { top_k, norm_topk_prob }).unwrap();
                 (experts.to_vec::<u32>().unwrap(), weights.to_vec::<f32>().unwrap())
             };
             let ((experts, weights), (want_experts, want_weights)) = (on(&gpu), on(&Device::cpu()));

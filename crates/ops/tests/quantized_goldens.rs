@@ -155,8 +155,9 @@ fn matrices_of_small_floats_and_their_products_are_those_of_mlx() {
 }
 
 /// `Qwen3NextSparseMoeBlock`: the chosen experts' MLPs, and one that all tokens share behind a gate.
-fn mixture(x: &Tensor, of: impl Fn(&str) -> Tensor, normalize: Normalize) -> Tensor {
-    let Route { weights, experts } = route(&linear(x, &of("gate.weight")).unwrap(), 2, normalize).unwrap();
+fn mixture(x: &Tensor, of: impl Fn(&str) -> Tensor, norm_topk_prob: bool) -> Tensor {
+    let RouteOutput { weights, experts } =
+        route(&linear(x, &of("gate.weight")).unwrap(), Routing { top_k: 2, norm_topk_prob }).unwrap();
     let [gate, up, down] = ["gate", "up", "down"].map(|name| of(&format!("switch_mlp.{name}_proj.weight")));
     let product = |x: &Tensor, w: &Tensor| grouped_matmul(x, w, &experts).unwrap();
     let h = swiglu(&product(x, &gate), &product(x, &up)).unwrap();
@@ -178,7 +179,7 @@ fn a_mixture_of_experts_is_that_of_mlx_lm() {
     }
     for case in file.cases("") {
         let case = case.as_str();
-        let normalize = if file.param(case, "norm_topk_prob") == true { Normalize::Yes } else { Normalize::No };
+        let normalize = if file.param(case, "norm_topk_prob") == true { true } else { false };
         let tape = Tape::new();
         let flat = |x: Tensor| x.reshape([x.elements() / 32, 32]).unwrap();
         let x = tape.watch(&flat(file.get(case, "x")));

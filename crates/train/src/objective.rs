@@ -3,7 +3,7 @@
 use crate::data::{IGNORE_INDEX, PackedBatch};
 use alluvium_core::{Device, Result, Tensor};
 use alluvium_lm::{Checkpointing, LanguageModel};
-use alluvium_ops::{CrossEntropy, Reduction, argmax, cross_entropy, embedding};
+use alluvium_ops::{CrossEntropyArgs, Reduction, argmax, cross_entropy, embedding};
 
 /// A loss of a model `M` on a batch `B`.
 ///
@@ -61,7 +61,7 @@ impl NextToken {
         let hidden = model.forward(&batch.batch(), self.checkpointing)?;
         let w = model.lm_head().dense()?;
         let x = hidden.reshape([batch.targets.elements(), hidden.shape().last()])?;
-        cross_entropy(CrossEntropy {
+        cross_entropy(CrossEntropyArgs {
             x: &x,
             w,
             targets: &batch.targets,

@@ -13,7 +13,6 @@ use crate::nn::linear::Bias;
 use crate::nn::mlp::MlpSizes;
 use crate::nn::moe::MixtureSizes;
 use alluvium_core::Result;
-use alluvium_ops::Normalize;
 use serde::{Deserialize, Serialize};
 
 /// The sizes of a model, by the keys of `text_config`.
@@ -137,7 +136,7 @@ pub(super) struct Family {
     /// How files hold the projections of a linear layer's input.
     pub(super) layout: Layout,
     /// What is meant where a file says nothing of the weights of chosen experts.
-    pub(super) normalize: Normalize,
+    pub(super) norm_topk_prob: bool,
     /// What is meant where a file says nothing of rotary positions.
     pub(super) rotary: Defaults,
 }
@@ -326,11 +325,7 @@ impl Sizes {
         FeedForwardSizes::Mixture(MixtureSizes {
             experts: keys.num_experts.unwrap_or(0),
             chosen: keys.num_experts_per_tok.unwrap_or(0),
-            normalize: match keys.norm_topk_prob {
-                Some(true) => Normalize::Yes,
-                Some(false) => Normalize::No,
-                None => family.normalize,
-            },
+            norm_topk_prob: keys.norm_topk_prob.unwrap_or(family.norm_topk_prob),
             expert: self.mlp(keys.moe_intermediate_size.unwrap_or(0)),
             shared: Some(self.mlp(keys.shared_expert_intermediate_size.unwrap_or(0))),
         })

@@ -13,7 +13,6 @@ use crate::nn::decoder::{DecoderSizes, FeedForwardSizes};
 use crate::nn::mlp::MlpSizes;
 use crate::nn::moe::MixtureSizes;
 use alluvium_core::Result;
-use alluvium_ops::Normalize;
 
 fn sizes(config: &Config, model_type: &ModelType) -> Result<DecoderSizes> {
     let sizes = Sizes::read(config, model_type)?;
@@ -37,7 +36,7 @@ pub(super) fn build_moe(config: &Config, b: VarBuilder, model_type: &ModelType) 
         layer.feed_forward = FeedForwardSizes::Mixture(MixtureSizes {
             experts: keys.num_experts.unwrap_or(0),
             chosen: keys.num_experts_per_tok.unwrap_or(0),
-            normalize: if keys.norm_topk_prob == Some(true) { Normalize::Yes } else { Normalize::No },
+            norm_topk_prob: keys.norm_topk_prob == Some(true),
             expert: MlpSizes { hidden: keys.moe_intermediate_size.unwrap_or(0), ..mlp },
             shared: None,
         });

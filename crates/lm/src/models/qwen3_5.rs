@@ -12,14 +12,13 @@ use crate::init::VarBuilder;
 use crate::nn::Decoder;
 use crate::nn::gated_delta_net::Layout;
 use alluvium_core::Result;
-use alluvium_ops::Normalize;
 use serde_json::json;
 
 /// What tells Qwen3.5 apart from Qwen3-Next.
 const FAMILY: Family = Family {
     prefix: "language_model",
     layout: Layout::Separate,
-    normalize: Normalize::Yes,
+    norm_topk_prob: true,
     rotary: Defaults { theta: Some(100_000.0), part: Some(0.25) },
 };
 

@@ -11,13 +11,12 @@ use crate::init::VarBuilder;
 use crate::nn::Decoder;
 use crate::nn::gated_delta_net::Layout;
 use alluvium_core::Result;
-use alluvium_ops::Normalize;
 
 /// What tells Qwen3-Next apart from Qwen3.5.
 const FAMILY: Family = Family {
     prefix: "",
     layout: Layout::Merged,
-    normalize: Normalize::No,
+    norm_topk_prob: false,
     rotary: Defaults { theta: Some(10_000.0), part: Some(0.25) },
 };
 

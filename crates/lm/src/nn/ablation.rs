@@ -2,7 +2,7 @@
 
 use alluvium_core::{DType, Error, Result, Tensor};
 use alluvium_ops::{
-    ChunkOutput, ChunkState, GatedDelta, add, chunk_cumsum, chunk_output, chunk_state, linear, mul, scale,
+    ChunkOutputArgs, ChunkStateOutput, GatedDeltaArgs, add, chunk_cumsum, chunk_output, chunk_state, linear, mul, scale,
 };
 
 /// What is taken out of the Gated DeltaNet layers of a model, for an experiment.
@@ -31,8 +31,8 @@ pub(super) fn identity(w: &Tensor) -> Result<Tensor> {
 ///
 /// In the chunked form the correction is `w` alone: with `w = 0` and `u = β v` the stages of the rule compute this.
 /// Packed sequences must be equally long, and begin with a state of zeros.
-pub(super) fn gated_linear_attention(args: &GatedDelta<'_>) -> Result<Tensor> {
-    let GatedDelta { q, k, v, g, beta, cu_seqlens, scale, .. } = *args;
+pub(super) fn gated_linear_attention(args: &GatedDeltaArgs<'_>) -> Result<Tensor> {
+    let GatedDeltaArgs { q, k, v, g, beta, cu_seqlens, scale, .. } = *args;
     let (shape, [h, width]) = (v.shape(), [k.shape()[2], k.shape()[3]]);
     let [groups, value] = [shape[2], shape[3]];
     let [b, t] = match cu_seqlens {
@@ -45,8 +45,8 @@ pub(super) fn gated_linear_attention(args: &GatedDelta<'_>) -> Result<Tensor> {
     let u = mul(&v.reshape([b, t, groups, value])?, &beta)?;
     let w = Tensor::zeros([b, t, groups, width], DType::F32, v.device())?;
     let g_cum = chunk_cumsum(&g.reshape([b, t, groups])?)?;
-    let ChunkState { h, v_new, .. } = chunk_state(&k, &w, &u, &g_cum, None)?;
-    chunk_output(ChunkOutput { q: &q, k: &k, v_new: &v_new, h: &h, g_cum: &g_cum, scale })?.reshape(shape)
+    let ChunkStateOutput { h, v_new, .. } = chunk_state(&k, &w, &u, &g_cum, None)?;
+    chunk_output(ChunkOutputArgs { q: &q, k: &k, v_new: &v_new, h: &h, g_cum: &g_cum, scale })?.reshape(shape)
 }
 
 impl std::fmt::Display for Ablation {
@@ -91,7 +91,7 @@ mod tests {
         // packed in one row: two sequences, kept apart
         let keys = [1, b * t, heads, width];
         let offsets = Tensor::from_slice(&[0, t as u32, 2 * t as u32], [3], &device).unwrap();
-        let o = gated_linear_attention(&GatedDelta {
+        let o = gated_linear_attention(&GatedDeltaArgs {
             q: &tensor(&q, keys),
             k: &tensor(&k, keys),
             v: &tensor(&v, [1, b * t, groups, value]),

@@ -106,7 +106,7 @@ impl Attention {
     pub fn forward(&self, x_btd: &Tensor, positions: &Tensor, cu_seqlens: Option<&Tensor>) -> Result<Tensor> {
         let heads = self.project(x_btd, positions)?;
         let Heads { q_btak: q, k_btgk: k, v_btgk: v, .. } = &heads;
-        let o_btak = attention(ops::Attention { q, k, v, cu_seqlens, scale: self.scale() })?;
+        let o_btak = attention(ops::AttentionArgs { q, k, v, cu_seqlens, scale: self.scale() })?;
         self.output(&o_btak, heads.gate_btak.as_ref())
     }
 
@@ -120,7 +120,7 @@ impl Attention {
         let attend = |index| {
             let q = &heads.q_btak.rows(index, 1)?;
             let KvView { keys: k, values: v } = &cache.view(index)?;
-            attention(ops::Attention { q, k, v, cu_seqlens: None, scale: self.scale() })
+            attention(ops::AttentionArgs { q, k, v, cu_seqlens: None, scale: self.scale() })
         };
         let o_btak = match x_btd.shape()[0] {
             1 => attend(0)?,

@@ -6,7 +6,7 @@ use crate::init::{Init, VarBuilder};
 use crate::params;
 use crate::weight::Weight;
 use alluvium_core::{Result, Tensor};
-use alluvium_ops::{Normalize, Route, add, combine_experts, linear, mul, route, sigmoid, swiglu};
+use alluvium_ops::{RouteOutput, Routing, add, combine_experts, linear, mul, route, sigmoid, swiglu};
 
 /// A mixture of experts: a SwiGLU of each token's own choice of experts and, where the model has one, a shared expert
 /// that is multiplied by a gate for each token.
@@ -44,7 +44,7 @@ pub struct MixtureSizes {
     /// How many each token takes.
     pub chosen: usize,
     /// Whether the weights of the chosen sum to 1.
-    pub normalize: Normalize,
+    pub norm_topk_prob: bool,
     /// One expert.
     pub expert: MlpSizes,
     /// The expert that all tokens share; `None` where there is none.
@@ -88,7 +88,8 @@ impl Mixture {
         let width = x.shape().last();
         let x_nd = x.reshape([x.elements() / width, width])?;
         let logits = self.gate.forward(&x_nd)?;
-        let Route { weights, experts } = route(&logits, self.sizes.chosen, self.sizes.normalize)?;
+        let routing = Routing { top_k: self.sizes.chosen, norm_topk_prob: self.sizes.norm_topk_prob };
+        let RouteOutput { weights, experts } = route(&logits, routing)?;
         let Experts { gate_proj, up_proj, down_proj } = &self.switch_mlp;
         let h_nki = swiglu(&gate_proj.grouped(&x_nd, &experts)?, &up_proj.grouped(&x_nd, &experts)?)?;
         let y_nd = combine_experts(&down_proj.grouped(&h_nki, &experts)?, &weights)?;

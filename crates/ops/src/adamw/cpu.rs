@@ -62,7 +62,7 @@ impl Factors {
     pub(super) fn new(numbers: &AdamW) -> Self {
         let AdamW { learning_rate, beta1, beta2, eps, weight_decay, .. } = *numbers;
         let [lr, decay, beta1, beta2] = [learning_rate, weight_decay, beta1, beta2].map(f64::from);
-        let unbiased = |beta| numbers.seen(beta);
+        let unbiased = |beta| numbers.bias(beta);
         Factors {
             beta: [beta1 as f32, beta2 as f32],
             rest: [(1.0 - beta1) as f32, (1.0 - beta2) as f32],

@@ -1,6 +1,6 @@
 //! The entry of `adamw` in the list.
 
-use super::{AdamW, AdamWState, CONTRACT, Correction, WHY, adamw, reference};
+use super::{AdamW, AdamWState, CONTRACT, WHY, adamw, reference};
 use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Oversize, Tolerance};
 
 fn numbers<T>(t: &Given<T>) -> AdamW {
@@ -13,7 +13,7 @@ fn numbers<T>(t: &Given<T>) -> AdamW {
         eps: or("eps", default.eps),
         weight_decay: or("weight_decay", default.weight_decay),
         step: t.option("step").map_or(default.step, |x| x as u32),
-        correction: if t.flag("uncorrected") { Correction::No } else { Correction::Yes },
+        bias_correction: !t.flag("uncorrected"),
     }
 }
 

@@ -25,33 +25,24 @@ static CONTRACT: Contract = Contract {
 /// Why there is no gradient.
 const WHY: &str = "a step of the optimizer is not differentiated";
 
-/// The numbers of a step.
+/// The settings of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
-    /// How far a step goes.
+    /// The learning rate.
     pub learning_rate: f32,
-    /// The memory of the mean gradient, below 1.
+    /// The decay of the running mean of the gradient, below 1.
     pub beta1: f32,
-    /// The memory of the mean square, below 1.
+    /// The decay of the running mean of the squared gradient, below 1.
     pub beta2: f32,
     /// Added to the root of the mean square.
     pub eps: f32,
-    /// What each step takes from a weight, times the learning rate.
+    /// The share of a parameter that each step subtracts, times the learning rate.
     pub weight_decay: f32,
     /// The number of this step, from 1.
     pub step: u32,
-    /// Whether the means are corrected for having begun at zero.
-    pub correction: Correction,
-}
-
-/// Whether running means that began at zero are divided by what they have seen so far, `1 − βᵗ`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Correction {
-    /// As in the paper: the first steps are as long as the later ones.
-    #[default]
-    Yes,
-    /// As MLX's optimizers do unless they are asked: the first steps are up to three times as long.
-    No,
+    /// Whether the running means, which begin at zero, are divided by `1 − βᵗ` as in the paper. MLX's optimizers do not do so
+    /// by default; their first steps are then up to three times as long.
+    pub bias_correction: bool,
 }
 
 impl Default for AdamW {
@@ -63,18 +54,15 @@ impl Default for AdamW {
             eps: 1e-8,
             weight_decay: 0.01,
             step: 1,
-            correction: Correction::Yes,
+            bias_correction: true,
         }
     }
 }
 
 impl AdamW {
-    /// What a mean with this memory is divided by.
-    fn seen(&self, beta: f64) -> f64 {
-        match self.correction {
-            Correction::Yes => 1.0 - beta.powf(f64::from(self.step)),
-            Correction::No => 1.0,
-        }
+    /// The divisor that corrects a running mean for its start at zero.
+    fn bias(&self, beta: f64) -> f64 {
+        if self.bias_correction { 1.0 - beta.powf(f64::from(self.step)) } else { 1.0 }
     }
 
     /// Refuses numbers that no step can be made with.
@@ -128,7 +116,7 @@ pub struct AdamWState {
 ///
 /// # Source
 /// Loshchilov and Hutter 2019, arXiv:1711.05101. Same numbers as `torch.optim.AdamW` and as `mlx.optimizers.AdamW` with
-/// `bias_correction=True`; without it with [`Correction::No`], where both divisors `1 − βᵗ` are 1.
+/// `bias_correction=True`; its default, `bias_correction=False`, sets both divisors `1 − βᵗ` to 1.
 pub fn adamw(p: Tensor, grad: &Tensor, m: Tensor, v: Tensor, numbers: &AdamW) -> Result<AdamWState> {
     CONTRACT.check(&[&p, grad, &m, &v])?;
     numbers.check()?;

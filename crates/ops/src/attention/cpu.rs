@@ -9,7 +9,7 @@ mod forward;
 
 pub(super) use backward::backward;
 
-use super::{Attention, Mask};
+use super::{AttentionArgs, Mask};
 use alluvium_core::cpu::{Buffer, Cpu};
 use alluvium_core::{DType, Dims, Result, Tensor};
 use rayon::prelude::*;
@@ -23,7 +23,7 @@ const KEYS: usize = 64;
 const WIDEST: usize = 16;
 
 /// The result, and `log Σ exp` of the scores of each head and query, `[B, A, T]`.
-pub(super) fn forward(cpu: &Cpu, args: &Attention<'_>, mask: &Mask, dims: &Dims) -> Result<(Tensor, Tensor)> {
+pub(super) fn forward(cpu: &Cpu, args: &AttentionArgs<'_>, mask: &Mask, dims: &Dims) -> Result<(Tensor, Tensor)> {
     let (q, k, v) = (cpu.read(args.q)?, cpu.read(args.k)?, cpu.read(args.v)?);
     let sizes = Sizes::new(dims);
     let (o, lse) = if sizes.tokens == 1 {

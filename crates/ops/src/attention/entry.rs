@@ -1,6 +1,6 @@
 //! The entry of `attention` in the list.
 
-use super::{Attention, CONTRACT, attention, reference};
+use super::{AttentionArgs, CONTRACT, attention, reference};
 use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Tolerance};
 
 /// Optional arguments that most cases leave out.
@@ -16,7 +16,7 @@ pub(crate) static OP: Op = Op {
     results: &["o"],
     run: |t| {
         let (q, k, v) = (&t["q"], &t["k"], &t["v"]);
-        Ok(vec![attention(Attention { q, k, v, cu_seqlens: t.get("cu_seqlens"), scale: scale(t) })?])
+        Ok(vec![attention(AttentionArgs { q, k, v, cu_seqlens: t.get("cu_seqlens"), scale: scale(t) })?])
     },
     reference: |t| vec![reference::forward(t, f64::from(scale(t)))],
     gradient: Gradient::Of(|t, dy| {

@@ -25,7 +25,7 @@ static CONTRACT: Contract = Contract {
 
 /// The arguments of [`attention`].
 #[derive(Clone, Copy, Debug)]
-pub struct Attention<'a> {
+pub struct AttentionArgs<'a> {
     /// Queries, `[B, T, A, D]`: the last `T` of the `S` positions.
     pub q: &'a Tensor,
     /// Keys, `[B, S, G, D]`.
@@ -62,8 +62,8 @@ pub struct Attention<'a> {
 /// # Source
 /// Milakov and Gimelshein 2018, arXiv:1805.02867, for the streaming softmax; Dao 2023, arXiv:2307.08691, for the backward
 /// pass. Same numbers as `mlx.fast.scaled_dot_product_attention(mask="causal")`.
-pub fn attention(args: Attention<'_>) -> Result<Tensor> {
-    let Attention { q, k, v, cu_seqlens, scale } = args;
+pub fn attention(args: AttentionArgs<'_>) -> Result<Tensor> {
+    let AttentionArgs { q, k, v, cu_seqlens, scale } = args;
     let dims = CONTRACT.check(&[Some(q), Some(k), Some(v), cu_seqlens])?;
     if !scale.is_finite() {
         return Err(Error::value(CONTRACT.op, format!("scale is {scale}, expected a finite number")));
@@ -147,8 +147,8 @@ mod tests {
         Tensor::from_slice(&data, shape, device).unwrap()
     }
 
-    fn plain<'a>(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Attention<'a> {
-        Attention { q, k, v, cu_seqlens: None, scale: 0.5 }
+    fn plain<'a>(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> AttentionArgs<'a> {
+        AttentionArgs { q, k, v, cu_seqlens: None, scale: 0.5 }
     }
 
     #[test]
@@ -204,7 +204,7 @@ mod tests {
         let offsets = |at: &[u32]| Tensor::from_slice(at, [at.len()], &device).unwrap();
         let error = |q: &Tensor, cu: &[u32]| {
             let cu = offsets(cu);
-            attention(Attention { cu_seqlens: Some(&cu), ..plain(q, &k, &v) }).unwrap_err().to_string()
+            attention(AttentionArgs { cu_seqlens: Some(&cu), ..plain(q, &k, &v) }).unwrap_err().to_string()
         };
         assert_eq!(error(&q, &[0, 4]), "attention: packed sequences have all their keys, but T = 4 and S = 5");
         assert_eq!(error(&k, &[0, 3, 2, 5]), "attention: `cu_seqlens` goes from 3 to 2 at 2, expected it to rise");

@@ -1,6 +1,6 @@
 //! The entry of `causal_conv1d` in the list.
 
-use super::{Activation, CONTRACT, CausalConv1d, causal_conv1d, reference};
+use super::{Activation, CONTRACT, CausalConv1dArgs, causal_conv1d, reference};
 use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Tolerance};
 use alluvium_core::{Result, Tensor};
 
@@ -9,7 +9,7 @@ fn activation<T>(t: &Given<T>) -> Activation {
 }
 
 fn run(t: &mut Given<Tensor>) -> Result<Vec<Tensor>> {
-    let convolved = causal_conv1d(CausalConv1d {
+    let convolved = causal_conv1d(CausalConv1dArgs {
         x: &t["x"],
         w: &t["w"],
         initial_state: t.get("initial_state"),

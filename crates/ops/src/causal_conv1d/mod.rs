@@ -27,7 +27,7 @@ static CONTRACT: Contract = Contract {
 
 /// What [`causal_conv1d`] takes.
 #[derive(Clone, Copy, Debug)]
-pub struct CausalConv1d<'a> {
+pub struct CausalConv1dArgs<'a> {
     /// The tokens, `[B, T, C]`.
     pub x: &'a Tensor,
     /// The taps of each channel, `[C, K]`; the last is that of the current token.
@@ -52,7 +52,7 @@ pub enum Activation {
 
 /// What [`causal_conv1d`] gives.
 #[derive(Clone, Debug)]
-pub struct Convolved {
+pub struct ConvOutput {
     /// The convolved tokens, `[B, T, C]`.
     pub y: Tensor,
     /// The last `K-1` inputs of each sequence, `[N, K-1, C]`: the initial state of what comes next. None when `K = 1`.
@@ -81,8 +81,8 @@ pub struct Convolved {
 ///
 /// # Source
 /// `Conv1d(groups=C)` after padding on the left, as in the Gated DeltaNet layers of mlx-lm.
-pub fn causal_conv1d(args: CausalConv1d<'_>) -> Result<Convolved> {
-    let CausalConv1d { x, w, initial_state, cu_seqlens, activation } = args;
+pub fn causal_conv1d(args: CausalConv1dArgs<'_>) -> Result<ConvOutput> {
+    let CausalConv1dArgs { x, w, initial_state, cu_seqlens, activation } = args;
     if initial_state.is_some() && w.shape().rank() == 2 && w.shape().last() == 1 {
         return Err(Error::value(CONTRACT.op, "`initial_state` came, but with K = 1 nothing before a token matters"));
     }
@@ -101,14 +101,14 @@ pub fn causal_conv1d(args: CausalConv1d<'_>) -> Result<Convolved> {
     let inputs = [Some(x), Some(w), initial_state];
     if let Some(state) = final_state {
         let [y, state] = tape::record_many(inputs, [y, state], || saved)?;
-        Ok(Convolved { y, final_state: Some(state) })
+        Ok(ConvOutput { y, final_state: Some(state) })
     } else {
         let [y] = tape::record_many(inputs, [y], || saved)?;
-        Ok(Convolved { y, final_state: None })
+        Ok(ConvOutput { y, final_state: None })
     }
 }
 
-fn sequences(args: &CausalConv1d<'_>, dims: &Dims) -> Result<Sequences> {
+fn sequences(args: &CausalConv1dArgs<'_>, dims: &Dims) -> Result<Sequences> {
     let (batch, tokens) = (dims['B'], dims['T']);
     if let Some(offsets) = args.cu_seqlens {
         return packed(CONTRACT.op, offsets, batch, tokens).map(Sequences::Packed);
@@ -184,8 +184,8 @@ mod tests {
         Tensor::from_slice(&data, shape, &Device::cpu()).unwrap()
     }
 
-    fn conv<'a>(x: &'a Tensor, w: &'a Tensor, initial_state: Option<&'a Tensor>) -> CausalConv1d<'a> {
-        CausalConv1d { x, w, initial_state, cu_seqlens: None, activation: Activation::Silu }
+    fn conv<'a>(x: &'a Tensor, w: &'a Tensor, initial_state: Option<&'a Tensor>) -> CausalConv1dArgs<'a> {
+        CausalConv1dArgs { x, w, initial_state, cu_seqlens: None, activation: Activation::Silu }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Chunk by chunk: a product for the logits, one task a row for the softmax and its gradient in place, two products
 //! that turn the gradient into those of the inputs.
 
-use super::{CONTRACT, CrossEntropy, Reduction};
+use super::{CONTRACT, CrossEntropyArgs, Reduction};
 use alluvium_core::cpu::simd::math::exp;
 use alluvium_core::cpu::{Buffer, Cpu, Level, Mat, gemm};
 use alluvium_core::{DType, Dims, Error, Result, Shape, Tensor};
@@ -30,8 +30,8 @@ impl Gradients {
     }
 }
 
-pub(super) fn forward(cpu: &Cpu, args: &CrossEntropy<'_>, dims: &Dims) -> Result<(Tensor, Gradients)> {
-    let CrossEntropy { x, w, z_loss, .. } = *args;
+pub(super) fn forward(cpu: &Cpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Result<(Tensor, Gradients)> {
+    let CrossEntropyArgs { x, w, z_loss, .. } = *args;
     let (tokens, width, words, level) = (dims['N'], dims['D'], dims['V'], cpu.level());
     let targets = args.targets.slice::<u32>()?;
     let counted = counted(targets, args.ignore_index, words)?;

@@ -1,7 +1,7 @@
 //! The entry of `cross_entropy` in the list.
 
 use super::reference::{self, Options};
-use super::{CONTRACT, CrossEntropy, Reduction, cross_entropy};
+use super::{CONTRACT, CrossEntropyArgs, Reduction, cross_entropy};
 use crate::op::{Array, Case, Cost, Fill, Given, Gradient, Op, Tolerance};
 
 /// Tokens at once where a case does not say.
@@ -24,7 +24,7 @@ pub(crate) static OP: Op = Op {
     summary: "negative log-likelihood, fused with the output projection, in chunks of tokens",
     results: &["loss"],
     run: |t| {
-        Ok(vec![cross_entropy(CrossEntropy {
+        Ok(vec![cross_entropy(CrossEntropyArgs {
             x: &t["x"],
             w: &t["w"],
             targets: &t["targets"],

@@ -1,7 +1,7 @@
 //! Chunk by chunk: a product for the logits, one workgroup a token for the softmax and its gradient in place, two
 //! products that turn the gradient into those of the inputs. Nothing is read back.
 
-use super::{CONTRACT, CrossEntropy, Reduction};
+use super::{CONTRACT, CrossEntropyArgs, Reduction};
 use crate::common::gpu::MATH;
 use crate::common::gpu::to_u32;
 use crate::linalg::gpu::{Gemm, Mat, Sizes, gemm};
@@ -35,8 +35,8 @@ pub(super) struct Gradients {
     dw: Option<Tensor>,
 }
 
-pub(super) fn forward(gpu: &Gpu, args: &CrossEntropy<'_>, dims: &Dims) -> Result<(Tensor, Gradients)> {
-    let CrossEntropy { x, w, targets, ignore_index, .. } = *args;
+pub(super) fn forward(gpu: &Gpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Result<(Tensor, Gradients)> {
+    let CrossEntropyArgs { x, w, targets, ignore_index, .. } = *args;
     let (tokens, width, words) = (dims['N'], dims['D'], dims['V']);
     if let Some(targets) = targets.known() {
         check(targets, ignore_index, words)?;

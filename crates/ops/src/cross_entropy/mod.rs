@@ -29,7 +29,7 @@ pub enum Reduction {
 
 /// The arguments of [`cross_entropy`].
 #[derive(Clone, Copy, Debug)]
-pub struct CrossEntropy<'a> {
+pub struct CrossEntropyArgs<'a> {
     /// Hidden states, `[N, D]`.
     pub x: &'a Tensor,
     /// The output projection, `[V, D]`.
@@ -70,8 +70,8 @@ pub struct CrossEntropy<'a> {
 ///
 /// # Source
 /// Wijmans et al. 2024, arXiv:2411.09009, for the fusion; Chowdhery et al. 2022, arXiv:2204.02311, for the z-loss.
-pub fn cross_entropy(args: CrossEntropy<'_>) -> Result<Tensor> {
-    let CrossEntropy { x, w, targets, z_loss, chunk, .. } = args;
+pub fn cross_entropy(args: CrossEntropyArgs<'_>) -> Result<Tensor> {
+    let CrossEntropyArgs { x, w, targets, z_loss, chunk, .. } = args;
     let dims = CONTRACT.check(&[x, w, targets])?;
     if chunk == 0 {
         return Err(Error::value(CONTRACT.op, "chunk is 0, expected the number of tokens at once"));
@@ -124,8 +124,8 @@ mod tests {
         (x, Tensor::from_slice(&wave(v * d), [v, d], device).unwrap())
     }
 
-    fn plain<'a>(x: &'a Tensor, w: &'a Tensor, targets: &'a Tensor, chunk: usize) -> CrossEntropy<'a> {
-        CrossEntropy { x, w, targets, ignore_index: Some(7), reduction: Reduction::Mean, z_loss: 0.0, chunk }
+    fn plain<'a>(x: &'a Tensor, w: &'a Tensor, targets: &'a Tensor, chunk: usize) -> CrossEntropyArgs<'a> {
+        CrossEntropyArgs { x, w, targets, ignore_index: Some(7), reduction: Reduction::Mean, z_loss: 0.0, chunk }
     }
 
     #[test]

@@ -6,7 +6,7 @@ pub use schedule::Schedule;
 
 use alluvium_core::{DType, Error, Result, Tensor};
 use alluvium_lm::{Parameters, visit_trainable_mut};
-use alluvium_ops::{AdamW, Correction, adamw, concat, newton_schulz, scale};
+use alluvium_ops::{AdamW, adamw, concat, newton_schulz, scale};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -119,7 +119,7 @@ impl Optimizer {
         };
         let OptimizerConfig { beta1, beta2, eps, .. } = self.config;
         let weight_decay = if parameter.shape().rank() >= 2 { self.config.weight_decay } else { 0.0 };
-        let settings = AdamW { learning_rate, beta1, beta2, eps, weight_decay, step, correction: Correction::Yes };
+        let settings = AdamW { learning_rate, beta1, beta2, eps, weight_decay, step, bias_correction: true };
         let next = adamw(parameter, gradient, m, v, &settings)?;
         *slot = next.p;
         self.moments.insert(name.to_owned(), vec![next.m, next.v]);

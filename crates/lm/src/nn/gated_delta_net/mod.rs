@@ -13,8 +13,8 @@ use crate::parameters::Parameter;
 use crate::params;
 use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::{
-    Activation, CausalConv1d, ChunkStates, Convolved, Delta, GatedDelta, GatedDeltaStep, Gates, causal_conv1d,
-    gated_delta_rule, gated_delta_step, gdn_gate, l2_norm, split_in,
+    Activation, CausalConv1dArgs, ChunkStates, ConvOutput, GatedDeltaArgs, GatedDeltaOutput, GatedDeltaStepArgs, Gates,
+    causal_conv1d, gated_delta_rule, gated_delta_step, gdn_gate, l2_norm, split_in,
 };
 use in_proj::{InProj, Inputs};
 
@@ -76,7 +76,7 @@ impl GatedDeltaNet {
     /// As the operations.
     pub fn forward(&self, x_btd: &Tensor, cu_seqlens: Option<&Tensor>) -> Result<Tensor> {
         let Projected { heads, z_btgv, .. } = self.project(x_btd, None, cu_seqlens)?;
-        let rule = GatedDelta { cu_seqlens, ..self.rule(&heads) };
+        let rule = GatedDeltaArgs { cu_seqlens, ..self.rule(&heads) };
         let o = match self.ablation {
             Ablation::None | Ablation::Convolution => gated_delta_rule(rule)?.o,
             Ablation::DeltaTerm => gated_linear_attention(&rule)?,
@@ -99,9 +99,9 @@ impl GatedDeltaNet {
             return Err(Error::value("step", "a layer without its delta term has no step by step form here"));
         }
         let Projected { heads, z_btgv, window } = self.project(x_btd, cache.window.as_ref(), None)?;
-        let Delta { o, final_state } = match cache.state.take() {
+        let GatedDeltaOutput { o, final_state } = match cache.state.take() {
             Some(state) if x_btd.shape()[1] == 1 => self.one(&heads, state)?,
-            state => gated_delta_rule(GatedDelta { initial_state: state.as_ref(), ..self.rule(&heads) })?,
+            state => gated_delta_rule(GatedDeltaArgs { initial_state: state.as_ref(), ..self.rule(&heads) })?,
         };
         (cache.window, cache.state) = (window, Some(final_state));
         self.output(&o, &z_btgv)
@@ -122,7 +122,7 @@ impl GatedDeltaNet {
         let Inputs { qkv_btc, z_btv, b_btg, a_btg } = self.in_proj.forward(x_btd, &self.sizes)?;
         let filter = self.conv1d.weight.reshape([self.sizes.channels(), taps])?;
         let filter = if self.ablation == Ablation::Convolution { identity(&filter)? } else { filter };
-        let Convolved { y: qkv_btc, final_state } = causal_conv1d(CausalConv1d {
+        let ConvOutput { y: qkv_btc, final_state } = causal_conv1d(CausalConv1dArgs {
             x: &qkv_btc,
             w: &filter,
             initial_state: window,
@@ -141,8 +141,8 @@ impl GatedDeltaNet {
         Ok(Projected { heads, z_btgv: z_btv.reshape([b, t, g, value])?, window: final_state })
     }
 
-    fn rule<'a>(&self, heads: &'a Heads) -> GatedDelta<'a> {
-        GatedDelta {
+    fn rule<'a>(&self, heads: &'a Heads) -> GatedDeltaArgs<'a> {
+        GatedDeltaArgs {
             q: &heads.q_bthk,
             k: &heads.k_bthk,
             v: &heads.v_btgv,
@@ -156,10 +156,10 @@ impl GatedDeltaNet {
     }
 
     /// One token of each sequence.
-    fn one(&self, heads: &Heads, state: Tensor) -> Result<Delta> {
+    fn one(&self, heads: &Heads, state: Tensor) -> Result<GatedDeltaOutput> {
         let GatedDeltaNetConfig { key_heads: h, value_heads: g, key, value, .. } = self.sizes;
         let b = heads.q_bthk.shape()[0];
-        let Delta { o, final_state } = gated_delta_step(GatedDeltaStep {
+        let GatedDeltaOutput { o, final_state } = gated_delta_step(GatedDeltaStepArgs {
             q: &heads.q_bthk.reshape([b, h, key])?,
             k: &heads.k_bthk.reshape([b, h, key])?,
             v: &heads.v_btgv.reshape([b, g, value])?,
@@ -168,7 +168,7 @@ impl GatedDeltaNet {
             state,
             scale: self.scale(),
         })?;
-        Ok(Delta { o: o.reshape([b, 1, g, value])?, final_state })
+        Ok(GatedDeltaOutput { o: o.reshape([b, 1, g, value])?, final_state })
     }
 
     fn output(&self, o_btgv: &Tensor, z_btgv: &Tensor) -> Result<Tensor> {

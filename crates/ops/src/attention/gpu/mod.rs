@@ -1,6 +1,6 @@
 //! The launches: tiles of 64 queries by 64 keys, or parts of 64 keys where there is one query.
 
-use super::{Attention, CONTRACT, Grad, Mask};
+use super::{AttentionArgs, CONTRACT, Grad, Mask};
 use crate::common::gpu::{MATH, ODD};
 use crate::common::gpu::{to_u32, to_u32s};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
@@ -134,8 +134,8 @@ fn bounds(gpu: &Gpu, first: &[usize]) -> Result<Tensor> {
 }
 
 /// The result, and `log Σ exp` of the scores of each head and query, `[B, A, T]`.
-pub(super) fn forward(gpu: &Gpu, args: &Attention<'_>, mask: &Mask, dims: &Dims) -> Result<(Tensor, Tensor)> {
-    let Attention { q, k, v, scale, .. } = *args;
+pub(super) fn forward(gpu: &Gpu, args: &AttentionArgs<'_>, mask: &Mask, dims: &Dims) -> Result<(Tensor, Tensor)> {
+    let AttentionArgs { q, k, v, scale, .. } = *args;
     let plan = Plan::new(gpu, dims, scale, q.dtype(), mask)?;
     let o = plan.rows(q)?;
     let lse = gpu.empty([dims['B'], dims['A'], dims['T']], DType::F32)?;

@@ -1,6 +1,6 @@
 //! The entry of `chunk_output` in the list.
 
-use super::{CONTRACT, ChunkOutput, chunk_output, reference};
+use super::{CONTRACT, ChunkOutputArgs, chunk_output, reference};
 use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Tolerance};
 
 pub(crate) static OP: Op = Op {
@@ -9,7 +9,7 @@ pub(crate) static OP: Op = Op {
     results: &["o"],
     run: |t| {
         let (q, k, v_new, h, g_cum) = (&t["q"], &t["k"], &t["v_new"], &t["h"], &t["g_cum"]);
-        Ok(vec![chunk_output(ChunkOutput { q, k, v_new, h, g_cum, scale: scale(t) as f32 })?])
+        Ok(vec![chunk_output(ChunkOutputArgs { q, k, v_new, h, g_cum, scale: scale(t) as f32 })?])
     },
     reference: |t| reference::forward(t, scale(t)),
     gradient: Gradient::Of(|t, dy| reference::gradient(t, scale(t), dy)),

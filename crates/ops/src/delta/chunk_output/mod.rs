@@ -26,7 +26,7 @@ static CONTRACT: Contract = Contract {
 
 /// The arguments of [`chunk_output`].
 #[derive(Clone, Copy, Debug)]
-pub struct ChunkOutput<'a> {
+pub struct ChunkOutputArgs<'a> {
     /// Queries, `B T H K`.
     pub q: &'a Tensor,
     /// Keys, `B T H K`.
@@ -59,8 +59,8 @@ pub struct ChunkOutput<'a> {
 ///
 /// # Source
 /// Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464.
-pub fn chunk_output(args: ChunkOutput<'_>) -> Result<Tensor> {
-    let ChunkOutput { q, k, v_new, h, g_cum, scale } = args;
+pub fn chunk_output(args: ChunkOutputArgs<'_>) -> Result<Tensor> {
+    let ChunkOutputArgs { q, k, v_new, h, g_cum, scale } = args;
     let dims = CONTRACT.check(&[q, k, v_new, h, g_cum])?;
     if dims['N'] != dims['T'].div_ceil(CHUNK) {
         let want = format!("[B, N, G, V, K] with N = {}, the chunks of T", dims['T'].div_ceil(CHUNK));

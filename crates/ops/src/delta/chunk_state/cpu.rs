@@ -1,6 +1,6 @@
 //! One task a row and head; the backward pass takes the value heads of a key head together.
 
-use super::{ChunkState, Grad, Layout};
+use super::{ChunkStateOutput, Grad, Layout};
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Product, carve, carved, product, transpose};
 use crate::delta::chunk::{CHUNK, SQUARE, Write, gather, maps, scatter};
@@ -54,7 +54,7 @@ impl<'a> Given<'a> {
     }
 }
 
-pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<ChunkState> {
+pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<ChunkStateOutput> {
     let given = Given::read(cpu, args)?;
     let (level, [k, v], size) = (given.level, given.width, given.size());
     let Layout { batch, tokens, heads, groups } = given.layout;
@@ -90,7 +90,7 @@ pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<ChunkState> {
         // SAFETY: as above.
         transpose([k, v], state, v, unsafe { out_last.part(task * size, size) }, k);
     })?;
-    Ok(ChunkState {
+    Ok(ChunkStateOutput {
         h: cpu.tensor(h, [batch, chunks, groups, v, k], DType::F32)?,
         v_new: cpu.tensor(v_new, args.u.shape(), args.u.dtype())?,
         final_state: cpu.tensor(last, [batch, groups, v, k], DType::F32)?,

@@ -1,11 +1,11 @@
 //! A tile of a state's rows goes through the chunks with its workgroup.
 
-use super::{ChunkState, Grad};
+use super::{ChunkStateOutput, Grad};
 use crate::delta::gpu::{Chunks, Decay, Passage, StateSeeds, States, Way};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{DType, Error, Result, Tensor};
 
-pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<ChunkState> {
+pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<ChunkStateOutput> {
     let Grad { k, w, u, g_cum, initial_state, layout, .. } = args;
     let chunks = Chunks::of(gpu, *layout)?;
     let gates = chunks.gates(g_cum, Decay::Summed, None)?;
@@ -19,7 +19,7 @@ pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<ChunkState> {
     let passage = Passage { way: Way::Forward, left: &w, right: &k, x: &x, states: &h, last: &last };
     let v_new = gpu.convert(&chunks.pass(&passage, &gates)?, u.dtype())?.reshape(u.shape())?;
     let h = h.reshape([layout.batch, chunks.count() / layout.batch, layout.groups, values, keys])?;
-    Ok(ChunkState { h, v_new, final_state: last })
+    Ok(ChunkStateOutput { h, v_new, final_state: last })
 }
 
 pub(super) fn backward(

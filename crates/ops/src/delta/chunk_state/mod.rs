@@ -26,7 +26,7 @@ static CONTRACT: Contract = Contract {
 
 /// What [`chunk_state`] returns.
 #[derive(Clone, Debug)]
-pub struct ChunkState {
+pub struct ChunkStateOutput {
     /// The state at the start of each chunk, `B N G V K`.
     pub h: Tensor,
     /// What each token writes, `B T G V`.
@@ -63,7 +63,7 @@ pub fn chunk_state(
     u: &Tensor,
     g_cum: &Tensor,
     initial_state: Option<&Tensor>,
-) -> Result<ChunkState> {
+) -> Result<ChunkStateOutput> {
     let dims = CONTRACT.check(&[Some(k), Some(w), Some(u), Some(g_cum), initial_state])?;
     let layout = Layout { batch: dims['B'], tokens: dims['T'], heads: dims['H'], groups: dims['G'] };
     let mut saved = Grad {
@@ -75,14 +75,14 @@ pub fn chunk_state(
         states: None,
         layout,
     };
-    let ChunkState { h, v_new, final_state } = match k.device() {
+    let ChunkStateOutput { h, v_new, final_state } = match k.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, &saved)?,
         Device::Gpu(gpu) => gpu::forward(gpu, &saved)?,
     };
     saved.states = Some((h.clone(), v_new.clone()));
     let inputs = [Some(k), Some(w), Some(u), Some(g_cum), initial_state];
     let [h, v_new, final_state] = tape::record_many(inputs, [h, v_new, final_state], || saved)?;
-    Ok(ChunkState { h, v_new, final_state })
+    Ok(ChunkStateOutput { h, v_new, final_state })
 }
 
 /// From the last chunk, with `dS` the gradient of the state at its end and `d_i = dv_new_i + e^{g_last − g_i} dS k_i`:

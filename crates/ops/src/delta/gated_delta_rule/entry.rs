@@ -1,6 +1,6 @@
 //! The entry of `gated_delta_rule` in the list.
 
-use super::{CONTRACT, ChunkStates, GatedDelta, gated_delta_rule, reference};
+use super::{CONTRACT, ChunkStates, GatedDeltaArgs, gated_delta_rule, reference};
 use crate::delta::chunk::CHUNK;
 use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Tolerance};
 use alluvium_core::{Result, Tensor};
@@ -155,7 +155,7 @@ fn scale<T>(t: &Given<T>) -> f64 {
 }
 
 fn run(t: &mut Given<Tensor>) -> Result<Vec<Tensor>> {
-    let delta = gated_delta_rule(GatedDelta {
+    let delta = gated_delta_rule(GatedDeltaArgs {
         q: &t["q"],
         k: &t["k"],
         v: &t["v"],

@@ -1,7 +1,7 @@
 //! Composed of the stages: what is inside a chunk is done for all chunks at once, and only the states go from one to the
 //! next.
 
-use super::{ChunkStates, Delta, Grad};
+use super::{ChunkStates, GatedDeltaOutput, Grad};
 use crate::delta::chunk::Write;
 use crate::delta::gpu::{
     Chunks, Decay, Exponents, Factor, Gates, Outputs, Passage, Product, Side, Size, StateSeeds, States, Way, Weight,
@@ -58,7 +58,7 @@ impl Inside {
     }
 }
 
-pub(super) fn forward(gpu: &Gpu, args: &Grad, keep: ChunkStates) -> Result<(Delta, Option<Tensor>)> {
+pub(super) fn forward(gpu: &Gpu, args: &Grad, keep: ChunkStates) -> Result<(GatedDeltaOutput, Option<Tensor>)> {
     let inside = Inside::new(gpu, args)?;
     let Inside { chunks, gates, q, k, .. } = &inside;
     let [h, v_new, final_state] = inside.states(gpu, args.initial_state.as_ref())?;
@@ -68,7 +68,7 @@ pub(super) fn forward(gpu: &Gpu, args: &Grad, keep: ChunkStates) -> Result<(Delt
         ChunkStates::Keep => Some(h),
         ChunkStates::Recompute => None,
     };
-    Ok((Delta { o, final_state }, kept))
+    Ok((GatedDeltaOutput { o, final_state }, kept))
 }
 
 pub(super) fn backward(

@@ -38,7 +38,7 @@ pub enum ChunkStates {
 
 /// The arguments of [`gated_delta_rule`].
 #[derive(Clone, Copy, Debug)]
-pub struct GatedDelta<'a> {
+pub struct GatedDeltaArgs<'a> {
     /// Queries, `B T H K`.
     pub q: &'a Tensor,
     /// Keys, `B T H K`; of unit length, or the state grows.
@@ -61,7 +61,7 @@ pub struct GatedDelta<'a> {
 
 /// What [`gated_delta_rule`] and [`gated_delta_step`](crate::gated_delta_step) return.
 #[derive(Clone, Debug)]
-pub struct Delta {
+pub struct GatedDeltaOutput {
     /// The outputs, in the shape and dtype of `v`.
     pub o: Tensor,
     /// The state after the last token, `N G V K`.
@@ -93,8 +93,8 @@ pub struct Delta {
 ///
 /// # Source
 /// Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464; the chunked form of Yang et al. 2024, arXiv:2406.06484.
-pub fn gated_delta_rule(args: GatedDelta<'_>) -> Result<Delta> {
-    let GatedDelta { q, k, v, g, beta, initial_state, cu_seqlens, scale, states } = args;
+pub fn gated_delta_rule(args: GatedDeltaArgs<'_>) -> Result<GatedDeltaOutput> {
+    let GatedDeltaArgs { q, k, v, g, beta, initial_state, cu_seqlens, scale, states } = args;
     let dims = CONTRACT.check(&[Some(q), Some(k), Some(v), Some(g), Some(beta), initial_state, cu_seqlens])?;
     if !scale.is_finite() {
         return Err(Error::value(CONTRACT.op, format!("scale is {scale}, expected a finite number")));
@@ -120,11 +120,11 @@ pub fn gated_delta_rule(args: GatedDelta<'_>) -> Result<Delta> {
     saved.states = states;
     let inputs = [Some(q), Some(k), Some(v), Some(g), Some(beta), initial_state];
     let [o, final_state] = tape::record_many(inputs, [delta.o, delta.final_state], || saved)?;
-    Ok(Delta { o, final_state })
+    Ok(GatedDeltaOutput { o, final_state })
 }
 
 /// The tokens of each sequence among the `B · T` tokens.
-fn sequences(args: &GatedDelta<'_>, batch: usize, tokens: usize) -> Result<Vec<Range<usize>>> {
+fn sequences(args: &GatedDeltaArgs<'_>, batch: usize, tokens: usize) -> Result<Vec<Range<usize>>> {
     let sequences = match args.cu_seqlens {
         Some(offsets) => packed(CONTRACT.op, offsets, batch, tokens)?,
         None => (0..batch).map(|b| b * tokens..(b + 1) * tokens).collect(),

@@ -1,12 +1,12 @@
 //! Bound by reading and writing the state: each row of it is touched once, all of a row's work while it is in cache.
 
-use super::{Delta, GatedDeltaStep};
+use super::{GatedDeltaOutput, GatedDeltaStepArgs};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{DType, Dims, Result};
 use rayon::prelude::*;
 
-pub(super) fn forward(cpu: &Cpu, args: GatedDeltaStep<'_>, dims: &Dims) -> Result<Delta> {
-    let GatedDeltaStep { q, k, v, g, beta, mut state, scale } = args;
+pub(super) fn forward(cpu: &Cpu, args: GatedDeltaStepArgs<'_>, dims: &Dims) -> Result<GatedDeltaOutput> {
+    let GatedDeltaStepArgs { q, k, v, g, beta, mut state, scale } = args;
     let (heads, groups, width, values) = (dims['H'], dims['G'], dims['K'], dims['V']);
     let (qs, ks, vs, gs, betas) = (cpu.read(q)?, cpu.read(k)?, cpu.read(v)?, cpu.read(g)?, cpu.read(beta)?);
     let mut o = cpu.buffer::<f32>(vs.len())?;
@@ -34,7 +34,7 @@ pub(super) fn forward(cpu: &Cpu, args: GatedDeltaStep<'_>, dims: &Dims) -> Resul
             );
         });
     }
-    Ok(Delta { o: cpu.tensor(o, v.shape(), v.dtype())?, final_state: state })
+    Ok(GatedDeltaOutput { o: cpu.tensor(o, v.shape(), v.dtype())?, final_state: state })
 }
 
 /// What one row of a state meets.

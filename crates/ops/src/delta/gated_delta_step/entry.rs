@@ -1,6 +1,6 @@
 //! The entry of `gated_delta_step` in the list.
 
-use super::{CONTRACT, GatedDeltaStep, WHY, gated_delta_step, reference};
+use super::{CONTRACT, GatedDeltaStepArgs, WHY, gated_delta_step, reference};
 use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 
 pub(crate) static OP: Op = Op {
@@ -9,7 +9,7 @@ pub(crate) static OP: Op = Op {
     results: &["o", "final_state"],
     run: |t| {
         let state = t.take("state")?;
-        let delta = gated_delta_step(GatedDeltaStep {
+        let delta = gated_delta_step(GatedDeltaStepArgs {
             q: &t["q"],
             k: &t["k"],
             v: &t["v"],

@@ -1,6 +1,6 @@
 //! Bound by reading and writing the state: 32 invocations have a row of it.
 
-use super::{Delta, GatedDeltaStep};
+use super::{GatedDeltaOutput, GatedDeltaStepArgs};
 use crate::common::gpu::MATH;
 use crate::common::gpu::to_u32;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
@@ -22,8 +22,8 @@ struct Params {
     scale: f32,
 }
 
-pub(super) fn forward(gpu: &Gpu, args: GatedDeltaStep<'_>, dims: &Dims) -> Result<Delta> {
-    let GatedDeltaStep { q, k, v, g, beta, mut state, scale } = args;
+pub(super) fn forward(gpu: &Gpu, args: GatedDeltaStepArgs<'_>, dims: &Dims) -> Result<GatedDeltaOutput> {
+    let GatedDeltaStepArgs { q, k, v, g, beta, mut state, scale } = args;
     if !state.is_unique() {
         state = gpu.copied(&state)?;
     }
@@ -48,5 +48,5 @@ pub(super) fn forward(gpu: &Gpu, args: GatedDeltaStep<'_>, dims: &Dims) -> Resul
         params: bytemuck::bytes_of(&params),
         groups: Groups::Line(rows.div_ceil(ROWS)),
     })?;
-    Ok(Delta { o: gpu.convert(&o, v.dtype())?, final_state: state })
+    Ok(GatedDeltaOutput { o: gpu.convert(&o, v.dtype())?, final_state: state })
 }

@@ -7,7 +7,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::Delta;
+use crate::GatedDeltaOutput;
 use alluvium_core::contract::{F32, FLOATS, SAME};
 use alluvium_core::{Arg, Contract, Device, Error, Result, Rule, Tensor, tape};
 
@@ -27,7 +27,7 @@ static CONTRACT: Contract = Contract {
 
 /// The arguments of [`gated_delta_step`].
 #[derive(Debug)]
-pub struct GatedDeltaStep<'a> {
+pub struct GatedDeltaStepArgs<'a> {
     /// The token's query, `B H K`.
     pub q: &'a Tensor,
     /// Its key, `B H K`.
@@ -64,8 +64,8 @@ pub struct GatedDeltaStep<'a> {
 ///
 /// # Source
 /// Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464.
-pub fn gated_delta_step(args: GatedDeltaStep<'_>) -> Result<Delta> {
-    let GatedDeltaStep { q, k, v, g, beta, state, scale } = &args;
+pub fn gated_delta_step(args: GatedDeltaStepArgs<'_>) -> Result<GatedDeltaOutput> {
+    let GatedDeltaStepArgs { q, k, v, g, beta, state, scale } = &args;
     let dims = CONTRACT.check(&[*q, k, v, g, beta, state])?;
     if !scale.is_finite() {
         return Err(Error::value(CONTRACT.op, format!("scale is {scale}, expected a finite number")));
@@ -94,7 +94,7 @@ mod tests {
             let state = Tensor::zeros([1, 1, 3, 2], DType::F32, &device).unwrap();
             let place = state.slice::<f32>().unwrap().as_ptr();
             let held = shared.then(|| state.clone());
-            let args = GatedDeltaStep { q: &q, k: &q, v: &v, g: &g, beta: &g, state, scale: 0.5 };
+            let args = GatedDeltaStepArgs { q: &q, k: &q, v: &v, g: &g, beta: &g, state, scale: 0.5 };
             let delta = gated_delta_step(args).unwrap();
             assert_eq!(delta.final_state.slice::<f32>().unwrap().as_ptr() == place, !shared);
             assert_eq!(delta.final_state.to_floats().unwrap(), [1.0; 6]);

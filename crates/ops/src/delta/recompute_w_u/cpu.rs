@@ -1,6 +1,6 @@
 //! One task a row and key head.
 
-use super::{Grad, Layout, WU};
+use super::{Grad, Layout, WyRepr};
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
 use crate::delta::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
@@ -102,7 +102,7 @@ fn round(dtype: DType, x: &mut [f32]) {
     }
 }
 
-pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<WU> {
+pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<WyRepr> {
     let given = Given::read(cpu, args)?;
     let (level, [k, v], Layout { batch, tokens, groups, .. }) = (given.level, given.width, given.layout);
     let mut w = cpu.buffer::<f32>(batch * tokens * groups * k)?;
@@ -127,7 +127,7 @@ pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<WU> {
         }
     })?;
     let w = cpu.tensor(w, [batch, tokens, groups, k], given.dtype)?;
-    Ok(WU { w, u: cpu.tensor(u, args.v.shape(), given.dtype)? })
+    Ok(WyRepr { w, u: cpu.tensor(u, args.v.shape(), given.dtype)? })
 }
 
 /// Where the gradients go.

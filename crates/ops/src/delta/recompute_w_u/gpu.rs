@@ -1,12 +1,12 @@
 //! Two products a chunk and head.
 
-use super::{Grad, WU};
+use super::{Grad, WyRepr};
 use crate::delta::chunk::Write;
 use crate::delta::gpu::{Chunks, Decay, Factor, Written};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{Result, Tensor};
 
-pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<WU> {
+pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<WyRepr> {
     let Grad { k, v, beta, g_cum, a, layout } = args;
     let chunks = Chunks::of(gpu, *layout)?;
     let gates = chunks.gates(g_cum, Decay::Summed, Some(beta))?;
@@ -14,7 +14,7 @@ pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<WU> {
     let w = chunks.written(a, &gpu.widen(k)?, &gates, Factor::BetaFromStart, dtype)?;
     let u = chunks.written(a, &gpu.widen(v)?, &gates, Factor::Beta, dtype)?;
     let w_shape = [layout.batch, layout.tokens, layout.groups, k.shape().last()];
-    Ok(WU { w: gpu.convert(&w, dtype)?.reshape(w_shape)?, u: gpu.convert(&u, dtype)?.reshape(v.shape())? })
+    Ok(WyRepr { w: gpu.convert(&w, dtype)?.reshape(w_shape)?, u: gpu.convert(&u, dtype)?.reshape(v.shape())? })
 }
 
 pub(super) fn backward(

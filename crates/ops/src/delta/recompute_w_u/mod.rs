@@ -26,7 +26,7 @@ static CONTRACT: Contract = Contract {
 
 /// What [`recompute_w_u`] returns.
 #[derive(Clone, Debug)]
-pub struct WU {
+pub struct WyRepr {
     /// What a chunk erases from the state, `B T G K`.
     pub w: Tensor,
     /// What it would write into an empty one, `B T G V`.
@@ -54,17 +54,17 @@ pub struct WU {
 ///
 /// # Source
 /// Yang et al. 2024, arXiv:2406.06484; with the gate, Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464.
-pub fn recompute_w_u(k: &Tensor, v: &Tensor, beta: &Tensor, g_cum: &Tensor, a: &Tensor) -> Result<WU> {
+pub fn recompute_w_u(k: &Tensor, v: &Tensor, beta: &Tensor, g_cum: &Tensor, a: &Tensor) -> Result<WyRepr> {
     let dims = CONTRACT.check(&[k, v, beta, g_cum, a])?;
     let layout = Layout { batch: dims['B'], tokens: dims['T'], heads: dims['H'], groups: dims['G'] };
     let saved =
         Grad { k: k.detach(), v: v.detach(), beta: beta.detach(), g_cum: g_cum.detach(), a: a.detach(), layout };
-    let WU { w, u } = match k.device() {
+    let WyRepr { w, u } = match k.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, &saved)?,
         Device::Gpu(gpu) => gpu::forward(gpu, &saved)?,
     };
     let [w, u] = tape::record_many([k, v, beta, g_cum, a], [w, u], || saved)?;
-    Ok(WU { w, u })
+    Ok(WyRepr { w, u })
 }
 
 /// With `Z = Aᵀ du` and `Y = Aᵀ dw`: `dv = β Z`, `dk = β e^g Y`, `dβ = Z · v + e^g Y · k`, `dg = β e^g Y · k`, and

@@ -1,12 +1,13 @@
 //! Threads over tokens.
 
-use super::{Grad, Normalize, Route};
+use super::{Grad, RouteOutput, Routing};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::cpu::simd::math::exp;
 use alluvium_core::{Result, Tensor};
 use rayon::prelude::*;
 
-pub(super) fn forward(cpu: &Cpu, logits: &Tensor, top_k: usize, normalize: Normalize) -> Result<Route> {
+pub(super) fn forward(cpu: &Cpu, logits: &Tensor, routing: Routing) -> Result<RouteOutput> {
+    let Routing { top_k, norm_topk_prob } = routing;
     let (rows, width) = (logits.shape()[0], logits.shape()[1]);
     let xs = cpu.read(logits)?;
     let (mut weights, mut experts) = (cpu.buffer::<f32>(rows * top_k)?, cpu.buffer::<u32>(rows * top_k)?);
@@ -16,17 +17,14 @@ pub(super) fn forward(cpu: &Cpu, logits: &Tensor, top_k: usize, normalize: Norma
         let to = weights.par_chunks_mut(top_k).zip(experts.par_chunks_mut(top_k));
         xs.par_chunks(width).zip(to).with_min_len(grain).for_each(|(x, (weights, experts))| {
             largest(x, experts);
-            let most = x[experts[0] as usize];
+            let max = x[experts[0] as usize];
             weights.iter_mut().zip(&*experts).for_each(|(w, &expert)| *w = x[expert as usize]);
-            let chosen = raise(level, weights, most);
-            let sum = match normalize {
-                Normalize::Yes => chosen,
-                Normalize::No => sum_raised(level, x, most),
-            };
+            let chosen = exp_sub_max(level, weights, max);
+            let sum = if norm_topk_prob { chosen } else { sum_exp_sub_max(level, x, max) };
             weights.iter_mut().for_each(|w| *w /= sum);
         });
     });
-    Ok(Route { weights: cpu.wrap(weights, [rows, top_k])?, experts: cpu.wrap(experts, [rows, top_k])? })
+    Ok(RouteOutput { weights: cpu.wrap(weights, [rows, top_k])?, experts: cpu.wrap(experts, [rows, top_k])? })
 }
 
 /// An integer in the order of the logits: both zeros are equal, NaN is below −∞. As in kernel.wgsl.
@@ -58,7 +56,7 @@ fn largest(x: &[f32], places: &mut [u32]) {
 }
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dw: &Tensor) -> Result<Tensor> {
-    let Grad { logits, route, normalize } = saved;
+    let Grad { logits, route, norm_topk_prob } = saved;
     let (width, top_k, level) = (logits.shape()[1], dw.shape()[1], cpu.level());
     let (xs, ws, dws, experts) =
         (cpu.read(logits)?, cpu.read(&route.weights)?, cpu.read(dw)?, route.experts.slice::<u32>()?);
@@ -69,18 +67,17 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dw: &Tensor) -> Result<Tensor> {
         let all = dx.par_chunks_mut(width).zip(xs.par_chunks(width)).zip(rows).with_min_len(grain);
         all.for_each(|((dx, x), ((ws, dws), experts))| {
             let mean: f32 = ws.iter().zip(dws).map(|(w, dw)| w * dw).sum();
-            match normalize {
-                Normalize::Yes => dx.fill(0.0),
-                Normalize::No => {
-                    let most = x[experts[0] as usize];
-                    dx.copy_from_slice(x);
-                    let factor = -mean / raise(level, dx, most);
-                    dx.iter_mut().for_each(|dx| *dx *= factor);
-                }
+            if *norm_topk_prob {
+                dx.fill(0.0);
+            } else {
+                let max = x[experts[0] as usize];
+                dx.copy_from_slice(x);
+                let factor = -mean / exp_sub_max(level, dx, max);
+                dx.iter_mut().for_each(|dx| *dx *= factor);
             }
-            let apart = if *normalize == Normalize::Yes { mean } else { 0.0 };
+            let offset = if *norm_topk_prob { mean } else { 0.0 };
             for ((&expert, w), dw) in experts.iter().zip(ws).zip(dws) {
-                dx[expert as usize] += w * (dw - apart);
+                dx[expert as usize] += w * (dw - offset);
             }
         });
     });
@@ -88,10 +85,10 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dw: &Tensor) -> Result<Tensor> {
 }
 
 alluvium_core::simd! {
-    /// `x = e^(x − most)`; returns the sum.
-    fn raise<S>(x: &mut [f32], most: f32) -> f32 {
+    /// `x = e^(x − max)`; returns the sum.
+    fn exp_sub_max<S>(x: &mut [f32], max: f32) -> f32 {
         for x in x.chunks_mut(S::LANES) {
-            exp(S::load_head(x) - S::splat(most)).store_head(x);
+            exp(S::load_head(x) - S::splat(max)).store_head(x);
         }
         let mut sum = S::splat(0.0);
         for x in x.chunks(S::LANES) {
@@ -100,16 +97,16 @@ alluvium_core::simd! {
         sum.sum()
     }
 
-    /// `Σ e^(x − most)`.
-    fn sum_raised<S>(x: &[f32], most: f32) -> f32 {
+    /// `Σ e^(x − max)`.
+    fn sum_exp_sub_max<S>(x: &[f32], max: f32) -> f32 {
         let mut sum = S::splat(0.0);
         let (whole, rest) = x.split_at(x.len() - x.len() % S::LANES);
         for x in whole.chunks_exact(S::LANES) {
-            sum += exp(S::load(x) - S::splat(most));
+            sum += exp(S::load(x) - S::splat(max));
         }
-        // lanes past the end would count as e^(0 − most)
+        // lanes past the end would count as e^(0 − max)
         let mut raised = [0.0; 16];
-        exp(S::load_head(rest) - S::splat(most)).store_head(&mut raised[..rest.len()]);
+        exp(S::load_head(rest) - S::splat(max)).store_head(&mut raised[..rest.len()]);
         (sum + S::load_head(&raised[..rest.len()])).sum()
     }
 }

@@ -65,7 +65,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
         }
     }
     var part = 0.0;
-    if NORMALISE == 1u {
+    if NORMALIZE == 1u {
         for (var k = lane.index; k < p.chosen; k += WG) { part += weights[to + k]; }
     } else {
         for (var i = lane.index; i < p.width; i += WG) { part += exp1(logits[base + i] - most); }
@@ -90,16 +90,16 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     let mean = group_sum(part, lane);
     let most = logits[base + chosen[first]];
     var sum = 1.0;
-    if NORMALISE == 0u {
+    if NORMALIZE == 0u {
         part = 0.0;
         for (var i = lane.index; i < p.width; i += WG) { part += exp1(logits[base + i] - most); }
         sum = group_sum(part, lane);
     }
     for (var i = lane.index; i < p.width; i += WG) {
         var d = 0.0;
-        if NORMALISE == 0u { d = -mean / sum * exp1(logits[base + i] - most); }
+        if NORMALIZE == 0u { d = -mean / sum * exp1(logits[base + i] - most); }
         for (var k = 0u; k < p.chosen; k++) {
-            if chosen[first + k] == i { d += w[first + k] * (dw[first + k] - select(0.0, mean, NORMALISE == 1u)); }
+            if chosen[first + k] == i { d += w[first + k] * (dw[first + k] - select(0.0, mean, NORMALIZE == 1u)); }
         }
         dx[base + i] = d;
     }

@@ -13,18 +13,19 @@ use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape
 /// What `route` takes.
 static CONTRACT: Contract = Contract { op: "route", args: &[Arg::new("logits", "N E", FLOATS)], rules: &[] };
 
-/// Whether the weights of a token's experts sum to 1.
+/// How [`route`] chooses experts and weights them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Normalize {
-    /// They do: each is divided by their sum.
-    Yes,
-    /// They are what the softmax over all experts gave.
-    No,
+pub struct Routing {
+    /// The experts of a token.
+    pub top_k: usize,
+    /// Whether the weights of a token's experts are divided by their sum; otherwise they are those of the softmax over all
+    /// experts.
+    pub norm_topk_prob: bool,
 }
 
 /// What [`route`] returns.
 #[derive(Clone, Debug)]
-pub struct Route {
+pub struct RouteOutput {
     /// How much each chosen expert counts, `N K`, f32.
     pub weights: Tensor,
     /// The chosen experts, `N K`, u32: the likeliest first.
@@ -34,7 +35,7 @@ pub struct Route {
 /// The `top_k` likeliest experts of each token: a softmax over all experts in f32, then the largest.
 ///
 /// Experts come in the order of their logits, the largest first; of equal ones the lower number first. A NaN comes after
-/// −∞, on every device; the weights of a token are NaN where a chosen logit is, and with [`Normalize::No`] where any is.
+/// −∞, on every device; the weights of a token are NaN where a chosen logit is, and without `norm_topk_prob` where any is.
 ///
 /// | tensor    | shape | dtype          | gradient |
 /// |-----------|-------|----------------|----------|
@@ -49,29 +50,30 @@ pub struct Route {
 /// more than there are experts.
 ///
 /// # Source
-/// Shazeer et al. 2017, arXiv:1701.06538; the router of `Qwen3NextSparseMoeBlock` in mlx-lm, where `norm_topk_prob` is
-/// [`Normalize::Yes`].
-pub fn route(logits: &Tensor, top_k: usize, normalize: Normalize) -> Result<Route> {
+/// Shazeer et al. 2017, arXiv:1701.06538; the router of `Qwen3NextSparseMoeBlock` in mlx-lm, which has
+/// `norm_topk_prob`, too.
+pub fn route(logits: &Tensor, routing: Routing) -> Result<RouteOutput> {
+    let Routing { top_k, norm_topk_prob } = routing;
     let dims = CONTRACT.check(&[logits])?;
     if top_k == 0 || top_k > dims['E'] {
         let why = format!("top_k is {top_k}, expected 1 to {}, as many as there are experts", dims['E']);
         return Err(Error::value(CONTRACT.op, why));
     }
-    let Route { weights, experts } = match logits.device() {
-        Device::Cpu(cpu) => cpu::forward(cpu, logits, top_k, normalize)?,
-        Device::Gpu(gpu) => gpu::forward(gpu, logits, top_k, normalize)?,
+    let RouteOutput { weights, experts } = match logits.device() {
+        Device::Cpu(cpu) => cpu::forward(cpu, logits, routing)?,
+        Device::Gpu(gpu) => gpu::forward(gpu, logits, routing)?,
     };
-    let route = Route { weights: weights.clone(), experts: experts.clone() };
-    let weights = tape::record([logits], weights, || Grad { logits: logits.detach(), route, normalize })?;
-    Ok(Route { weights, experts })
+    let route = RouteOutput { weights: weights.clone(), experts: experts.clone() };
+    let weights = tape::record([logits], weights, || Grad { logits: logits.detach(), route, norm_topk_prob })?;
+    Ok(RouteOutput { weights, experts })
 }
 
 /// With `p` the softmax over all experts and `w` the weights: normalized, `w` is a softmax over the chosen, so
 /// `dlogit_j = w_j (dw_j − Σ w dw)` for them; else `dlogit_j = p_j (dw_j − Σ p dw)`, with `dw_j = 0` for the others.
 struct Grad {
     logits: Tensor,
-    route: Route,
-    normalize: Normalize,
+    route: RouteOutput,
+    norm_topk_prob: bool,
 }
 
 impl Backward<1> for Grad {
@@ -91,15 +93,15 @@ impl Backward<1> for Grad {
 mod tests {
     use super::*;
 
-    fn chosen(logits: &[f32], top_k: usize, normalize: Normalize) -> (Vec<u32>, Vec<f32>) {
+    fn chosen(logits: &[f32], top_k: usize, norm_topk_prob: bool) -> (Vec<u32>, Vec<f32>) {
         let logits = Tensor::from_slice(logits, [1, logits.len()], &Device::cpu()).unwrap();
-        let route = route(&logits, top_k, normalize).unwrap();
+        let route = route(&logits, Routing { top_k, norm_topk_prob }).unwrap();
         (route.experts.to_vec().unwrap(), route.weights.to_vec().unwrap())
     }
 
     #[test]
     fn of_equal_experts_the_lower_number_comes_first() {
-        let (experts, weights) = chosen(&[1.0, 3.0, 3.0, 1.0, 3.0, 1.0], 4, Normalize::Yes);
+        let (experts, weights) = chosen(&[1.0, 3.0, 3.0, 1.0, 3.0, 1.0], 4, true);
         assert_eq!(experts, [1, 2, 4, 0]);
         assert_eq!(weights[0], weights[2]);
     }
@@ -118,21 +120,22 @@ mod tests {
             ] {
                 let x = Tensor::from_slice(&logits, [1, 4], device).unwrap();
                 for top_k in 1..=4 {
-                    let route = route(&x, top_k, Normalize::Yes).unwrap();
+                    let route = route(&x, Routing { top_k, norm_topk_prob: true }).unwrap();
                     assert_eq!(route.experts.to_vec::<u32>().unwrap(), want[..top_k], "{device:?} {logits:?}");
                 }
             }
             let x = Tensor::from_slice(&[f32::NAN, 1.0, 2.0, f32::NAN], [1, 4], device).unwrap();
-            let weights = route(&x, 2, Normalize::Yes).unwrap().weights.to_vec::<f32>().unwrap();
+            let weights =
+                route(&x, Routing { top_k: 2, norm_topk_prob: true }).unwrap().weights.to_vec::<f32>().unwrap();
             assert!((weights[0] - 0.731_058_6).abs() < 1e-6 && (weights[1] - 0.268_941_4).abs() < 1e-6);
         }
     }
 
     #[test]
     fn large_logits_neither_overflow_nor_lose_their_sum() {
-        let (experts, weights) = chosen(&[-3e38, 3e38, 3e38, 0.0], 2, Normalize::No);
+        let (experts, weights) = chosen(&[-3e38, 3e38, 3e38, 0.0], 2, false);
         assert_eq!((experts, weights), (vec![1, 2], vec![0.5, 0.5]));
-        let (_, weights) = chosen(&[0.0; 8], 2, Normalize::No);
+        let (_, weights) = chosen(&[0.0; 8], 2, false);
         assert_eq!(weights, [0.125, 0.125]);
     }
 
@@ -140,7 +143,7 @@ mod tests {
     fn more_choices_than_experts_are_refused() {
         let logits = Tensor::full([2, 4], 1.0, &Device::cpu()).unwrap();
         for top_k in [0, 5] {
-            let error = route(&logits, top_k, Normalize::Yes).unwrap_err().to_string();
+            let error = route(&logits, Routing { top_k, norm_topk_prob: true }).unwrap_err().to_string();
             assert_eq!(error, format!("route: top_k is {top_k}, expected 1 to 4, as many as there are experts"));
         }
     }

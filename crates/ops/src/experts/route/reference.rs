@@ -21,7 +21,7 @@ fn probabilities(x: &[f64], chosen: &[usize], normalize: bool) -> Vec<f64> {
 }
 
 fn options(t: &Given<Array>) -> (usize, bool) {
-    (t.option("top_k").unwrap_or(1.0) as usize, t.flag("normalize"))
+    (t.option("top_k").unwrap_or(1.0) as usize, t.flag("norm_topk_prob"))
 }
 
 pub(super) fn forward(t: &Given<Array>) -> Vec<Array> {

@@ -5,7 +5,7 @@ use super::chunk::Chunk;
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Part, Product, product, transpose};
 use crate::delta::chunk::{CHUNK, Write, maps, scatter};
-use crate::delta::gated_delta_rule::{ChunkStates, Delta, Grad};
+use crate::delta::gated_delta_rule::{ChunkStates, GatedDeltaOutput, Grad};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{DType, Result, Tensor};
 
@@ -13,7 +13,7 @@ pub(in crate::delta::gated_delta_rule) fn forward(
     cpu: &Cpu,
     args: &Grad,
     keep: ChunkStates,
-) -> Result<(Delta, Option<Tensor>)> {
+) -> Result<(GatedDeltaOutput, Option<Tensor>)> {
     let problem = Problem::new(cpu, args)?;
     let ([k, v], state) = (problem.width, problem.state());
     let tasks = problem.sequences.len() * problem.groups;
@@ -29,7 +29,7 @@ pub(in crate::delta::gated_delta_rule) fn forward(
     tasks::each(cpu, tasks, scratch, |task, scratch| head(&problem, task, scratch, &out))?;
     let last = cpu.tensor(last, [problem.sequences.len(), problem.groups, v, k], DType::F32)?;
     let kept = kept.map(|kept| cpu.tensor(kept, [problem.chunks(), problem.groups, v, k], DType::F32)).transpose()?;
-    Ok((Delta { o: cpu.tensor(o, args.v.shape(), args.v.dtype())?, final_state: last }, kept))
+    Ok((GatedDeltaOutput { o: cpu.tensor(o, args.v.shape(), args.v.dtype())?, final_state: last }, kept))
 }
 
 struct Results<'a> {
