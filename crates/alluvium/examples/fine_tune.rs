@@ -23,6 +23,7 @@ fn main() -> alluvium::Result<()> {
 
     let mut trainer = Trainer::new(TrainerParts {
         model: loaded.model,
+        config: loaded.config.clone(),
         objective: Box::new(NextToken::new(&device)),
         data: Box::new(TokenData::new(corpus, 128, 4, settings.seed)?),
         validation: Validation::default(),
@@ -36,5 +37,5 @@ fn main() -> alluvium::Result<()> {
         }
         ControlFlow::Continue(())
     })?;
-    save(trainer.model(), Some(&tokenizer), out.as_ref())
+    save(trainer.model(), &loaded.config, Some(&tokenizer), out.as_ref())
 }

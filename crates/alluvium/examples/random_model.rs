@@ -10,8 +10,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [config, tokenizer, out] = &args[..] else {
         return Err("random_model CONFIG_DIR TOKENIZER_DIR OUT_DIR".into());
     };
-    let model = initialize(&Config::read(config)?, 0, &Device::cpu())?;
+    let config = Config::read(config)?;
+    let model = initialize(&config, 0, &Device::cpu())?;
     let tokenizer = Tokenizer::find(tokenizer)?.ok_or("there is no tokenizer.json")?;
-    save(model.as_ref(), Some(&tokenizer), out)?;
+    save(model.as_ref(), &config, Some(&tokenizer), out)?;
     Ok(())
 }

@@ -7,6 +7,8 @@
 //! - [`lm`]: models, their files, generation;
 //! - [`train`]: data, optimizers, the loop.
 //!
+//! # Gradients
+//!
 //! ```
 //! use alluvium::core::{Device, Tape, Tensor};
 //! use alluvium::ops::{Over, rms_norm, sum};
@@ -20,6 +22,12 @@
 //! assert_eq!(gradients.of(&w).unwrap().shape(), w.shape());
 //! # Ok::<(), alluvium::core::Error>(())
 //! ```
+//!
+//! # A model of your own
+//!
+//! Defined, trained to count, saved, loaded and run:
+//!
+#![doc = include_str!("own_model.md")]
 
 pub use alluvium_core as core;
 pub use alluvium_lm as lm;
@@ -32,8 +40,3 @@ pub use alluvium_core::{DType, Device, Error, Result, Shape, Tape, Tensor};
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
-
-/// The example of a model of one's own is compiled and run with the documentation's.
-#[cfg(doctest)]
-#[doc = concat!("```\n", include_str!("../examples/own_model.rs"), "\n```")]
-struct OwnModel;

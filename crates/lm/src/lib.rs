@@ -21,7 +21,6 @@ pub use cache::{Cache, CacheShape, LayerCache};
 pub use checkpoint::convert::{Change, Converted, convert};
 pub use checkpoint::{
     CheckpointInfo, LoadOptions, Loaded, TensorInfo, check_destination, inspect, load, load_with, save,
-    save_with_config,
 };
 pub use formats::config::Config;
 pub use generate::{

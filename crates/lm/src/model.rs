@@ -1,7 +1,6 @@
 //! What a language model is to training and to generation.
 
 use crate::cache::{Cache, CacheShape};
-use crate::formats::config::Config;
 use crate::parameters::Parameters;
 use crate::weight::Weight;
 use alluvium_core::{Device, Result, Tensor};
@@ -72,12 +71,6 @@ pub trait LanguageModel: Parameters + Send + Sync {
     /// When `batch` is 0.
     fn cache(&self, batch: usize) -> Result<Cache> {
         Cache::empty(batch, &self.cache_shapes())
-    }
-
-    /// The configuration that [`save`](crate::save) writes; `None` where it is given to
-    /// [`save_with_config`](crate::save_with_config).
-    fn config(&self) -> Option<&Config> {
-        None
     }
 }
 

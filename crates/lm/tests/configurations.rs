@@ -84,7 +84,7 @@ fn a_new_model_whose_configuration_does_not_say_has_a_tied_head_for_llama_alone(
         model.visit("", &mut |name, _| own |= name.ends_with("lm_head.weight"));
         assert_eq!(own, !tied, "{name}");
         let folder = tempfile::tempdir().unwrap();
-        save(model.as_ref(), None, folder.path()).unwrap();
+        save(model.as_ref(), &Config::new(config.clone()).unwrap(), None, folder.path()).unwrap();
         let again = load(folder.path(), &Device::cpu()).unwrap().model;
         assert!(logits(again.as_ref()) == logits(model.as_ref()), "{name}");
     }

@@ -146,8 +146,9 @@ fn folders(inputs: usize) {
     let folder = tempfile::tempdir().unwrap();
     let mut sizes: Value = serde_json::from_str(CONFIG).unwrap();
     sizes["text_config"]["num_hidden_layers"] = json!(1);
-    let model = initialize(&Config::new(sizes).unwrap(), 1, &Device::cpu()).unwrap();
-    save(model.as_ref(), None, folder.path()).unwrap();
+    let config = Config::new(sizes).unwrap();
+    let model = initialize(&config, 1, &Device::cpu()).unwrap();
+    save(model.as_ref(), &config, None, folder.path()).unwrap();
     let whole: usize = folder.path().read_dir().unwrap().map(|e| e.unwrap().metadata().unwrap().len() as usize).sum();
     for name in ["model.safetensors", "config.json", "model.safetensors.index.json"] {
         let path = folder.path().join(name);

@@ -333,7 +333,7 @@ fn a_session_of_a_shared_model_moves_to_another_thread() {
 fn a_saved_model_has_the_same_bits_and_the_same_configuration() {
     let (Loaded { model, tokenizer, config }, _) = model();
     let folder = tempfile::tempdir().unwrap();
-    save(model.as_ref(), tokenizer.as_ref(), folder.path()).unwrap();
+    save(model.as_ref(), &config, tokenizer.as_ref(), folder.path()).unwrap();
     let again = load(folder.path(), &Device::cpu()).unwrap();
     assert_eq!(again.config.json(), config.json());
     let all = |model: &dyn LanguageModel| {

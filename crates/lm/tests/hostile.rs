@@ -181,8 +181,8 @@ fn sizes() -> Value {
 }
 
 fn saved(folder: &Path) {
-    let model = initialize(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
-    save(model.as_ref(), None, folder).unwrap();
+    let config = Config::new(sizes()).unwrap();
+    save(initialize(&config, 1, &Device::cpu()).unwrap().as_ref(), &config, None, folder).unwrap();
 }
 
 fn refused(folder: &Path) -> String {
@@ -300,7 +300,7 @@ fn a_tensor_that_nothing_asks_for_is_named() {
     let error = refused(folder.path());
     assert!(error.contains("model-extra.safetensors: tensor `extra.weight` has no place in the model"), "{error}");
     let model = initialize(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
-    let error = save(model.as_ref(), None, folder.path()).unwrap_err().to_string();
+    let error = save(model.as_ref(), &Config::new(sizes()).unwrap(), None, folder.path()).unwrap_err().to_string();
     assert!(error.contains("these weights would be read as a part of the saved model"), "{error}");
 }
 
@@ -369,7 +369,7 @@ fn a_failed_save_leaves_the_old_model_and_no_temporaries() {
     std::fs::create_dir(folder.path().join("config.json")).unwrap();
     std::fs::write(folder.path().join("config.json/x"), "").unwrap();
     let model = initialize(&Config::new(sizes()).unwrap(), 1, &Device::cpu()).unwrap();
-    save(model.as_ref(), None, folder.path()).unwrap_err();
+    save(model.as_ref(), &Config::new(sizes()).unwrap(), None, folder.path()).unwrap_err();
     assert_eq!(std::fs::read(folder.path().join("model.safetensors")).unwrap(), before);
     let names = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     assert!(names.into_iter().all(|name| !name.contains("partial")));

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::{DType, Device};
-use alluvium_lm::{Config, Conversation, Message, initialize, load, save};
+use alluvium_lm::{Config, Conversation, Loaded, Message, initialize, load, save};
 use serde_json::json;
 use std::path::Path;
 
@@ -19,8 +19,8 @@ fn saved(folder: &Path) {
             "tie_word_embeddings": true,
         },
     });
-    let model = initialize(&Config::new(sizes).unwrap(), 1, &Device::cpu()).unwrap();
-    save(model.as_ref(), None, folder).unwrap();
+    let config = Config::new(sizes).unwrap();
+    save(initialize(&config, 1, &Device::cpu()).unwrap().as_ref(), &config, None, folder).unwrap();
 }
 
 #[test]
@@ -95,10 +95,10 @@ fn a_saved_config_names_the_dtype_of_the_saved_tensors() {
     let folder = tempfile::tempdir().unwrap();
     saved(folder.path());
     for (dtype, name) in [(DType::BF16, "bfloat16"), (DType::F16, "float16"), (DType::F32, "float32")] {
-        let mut model = load(folder.path(), &Device::cpu()).unwrap().model;
+        let Loaded { mut model, config, .. } = load(folder.path(), &Device::cpu()).unwrap();
         model.visit_mut("", &mut |_, parameter| *parameter = alluvium_ops::cast(parameter, dtype).unwrap());
         let to = tempfile::tempdir().unwrap();
-        save(model.as_ref(), None, to.path()).unwrap();
+        save(model.as_ref(), &config, None, to.path()).unwrap();
         let config = Config::read(to.path()).unwrap();
         assert_eq!(config.json()["torch_dtype"], name);
     }

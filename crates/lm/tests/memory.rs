@@ -70,9 +70,10 @@ fn generating_holds_the_weights_once_the_caches_and_a_tenth_more() {
     }
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path().join("model");
-    let mut model = initialize(&sizes().config(0).unwrap(), 0, &Device::cpu()).unwrap();
+    let config = sizes().config(0).unwrap();
+    let mut model = initialize(&config, 0, &Device::cpu()).unwrap();
     model.visit_mut("", &mut |_, parameter| *parameter = cast(parameter, DType::BF16).unwrap());
-    save(model.as_ref(), None, &folder).unwrap();
+    save(model.as_ref(), &config, None, &folder).unwrap();
     drop(model);
     let weights = inspect(&folder).unwrap().bytes();
     assert!(weights > 290_000_000, "{weights}");

@@ -8,7 +8,7 @@ use crate::state::{self, DataSource, Progress};
 use crate::trainer::{Event, Observer, Trainer, TrainerParts, Validation, ValidationMetric};
 use crate::{NextToken, Settings};
 use alluvium_core::{Device, Error, Result};
-use alluvium_lm::{Checkpointing, LanguageModel, Tokenizer, initialize};
+use alluvium_lm::{Checkpointing, Config, LanguageModel, Tokenizer, initialize};
 use std::path::{Path, PathBuf};
 
 /// The paths of a run.
@@ -195,17 +195,23 @@ impl Preparation<'_> {
         Ok((parts, None, Some(DataSource::Task(task))))
     }
 
-    fn model(&self, settings: &Settings, end: u32, before: Option<&Progress>) -> Result<Box<dyn LanguageModel>> {
+    fn model(
+        &self,
+        settings: &Settings,
+        end: u32,
+        before: Option<&Progress>,
+    ) -> Result<(Box<dyn LanguageModel>, Config)> {
         let config = settings.architecture.config(settings.max_seq_length, end)?;
-        match before {
-            Some(_) => state::model(&self.out.join(state::FILE), &config, self.device),
-            None => initialize(&config, settings.seed, self.device),
-        }
+        let model = match before {
+            Some(_) => state::model(&self.out.join(state::FILE), &config, self.device)?,
+            None => initialize(&config, settings.seed, self.device)?,
+        };
+        Ok((model, config))
     }
 
     fn assemble(
         &self,
-        model: Box<dyn LanguageModel>,
+        (model, config): (Box<dyn LanguageModel>, Config),
         tokenizer: Option<Tokenizer>,
         data: Box<dyn TrainingData>,
         validation: Validation,
@@ -214,7 +220,7 @@ impl Preparation<'_> {
         let checkpointing = if settings.grad_checkpoint { Checkpointing::Layers } else { Checkpointing::None };
         let objective = NextToken { z_loss: settings.z_loss, checkpointing, device: self.device.clone() };
         let (objective, device) = (Box::new(objective), self.device.clone());
-        TrainerParts { model, tokenizer, objective, data, validation, settings, device }
+        TrainerParts { model, config, tokenizer, objective, data, validation, settings, device }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::objective::correct_targets;
 use crate::state::{self, DataSource, Progress};
 use crate::{Metrics, MetricsRow, Objective, Optimizer, Schedule, Settings, StepOptions, draw, folder, train_step};
 use alluvium_core::{Device, Error, Result};
-use alluvium_lm::{LanguageModel, Tokenizer, parameter_count};
+use alluvium_lm::{Config, LanguageModel, Tokenizer, parameter_count};
 use alluvium_ops::global_norm;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -77,6 +77,8 @@ pub struct Validation {
 pub struct TrainerParts {
     /// The model; its parameters are updated in place.
     pub model: Box<dyn LanguageModel>,
+    /// The model's configuration, which is saved with it.
+    pub config: Config,
     /// Saved with the model.
     pub tokenizer: Option<Tokenizer>,
     /// What is minimized, for example [`NextToken`](crate::NextToken).
@@ -362,7 +364,7 @@ impl Trainer {
         }
         // the state before the model: a kill between the two leaves a run that resumes, never a model without one
         state::save(&out.join(state::FILE), self.model(), &self.optimizer, &progress)?;
-        alluvium_lm::save(self.model(), self.tokenizer(), out)?;
+        alluvium_lm::save(self.model(), &self.parts.config, self.tokenizer(), out)?;
         self.saved = Some(self.step);
         draw(&out.join(folder::CURVE), self.metrics.rows(), self.parts.validation.baseline)?;
         self.is_saved = true;

@@ -36,10 +36,20 @@ fn of_task(task: Task) -> Settings {
 fn task_trainer(task: Task) -> Trainer {
     let settings = of_task(task);
     let device = Device::cpu();
-    let model = initialize(&settings.architecture.config(64, 0).unwrap(), 0, &device).unwrap();
+    let config = settings.architecture.config(64, 0).unwrap();
+    let model = initialize(&config, 0, &device).unwrap();
     let (data, validation) = task_data(task, &settings).unwrap();
     let objective = Box::new(NextToken::new(&device));
-    Trainer::new(TrainerParts { model, tokenizer: None, objective, data: Box::new(data), validation, settings, device })
+    Trainer::new(TrainerParts {
+        model,
+        config,
+        tokenizer: None,
+        objective,
+        data: Box::new(data),
+        validation,
+        settings,
+        device,
+    })
 }
 
 fn text(folder: &Path) -> RunPaths {
@@ -160,7 +170,8 @@ fn a_language_model_is_trained_on_token_ids() {
     let mut settings = small();
     settings.architecture.vocab_size = 20;
     let device = Device::cpu();
-    let model = initialize(&settings.architecture.config(32, 0).unwrap(), 0, &device).unwrap();
+    let config = settings.architecture.config(32, 0).unwrap();
+    let model = initialize(&config, 0, &device).unwrap();
     let documents = (0..40u32).map(|d| (0..30).map(|t| (d + t) % 20).collect()).collect();
     let data = TokenData::new(Corpus::new(documents).unwrap(), 32, 2, 0).unwrap();
     let settings = Settings { iters: 30, learning_rate: 1e-2, ..settings };
@@ -168,7 +179,7 @@ fn a_language_model_is_trained_on_token_ids() {
     let validation = Validation::default();
     let data = Box::new(data);
     let mut trainer =
-        Trainer::new(TrainerParts { model, tokenizer: None, objective, data, validation, settings, device });
+        Trainer::new(TrainerParts { model, config, tokenizer: None, objective, data, validation, settings, device });
     trainer.run(&mut |_| CONTINUE).unwrap();
     let losses: Vec<f64> = trainer.metrics().iter().filter_map(|row| row.loss).collect();
     assert!(losses[29] < 0.7 * losses[0], "{losses:?}");

@@ -100,6 +100,7 @@ fn measure(experiment: &Experiment, device: &Device, observe: &dyn Fn(&MetricsRo
     let (data, validation) = task_data(task, &settings)?;
     let mut trainer = Trainer::new(TrainerParts {
         model: Box::new(model),
+        config,
         tokenizer: None,
         objective: Box::new(NextToken::new(device)),
         data: Box::new(data),

@@ -12,4 +12,4 @@ mod weights;
 pub use convert::{Change, Converted, convert};
 pub use inspect::{CheckpointInfo, TensorInfo, inspect};
 pub use load::{LoadOptions, Loaded, load, load_with};
-pub use save::{check_destination, save, save_with_config};
+pub use save::{check_destination, save};

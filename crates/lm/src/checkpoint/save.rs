@@ -19,23 +19,7 @@ use std::path::Path;
 /// # Errors
 /// [`Kind::Io`](alluvium_core::Kind::Io) when the system refuses; `Kind::File` when the folder holds other weights that
 /// a reader would take for a part of this model.
-pub fn save(model: &dyn LanguageModel, tokenizer: Option<&Tokenizer>, folder: &Path) -> Result<()> {
-    let config = model.config().ok_or_else(|| {
-        Error::value("save", "the model has no configuration of its own; give it to `save_with_config`")
-    })?;
-    save_with_config(model, config, tokenizer, folder)
-}
-
-/// As [`save`], for a model that does not hold its configuration.
-///
-/// # Errors
-/// As [`save`].
-pub fn save_with_config(
-    model: &dyn LanguageModel,
-    config: &Config,
-    tokenizer: Option<&Tokenizer>,
-    folder: &Path,
-) -> Result<()> {
+pub fn save(model: &dyn LanguageModel, config: &Config, tokenizer: Option<&Tokenizer>, folder: &Path) -> Result<()> {
     check_destination(folder)?;
     std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
     let weights = folder.join(WEIGHTS);

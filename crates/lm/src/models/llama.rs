@@ -133,11 +133,11 @@ impl Sizes {
 /// Builds the model; see [`super::build`].
 pub(super) fn build(config: &Config, b: VarBuilder, model_type: &ModelType) -> Result<Decoder> {
     let sizes = Sizes::read(config, model_type)?;
-    Decoder::build(b, &sizes.decoder(sizes.rotary(config)?, HeadNorm::None, Biases::AsSaid), config)
+    Decoder::build(b, &sizes.decoder(sizes.rotary(config)?, HeadNorm::None, Biases::AsSaid))
 }
 
 /// Builds a Qwen2 model: as Llama, with biases of the projections of queries, keys and values.
 pub(super) fn build_qwen2(config: &Config, b: VarBuilder, model_type: &ModelType) -> Result<Decoder> {
     let sizes = Sizes::read(config, model_type)?;
-    Decoder::build(b, &sizes.decoder(sizes.rotary(config)?, HeadNorm::None, Biases::Input), config)
+    Decoder::build(b, &sizes.decoder(sizes.rotary(config)?, HeadNorm::None, Biases::Input))
 }

@@ -121,6 +121,14 @@ impl ModelType {
         }
     }
 
+    /// A new model with random weights. The same seed gives bit-identical weights.
+    ///
+    /// # Errors
+    /// As [`ModelType::build`].
+    pub fn initialize(&self, config: &Config, seed: u64, device: &Device) -> Result<Box<dyn LanguageModel>> {
+        self.build(config, &mut RandomInit { seed, device: device.clone() })
+    }
+
     /// How the tensors of the model come out of the stored ones.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ fn sizes(config: &Config, model_type: &ModelType) -> Result<DecoderSizes> {
 
 /// Builds the dense model; see [`super::build`].
 pub(super) fn build(config: &Config, b: VarBuilder, model_type: &ModelType) -> Result<Decoder> {
-    Decoder::build(b, &sizes(config, model_type)?, config)
+    Decoder::build(b, &sizes(config, model_type)?)
 }
 
 /// Builds the model with experts; see [`super::build`].
@@ -41,7 +41,7 @@ pub(super) fn build_moe(config: &Config, b: VarBuilder, model_type: &ModelType) 
             shared: None,
         });
     }
-    Decoder::build(b, &sizes, config)
+    Decoder::build(b, &sizes)
 }
 
 /// Every tensor under its own name, experts stacked.

@@ -49,7 +49,7 @@ pub(super) fn build(config: &Config, b: VarBuilder, _: &ModelType) -> Result<Dec
     let sizes = Sizes::read(config)?.alike();
     sizes.check(config)?;
     let decoder = sizes.decoder(&FAMILY, sizes.rotary(config, &FAMILY)?);
-    Decoder::build(b, &decoder, config)
+    Decoder::build(b, &decoder)
 }
 
 /// The parts of a checkpoint that no text model here has.

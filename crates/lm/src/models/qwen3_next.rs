@@ -24,7 +24,7 @@ const FAMILY: Family = Family {
 pub(super) fn build(config: &Config, b: VarBuilder, _: &ModelType) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     sizes.check(config)?;
-    Decoder::build(b, &sizes.decoder(&FAMILY, sizes.rotary(config, &FAMILY)?), config)
+    Decoder::build(b, &sizes.decoder(&FAMILY, sizes.rotary(config, &FAMILY)?))
 }
 
 /// Every tensor under its own name, but for layers that predict further tokens.

@@ -6,7 +6,6 @@ use super::mlp::MlpSizes;
 use super::moe::MixtureSizes;
 use super::{Ablation, Attention, Embedding, GatedDeltaNet, Linear, Mixture, Mlp, RmsNorm};
 use crate::cache::{Cache, CacheShape, LayerCache};
-use crate::formats::config::Config;
 use crate::init::VarBuilder;
 use crate::model::{Batch, Checkpointing, LanguageModel};
 use crate::parameters::{Parameters, Role, join};
@@ -24,7 +23,6 @@ pub struct Decoder {
     prefix: &'static str,
     model: Trunk,
     lm_head: Option<Linear>,
-    config: Config,
 }
 
 /// The sizes of a [`Decoder`].
@@ -152,7 +150,7 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
-    pub fn build(mut b: VarBuilder, sizes: &DecoderSizes, config: &Config) -> Result<Self> {
+    pub fn build(mut b: VarBuilder, sizes: &DecoderSizes) -> Result<Self> {
         let table = [sizes.words, sizes.width];
         let mut b = b.pp(sizes.prefix);
         let lm_head = match sizes.head {
@@ -165,7 +163,7 @@ impl Decoder {
         let layers = sizes.layers.iter().enumerate().map(layer).collect::<Result<_>>()?;
         let norm = RmsNorm::build(b.pp("norm"), sizes.width, sizes.eps)?;
         let model = Trunk { embed_tokens, layers, norm };
-        Ok(Decoder { prefix: sizes.prefix, model, lm_head, config: config.clone() })
+        Ok(Decoder { prefix: sizes.prefix, model, lm_head })
     }
 
     /// Takes a part out of the Gated DeltaNet layers for an experiment, or puts it back. A checkpoint does not record it.
@@ -232,10 +230,6 @@ impl Layer {
 }
 
 impl LanguageModel for Decoder {
-    fn config(&self) -> Option<&Config> {
-        Some(&self.config)
-    }
-
     fn forward(&self, batch: &Batch, checkpointing: Checkpointing) -> Result<Tensor> {
         let Batch { ids, positions, cu_seqlens } = *batch;
         let mut x = self.model.embed_tokens.forward(ids)?;

@@ -77,6 +77,13 @@ pub struct DeviceBatch {
 }
 
 impl PackedBatch {
+    /// One sequence, in which each token is the target of the one before it.
+    pub fn next_token(tokens: &[u32]) -> Self {
+        let mut batch = PackedBatch::default();
+        batch.push(tokens, tokens.get(1..).unwrap_or_default());
+        batch
+    }
+
     /// Appends a sequence: its tokens and the target of each.
     pub fn push(&mut self, inputs: &[u32], targets: &[u32]) {
         if self.offsets.is_empty() {
