@@ -83,7 +83,7 @@ fn faults(loaded: &Loaded, expected: &Value) -> Vec<String> {
             1e-5,
         ),
     ];
-    let far = distances.iter().filter(|(_, gap, bound)| !(gap <= bound));
+    let far = distances.iter().filter(|(_, gap, bound)| gap.is_nan() || gap > bound);
     let mut faults: Vec<String> =
         far.map(|(what, gap, bound)| format!("{what}: {gap:.1e} away, bound {bound:.0e}")).collect();
     let made = greedy(model, &prompt, 32);

@@ -58,8 +58,8 @@ impl Run {
     /// Prepares a new run.
     ///
     /// # Errors
-    /// When the folder holds a run, a model or files that the run would overwrite, there is too little text, or the settings
-    /// fit no model.
+    /// When the folder holds a run, a model or files that the run would overwrite, there is too little text, or the
+    /// settings fit no model.
     pub fn begin(paths: &RunPaths, settings: Settings, device: &Device, observe: &mut Observer<'_>) -> Result<Self> {
         let source = paths.source.clone().ok_or_else(|| Error::value("train", "no text and no task was given"))?;
         // before the text is read, which may take long, and again once there is something to write

@@ -10,7 +10,8 @@ use alluvium_lm::{Config, LanguageModel};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// The file's name in the folder of a run. Tools that read checkpoints look for `model*.safetensors`, so it is none of those.
+/// The file's name in the folder of a run. Tools that read checkpoints look for `model*.safetensors`, so it is none of
+/// those.
 pub(crate) const FILE: &str = "trainer.safetensors";
 /// The metadata key of [`Progress`].
 const KEY: &str = "alluvium_run";

@@ -84,7 +84,8 @@ pub fn train_step<M: Parameters + Send + Sync + ?Sized, B: Sync>(
     Ok(stats)
 }
 
-/// The mean loss of `batches` and its gradient with respect to every trainable parameter. Each batch counts by its weight.
+/// The mean loss of `batches` and its gradient with respect to every trainable parameter. Each batch counts by its
+/// weight.
 ///
 /// # Errors
 /// When there is no batch with a target, a trainable parameter has no gradient, or memory runs out.

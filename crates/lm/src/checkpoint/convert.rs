@@ -344,7 +344,8 @@ impl Step {
     }
 }
 
-/// Everything beside the weights that a reader of the model wants: the tokenizer's files, templates, settings of generation.
+/// Everything beside the weights that a reader of the model wants: the tokenizer's files, templates, settings of
+/// generation.
 fn copy_files(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from).map_err(Error::io(from, "read"))? {
         let path = entry.map_err(Error::io(from, "read"))?.path();

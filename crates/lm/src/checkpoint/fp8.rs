@@ -1,16 +1,16 @@
-//! Matrices in 8-bit floats with a scale for each block, as DeepSeek and Qwen release them.
+//! 8-bit floats with a scale per block: the format of the FP8 releases of DeepSeek and Qwen.
 //!
-//! `X [O, I]`, F8_E4M3, has `X_scale_inv [ceil(O / b), ceil(I / b)]`; an element is its code's value times the scale of its
-//! block.
+//! `X [O, I]`, F8_E4M3, has `X_scale_inv [ceil(O / b), ceil(I / b)]`; an element is its code's value times the scale of
+//! its block.
 
 use crate::formats::safetensors::Entry;
 use alluvium_core::Shape;
 use half::{bf16, f16};
 use std::collections::BTreeMap;
 
-/// What the name of the scales ends with.
+/// The suffix of the name of the scales.
 pub(super) const SUFFIX: &str = "_scale_inv";
-/// Rows and columns of a block where a configuration does not say.
+/// The default of `weight_block_size`: rows and columns of a block.
 pub(super) const BLOCK: [usize; 2] = [128, 128];
 
 /// The scales of a tensor in fp8.
@@ -36,11 +36,11 @@ pub(super) fn scales<'a>(
 }
 
 impl BlockScales {
-    /// The values of the codes of a tensor from its element `first` on. `shape` is the tensor's, `scale` the entry of the
-    /// scales and `raw` their bytes.
+    /// The values of the codes of a tensor from its element `first` on. `shape` is the tensor's, `scale` the entry of
+    /// the scales and `raw` their bytes.
     ///
     /// # Errors
-    /// In words, when the scales are not those of the tensor.
+    /// A message, when the scales do not fit the tensor.
     pub(super) fn dequantize(
         &self,
         (shape, scale): (Shape, &Entry),

@@ -1,4 +1,4 @@
-//! The list of weight files, which says in which file each tensor is. It is not needed to read them.
+//! `model.safetensors.index.json`: the file of each tensor. Checkpoints can be read without it.
 
 use crate::formats::{LARGE, json, read_whole};
 use alluvium_core::{Error, Result};
@@ -6,13 +6,13 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
-/// The name of the list.
+/// The name of the index file.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// Files that a list may name.
+/// The largest number of files that an index may name.
 const FILES: usize = 1 << 16;
 
-/// What a list of weight files says.
+/// The contents of an index, compared with the files of the folder.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     /// Files that are in the folder.
@@ -22,10 +22,10 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Reads the list of a folder; an empty one where it has none.
+    /// Reads the index of a folder; a folder without one gives an empty index.
     ///
     /// # Errors
-    /// When it cannot be read, is no JSON object, or names a file outside the folder.
+    /// When it cannot be read, is not a JSON object, or names a file outside the folder.
     pub(super) fn read(folder: &Path) -> Result<Self> {
         #[derive(serde::Deserialize)]
         struct Json {
@@ -73,7 +73,7 @@ pub(crate) fn is_weight_file(path: &Path) -> bool {
     name.starts_with("model") && name.ends_with(".safetensors")
 }
 
-/// `weight_map`: tensors with the number of their file, and the files, each once.
+/// `weight_map`: the distinct files, and each tensor with the index of its file.
 #[derive(Default)]
 struct WeightMap {
     files: Vec<String>,

@@ -74,8 +74,9 @@ impl CheckpointInfo {
         all
     }
 
-    /// How a weight is packed. Its words and scales give bits times group. That alone tells the formats apart whose scales
-    /// are bytes; of affine ones it says what the configuration says where that fits, and else the first group that does.
+    /// How a weight is packed. Its words and scales give bits times group. That alone tells the formats apart whose
+    /// scales are bytes; of affine ones it says what the configuration says where that fits, and else the first group
+    /// that does.
     fn format(&self, tensor: &TensorInfo, names: &HashMap<&str, &TensorInfo>) -> Option<Packing> {
         let module = tensor.name.strip_suffix(".weight").filter(|_| tensor.dtype == "U32")?;
         let scales = names.get(format!("{module}.scales").as_str())?;

@@ -30,9 +30,9 @@ impl std::fmt::Debug for Loaded {
 /// which is small, is widened to f32: norms, filters, gates, biases.
 ///
 /// # Errors
-/// [`Kind::Io`](alluvium_core::Kind::Io) when a file cannot be read; `Kind::File`, with the file and what is wrong, when
-/// one is not what it should be: a configuration of an unknown model or with sizes that cannot be, a tensor that is
-/// missing, that nothing asks for, or that has another shape than the configuration says.
+/// [`Kind::Io`](alluvium_core::Kind::Io) when a file cannot be read; `Kind::File`, with the file and what is wrong,
+/// when one is not what it should be: a configuration of an unknown model or with sizes that cannot be, a tensor that
+/// is missing, that nothing asks for, or that has another shape than the configuration says.
 pub fn load(folder: &Path, device: &Device) -> Result<Loaded> {
     load_with(folder, &LoadOptions::new(device))
 }

@@ -1,4 +1,4 @@
-//! `config.json`: what kind of model, and its sizes.
+//! `config.json`: the model type and its hyperparameters.
 
 use super::{SMALL, read_whole};
 use alluvium_core::{DType, Error, Result};
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// A model's `config.json`, kept whole: what no code here reads survives a load and a save.
+/// A model's `config.json`. Keys that are not read here survive a load and a save.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     path: PathBuf,
@@ -15,21 +15,21 @@ pub struct Config {
 }
 
 impl Config {
-    /// From JSON that was made here.
+    /// Makes a configuration from JSON.
     ///
     /// # Errors
-    /// When it is no object.
+    /// When it is not an object.
     pub fn new(json: Value) -> Result<Self> {
         Self::of(PathBuf::from("config.json"), json)
     }
 
-    /// A configuration of a type of model, to be filled by [`Config::with`].
+    /// A configuration that holds only `model_type`; [`Config::with`] adds keys.
     pub fn of_type(model_type: &str) -> Self {
         let config = Config { path: PathBuf::from("config.json"), root: Map::new() };
         config.with("model_type", model_type)
     }
 
-    /// The same with a key of the top level.
+    /// Adds a key to the top level.
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.set(key, value);
         self
@@ -38,7 +38,7 @@ impl Config {
     /// The integer under a key of [`Config::text`].
     ///
     /// # Errors
-    /// When the key is missing or no integer of at least 0.
+    /// When the key is missing or not a non-negative integer.
     pub fn integer(&self, key: &str) -> Result<usize> {
         let value = self.text().get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
         value.ok_or_else(|| self.wrong(format!("`{key}` is missing or no integer")))
@@ -47,7 +47,7 @@ impl Config {
     /// Reads `config.json` of a checkpoint's folder.
     ///
     /// # Errors
-    /// When there is none, it cannot be read or is no JSON object; `NaN`, which Python writes, is no JSON.
+    /// When the file is missing, cannot be read or is not a JSON object. `NaN`, which Python may write, is not JSON.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
         let text = read_whole(&path, SMALL).map_err(|error| match error.kind() {
@@ -65,12 +65,12 @@ impl Config {
         }
     }
 
-    /// The file it came from.
+    /// The file that it was read from.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The whole of it.
+    /// All keys.
     pub fn json(&self) -> &Map<String, Value> {
         &self.root
     }
@@ -95,7 +95,7 @@ impl Config {
         Ok([tied(&self.root)?, tied(self.text())?])
     }
 
-    /// Says whether the embedding is the output projection, at the top and, where there is one, in `text_config`.
+    /// Sets `tie_word_embeddings` at the top level and, if there is one, in `text_config`.
     pub(crate) fn set_tied(&mut self, is_tied: bool) {
         self.set("tie_word_embeddings", is_tied);
         if let Some(text) = self.root.get_mut("text_config").and_then(Value::as_object_mut) {
@@ -108,7 +108,7 @@ impl Config {
         self.root.retain(|key, _| !keys.contains(&key.as_str()));
     }
 
-    /// Removes what is said of quantized weights.
+    /// Removes the keys that describe quantized weights.
     pub(crate) fn forget_quantization(&mut self) {
         let keys = ["quantization", "quantization_config"];
         self.forget(&keys);
@@ -117,7 +117,7 @@ impl Config {
         }
     }
 
-    /// The dtype of the weights, as the configuration says it: `dtype` or `torch_dtype`.
+    /// The dtype of the weights: `torch_dtype` or `dtype`.
     pub fn dtype(&self) -> Option<DType> {
         let said = |part: &Map<String, Value>| {
             let name = part.get("torch_dtype").or_else(|| part.get("dtype"))?.as_str()?;
@@ -131,7 +131,7 @@ impl Config {
         said(&self.root).or_else(|| said(self.text()))
     }
 
-    /// Says the dtype of the weights where the configuration says one.
+    /// Updates `torch_dtype` and `dtype` where they are present.
     pub(crate) fn set_dtype(&mut self, dtype: DType) {
         let name = match dtype {
             DType::BF16 => "bfloat16",
@@ -151,7 +151,7 @@ impl Config {
         say(&mut self.root);
     }
 
-    /// The kind of model, as `model_type` names it.
+    /// The value of `model_type`.
     ///
     /// # Errors
     /// When the key is missing.
@@ -162,12 +162,12 @@ impl Config {
             .ok_or_else(|| self.wrong("`model_type` is missing; it says what kind of model this is"))
     }
 
-    /// The part that describes the language model: `text_config` where there is one, else the top level.
+    /// The keys of the language model: `text_config` if there is one, else the top level.
     pub fn text(&self) -> &Map<String, Value> {
         self.root.get("text_config").and_then(Value::as_object).unwrap_or(&self.root)
     }
 
-    /// The sizes of a model, as its own type names them, from [`Config::text`]. A key that is null counts as missing.
+    /// Deserializes the hyperparameters of a model from [`Config::text`]. A key that is null counts as missing.
     ///
     /// # Errors
     /// Names the key that is missing or of the wrong type.
@@ -201,7 +201,7 @@ impl Config {
         token_ids(value).map_err(|why| self.wrong(why))
     }
 
-    /// The error that names this file.
+    /// An error that names this file.
     pub fn wrong(&self, why: impl Into<String>) -> Error {
         Error::file(&self.path, why)
     }
@@ -210,7 +210,7 @@ impl Config {
 /// The ids of `eos_token_id`: one, a list, or none where it is null or missing.
 ///
 /// # Errors
-/// In words, when one is no id.
+/// A message, when one is not a token id.
 pub(crate) fn token_ids(value: Option<&Value>) -> std::result::Result<Vec<u32>, String> {
     let id = |v: &Value| {
         let id = v.as_u64().and_then(|id| u32::try_from(id).ok());

@@ -3,10 +3,10 @@
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Parses a file's JSON. A byte order mark in front, which some editors write, is passed over.
+/// Parses the JSON of a file. A leading byte order mark, which some editors write, is skipped.
 ///
 /// # Errors
-/// In words, when it is not valid JSON or not what is expected.
+/// A message, when it is not valid JSON or not of the expected type.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     serde_json::from_slice(bytes).map_err(|error| match error.is_data() {

@@ -1,5 +1,5 @@
-//! What Qwen3-Next and Qwen3.5 are made of: layers of the gated delta rule, every few one of gated attention, each with an
-//! MLP or a mixture of experts.
+//! The hybrid architecture of Qwen3-Next and Qwen3.5: Gated DeltaNet layers with a gated attention layer at regular
+//! intervals, each followed by an MLP or a mixture of experts.
 
 use super::rotary::{self, Defaults};
 use super::{keys, multiple_of, size_within};
@@ -15,7 +15,7 @@ use crate::nn::moe::MixtureSizes;
 use alluvium_core::Result;
 use serde::{Deserialize, Serialize};
 
-/// The sizes of a model, by the keys of `text_config`.
+/// The hyperparameters of a hybrid model, named as in `text_config`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sizes {
     /// Width of the residual stream.
@@ -23,13 +23,13 @@ pub struct Sizes {
     /// Width between the projections of an MLP; not needed where every layer has experts.
     #[serde(default)]
     pub intermediate_size: usize,
-    /// Layers.
+    /// Number of layers.
     pub num_hidden_layers: usize,
-    /// Every this many layers one attends with softmax, where `layer_types` does not say. With more than there are layers
-    /// none does; mlx-lm runs only models that have at least this many.
+    /// Each layer whose number, counted from 1, is a multiple of this is an attention layer, unless `layer_types` is
+    /// given. A larger value than `num_hidden_layers` gives a model without attention, which mlx-lm cannot run.
     #[serde(default = "four")]
     pub full_attention_interval: usize,
-    /// The type of each layer; `None` where the interval says it.
+    /// The type of each layer. `None` means that `full_attention_interval` decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer_types: Option<Vec<LayerType>>,
     /// Whether the projections of attention have biases.
@@ -39,7 +39,7 @@ pub struct Sizes {
     pub num_attention_heads: usize,
     /// Key and value heads of attention.
     pub num_key_value_heads: usize,
-    /// Width of an attention head; 0, as where a file does not say it, divides the model's width by its heads.
+    /// Width of an attention head. 0, the default, means `hidden_size / num_attention_heads`.
     #[serde(default)]
     pub head_dim: usize,
     /// Key heads of the delta rule.
@@ -50,24 +50,24 @@ pub struct Sizes {
     pub linear_key_head_dim: usize,
     /// Width of a value of the delta rule.
     pub linear_value_head_dim: usize,
-    /// Taps of the convolution.
+    /// Kernel size of the causal convolution.
     #[serde(default = "four")]
     pub linear_conv_kernel_dim: usize,
-    /// Words.
+    /// Vocabulary size.
     pub vocab_size: usize,
-    /// Tokens that a text may have; nothing here depends on it.
+    /// Longest sequence of the training. Dynamic and YaRN scaling of rotary positions depend on it.
     #[serde(default = "longest")]
     pub max_position_embeddings: usize,
-    /// Added to mean squares.
+    /// Epsilon of the RMS norms.
     #[serde(default = "eps")]
     pub rms_norm_eps: f32,
     /// Whether the output projection is the embedding.
     #[serde(default)]
     pub tie_word_embeddings: bool,
-    /// Rotary positions, where a model has them in a block of their own.
+    /// Rotary embedding.
     #[serde(default)]
     pub rope_parameters: RopeParameters,
-    /// Experts, where there are any. Read by [`Sizes::read`], so that an error names its key.
+    /// Mixture of experts. [`Sizes::read`] deserializes it separately, so that an error names its key.
     #[serde(flatten, skip_deserializing)]
     pub mixture: MixtureKeys,
 }
@@ -76,34 +76,34 @@ pub struct Sizes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerType {
-    /// By the gated delta rule.
+    /// Gated DeltaNet.
     LinearAttention,
-    /// By softmax attention.
+    /// Softmax attention.
     FullAttention,
 }
 
-/// The keys of experts.
+/// The hyperparameters of a mixture of experts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MixtureKeys {
-    /// Experts of a layer; none or 0 where layers have one MLP.
+    /// Experts of a layer. `None` or 0 means that every layer has a dense MLP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_experts: Option<usize>,
-    /// Experts that each token takes.
+    /// Experts per token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_experts_per_tok: Option<usize>,
-    /// Width of an expert.
+    /// Hidden width of an expert.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub moe_intermediate_size: Option<usize>,
-    /// Width of the expert that all tokens share.
+    /// Hidden width of the shared expert.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_expert_intermediate_size: Option<usize>,
-    /// Whether the weights of the chosen experts sum to 1.
+    /// Whether the weights of the selected experts are normalized to sum to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm_topk_prob: Option<bool>,
-    /// Every n-th layer is a mixture of experts (Qwen3-Next only, like `mlp_only_layers`; in Qwen3.5 every layer is).
+    /// Every n-th layer is a mixture of experts. Qwen3.5 ignores it and `mlp_only_layers`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decoder_sparse_step: Option<usize>,
-    /// Layers that have one MLP all the same.
+    /// Layers that have a dense MLP in any case, counted from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mlp_only_layers: Option<Vec<usize>>,
 }
@@ -117,7 +117,7 @@ impl MixtureKeys {
             && (layer + 1).is_multiple_of(decoder_sparse_step.unwrap_or(1).max(1))
     }
 
-    /// Holds the sizes of the chosen experts against what can be meant.
+    /// Checks the ranges of the experts' hyperparameters.
     pub(super) fn check(&self, config: &Config) -> Result<()> {
         let within = |key, size, most| size_within(config, key, size, most);
         let given = |key, size: Option<usize>| size.ok_or_else(|| config.wrong(format!("missing field `{key}`")));
@@ -128,30 +128,30 @@ impl MixtureKeys {
     }
 }
 
-/// What tells the models of this make apart.
+/// The differences between the hybrid families.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Family {
-    /// What the names of all tensors begin with.
+    /// The prefix of all parameter names.
     pub(super) prefix: &'static str,
-    /// How files hold the projections of a linear layer's input.
+    /// The layout of the input projections of a Gated DeltaNet layer.
     pub(super) layout: Layout,
-    /// What is meant where a file says nothing of the weights of chosen experts.
+    /// The default of `norm_topk_prob`.
     pub(super) norm_topk_prob: bool,
-    /// What is meant where a file says nothing of rotary positions.
+    /// The defaults of the rotary embedding.
     pub(super) rotary: Defaults,
 }
 
-/// Rotary positions, by the keys of `rope_parameters`.
+/// The rotary embedding, named as in `rope_parameters`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RopeParameters {
-    /// How frequencies are scaled: `default`. A file can say `linear` or `llama3` with the keys that belong to it, too, and
-    /// say it in the older key `type`, which goes before this one.
+    /// The scaling of frequencies. Models made here have `default`; a file may name any scaling that `docs/formats.md`
+    /// lists.
     #[serde(default = "default_rope")]
     pub rope_type: String,
-    /// The base of the wavelengths.
+    /// The base of the frequencies.
     #[serde(default = "theta")]
     pub rope_theta: f32,
-    /// The part of a head that turns.
+    /// The fraction of a head that is rotated.
     #[serde(default = "quarter")]
     pub partial_rotary_factor: f32,
 }
@@ -182,12 +182,12 @@ fn quarter() -> f32 {
 }
 
 impl Sizes {
-    /// From a configuration; not yet checked.
+    /// Reads a configuration. [`Sizes::check`] checks the ranges.
     pub(super) fn read(config: &Config) -> Result<Self> {
         Ok(Sizes { mixture: config.sizes()?, ..config.sizes()? })
     }
 
-    /// The rotation of its attention heads.
+    /// The rotary embedding of the attention heads.
     pub(super) fn rotary(&self, config: &Config, family: &Family) -> Result<Rotary> {
         rotary::rotary(config, self.head(), family.rotary)
     }
@@ -230,7 +230,7 @@ impl Sizes {
         Ok(())
     }
 
-    /// The same for a type of model that has experts in every layer or in none, whatever a configuration says of single ones.
+    /// Ignores `decoder_sparse_step` and `mlp_only_layers`: every layer has experts, or none has.
     pub(super) fn alike(mut self) -> Self {
         (self.mixture.decoder_sparse_step, self.mixture.mlp_only_layers) = (None, None);
         self
@@ -256,7 +256,7 @@ impl Sizes {
         if self.head_dim == 0 { self.hidden_size / self.num_attention_heads } else { self.head_dim }
     }
 
-    /// The number of parameters in large matrices.
+    /// The approximate number of parameters.
     fn elements(&self) -> f64 {
         let wide = |n: usize| n as f64;
         let delta = self.delta(Layout::Separate);
@@ -331,7 +331,7 @@ impl Sizes {
         })
     }
 
-    /// The decoder of these sizes, which [`Sizes::check`] has passed.
+    /// The decoder of these sizes. They must have passed [`Sizes::check`].
     pub(super) fn decoder(&self, family: &Family, rotary: Rotary) -> DecoderSizes {
         let layer = |index: usize| LayerSizes {
             mixer: match self.layer_type(index) {

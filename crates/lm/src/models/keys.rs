@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 /// The number under a key of a part of the configuration; `None` where it is missing or null.
 ///
 /// # Errors
-/// When it is no number.
+/// When it is not a number.
 pub(super) fn number(config: &Config, part: &Map<String, Value>, key: &str) -> Result<Option<f64>> {
     match part.get(key) {
         None | Some(Value::Null) => Ok(None),
@@ -21,7 +21,7 @@ pub(super) fn number(config: &Config, part: &Map<String, Value>, key: &str) -> R
 /// The string under a key of a part of the configuration; `None` where it is missing or null.
 ///
 /// # Errors
-/// When it is no string.
+/// When it is not a string.
 pub(super) fn text_of<'a>(config: &Config, part: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>> {
     match part.get(key) {
         None | Some(Value::Null) => Ok(None),
@@ -30,7 +30,7 @@ pub(super) fn text_of<'a>(config: &Config, part: &'a Map<String, Value>, key: &s
     }
 }
 
-/// Holds what is added to mean squares against what can be meant.
+/// Checks that the epsilon of the norms is finite and not negative.
 pub(super) fn check_eps(config: &Config, eps: f32) -> Result<()> {
     match eps.is_finite() && eps >= 0.0 {
         true => Ok(()),
@@ -38,7 +38,7 @@ pub(super) fn check_eps(config: &Config, eps: f32) -> Result<()> {
     }
 }
 
-/// Keys that change the arithmetic, with the values under which they do not.
+/// Keys that change the arithmetic, each with the values that do not.
 const NEUTRAL: &[(&str, &[f64])] = &[
     ("attention_multiplier", &[]),
     ("attn_logit_softcapping", &[0.0]),
@@ -50,7 +50,7 @@ const NEUTRAL: &[(&str, &[f64])] = &[
     ("residual_multiplier", &[1.0]),
 ];
 
-/// Refuses the keys that would change the arithmetic in a way that no model here computes.
+/// Refuses keys that would change the arithmetic in a way that no built-in model implements.
 ///
 /// # Errors
 /// Names the key, its value and what is expected.
@@ -63,7 +63,7 @@ pub(super) fn refuse_unknown_arithmetic(config: &Config) -> Result<()> {
     }
     for (key, neutral) in NEUTRAL {
         if let Some(value) = number(config, text, key)?.filter(|value| !neutral.contains(value)) {
-            return Err(config.wrong(format!("`{key}` is {value}; no model here computes with it")));
+            return Err(config.wrong(format!("`{key}` is {value}; no built-in model implements it")));
         }
     }
     if text.get("attn_output_gate") == Some(&Value::Bool(false)) {
@@ -72,7 +72,7 @@ pub(super) fn refuse_unknown_arithmetic(config: &Config) -> Result<()> {
     sliding_window(config)
 }
 
-/// Refuses a window of attention, unless it is as wide as the longest text or no layer has it.
+/// Refuses sliding-window attention, unless the window covers the longest sequence or no layer uses it.
 fn sliding_window(config: &Config) -> Result<()> {
     let text = config.text();
     let layer_types = text.get("layer_types").and_then(Value::as_array);

@@ -1,6 +1,6 @@
-//! Llama, and the models that are built like it: attention in every layer, each with a SwiGLU.
+//! Llama and Qwen2: attention in every layer, followed by a SwiGLU MLP.
 //!
-//! Source: `llama.py` of mlx-lm; its numbers are this module's test.
+//! Source: `llama.py` and `qwen2.py` of mlx-lm; `crates/lm/tests/families.rs` compares with its results.
 
 use super::rotary::{self, Defaults};
 use super::{ModelType, keys, multiple_of, size_within};
@@ -15,7 +15,7 @@ use alluvium_core::Result;
 use alluvium_ops::{Pairs, Rope};
 use serde::Deserialize;
 
-/// The sizes of a model, by the keys of its configuration. What is not given is as in mlx-lm.
+/// The hyperparameters of a model, named as in `config.json`. Defaults are those of mlx-lm.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Sizes {
     hidden_size: usize,
@@ -26,7 +26,7 @@ pub(super) struct Sizes {
     head_dim: Option<usize>,
     vocab_size: usize,
     rms_norm_eps: f32,
-    /// By [`ModelType::is_tied`].
+    /// Set by [`ModelType::is_tied`].
     #[serde(skip)]
     tied: bool,
     #[serde(default)]
@@ -49,7 +49,7 @@ pub(super) enum Biases {
 }
 
 impl Sizes {
-    /// From a configuration, each size held against what can be meant.
+    /// Reads a configuration and checks the ranges of its sizes.
     pub(super) fn read(config: &Config, model_type: &ModelType) -> Result<Self> {
         let sizes = Sizes { tied: model_type.is_tied(config)?, ..config.sizes()? };
         let within = |key, size, most| size_within(config, key, size, most);
@@ -64,7 +64,7 @@ impl Sizes {
         within("vocab_size", sizes.vocab_size, 1 << 24)?;
         let heads = ("num_attention_heads", sizes.num_attention_heads);
         multiple_of(config, heads, ("num_key_value_heads", sizes.kv_heads()))?;
-        // a window that is passed over is as wide as the longest text
+        // `refuse_unknown_arithmetic` accepted the window, so it covers the longest sequence
         let is_full = |kind: &String| matches!(kind.as_str(), "full_attention" | "sliding_attention");
         if let Some(other) = sizes.layer_types.iter().flatten().find(|kind| !is_full(kind)) {
             return Err(config.wrong(format!("a layer of `layer_types` is {other}; full_attention alone is known")));
@@ -86,15 +86,15 @@ impl Sizes {
         HeadNorm::Rms(self.rms_norm_eps)
     }
 
-    /// The rotation of heads. What is not said is as in transformers.
+    /// The rotary embedding of the heads. Defaults are those of transformers.
     pub(super) fn rotary(&self, config: &Config) -> Result<Rotary> {
         let rotary = rotary::rotary(config, self.head(), Defaults { theta: Some(10_000.0), part: None })?;
-        // a key of mlx-lm's: what transformers saves is laid out for halves
+        // a key of mlx-lm; checkpoints of transformers are laid out for halves
         let pairs = if self.rope_traditional { Pairs::Neighbours } else { Pairs::Halves };
         Ok(Rotary { rope: Rope { pairs, ..rotary.rope }, ..rotary })
     }
 
-    /// A decoder whose layers attend, all in the same way.
+    /// A decoder whose layers are all alike.
     pub(super) fn decoder(&self, rotary: Rotary, norm: HeadNorm, biases: Biases) -> DecoderSizes {
         let bias = |added: bool| if added { Bias::Added } else { Bias::None };
         let output_deviation = output_deviation(self.num_hidden_layers);

@@ -1,4 +1,4 @@
-//! The models, one file each, named by the `model_type` of their `config.json`.
+//! Built-in model types: how each reads its `config.json` and maps stored tensors to parameters.
 
 mod hybrid;
 mod keys;
@@ -19,25 +19,25 @@ use sanitize::{Recipe, Recipes, Stored};
 /// Builds a model from its configuration.
 pub type Build = fn(&Config, VarBuilder) -> Result<Box<dyn LanguageModel>>;
 
-/// Finds how the tensors of a model come out of the stored ones. Tensors that it leaves out are of no use to the model.
+/// Maps stored tensors to the parameters of a model. Stored tensors without a recipe are ignored.
 pub type Sanitize = fn(&Stored<'_>, &Config, &ModelType) -> Result<Recipes>;
 
-/// A type of model: what is built and read where `config.json` has its `model_type`.
+/// A model type, selected by the key `model_type` of `config.json`.
 #[derive(Clone, Copy)]
 pub struct ModelType {
-    /// The `model_type` of its configurations.
+    /// The value of `model_type`.
     pub name: &'static str,
-    /// How it is built.
+    /// Builds the model.
     build: Builder,
     sanitize: Sanitize,
-    /// The `model_type` by which mlx-lm knows it: what a conversion to MLX's layout writes.
+    /// The `model_type` of the same model in mlx-lm, which a conversion to MLX's layout writes.
     pub mlx_name: &'static str,
-    /// Whether a new model has the embedding as output projection where its configuration does not say. In a checkpoint
-    /// that does not say, an `lm_head` decides.
+    /// The default of `tie_word_embeddings` for new models. For a checkpoint the presence of an `lm_head` decides.
     pub tie_word_embeddings: bool,
-    /// Suffixes of tensors that keep their dtype when a model is converted to another one.
+    /// Suffixes of the names of tensors that keep their dtype in a conversion.
     pub keeps_dtype: &'static [&'static str],
-    /// Suffixes of modules that a quantized model has in 8 bits: routers, whose errors would choose other experts.
+    /// Suffixes of the names of modules that are quantized to 8 bits: quantization errors of a router select other
+    /// experts.
     pub sensitive: &'static [&'static str],
 }
 
@@ -76,7 +76,7 @@ const QWEN3_5: ModelType = ModelType {
 };
 
 impl ModelType {
-    /// A model of the caller's own, whose files have every tensor under the name that the model asks for.
+    /// A model type of the caller. Its checkpoints hold every parameter under the parameter's name.
     pub const fn new(name: &'static str, build: Build) -> Self {
         ModelType {
             name,
@@ -105,12 +105,12 @@ impl ModelType {
         }
     }
 
-    /// The same with other rules for stored tensors.
+    /// Replaces the rules for stored tensors.
     pub const fn with_sanitize(self, sanitize: Sanitize) -> Self {
         ModelType { sanitize, ..self }
     }
 
-    /// Builds the model, its tensors from `source`.
+    /// Builds the model from the tensors of `source`.
     ///
     /// # Errors
     /// When a key of the configuration is missing or out of range, or the source lacks a tensor.
@@ -129,15 +129,15 @@ impl ModelType {
         self.build(config, &mut RandomInit { seed, device: device.clone() })
     }
 
-    /// How the tensors of the model come out of the stored ones.
+    /// Maps stored tensors to the parameters of the model.
     ///
     /// # Errors
-    /// When the tensors are those of no known layout.
+    /// When two stored tensors would become the same parameter, or experts are missing.
     pub fn recipes(&self, stored: &Stored<'_>, config: &Config) -> Result<Recipes> {
         (self.sanitize)(stored, config, self)
     }
 
-    /// Whether the embedding is the output projection: `tie_word_embeddings`, else what this type of model does.
+    /// Whether the embedding is also the output projection: `tie_word_embeddings`, or the default of this type.
     ///
     /// # Errors
     /// When the key is neither true nor false.
@@ -147,7 +147,7 @@ impl ModelType {
     }
 }
 
-/// The types of models that can be loaded: the built-in ones, and those that were registered.
+/// The model types that can be loaded.
 #[derive(Clone, Debug)]
 pub struct Registry {
     types: Vec<ModelType>,
@@ -161,7 +161,7 @@ impl Default for Registry {
 }
 
 impl Registry {
-    /// Adds a type of model. One of the same name is replaced.
+    /// Adds a model type, or replaces the one of the same name.
     pub fn register(&mut self, model_type: ModelType) {
         self.types.retain(|known| known.name != model_type.name);
         self.types.push(model_type);
@@ -172,7 +172,7 @@ impl Registry {
         &self.types
     }
 
-    /// The type of model that a configuration describes.
+    /// The model type of a configuration.
     ///
     /// # Errors
     /// When its `model_type` is missing or not registered.
@@ -185,7 +185,7 @@ impl Registry {
     }
 }
 
-/// Builds the built-in model that `config` describes, its tensors from `source`.
+/// Builds the built-in model that `config` describes from the tensors of `source`.
 ///
 /// # Errors
 /// When the `model_type` is not built in, a key is missing or out of range, or the source lacks a tensor.
@@ -201,7 +201,7 @@ pub fn initialize(config: &Config, seed: u64, device: &Device) -> Result<Box<dyn
     build(config, &mut RandomInit { seed, device: device.clone() })
 }
 
-/// As [`initialize`], as the concrete type that all built-in models have.
+/// As [`initialize`], but returns the concrete type of all built-in models.
 ///
 /// # Errors
 /// As [`initialize`].
@@ -210,11 +210,11 @@ pub fn initialize_decoder(config: &Config, seed: u64, device: &Device) -> Result
     let mut source = RandomInit { seed, device: device.clone() };
     match model_type.build {
         Builder::Decoder(build) => build(config, VarBuilder::new(&mut source), &model_type),
-        Builder::Any(_) => Err(Error::value("initialize_decoder", "the model is no decoder")),
+        Builder::Any(_) => Err(Error::value("initialize_decoder", "the model type is not built in; use `initialize`")),
     }
 }
 
-/// Every tensor under its own name, but for tables of rotary frequencies and for an output projection that is tied.
+/// Keeps every tensor under its own name, except tables of rotary frequencies and a tied output projection.
 fn plain(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<Recipes> {
     let tied = model_type.is_tied(config)?;
     let is_left_out =
@@ -223,7 +223,7 @@ fn plain(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result
     Ok(names.map(|&name| (name.to_owned(), Recipe::Same(name.to_owned()))).collect())
 }
 
-/// Holds a size of a configuration against what can be meant.
+/// Checks that a size of a configuration is between 1 and `most`.
 pub(crate) fn size_within(config: &Config, key: &str, size: usize, most: usize) -> Result<()> {
     if size == 0 || size > most {
         return Err(config.wrong(format!("`{key}` is {size}, expected 1 to {most}")));
@@ -231,7 +231,7 @@ pub(crate) fn size_within(config: &Config, key: &str, size: usize, most: usize) 
     Ok(())
 }
 
-/// Holds two counts of heads, by their keys, against each other.
+/// Checks that one count of heads is a multiple of another. Each comes with its key.
 pub(crate) fn multiple_of(config: &Config, many: (&str, usize), few: (&str, usize)) -> Result<()> {
     if !many.1.is_multiple_of(few.1) {
         let why = format!("`{}` is {}, expected a multiple of `{}` = {}", many.0, many.1, few.0, few.1);

@@ -1,4 +1,4 @@
-//! Qwen3: as Llama, with a norm of each query and key; dense, or with a mixture of experts in most layers.
+//! Qwen3: Llama with RMS norms of queries and keys. The feed-forward part is dense or a mixture of experts.
 //!
 //! Source: `qwen3.py` and `qwen3_moe.py` of mlx-lm, `modeling_qwen3_moe.py` of transformers.
 
@@ -44,7 +44,7 @@ pub(super) fn build_moe(config: &Config, b: VarBuilder, model_type: &ModelType) 
     Decoder::build(b, &sizes)
 }
 
-/// Every tensor under its own name, experts stacked.
+/// Keeps every tensor under its own name and stacks experts.
 pub(super) fn sanitize_moe(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<Recipes> {
     sanitize::stack_experts(super::plain(stored, config, model_type)?, config)
 }

@@ -1,6 +1,6 @@
-//! Qwen3.5, dense: three Gated DeltaNet layers, then one of gated attention, each with a SwiGLU.
+//! Qwen3.5: three Gated DeltaNet layers, then a gated attention layer, each with an MLP or a mixture of experts.
 //!
-//! Source: `qwen3_5.py` of mlx-lm; its numbers are this module's test.
+//! Source: `qwen3_5.py` of mlx-lm; `crates/lm/tests/families.rs` compares with its results.
 
 use super::ModelType;
 use super::hybrid::Family;
@@ -14,7 +14,7 @@ use crate::nn::gated_delta_net::Layout;
 use alluvium_core::Result;
 use serde_json::json;
 
-/// What tells Qwen3.5 apart from Qwen3-Next.
+/// Differences from Qwen3-Next.
 const FAMILY: Family = Family {
     prefix: "language_model",
     layout: Layout::Separate,
@@ -23,7 +23,7 @@ const FAMILY: Family = Family {
 };
 
 impl Sizes {
-    /// A `config.json` of these sizes, as mlx-lm and transformers read it.
+    /// The `config.json` of these sizes, which mlx-lm and transformers can read.
     ///
     /// # Errors
     /// When the sizes are out of range.
@@ -52,11 +52,11 @@ pub(super) fn build(config: &Config, b: VarBuilder, _: &ModelType) -> Result<Dec
     Decoder::build(b, &decoder)
 }
 
-/// The parts of a checkpoint that no text model here has.
+/// Prefixes of the vision tower, which is not loaded.
 const ELSEWHERE: &[&str] = &["model.visual", "vision_tower"];
 
-/// Transformers says `model.language_model.X` for `language_model.model.X`, and `model.X` where a model was saved without
-/// its vision tower; parts that a text model has not are left out.
+/// Renames `model.language_model.X`, and `model.X` of text-only checkpoints, to `language_model.model.X`. Ignores the
+/// vision tower and the layers for multi-token prediction.
 pub(super) fn sanitize(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<Recipes> {
     let is_tied = model_type.is_tied(config)?;
     sanitize::hybrid(stored, config, |name| {

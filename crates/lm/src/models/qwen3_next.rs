@@ -1,6 +1,6 @@
-//! Qwen3-Next: three Gated DeltaNet layers, then one of gated attention, each with a mixture of experts.
+//! Qwen3-Next: three Gated DeltaNet layers, then a gated attention layer, each with a mixture of experts.
 //!
-//! Source: `qwen3_next.py` of mlx-lm; its numbers are this module's test.
+//! Source: `qwen3_next.py` of mlx-lm; `crates/lm/tests/families.rs` compares with its results.
 
 use super::ModelType;
 use super::hybrid::{Family, Sizes};
@@ -12,7 +12,7 @@ use crate::nn::Decoder;
 use crate::nn::gated_delta_net::Layout;
 use alluvium_core::Result;
 
-/// What tells Qwen3-Next apart from Qwen3.5.
+/// Differences from Qwen3.5.
 const FAMILY: Family = Family {
     prefix: "",
     layout: Layout::Merged,
@@ -27,7 +27,7 @@ pub(super) fn build(config: &Config, b: VarBuilder, _: &ModelType) -> Result<Dec
     Decoder::build(b, &sizes.decoder(&FAMILY, sizes.rotary(config, &FAMILY)?))
 }
 
-/// Every tensor under its own name, but for layers that predict further tokens.
+/// Keeps every tensor under its own name, except the layers for multi-token prediction.
 pub(super) fn sanitize(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<Recipes> {
     let is_tied = model_type.is_tied(config)?;
     sanitize::hybrid(stored, config, |name| {

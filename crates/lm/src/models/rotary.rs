@@ -1,4 +1,4 @@
-//! The rotary keys of a configuration.
+//! Reads the rotary embedding of a configuration.
 
 use super::keys::{number, text_of};
 use crate::formats::config::Config;
@@ -8,20 +8,21 @@ use alluvium_core::Result;
 use alluvium_ops::{Pairs, Rope, RopeScaling};
 use serde_json::{Map, Value};
 
-/// What a type of model means where a configuration does not say.
+/// The defaults of a model type.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Defaults {
-    /// The base of the frequencies; `None` where the key is needed.
+    /// Default of `rope_theta`; `None` means that the key is required.
     pub(super) theta: Option<f64>,
-    /// The share of a head that is rotated; `None` where the type rotates whole heads and knows no such key.
+    /// Default of `partial_rotary_factor`; `None` means that this type rotates whole heads and any other value is
+    /// refused.
     pub(super) part: Option<f64>,
 }
 
-/// The rotation of heads of width `head`: `rope_theta`, `partial_rotary_factor` at the top or in `rope_parameters`, scaled
-/// as `rope_scaling` or `rope_parameters` say.
+/// The rotary embedding of heads of width `head`. `rope_theta` and `partial_rotary_factor` are read from the top level
+/// or from `rope_parameters`, the scaling from `rope_scaling` or `rope_parameters`.
 ///
 /// # Errors
-/// When the two places of a key differ, a key is missing or out of range, or the type of scaling is not known.
+/// When a key has different values in the two places, is missing or out of range, or the scaling type is unknown.
 pub(super) fn rotary(config: &Config, head: usize, defaults: Defaults) -> Result<Rotary> {
     let theta = either(config, "rope_theta")?.or(defaults.theta);
     let theta = theta.ok_or_else(|| config.wrong("`rope_theta` is missing or not a number"))?;
@@ -45,7 +46,7 @@ pub(super) fn rotary(config: &Config, head: usize, defaults: Defaults) -> Result
     scaled(config, rope)
 }
 
-/// A number at the top or in `rope_parameters`.
+/// A number of the top level or of `rope_parameters`.
 fn either(config: &Config, key: &str) -> Result<Option<f64>> {
     let outer = number(config, config.text(), key)?;
     let inner = match block(config, "rope_parameters") {
@@ -65,13 +66,13 @@ fn block<'a>(config: &'a Config, key: &str) -> Option<&'a Map<String, Value>> {
     config.text().get(key).and_then(Value::as_object)
 }
 
-/// The rotation with the scaling of the configuration.
+/// Adds the scaling of the configuration to a rotation.
 fn scaled(config: &Config, rope: Rope) -> Result<Rotary> {
     let name = if block(config, "rope_scaling").is_some() { "rope_scaling" } else { "rope_parameters" };
     let Some(keys) = block(config, name) else { return Ok(rope.into()) };
     let wrong = |why: String| config.wrong(format!("{name}: {why}"));
     if let Some((key, _)) = keys.iter().find(|(_, value)| value.is_object()) {
-        return Err(wrong(format!("`{key}` is an object; one rotation for each type of layer is not known")));
+        return Err(wrong(format!("`{key}` is an object; a rotation for each type of layer is not supported")));
     }
     let get = |key: &str| number(config, keys, key);
     let or = |key: &str, default: f64| Ok::<_, alluvium_core::Error>(get(key)?.unwrap_or(default) as f32);
@@ -83,7 +84,7 @@ fn scaled(config: &Config, rope: Rope) -> Result<Rotary> {
     };
     let longest = || number(config, config.text(), "max_position_embeddings");
     let scaling = match kind.unwrap_or("default") {
-        // sections of multimodal positions are equal for text
+        // the three position axes of `mrope` are equal for text
         "default" | "mrope" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: needed("factor")? as f32 },
         "llama3" => RopeScaling::Llama3 {
@@ -122,13 +123,13 @@ fn scaled(config: &Config, rope: Rope) -> Result<Rotary> {
     Ok(Rope { scaling, ..rope }.into())
 }
 
-/// YaRN by the keys of its block.
+/// The parameters of YaRN.
 fn yarn(config: &Config, keys: &Map<String, Value>, factor: f64, original: f64) -> Result<RopeScaling> {
     let get = |key: &str| number(config, keys, key);
     let mscale = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
     let attention_factor = match (get("attention_factor")?, get("mscale")?, get("mscale_all_dim")?) {
         (Some(given), ..) => given,
-        // as in transformers, a zero is as good as nothing
+        // transformers treats 0 as missing
         (None, Some(scale), Some(all)) if scale != 0.0 && all != 0.0 => mscale(scale) / mscale(all),
         _ => mscale(1.0),
     };

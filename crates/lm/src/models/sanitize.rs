@@ -1,25 +1,25 @@
-//! How tensors that a model asks for come out of the ones that a file has.
+//! Recipes that make the parameters of a model from stored tensors.
 //!
-//! Files in the layout of MLX have every tensor under the name and in the shape that the model asks for. Files in the
-//! layout of transformers differ in ways that belong to each model: its module lists them as [`Recipes`].
+//! A checkpoint in MLX's layout stores every parameter under its name and in its shape. The layout of transformers
+//! differs from model to model; the module of each model maps it with [`Recipes`].
 
 use crate::formats::config::Config;
 use alluvium_core::{Result, Shape};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-/// How one tensor comes about.
+/// How a parameter is made from stored tensors.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Recipe {
-    /// It is this stored one.
+    /// The stored tensor, unchanged.
     Same(String),
-    /// A filter `[C, 1, K]` as `[C, K, 1]`.
+    /// A convolution filter `[C, 1, K]`, reshaped to `[C, K, 1]`.
     Filter(String),
-    /// One more than the stored numbers, rounded to their dtype: norms that start at zero.
+    /// The stored elements plus 1, rounded to their dtype: weights of zero-centered norms.
     PlusOne(String),
-    /// The stored ones on a new first axis: experts.
+    /// Several stored tensors, stacked on a new first axis: experts.
     Stack(Vec<String>),
-    /// One of two halves along the second of three axes: the gate and the up projections of experts.
+    /// The first or second half along axis 1 of a tensor of rank 3: the gate or up projections of experts.
     Half(String, Side),
 }
 
@@ -33,7 +33,7 @@ pub enum Side {
 }
 
 impl Recipe {
-    /// The stored tensors that it needs.
+    /// The names of the stored tensors.
     pub fn stored(&self) -> &[String] {
         match self {
             Recipe::Same(name) | Recipe::Filter(name) | Recipe::PlusOne(name) | Recipe::Half(name, _) => {
@@ -43,7 +43,7 @@ impl Recipe {
         }
     }
 
-    /// The shape that a stored shape becomes; `None` where the recipe does not fit it.
+    /// The shape of the parameter; `None` if the recipe does not apply to the stored shape.
     pub fn shape(&self, stored: Shape) -> Option<Shape> {
         match (self, stored.dims()) {
             (Recipe::Same(_) | Recipe::PlusOne(_), _) => Some(stored),
@@ -55,13 +55,13 @@ impl Recipe {
     }
 }
 
-/// Recipes by the name that the model asks for.
+/// Recipes by the name of the parameter.
 pub type Recipes = BTreeMap<String, Recipe>;
 
-/// The shapes of stored tensors by their names.
+/// The shapes of stored tensors by name.
 pub type Stored<'a> = BTreeMap<&'a str, Shape>;
 
-/// Adds a recipe; two for one name are an error.
+/// Adds a recipe. Two recipes for one parameter are an error.
 pub(crate) fn add(recipes: &mut Recipes, name: String, recipe: Recipe, config: &Config) -> Result<()> {
     match recipes.entry(name) {
         Entry::Vacant(place) => {
@@ -75,7 +75,7 @@ pub(crate) fn add(recipes: &mut Recipes, name: String, recipe: Recipe, config: &
     }
 }
 
-/// Whether a norm of this name starts at zero in the layout of transformers: all but that of the delta rule's result.
+/// Whether transformers stores the weight of this norm minus 1: all but the output norm of the delta rule.
 pub(crate) fn starts_at_zero(name: &str, shape: Shape) -> bool {
     let norms = [
         ".input_layernorm.weight",
@@ -87,17 +87,17 @@ pub(crate) fn starts_at_zero(name: &str, shape: Shape) -> bool {
     shape.rank() == 1 && norms.iter().any(|norm| name.ends_with(norm))
 }
 
-/// Whether this is a filter `[C, 1, K]`, which MLX has as `[C, K, 1]`.
+/// Whether this is a convolution filter in the layout of transformers, `[C, 1, K]`.
 pub(crate) fn is_foreign_filter(name: &str, shape: Shape) -> bool {
     name.contains("conv1d.weight") && shape.rank() == 3 && shape.last() != 1
 }
 
-/// Puts experts that a file has one by one, or with two projections in one tensor, where the model asks for them:
-/// `….mlp.experts.7.up_proj.weight` is expert 7 of `….mlp.switch_mlp.up_proj.weight`, and `….mlp.experts.gate_up_proj` has
-/// the gate projections and then the up projections of all experts.
+/// Stacks experts that are stored one by one, and splits fused projections: `….mlp.experts.7.up_proj.weight` becomes
+/// expert 7 of `….mlp.switch_mlp.up_proj.weight`; the halves of `….mlp.experts.gate_up_proj` become the gate and up
+/// projections.
 ///
 /// # Errors
-/// When an expert is missing, or a tensor is there twice.
+/// When an expert is missing or stored twice.
 pub(crate) fn stack_experts(recipes: Recipes, config: &Config) -> Result<Recipes> {
     let mut stacked = Recipes::new();
     let mut experts: BTreeMap<String, BTreeMap<usize, String>> = BTreeMap::new();
@@ -131,11 +131,11 @@ pub(crate) fn stack_experts(recipes: Recipes, config: &Config) -> Result<Recipes
     Ok(stacked)
 }
 
-/// The recipes of a hybrid model, whose tensors are called as `rename` says. Transformers has filters as `[C, 1, K]`, and
-/// with those norms that start at zero.
+/// The recipes of a hybrid model. `rename` maps the name of a stored tensor to that of the parameter; `None` ignores
+/// the tensor. A filter `[C, 1, K]` marks the layout of transformers, whose norms are zero-centered.
 ///
 /// # Errors
-/// When a tensor is there twice.
+/// When two stored tensors would become the same parameter.
 pub(crate) fn hybrid(stored: &Stored<'_>, config: &Config, rename: impl Fn(&str) -> Option<String>) -> Result<Recipes> {
     let is_foreign = stored.iter().any(|(name, &shape)| is_foreign_filter(name, shape));
     let mut recipes = Recipes::new();

@@ -3,23 +3,23 @@
 use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::{Rope, concat, rope, slice};
 
-/// How a layer rotates its queries and keys.
+/// The rotary embedding of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rotary {
-    /// The rotation of texts that are no longer than those of the training.
+    /// The rotation for sequences up to the length of the training.
     pub rope: Rope,
-    /// How the base of the frequencies grows with longer texts; `None` where it does not.
+    /// Dynamic scaling for longer sequences.
     pub dynamic: Option<DynamicNtk>,
 }
 
-/// Dynamic NTK scaling: the longer the text, the larger the base of the frequencies.
+/// Dynamic NTK scaling: the base of the frequencies grows with the length of the sequence.
 ///
 /// Source: `rope_type: dynamic` of transformers, `DynamicNTKScalingRoPE` of mlx-lm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DynamicNtk {
-    /// How fast the base grows.
+    /// The factor of the growth.
     pub factor: f32,
-    /// Tokens of a text in the training; the base grows beyond.
+    /// The sequence length of the training, up to which the base does not grow.
     pub original: usize,
 }
 
@@ -30,7 +30,7 @@ impl From<Rope> for Rotary {
 }
 
 impl Rotary {
-    /// The rotation of a text of `length` tokens.
+    /// The rotation for a sequence of `length` tokens.
     pub fn at(&self, length: usize) -> Rope {
         let Some(DynamicNtk { factor, original }) = self.dynamic.filter(|dynamic| length > dynamic.original) else {
             return self.rope;

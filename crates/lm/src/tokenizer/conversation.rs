@@ -189,8 +189,8 @@ impl Conversation {
     /// The text of the prompt.
     ///
     /// # Errors
-    /// When there is no template; when it cannot be parsed, fails, calls `raise_exception` or exceeds its limits of time and
-    /// memory; when a message that is to be continued is left out.
+    /// When there is no template; when it cannot be parsed, fails, calls `raise_exception` or exceeds its limits of
+    /// time and memory; when a message that is to be continued is left out.
     pub fn render(&self, tokenizer: &Tokenizer) -> Result<String> {
         if self.end != PromptEnd::ContinueFinalMessage {
             return self.render_messages(tokenizer, &self.messages);
@@ -220,12 +220,12 @@ impl Conversation {
         tokenizer.encode_plain(&self.render(tokenizer)?)
     }
 
-    /// The part of the prompt that follows a prompt cache: it begins with the first user message, which continues the one
-    /// that the cache ends in.
+    /// The part of the prompt that follows a prompt cache: it begins with the first user message, which continues the
+    /// one that the cache ends in.
     ///
     /// # Errors
-    /// As [`Conversation::render`]; when there is a system prompt, which belongs into the cache, or no user message, or the
-    /// template leaves it out.
+    /// As [`Conversation::render`]; when there is a system prompt, which belongs into the cache, or no user message, or
+    /// the template leaves it out.
     pub fn render_after_cache(&self, tokenizer: &Tokenizer) -> Result<String> {
         if self.messages.iter().any(|message| message.role == "system") {
             let why = "the prompt cache holds the beginning of the conversation; put the system prompt into the cache";

@@ -3,11 +3,12 @@
 use super::Tokenizer;
 use alluvium_core::Result;
 
-/// Decodes ids one by one. It holds back bytes that are not a whole character yet; all pieces together are what decoding
-/// all ids at once gives.
+/// Decodes ids one by one. It holds back bytes that are not a whole character yet; all pieces together are what
+/// decoding all ids at once gives.
 ///
-/// New text is what decoding adds to the ids of the piece before: a decoder may treat the first id of a text differently.
-/// Byte fallback decodes a run of byte tokens as one, so the text of a run is held back until the run ends.
+/// New text is what decoding adds to the ids of the piece before: a decoder may treat the first id of a text
+/// differently. Byte fallback decodes a run of byte tokens as one, so the text of a run is held back until the run
+/// ends.
 #[derive(Debug)]
 pub struct Detokenizer<'a> {
     tokenizer: &'a Tokenizer,

@@ -198,8 +198,8 @@ impl Tokenizer {
         token.as_str().or_else(|| token["content"].as_str())
     }
 
-    /// The text of token ids. Special tokens are left out, but for the tags around thoughts; bytes that are no UTF-8 become
-    /// U+FFFD.
+    /// The text of token ids. Special tokens are left out, but for the tags around thoughts; bytes that are no UTF-8
+    /// become U+FFFD.
     ///
     /// # Errors
     /// When the tokenizer fails.
@@ -218,14 +218,14 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// The tokens that end a text: those of `generation_config.json`, else of `config.json`, and always the `eos_token` of
-    /// `tokenizer_config.json`.
+    /// The tokens that end a text: those of `generation_config.json`, else of `config.json`, and always the `eos_token`
+    /// of `tokenizer_config.json`.
     pub fn eos_token_ids(&self) -> &[u32] {
         &self.eos
     }
 
-    /// The token that `tokenizer_config.json` puts at the end of a text, where the vocabulary has it: one token, which need
-    /// not be among those that a model ends its texts with.
+    /// The token that `tokenizer_config.json` puts at the end of a text, where the vocabulary has it: one token, which
+    /// need not be among those that a model ends its texts with.
     pub fn end_of_text(&self) -> Option<u32> {
         self.token_id(self.special("eos_token")?)
     }

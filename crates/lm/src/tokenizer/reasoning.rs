@@ -22,8 +22,8 @@ enum Place {
     Answer,
 }
 
-/// Cuts text that comes in pieces at the tags around its thought; the tags themselves are left out. There is one thought,
-/// at the beginning: an answer may name the tags.
+/// Cuts text that comes in pieces at the tags around its thought; the tags themselves are left out. There is one
+/// thought, at the beginning: an answer may name the tags.
 #[derive(Clone, Debug)]
 pub struct Thinking {
     tags: Option<[&'static str; 2]>,

@@ -1,4 +1,4 @@
-//! The chat templates of a tokenizer: one for all chats, and perhaps one for chats with tools.
+//! The chat templates of a tokenizer: a default one and an optional one for chats with tools.
 
 use super::chat_template::ChatTemplate;
 use crate::formats::{SMALL, read_text};
@@ -21,14 +21,14 @@ pub(crate) enum Tools {
     Given,
 }
 
-/// The templates that a folder has.
+/// The chat templates of a folder.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Templates {
     default: Option<Template>,
     tool_use: Option<Template>,
 }
 
-/// A template and where it came from.
+/// A template and its origin.
 #[derive(Clone)]
 pub(super) struct Template {
     origin: &'static str,

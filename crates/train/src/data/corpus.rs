@@ -1,7 +1,7 @@
 //! Tokens of documents, packed into batches without padding.
 //!
-//! A document is cut into segments of `max_seq_length` tokens; shorter ones share a block of that length. A batch is a fixed
-//! number of blocks in one row.
+//! A document is cut into segments of `max_seq_length` tokens; shorter ones share a block of that length. A batch is a
+//! fixed number of blocks in one row.
 
 use super::{DataPosition, PackedBatch, TrainingData};
 use alluvium_core::rng::Rng;
@@ -60,7 +60,8 @@ impl Corpus {
         self.fingerprint
     }
 
-    /// All tokens once, in order, in batches of at most `tokens` tokens and segments of at most `longest`: for validation.
+    /// All tokens once, in order, in batches of at most `tokens` tokens and segments of at most `longest`: for
+    /// validation.
     pub fn batches(&self, tokens: usize, longest: usize) -> Vec<PackedBatch> {
         let mut batches: Vec<PackedBatch> = Vec::new();
         for segment in self.segments(longest.min(tokens)) {
@@ -76,8 +77,8 @@ impl Corpus {
         batches
     }
 
-    /// Mean of −log p over the targets of `validation`, with p the frequency of each token among this corpus's targets (one
-    /// added to each count): the loss of a model that knows token frequencies alone.
+    /// Mean of −log p over the targets of `validation`, with p the frequency of each token among this corpus's targets
+    /// (one added to each count): the loss of a model that knows token frequencies alone.
     pub fn unigram_loss(&self, validation: &Corpus, vocab_size: usize) -> f64 {
         let mut counts = vec![1.0; vocab_size];
         let targets = |corpus: &Corpus| -> Vec<u32> { corpus.documents.iter().flat_map(|d| d[1..].to_vec()).collect() };
@@ -104,8 +105,8 @@ impl Corpus {
         })
     }
 
-    /// The blocks of an epoch, in random order: each has `length` tokens. The order depends on the seed and the epoch alone.
-    /// The last block is filled up with the segments that come first.
+    /// The blocks of an epoch, in random order: each has `length` tokens. The order depends on the seed and the epoch
+    /// alone. The last block is filled up with the segments that come first.
     fn blocks(&self, length: usize, seed: u64, epoch: u64) -> Vec<Vec<Segment>> {
         let mut rng = Rng::new(seed, &format!("epoch {epoch}"));
         let mut segments: Vec<Segment> = self.segments(length).collect();

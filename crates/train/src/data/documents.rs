@@ -44,10 +44,10 @@ pub struct TextFiles {
 
 /// Reads all text under files and folders.
 ///
-/// A file is one document, except that the token `<|endoftext|>` separates documents, and that a `.jsonl` file in which every line
-/// is an object with a string `text` has a document a line. Folders are walked in the order of names; links are followed and each
-/// file is read once; hidden files, files named in `.gitignore` or `.ignore`, files that are no UTF-8 text, and the folders of
-/// training runs (`out` and every folder with a `trainer.safetensors`) are left out.
+/// A file is one document, except that the token `<|endoftext|>` separates documents, and that a `.jsonl` file in which
+/// every line is an object with a string `text` has a document a line. Folders are walked in the order of names; links
+/// are followed and each file is read once; hidden files, files named in `.gitignore` or `.ignore`, files that are no
+/// UTF-8 text, and the folders of training runs (`out` and every folder with a `trainer.safetensors`) are left out.
 ///
 /// # Errors
 /// When a path cannot be read or is neither file nor folder, when `out` is one of the paths, or when there is no text.

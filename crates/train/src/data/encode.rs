@@ -5,7 +5,8 @@ use alluvium_core::Result;
 use alluvium_lm::Tokenizer;
 use rayon::prelude::*;
 
-/// Longest piece of a document that is tokenized at once, in bytes: a tokenizer takes some 200 bytes of memory for each.
+/// Longest piece of a document that is tokenized at once, in bytes: a tokenizer takes some 200 bytes of memory for
+/// each.
 const PIECE: usize = 1 << 18;
 /// Longest run of characters of one kind that a tokenizer is trained on: training is quadratic in the length of a word.
 const LONGEST_WORD: usize = 64;
@@ -31,8 +32,8 @@ pub(crate) fn documents(tokenizer: &Tokenizer, documents: &[Document]) -> Result
     documents.par_iter().map(encode).collect()
 }
 
-/// A text in pieces of about [`PIECE`] bytes, cut where no token crosses: after the end of a line, before a single space, and
-/// only without either between any two characters.
+/// A text in pieces of about [`PIECE`] bytes, cut where no token crosses: after the end of a line, before a single
+/// space, and only without either between any two characters.
 fn pieces(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -55,8 +56,8 @@ fn cut(text: &str) -> usize {
     line.or_else(space).unwrap_or(end)
 }
 
-/// The parts of a text in which no run of letters, digits, white space or other characters is longer than [`LONGEST_WORD`].
-/// Texts of words are one part.
+/// The parts of a text in which no run of letters, digits, white space or other characters is longer than
+/// [`LONGEST_WORD`]. Texts of words are one part.
 pub(crate) fn bounded_words(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {

@@ -19,9 +19,9 @@ const SHORTEST_PART: usize = 256;
 
 /// Sets `share` of the text, measured in bytes, apart for validation.
 ///
-/// Whole documents are chosen, in an order that depends on `seed` alone; documents with equal text always go to the same
-/// side, so that validation text is never trained on. Where the documents are too large for that, the end of the largest one
-/// is cut off.
+/// Whole documents are chosen, in an order that depends on `seed` alone; documents with equal text always go to the
+/// same side, so that validation text is never trained on. Where the documents are too large for that, the end of the
+/// largest one is cut off.
 ///
 /// # Errors
 /// [`Kind::Value`](alluvium_core::Kind::Value) when `share` is not in `[0, 1)`, or there is too little text to split.

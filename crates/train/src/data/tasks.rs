@@ -5,11 +5,12 @@ use alluvium_core::rng::Rng;
 use alluvium_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// A synthetic memory task. A sequence lists pairs of a key and a value, then queries some keys; the target of a query is
-/// the key's value.
+/// A synthetic memory task. A sequence lists pairs of a key and a value, then queries some keys; the target of a query
+/// is the key's value.
 ///
-/// Keys are drawn from the lower half of the vocabulary without 0, values from the upper half, both without repetition in a
-/// sequence. All other tokens are 0. A query's distance from the pairs follows a power law, so most queries come early.
+/// Keys are drawn from the lower half of the vocabulary without 0, values from the upper half, both without repetition
+/// in a sequence. All other tokens are 0. A query's distance from the pairs follows a power law, so most queries come
+/// early.
 ///
 /// Source: Arora et al. 2023, arXiv:2312.04927, where the other tokens are random.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -128,7 +128,8 @@ impl Optimizer {
 
     /// Muon with Nesterov momentum, scaled to the root mean square of AdamW's updates.
     ///
-    /// Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the scale: arXiv:2502.16982.
+    /// Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the scale:
+    /// arXiv:2502.16982.
     fn muon(&mut self, name: &str, slot: &mut Tensor, gradient: &Tensor, learning_rate: f32) -> Result<()> {
         let before = self.moments.remove(name).and_then(|mut m| m.pop());
         let momentum = match before {
@@ -171,8 +172,8 @@ impl Optimizer {
     }
 }
 
-/// Whether Muon updates a parameter: matrices, and experts as stacks of matrices, but neither the embedding nor the output
-/// projection.
+/// Whether Muon updates a parameter: matrices, and experts as stacks of matrices, but neither the embedding nor the
+/// output projection.
 fn is_inner_matrix(name: &str, parameter: &Tensor) -> bool {
     parameter.shape().rank() >= 2 && !name.contains("embed") && !name.contains("lm_head")
 }

@@ -55,7 +55,8 @@ pub(super) fn strftime(format: &str, now: SystemTime) -> String {
     out
 }
 
-/// Year, month and day from the number of days since 1970-01-01 (Hinnant, "chrono-compatible low-level date algorithms").
+/// Year, month and day from the number of days since 1970-01-01 (Hinnant, "chrono-compatible low-level date
+/// algorithms").
 fn date(days: u64) -> [u64; 3] {
     let z = days + 719_468;
     let (era, day) = (z / 146_097, z % 146_097);
