@@ -63,8 +63,8 @@ impl Tolerance {
     /// Sums of hundreds to thousands of f32 products, or an exponential of such a sum.
     pub const F32_SUMS: Self = Tolerance { relative: 5e-6, worst: 5e-5 };
     /// Bound on |got − want| / |want| of a single element, for the results and gradients that a case lists in `each`. The
-    /// terms of an element may cancel by chance, so it is wider than the error of a term.
-    pub const EACH: f64 = 1e-3;
+    /// terms of a random element may cancel by chance; `tests/gate_gradient.rs` bounds the others by 1e-4.
+    pub const EACH: f64 = 5e-4;
     /// Nothing is computed: elements are moved.
     pub const EXACT: Self = Tolerance { relative: 0.0, worst: 0.0 };
 }

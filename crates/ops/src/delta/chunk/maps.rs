@@ -1,33 +1,57 @@
 //! What is done element by element between the products of a chunk. Square matrices have rows of [`CHUNK`] numbers.
 
 use super::CHUNK;
-use alluvium_core::cpu::simd::math;
+use alluvium_core::cpu::simd::{F32s, math};
+
+/// A log decay as a multiple of 1/64 and a remainder. Below −256 it is −256: `e^−256` is 0 in f32, and a sum of −∞ and
+/// its remainder would be NaN.
+fn split_step(step: f32) -> [f32; 2] {
+    let step = if step < -256.0 { -256.0 } else { step };
+    let coarse = (step * 64.0).round() / 64.0;
+    [coarse, step - coarse]
+}
+
+/// `e^{coarse + fine}`, with what the sum of both rounds away. `fine` is the smaller of both, or `coarse` is 0.
+#[inline(always)]
+fn exp_of_sum<S: F32s>(coarse: S, fine: S) -> S {
+    let sum = coarse + fine;
+    let lost = (coarse - sum) + fine;
+    let y = math::exp(sum);
+    y.mul_add(lost, y)
+}
 
 alluvium_core::simd! {
     /// `gamma[i][j] = e^{g_{j+1} + … + g_i}` for j ≤ i and 0 above; `from_start[i] = e^{g_0 + … + g_i}`.
     ///
-    /// Each exponent is summed on its own: a difference of two running sums would lose what strong decay leaves.
+    /// Each exponent is summed on its own: a difference of two running sums would lose what strong decay leaves. The
+    /// relative error of an exponential is the absolute error of its exponent, so a log decay is split into a multiple of
+    /// 1/64, whose sums are exact, and a remainder of at most 1/128, whose sums stay small.
     pub(crate) fn decays<S>(g: &[f32], gamma: &mut [f32], from_start: &mut [f32]) {
-        let mut exponents = [0.0f32; CHUNK];
-        let mut sum = 0.0;
+        let (mut coarse, mut fine) = ([0.0f32; CHUNK], [0.0f32; CHUNK]);
+        let (mut sum, mut rests) = ([0.0f32; 2], [0.0f32; CHUNK]);
         for (i, &step) in g.iter().enumerate() {
+            let step = split_step(step);
             let row = &mut gamma[i * CHUNK..(i + 1) * CHUNK];
             for j in (0..CHUNK).step_by(S::LANES) {
                 if j < i {
-                    (S::load(&exponents[j..]) + S::splat(step)).store(&mut exponents[j..]);
+                    (S::load(&coarse[j..]) + S::splat(step[0])).store(&mut coarse[j..]);
+                    (S::load(&fine[j..]) + S::splat(step[1])).store(&mut fine[j..]);
                 }
                 if j <= i {
-                    exponents[i..(j + S::LANES).max(i)].fill(0.0);
-                    math::exp(S::load(&exponents[j..])).store(&mut row[j..]);
+                    if i < j + S::LANES {
+                        coarse[i..j + S::LANES].fill(0.0);
+                        fine[i..j + S::LANES].fill(0.0);
+                    }
+                    exp_of_sum(S::load(&coarse[j..]), S::load(&fine[j..])).store(&mut row[j..]);
                 }
             }
             row[i] = 1.0;
             row[i + 1..].fill(0.0);
-            sum += step;
-            from_start[i] = sum;
+            sum = [sum[0] + step[0], sum[1] + step[1]];
+            (from_start[i], rests[i]) = (sum[0], sum[1]);
         }
-        for sums in from_start[..g.len()].chunks_mut(S::LANES) {
-            math::exp(S::load_head(sums)).store_head(sums);
+        for (sums, rests) in from_start[..g.len()].chunks_mut(S::LANES).zip(rests.chunks(S::LANES)) {
+            exp_of_sum(S::load_head(sums), S::load(rests)).store_head(sums);
         }
     }
 
@@ -146,6 +170,24 @@ alluvium_core::simd! {
             *out += before;
             before += column;
         }
+    }
+
+    /// Whether a row of `after` is nowhere larger than `least · factors` of that row's largest element of `before`.
+    pub(crate) fn any_row_is_less<S>(before: &[f32], after: &[f32], factors: &[f32], least: f32) -> bool {
+        let width = before.len() / factors.len();
+        for (i, factor) in factors.iter().enumerate() {
+            let mut largest = [S::splat(0.0); 2];
+            for (largest, x) in largest.iter_mut().zip([before, after]) {
+                for x in x[i * width..(i + 1) * width].chunks(S::LANES) {
+                    let x = if x.len() == S::LANES { S::load(x) } else { S::load_head(x) };
+                    *largest = largest.max(x).max(-x);
+                }
+            }
+            if largest[1].max_lane() < least * factor * largest[0].max_lane() {
+                return true;
+            }
+        }
+        false
     }
 
     /// `rows[i] += Σ_j x[i][j]` and `columns[j] += Σ_i x[i][j]`, both for j ≤ i.

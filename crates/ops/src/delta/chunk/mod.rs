@@ -59,9 +59,17 @@ impl Layout {
 
 /// Tokens, chunk by chunk.
 pub(crate) fn split(tokens: Range<usize>) -> impl DoubleEndedIterator<Item = Range<usize>> + ExactSizeIterator + use<> {
-    (0..tokens.len().div_ceil(CHUNK)).map(move |i| {
-        let first = tokens.start + i * CHUNK;
-        first..tokens.end.min(first + CHUNK)
+    pieces(tokens, CHUNK)
+}
+
+/// Tokens in pieces of `length`; the last may be shorter.
+pub(crate) fn pieces(
+    tokens: Range<usize>,
+    length: usize,
+) -> impl DoubleEndedIterator<Item = Range<usize>> + ExactSizeIterator + use<> {
+    (0..tokens.len().div_ceil(length)).map(move |i| {
+        let first = tokens.start + i * length;
+        first..tokens.end.min(first + length)
     })
 }
 

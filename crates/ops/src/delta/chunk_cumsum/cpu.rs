@@ -24,16 +24,19 @@ pub(super) fn sums(cpu: &Cpu, g: &Tensor, [tokens, heads]: [usize; 2], order: Or
     cpu.tensor(to, g.shape(), DType::F32)
 }
 
+/// The sums of a chunk, in f64: a sum that cancels is right to its own size.
 fn one(to: &mut [f32], from: &[f32], heads: usize, order: Order) {
-    to.copy_from_slice(from);
+    let mut sums = vec![0.0f64; heads];
     let tokens = to.len() / heads;
-    for i in 1..tokens {
-        let (this, last) = match order {
-            Order::Forward => (i, i - 1),
-            Order::Backward => (tokens - 1 - i, tokens - i),
+    for step in 0..tokens {
+        let token = match order {
+            Order::Forward => step,
+            Order::Backward => tokens - 1 - step,
         };
-        for head in 0..heads {
-            to[this * heads + head] += to[last * heads + head];
+        let span = token * heads..(token + 1) * heads;
+        for ((to, from), sum) in to[span.clone()].iter_mut().zip(&from[span]).zip(&mut sums) {
+            *sum += f64::from(*from);
+            *to = *sum as f32;
         }
     }
 }

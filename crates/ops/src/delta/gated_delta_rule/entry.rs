@@ -75,7 +75,7 @@ pub(crate) static OP: Op = Op {
             .without(&[PACKED])
             .filled(&[STRONG]),
         Case::new(
-            "decay of e^-16 to e^-12",
+            "log decays from -16 to -12",
             &[('B', 1), ('T', 140), ('H', 1), ('G', 2), ('K', 16), ('V', 16), ('N', 1)],
         )
         .without(&[PACKED])

@@ -2,7 +2,7 @@
 //! next.
 
 use super::{ChunkStates, GatedDeltaOutput, Grad};
-use crate::delta::chunk::Write;
+use crate::delta::chunk::{CHUNK, Write};
 use crate::delta::gpu::{
     Chunks, Decay, Exponents, Factor, Gates, Outputs, Passage, Product, Side, Size, StateSeeds, States, Way, Weight,
     Written,
@@ -10,6 +10,10 @@ use crate::delta::gpu::{
 use alluvium_core::gpu::Gpu;
 use alluvium_core::tape::accumulate;
 use alluvium_core::{DType, Result, Tensor};
+
+/// Tokens of a chunk where only the final state has a gradient: what remains of that gradient is what a chunk's tokens have
+/// not erased, and the difference of both has the rounding of what was there, so a chunk has few tokens.
+const SHORT: usize = 4;
 
 /// What the chunks are before any state is known.
 struct Inside {
@@ -24,8 +28,8 @@ struct Inside {
 }
 
 impl Inside {
-    fn new(gpu: &Gpu, args: &Grad) -> Result<Self> {
-        let chunks = Chunks::new(gpu, &args.sequences, args.q.shape()[2], args.v.shape()[2])?;
+    fn new(gpu: &Gpu, args: &Grad, length: usize) -> Result<Self> {
+        let chunks = Chunks::new(gpu, &args.sequences, [args.q.shape()[2], args.v.shape()[2]], length)?;
         let gates = chunks.gates(&args.g, Decay::Each, Some(&args.beta))?;
         let (q, k, v) = (gpu.widen(&args.q)?, gpu.widen(&args.k)?, gpu.widen(&args.v)?);
         let a = chunks.solve(&chunks.kkt(&k, &gates)?)?;
@@ -59,7 +63,7 @@ impl Inside {
 }
 
 pub(super) fn forward(gpu: &Gpu, args: &Grad, keep: ChunkStates) -> Result<(GatedDeltaOutput, Option<Tensor>)> {
-    let inside = Inside::new(gpu, args)?;
+    let inside = Inside::new(gpu, args, CHUNK)?;
     let Inside { chunks, gates, q, k, .. } = &inside;
     let [h, v_new, final_state] = inside.states(gpu, args.initial_state.as_ref())?;
     let o = chunks.output(&Outputs { q, k, v_new: &v_new, h: &h, gates, scale: args.scale })?;
@@ -77,9 +81,10 @@ pub(super) fn backward(
     [dy, last]: [Option<Tensor>; 2],
     need: [bool; 6],
 ) -> Result<[Option<Tensor>; 6]> {
-    let inside = Inside::new(gpu, args)?;
+    let length = if dy.is_some() { CHUNK } else { SHORT };
+    let inside = Inside::new(gpu, args, length)?;
     let Inside { chunks, gates, q, k, v, a, w, .. } = &inside;
-    let (h, v_new) = match &args.states {
+    let (h, v_new) = match args.states.as_ref().filter(|_| length == CHUNK) {
         Some(h) => (h.clone(), inside.written(gpu, h)?),
         None => {
             let [h, v_new, _] = inside.states(gpu, args.initial_state.as_ref())?;

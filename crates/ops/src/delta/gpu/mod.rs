@@ -13,7 +13,7 @@ use crate::common::gpu::to_u32;
 use crate::delta::chunk::Layout;
 
 use crate::common::gpu::MATH;
-use crate::delta::chunk::{CHUNK, Write, split};
+use crate::delta::chunk::{CHUNK, Write, pieces};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Error, Result, Tensor};
 use std::ops::Range;
@@ -62,6 +62,8 @@ pub(crate) struct Chunks {
     /// First token, length, first chunk and number of chunks of each sequence.
     sequences: Tensor,
     pub(crate) tokens: usize,
+    /// Tokens of a chunk; the last of a sequence may have fewer.
+    length: usize,
     /// Key heads.
     pub(crate) heads: usize,
     /// Value heads.
@@ -118,14 +120,20 @@ impl Chunks {
     pub(crate) fn of(gpu: &Gpu, layout: Layout) -> Result<Self> {
         let Layout { batch, tokens, heads, groups } = layout;
         let rows: Vec<Range<usize>> = (0..batch).map(|row| row * tokens..(row + 1) * tokens).collect();
-        Self::new(gpu, &rows, heads, groups)
+        Self::new(gpu, &rows, [heads, groups], CHUNK)
     }
 
-    pub(crate) fn new(gpu: &Gpu, sequences: &[Range<usize>], heads: usize, groups: usize) -> Result<Self> {
+    /// The chunks of `length` tokens, at most 64, of sequences with these numbers of key and value heads.
+    pub(crate) fn new(
+        gpu: &Gpu,
+        sequences: &[Range<usize>],
+        [heads, groups]: [usize; 2],
+        length: usize,
+    ) -> Result<Self> {
         let (mut chunks, mut rows) = (Vec::new(), Vec::new());
         for tokens in sequences {
             let before = chunks.len() / 4;
-            for chunk in split(tokens.clone()) {
+            for chunk in pieces(tokens.clone(), length) {
                 chunks.extend([chunk.start as u32, chunk.len() as u32, 0, 0]);
             }
             let count = chunks.len() / 4 - before;
@@ -136,6 +144,7 @@ impl Chunks {
             chunks: gpu.table(&chunks)?.reshape([chunks.len() / 4, 4])?,
             sequences: gpu.table(&rows)?.reshape([rows.len() / 4, 4])?,
             tokens: sequences.last().map_or(0, |tokens| tokens.end),
+            length,
             heads,
             groups,
         })
@@ -314,6 +323,7 @@ impl Chunks {
                 ("K", keys as u32),
                 ("V", values as u32),
                 ("TILE", tile as u32),
+                ("LENGTH", self.length as u32),
                 ("BACK", u32::from(way == Way::Back)),
             ],
             stored: &[],

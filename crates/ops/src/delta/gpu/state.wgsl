@@ -6,7 +6,7 @@
 // backwards (BACK 1): `states` holds a gradient that joins at the chunk's start and gets the one at its end; y = x +
 // factor * (left state); state <- decay state - sum of y right + what joined.
 //
-// Constants: K, V; TILE a multiple of 4.
+// Constants: K, V; TILE a multiple of 4; LENGTH, the tokens of a chunk, at most 64.
 struct Params { sequences: u32, groups: u32, left_share: u32, right_share: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> sequences: array<vec4<u32>>;
@@ -56,8 +56,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     workgroupBarrier();
     for (var step = 0u; step < sequence.w; step++) {
         let at = select(step, sequence.w - 1u - step, BACK == 1u);
-        let first = sequence.x + at * 64u;
-        let tokens = min(64u, sequence.x + sequence.y - first);
+        let first = sequence.x + at * LENGTH;
+        let tokens = min(LENGTH, sequence.x + sequence.y - first);
         let kept = (((sequence.z + at) * p.groups + head) * V + tile) * K;
 
         // y: an invocation has one token and EACH rows

@@ -5,7 +5,8 @@ var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
-// running sums of each head, from the first token or (BACK 1) from the last
+// Running sums of each head, from the first token or (BACK 1) from the last. What each addition rounds away is summed
+// beside (Neumaier), so a sum that cancels is right to its own size.
 @compute @workgroup_size(64)
 fn running(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let lines = (p.groups + 63u) / 64u;
@@ -14,10 +15,14 @@ fn running(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
     if at >= p.chunks * lines || head >= p.groups { return; }
     let chunk = chunks[at / lines];
     var sum = 0.0;
+    var lost = 0.0;
     for (var step = 0u; step < chunk.y; step++) {
         let i = select(step, chunk.y - 1u - step, BACK == 1u);
         let place = (chunk.x + i) * p.groups + head;
-        sum += x[place];
-        y[place] = sum;
+        let term = x[place];
+        let next = sum + term;
+        if abs(sum) >= abs(term) { lost += (sum - next) + term; } else { lost += (term - next) + sum; }
+        sum = next;
+        y[place] = sum + lost;
     }
 }

@@ -12,6 +12,12 @@ use alluvium_core::cpu::{Cpu, Floats};
 use alluvium_core::{Result, Tensor};
 use std::ops::Range;
 
+/// A token's share of the state's gradient that later tokens of the chunk leave: below it, the chunk is cut into pieces.
+const LEFT: f32 = 1.0 / 16.0;
+/// Pieces that a stretch of tokens is cut into, and how often until a piece has one token.
+const PIECES: usize = 8;
+const DEPTH: usize = 2;
+
 pub(in crate::delta::gated_delta_rule) fn backward(
     cpu: &Cpu,
     args: &Grad,
@@ -39,14 +45,14 @@ pub(in crate::delta::gated_delta_rule) fn backward(
         start: dstart.as_deref_mut().map(Shared::new),
     };
     let again = if given.states.is_none() { problem.most_chunks() * size } else { 0 };
-    let scratch = again + Chunk::scratch(problem.width) + Work::scratch(problem.width);
+    let scratch = again + Chunk::scratch(problem.width) + Work::scratch(problem.width) + DEPTH * size;
     let tasks = problem.sequences.len() * problem.heads;
     tasks::each(cpu, tasks, scratch, |task, scratch| {
         let (sequence, key_head) = (task / problem.heads, task % problem.heads);
         let each = problem.groups / problem.heads;
         for i in 0..each {
             let place = Place { sequence, head: key_head * each + i, write: Write::nth(i) };
-            head(&problem, place, scratch, &given, &out);
+            head(&Head { problem: &problem, place, given: &given, out: &out }, scratch);
         }
     })?;
     let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
@@ -79,6 +85,14 @@ struct Results<'a> {
     g: Shared<'a>,
     beta: Shared<'a>,
     start: Option<Shared<'a>>,
+}
+
+/// What the gradients of one sequence of one value head are made of, and where they go.
+struct Head<'a> {
+    problem: &'a Problem<'a>,
+    place: Place,
+    given: &'a Given<'a>,
+    out: &'a Results<'a>,
 }
 
 /// One sequence of one value head; the first of its group writes the gradients of q and k, the others add to them.
@@ -143,19 +157,21 @@ impl<'s> Work<'s> {
     }
 }
 
-fn head(problem: &Problem<'_>, place: Place, scratch: &mut [f32], given: &Given<'_>, out: &Results<'_>) {
+fn head(head: &Head<'_>, scratch: &mut [f32]) {
+    let Head { problem, place, given, out } = head;
     let ([k, v], size) = (problem.width, problem.state());
     let task = place.sequence * problem.groups + place.head;
     let (again, scratch) = match given.states {
         Some(_) => scratch.split_at_mut(0),
         None => scratch.split_at_mut(problem.most_chunks() * size),
     };
-    let (chunk, work) = scratch.split_at_mut(Chunk::scratch(problem.width));
+    let (chunk, scratch) = scratch.split_at_mut(Chunk::scratch(problem.width));
+    let (work, starts) = scratch.split_at_mut(Work::scratch(problem.width));
     let (mut chunk, mut work) = (Chunk::cut(chunk, problem.width), Work::cut(work, problem.width));
     let states: &[f32] = match given.states {
         Some(kept) => &kept[problem.kept_at(place.sequence, place.head)..],
         None => {
-            run_again(problem, &place, &mut chunk, again);
+            run_again(problem, place, &mut chunk, again);
             again
         }
     };
@@ -165,15 +181,7 @@ fn head(problem: &Problem<'_>, place: Place, scratch: &mut [f32], given: &Given<
     }
     for (i, tokens) in problem.chunks_of(place.sequence).enumerate().rev() {
         work.state.copy_from_slice(&states[i * size..][..size]);
-        chunk.load(problem, tokens.clone(), place.head);
-        chunk.load_queries(problem, tokens.clone(), place.head);
-        chunk.correct(problem, work.state);
-        match &given.o {
-            Some(d_o) => gather(d_o, tokens.clone(), [problem.groups, place.head, v], work.d_o),
-            None => work.d_o.fill(0.0),
-        }
-        work.gradients(problem, &mut chunk, out);
-        work.write(problem, &place, tokens, out);
+        work.stretch(head, &mut chunk, tokens, starts);
     }
     if let Some(start) = &out.start {
         // SAFETY: each task has its own sequence and heads, and so its own states.
@@ -197,13 +205,52 @@ fn run_again(problem: &Problem<'_>, place: &Place, chunk: &mut Chunk<'_>, states
 }
 
 impl Work<'_> {
-    /// All gradients of a chunk; `ds` moves from its end to its start.
+    /// The gradients of at most a chunk of tokens, from the state at their start and `ds`, which moves from their end to
+    /// their start.
+    ///
+    /// A chunk subtracts from the state's gradient what its tokens erase. Where little is left, the difference has the
+    /// rounding of what was there: the tokens are cut into pieces, down to single tokens, which each erase little.
+    fn stretch(&mut self, head: &Head<'_>, chunk: &mut Chunk<'_>, tokens: Range<usize>, starts: &mut [f32]) {
+        let Head { problem, place, given, out } = head;
+        chunk.load(problem, tokens.clone(), place.head);
+        chunk.load_queries(problem, tokens.clone(), place.head);
+        chunk.correct(problem, self.state);
+        match &given.o {
+            Some(d_o) => gather(d_o, tokens.clone(), [problem.groups, place.head, problem.width[1]], self.d_o),
+            None => self.d_o.fill(0.0),
+        }
+        self.values(problem, chunk);
+        if tokens.len() == 1 || !self.erased(problem, chunk) {
+            self.gradients(problem, chunk, out);
+            return self.write(problem, place, tokens, out);
+        }
+        let (start, starts) = starts.split_at_mut(problem.state());
+        start.copy_from_slice(self.state);
+        let length = tokens.len().div_ceil(PIECES);
+        for first in tokens.clone().step_by(length).rev() {
+            self.state.copy_from_slice(start);
+            for before in (tokens.start..first).step_by(length) {
+                chunk.load(problem, before..before + length, place.head);
+                chunk.correct(problem, self.state);
+                chunk.advance(problem, self.state);
+            }
+            self.stretch(head, chunk, first..tokens.end.min(first + length), starts);
+        }
+    }
+
+    /// Whether later tokens erase most of what a token would get of the state's and the outputs' gradients.
+    fn erased(&self, problem: &Problem<'_>, chunk: &Chunk<'_>) -> bool {
+        let (len, values) = (chunk.len, chunk.len * problem.width[1]);
+        let (before, after) = (&self.d_new[..values], &self.d_w[..values]);
+        maps::any_row_is_less(problem.level, before, after, &chunk.beta[..len], LEFT)
+    }
+
+    /// All gradients of a chunk but those of the values, which are there; `ds` moves from its end to its start.
     fn gradients(&mut self, problem: &Problem<'_>, chunk: &mut Chunk<'_>, out: &Results<'_>) {
         let ([k, v], len) = (problem.width, chunk.len);
         self.dbeta.fill(0.0);
         transpose([k, v], self.state, v, self.state_t, k);
         transpose([k, v], self.ds, v, self.ds_t, k);
-        self.values(problem, chunk);
         self.squares(problem, chunk);
         let sides = self.state_sides(problem, chunk);
         if !out.g.is_empty() {
