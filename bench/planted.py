@@ -167,8 +167,8 @@ BREAKAGES = [
         "gated_delta_rule: the last token of a ragged chunk unwritten",
         "gated_delta_rule",
         "ops/src/delta/gated_delta_rule/cpu/forward.rs",
-        old="scatter(out.o, tokens, [problem.groups, head, v], o, Write::Set)",
-        new="scatter(out.o, tokens.start..tokens.end - usize::from(len < CHUNK), [problem.groups, head, v], o, Write::Set)",
+        old="scatter(out.o, tokens, [problem.v_heads, head, v], o, Write::Set)",
+        new="scatter(out.o, tokens.start..tokens.end - usize::from(len < CHUNK), [problem.v_heads, head, v], o, Write::Set)",
     ),
     Breakage(
         "gated_delta_rule: the state's gradient lost at a chunk's start",
@@ -191,8 +191,8 @@ BREAKAGES = [
         "gated_delta_rule: value heads take keys by the remainder",
         "gated_delta_rule",
         "ops/src/delta/gated_delta_rule/cpu/chunk.rs",
-        old="gather(&problem.k, tokens.clone(), [heads, head / (groups / heads), width]",
-        new="gather(&problem.k, tokens.clone(), [heads, head % heads, width]",
+        old="gather(&problem.k, tokens.clone(), [k_heads, head / (v_heads / k_heads), width]",
+        new="gather(&problem.k, tokens.clone(), [k_heads, head % k_heads, width]",
     ),
     Breakage(
         "gated_delta_rule: the state not decayed over a chunk",

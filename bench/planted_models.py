@@ -80,18 +80,18 @@ MISTAKES = {
     "value heads take keys by the remainder": [
         Edit(
             CHUNK,
-            "gather(&problem.k, tokens.clone(), [heads, head / (groups / heads), width]",
-            "gather(&problem.k, tokens.clone(), [heads, if ON { head % heads } else { head / (groups / heads) }, width]",
+            "gather(&problem.k, tokens.clone(), [k_heads, head / (v_heads / k_heads), width]",
+            "gather(&problem.k, tokens.clone(), [k_heads, if ON { head % k_heads } else { head / (v_heads / k_heads) }, width]",
         ),
         Edit(
             CHUNK,
-            "let key_head = head / (problem.groups / problem.heads);",
-            "let key_head = if ON { head % problem.heads } else { head / (problem.groups / problem.heads) };",
+            "let key_head = head / (problem.v_heads / problem.k_heads);",
+            "let key_head = if ON { head % problem.k_heads } else { head / (problem.v_heads / problem.k_heads) };",
         ),
         Edit(
             STEP,
-            "gate % groups / (groups / heads))",
-            "if ON { gate % heads } else { gate % groups / (groups / heads) })",
+            "gate % v_heads / (v_heads / k_heads))",
+            "if ON { gate % k_heads } else { gate % v_heads / (v_heads / k_heads) })",
         ),
     ],
     "softplus a ramp in the decay": [

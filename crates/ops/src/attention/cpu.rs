@@ -25,11 +25,11 @@ const WIDEST: usize = 16;
 /// The result, and `log Σ exp` of the scores of each head and query, `[B, A, T]`.
 pub(super) fn forward(cpu: &Cpu, args: &AttentionArgs<'_>, mask: &Mask, dims: &Dims) -> Result<(Tensor, Tensor)> {
     let (q, k, v) = (cpu.read(args.q)?, cpu.read(args.k)?, cpu.read(args.v)?);
-    let sizes = Sizes::new(dims);
+    let sizes = AttentionSizes::new(dims);
     let (o, lse) = if sizes.tokens == 1 {
         decode::forward(cpu, [&q, &k, &v], args.scale, &sizes)?
     } else {
-        let Sizes { batch, tokens, heads, positions, shared, width } = sizes;
+        let AttentionSizes { batch, tokens, heads, positions, shared, width } = sizes;
         let q = swapped(cpu, &q, [batch, tokens, heads, width])?;
         let k = swapped(cpu, &k, [batch, positions, shared, width])?;
         let v = swapped(cpu, &v, [batch, positions, shared, width])?;
@@ -41,7 +41,7 @@ pub(super) fn forward(cpu: &Cpu, args: &AttentionArgs<'_>, mask: &Mask, dims: &D
 }
 
 /// The contract's letters, by name.
-struct Sizes {
+struct AttentionSizes {
     batch: usize,
     tokens: usize,
     heads: usize,
@@ -50,10 +50,10 @@ struct Sizes {
     width: usize,
 }
 
-impl Sizes {
+impl AttentionSizes {
     fn new(dims: &Dims) -> Self {
         let [batch, tokens, heads] = [dims['B'], dims['T'], dims['A']];
-        Sizes { batch, tokens, heads, positions: dims['S'], shared: dims['G'], width: dims['D'] }
+        AttentionSizes { batch, tokens, heads, positions: dims['S'], shared: dims['G'], width: dims['D'] }
     }
 
     /// Query heads that use the same keys.

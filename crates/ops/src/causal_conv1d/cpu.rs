@@ -2,7 +2,7 @@
 
 use super::kernel::{self, BLOCK, Cotangent, Window, place, room};
 use super::{Saved, Sequences};
-use crate::common::Few;
+use crate::common::InlineVec;
 use alluvium_core::cpu::{Buffer, Cpu, Floats, NonTemporalWriter, StoreHint};
 use alluvium_core::{Result, Tensor};
 use std::ops::Range;
@@ -15,7 +15,7 @@ const PARTS: usize = 32;
 const SMALLEST: usize = 64;
 
 /// The arguments in f32, seen as rows of channels.
-struct Rows<'a> {
+struct ConvRows<'a> {
     x: Floats<'a>,
     /// As [`place`] says.
     w: Buffer<f32>,
@@ -32,13 +32,13 @@ struct Run {
     tokens: Range<usize>,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> ConvRows<'a> {
     fn new(cpu: &Cpu, saved: &'a Saved) -> Result<Self> {
         let (channels, taps) = (saved.w.shape()[0], saved.w.shape()[1]);
         let by_channel = cpu.read(&saved.w)?;
         let mut w = cpu.buffer(room(taps, channels))?;
         kernel::lay_out(&by_channel, taps, &mut w);
-        Ok(Rows {
+        Ok(ConvRows {
             x: cpu.read(&saved.x)?,
             w,
             state: saved.state.as_ref().map(|state| cpu.read(state)).transpose()?,
@@ -94,7 +94,7 @@ impl<'a> Rows<'a> {
 }
 
 pub(super) fn forward(cpu: &Cpu, saved: &Saved) -> Result<(Tensor, Option<Tensor>)> {
-    let rows = Rows::new(cpu, saved)?;
+    let rows = ConvRows::new(cpu, saved)?;
     let mut y = cpu.buffer(rows.x.len())?;
     if let Sequences::Even { tokens: 1, .. } = rows.sequences {
         for (sequence, y) in y.chunks_exact_mut(rows.channels).enumerate() {
@@ -130,8 +130,8 @@ fn is_large(result: &[f32]) -> bool {
     size_of_val(result) >= NonTemporalWriter::<f32>::THRESHOLD
 }
 
-fn convolve(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, run: &Run, (y, stores): (&mut [f32], StoreHint<'_>)) {
-    let mut x: Few<&[f32], 16> = Few::new(rows.taps - 1 + BLOCK, &[]);
+fn convolve(cpu: &Cpu, rows: &ConvRows<'_>, saved: &Saved, run: &Run, (y, stores): (&mut [f32], StoreHint<'_>)) {
+    let mut x: InlineVec<&[f32], 16> = InlineVec::new(rows.taps - 1 + BLOCK, &[]);
     for span in rows.spans() {
         let mut token = run.tokens.start;
         while token < run.tokens.end {
@@ -147,7 +147,7 @@ fn convolve(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved, run: &Run, (y, stores): (
     }
 }
 
-fn final_state(cpu: &Cpu, rows: &Rows<'_>, saved: &Saved) -> Result<Tensor> {
+fn final_state(cpu: &Cpu, rows: &ConvRows<'_>, saved: &Saved) -> Result<Tensor> {
     let (before, channels) = (rows.taps - 1, rows.channels);
     let mut state = cpu.buffer(rows.sequences.len() * before * channels)?;
     for (row, to) in state.chunks_exact_mut(channels).enumerate() {
@@ -163,7 +163,7 @@ pub(super) fn backward(
     [dy, dfinal]: [Option<&Tensor>; 2],
     need: [bool; 3],
 ) -> Result<[Option<Tensor>; 3]> {
-    let rows = Rows::new(cpu, saved)?;
+    let rows = ConvRows::new(cpu, saved)?;
     let dy = match dy {
         Some(dy) => cpu.read(dy)?,
         None => Floats::Widened(cpu.zeros(rows.x.len())?),
@@ -229,7 +229,7 @@ struct Sums<'a> {
 
 fn undo(
     cpu: &Cpu,
-    rows: &Rows<'_>,
+    rows: &ConvRows<'_>,
     saved: &Saved,
     dy: &[f32],
     (part, sums, stores): (&[Run], Sums<'_>, StoreHint<'_>),
@@ -269,7 +269,7 @@ fn undo(
 }
 
 /// The gradient of the final state goes to the inputs that it repeats.
-fn add_final(rows: &Rows<'_>, dfinal: &[f32], dx: &mut [f32], dstate: &mut [f32]) {
+fn add_final(rows: &ConvRows<'_>, dfinal: &[f32], dx: &mut [f32], dstate: &mut [f32]) {
     let (before, channels) = (rows.taps - 1, rows.channels);
     for (row, from) in dfinal.chunks_exact(channels).enumerate() {
         let (sequence, tokens) = (row / before, rows.sequences.rows(row / before));

@@ -73,7 +73,7 @@ enum Last {
 }
 
 /// The arguments as the kernels read them, and how the rows are cut into runs.
-struct Plan<'a> {
+struct ConvLaunch<'a> {
     gpu: &'a Gpu,
     saved: &'a Saved,
     kernels: &'static [Kernel; 2],
@@ -91,7 +91,7 @@ struct Plan<'a> {
     need: [bool; 2],
 }
 
-impl<'a> Plan<'a> {
+impl<'a> ConvLaunch<'a> {
     fn new(gpu: &'a Gpu, saved: &'a Saved, block: usize) -> Result<Self> {
         let (channels, taps) = (saved.w.shape()[0], saved.w.shape()[1]);
         let (kernels, dtype) = if taps <= FEW { (&FEW_TAPS, saved.x.dtype()) } else { (&MANY_TAPS, DType::F32) };
@@ -104,7 +104,7 @@ impl<'a> Plan<'a> {
         let equal = saved.sequences.len() == saved.x.shape()[0];
         let table = if equal { None } else { Some(table(gpu, saved, block)?) };
         let activation = saved.activation;
-        Ok(Plan {
+        Ok(ConvLaunch {
             gpu,
             saved,
             kernels,
@@ -183,7 +183,7 @@ fn table(gpu: &Gpu, saved: &Saved, block: usize) -> Result<Tensor> {
 }
 
 pub(super) fn forward(gpu: &Gpu, saved: &Saved) -> Result<(Tensor, Option<Tensor>)> {
-    let plan = Plan::new(gpu, saved, block(saved.x.elements() / 4, 4, 32))?;
+    let plan = ConvLaunch::new(gpu, saved, block(saved.x.elements() / 4, 4, 32))?;
     let y = plan.like(saved.x.shape())?;
     let w = [Some(&plan.w)];
     let entry = Entry { name: "forward", rows: plan.runs, each: 1, y: &y, more: &w, last: Last::Absent };
@@ -204,7 +204,7 @@ pub(super) fn backward(
     [dy, dlast]: [Option<&Tensor>; 2],
     need: [bool; 3],
 ) -> Result<[Option<Tensor>; 3]> {
-    let mut plan = Plan::new(gpu, saved, block(saved.x.elements() / 8, 8, 64))?;
+    let mut plan = ConvLaunch::new(gpu, saved, block(saved.x.elements() / 8, 8, 64))?;
     let convert = |x: &Tensor| gpu.convert(x, plan.form.dtype());
     let mut dy = match dy {
         Some(dy) => convert(dy)?,

@@ -3,27 +3,27 @@
 use std::ops::{Deref, DerefMut};
 
 /// A list of at most `N` elements on the stack, of more in memory of its own.
-pub(crate) struct Few<T, const N: usize> {
+pub(crate) struct InlineVec<T, const N: usize> {
     few: [T; N],
     many: Vec<T>,
     len: usize,
 }
 
-impl<T: Copy, const N: usize> Few<T, N> {
+impl<T: Copy, const N: usize> InlineVec<T, N> {
     /// `len` times the same.
     pub(crate) fn new(len: usize, value: T) -> Self {
-        Few { few: [value; N], many: if len > N { vec![value; len] } else { Vec::new() }, len }
+        InlineVec { few: [value; N], many: if len > N { vec![value; len] } else { Vec::new() }, len }
     }
 }
 
-impl<T, const N: usize> Deref for Few<T, N> {
+impl<T, const N: usize> Deref for InlineVec<T, N> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         if self.len > N { &self.many } else { &self.few[..self.len] }
     }
 }
 
-impl<T, const N: usize> DerefMut for Few<T, N> {
+impl<T, const N: usize> DerefMut for InlineVec<T, N> {
     fn deref_mut(&mut self) -> &mut [T] {
         if self.len > N { &mut self.many } else { &mut self.few[..self.len] }
     }
@@ -36,7 +36,7 @@ mod tests {
     #[test]
     fn a_list_has_its_length_on_the_stack_and_off_it() {
         for len in [0, 3, 4, 5, 9] {
-            let mut list: Few<usize, 4> = Few::new(len, 7);
+            let mut list: InlineVec<usize, 4> = InlineVec::new(len, 7);
             list.iter_mut().enumerate().for_each(|(i, x)| *x += i);
             assert_eq!(list.to_vec(), (0..len).map(|i| i + 7).collect::<Vec<_>>());
         }

@@ -13,7 +13,7 @@ pub(crate) mod tasks;
 pub(crate) mod tile;
 pub(crate) mod writer;
 
-pub(crate) use few::Few;
+pub(crate) use few::InlineVec;
 pub(crate) use sequences::packed;
 
 use alluvium_core::Result;

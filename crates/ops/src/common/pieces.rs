@@ -1,7 +1,7 @@
-//! Rows put together from pieces of other tensors' rows: joining, splitting, slicing and their gradients are one copy.
+//! RowCopy put together from pieces of other tensors' rows: joining, splitting, slicing and their gradients are one copy.
 
-use super::Few;
-use super::gpu::copy::{Place, Rows};
+use super::InlineVec;
+use super::gpu::copy::{CopyPlace, RowCopy};
 use super::stored::by_element;
 use alluvium_core::cpu::Cpu;
 use alluvium_core::gpu::Gpu;
@@ -58,7 +58,7 @@ pub(crate) fn join(op: &'static str, like: &Tensor, shape: Shape, axis: usize, p
 fn join_rows(cpu: &Cpu, (shape, dtype): (Shape, DType), axis: usize, inner: usize, pieces: &[Piece]) -> Result<Tensor> {
     by_element!(dtype, T => {
         let nothing = Span { from: None, first: 0, stride: 0, width: 0 };
-        let mut spans: Few<Span<'_, T>, 4> = Few::new(pieces.len(), nothing);
+        let mut spans: InlineVec<Span<'_, T>, 4> = InlineVec::new(pieces.len(), nothing);
         for (span, piece) in spans.iter_mut().zip(pieces) {
             *span = match piece {
                 Piece::Zeros(len) => Span { width: len * inner, ..nothing },
@@ -91,12 +91,12 @@ fn join_on_gpu(
         let from = match piece {
             Piece::Zeros(_) => None,
             Piece::Of(tensor, range) => {
-                Some(Place { tensor, first: range.start * inner, stride: tensor.shape()[axis] * inner })
+                Some(CopyPlace { tensor, first: range.start * inner, stride: tensor.shape()[axis] * inner })
             }
         };
         let width = piece.len() * inner;
-        let place = Place { tensor: &to, first, stride: shape[axis] * inner };
-        Rows { to: place, from, rows, width, repeat: 1 }.copy(gpu)?;
+        let place = CopyPlace { tensor: &to, first, stride: shape[axis] * inner };
+        RowCopy { to: place, from, rows, width, repeat: 1 }.copy(gpu)?;
         first += width;
     }
     Ok(to)

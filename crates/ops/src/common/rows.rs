@@ -17,17 +17,17 @@ fn at_once(width: usize) -> usize {
 }
 
 /// What a kernel writes at once: these columns of every row of a block, which are these numbers of the block.
-pub(crate) struct Piece {
+pub(crate) struct RowBlock {
     pub(crate) columns: Range<usize>,
     pub(crate) numbers: Range<usize>,
 }
 
 /// The pieces of a block of `numbers`: all of it where rows are short, or stretches of its one row.
-pub(crate) fn pieces(width: usize, numbers: usize) -> impl Iterator<Item = Piece> {
+pub(crate) fn pieces(width: usize, numbers: usize) -> impl Iterator<Item = RowBlock> {
     let each = if width > BLOCK { BLOCK } else { numbers };
     (0..numbers).step_by(each).map(move |first| {
         let numbers = first..numbers.min(first + each);
-        Piece { columns: if width > BLOCK { numbers.clone() } else { 0..width }, numbers }
+        RowBlock { columns: if width > BLOCK { numbers.clone() } else { 0..width }, numbers }
     })
 }
 

@@ -43,14 +43,18 @@ impl<'a, T: Stored> Target<'a, T> {
     pub(crate) fn write_all<const N: usize, R>(targets: [Self; N], write: impl FnOnce([Writer<'_, T>; N]) -> R) -> R {
         let wide = [0.0; BLOCK];
         if targets.iter().all(|target| !target.large) {
-            return write(targets.map(|Target { to, before, .. }| Writer { place: Place::Memory(to), before, wide }));
+            return write(targets.map(|Target { to, before, .. }| Writer {
+                place: WritePlace::Memory(to),
+                before,
+                wide,
+            }));
         }
         let mut rest = targets.each_ref().map(|target| (target.before, target.large)).into_iter();
         NonTemporalWriter::with_all(targets.map(|target| target.to), |writers| {
             write(writers.map(|writer| match rest.next() {
-                Some((before, true)) => Writer { place: Place::NonTemporal(writer), before, wide },
-                Some((before, false)) => Writer { place: Place::Memory(writer.into_rest()), before, wide },
-                None => Writer { place: Place::Memory(writer.into_rest()), before: Before::Nothing, wide },
+                Some((before, true)) => Writer { place: WritePlace::NonTemporal(writer), before, wide },
+                Some((before, false)) => Writer { place: WritePlace::Memory(writer.into_rest()), before, wide },
+                None => Writer { place: WritePlace::Memory(writer.into_rest()), before: Before::Nothing, wide },
             }))
         })
     }
@@ -89,7 +93,7 @@ impl<T: Send> Share for &mut [T] {
 }
 
 /// What a kernel writes at once.
-pub(crate) struct Block<'a> {
+pub(crate) struct WriteBlock<'a> {
     /// All of it is to be written.
     pub(crate) to: &'a mut [f32],
     /// What the kernel finds there; `to` itself holds it where this is none.
@@ -99,28 +103,28 @@ pub(crate) struct Block<'a> {
 
 /// Writes a target from its start on, block by block.
 pub(crate) struct Writer<'a, T: Stored> {
-    place: Place<'a, T>,
+    place: WritePlace<'a, T>,
     before: Before<'a, T>,
     wide: [f32; BLOCK],
 }
 
-enum Place<'a, T: Stored> {
+enum WritePlace<'a, T: Stored> {
     Memory(&'a mut [T]),
     NonTemporal(NonTemporalWriter<'a, T>),
 }
 
 impl<T: Stored> Writer<'_, T> {
     /// Lets `kernel` fill the next `len` numbers, at most [`BLOCK`].
-    pub(crate) fn write(&mut self, len: usize, kernel: impl FnOnce(Block<'_>)) {
+    pub(crate) fn write(&mut self, len: usize, kernel: impl FnOnce(WriteBlock<'_>)) {
         kernel(self.open(len));
         self.close(len);
     }
 
     /// The next `len` numbers, for a kernel; [`Writer::close`] must follow.
-    pub(crate) fn open(&mut self, len: usize) -> Block<'_> {
+    pub(crate) fn open(&mut self, len: usize) -> WriteBlock<'_> {
         let (to, stores) = match &mut self.place {
-            Place::NonTemporal(stream) => T::next(stream, len, &mut self.wide),
-            Place::Memory(rest) => match self.before {
+            WritePlace::NonTemporal(stream) => T::next(stream, len, &mut self.wide),
+            WritePlace::Memory(rest) => match self.before {
                 Before::Itself => (T::open(&mut rest[..len], &mut self.wide), StoreHint::CACHED),
                 _ => (T::fresh(&mut rest[..len], &mut self.wide), StoreHint::CACHED),
             },
@@ -129,14 +133,14 @@ impl<T: Stored> Writer<'_, T> {
             Before::Other(from) => T::source(&from[..len], to),
             _ => None,
         };
-        Block { to, before, stores }
+        WriteBlock { to, before, stores }
     }
 
     /// Rounds what the kernel wrote to the storage, once, and goes on.
     pub(crate) fn close(&mut self, len: usize) {
         match &mut self.place {
-            Place::Memory(rest) => T::close(rest.cut(len), &self.wide),
-            Place::NonTemporal(stream) => T::finish(stream, &self.wide[..len]),
+            WritePlace::Memory(rest) => T::close(rest.cut(len), &self.wide),
+            WritePlace::NonTemporal(stream) => T::finish(stream, &self.wide[..len]),
         }
         if let Before::Other(from) = &mut self.before {
             *from = &from[len..];

@@ -11,17 +11,17 @@ use rayon::prelude::*;
 const BLOCK: usize = 4_096;
 
 /// The gradients for a loss whose own is 1.
-pub(super) struct Gradients {
+pub(super) struct CpuGradients {
     cpu: Cpu,
     dtype: DType,
     dx: Option<(Buffer<f32>, Shape)>,
     dw: Option<(Buffer<f32>, Shape)>,
 }
 
-impl Gradients {
+impl CpuGradients {
     /// The gradients for a loss whose own is `by`.
     pub(super) fn times(self, by: f32) -> Result<[Option<Tensor>; 2]> {
-        let Gradients { cpu, dtype, dx, dw } = self;
+        let CpuGradients { cpu, dtype, dx, dw } = self;
         let finish = |grad: Option<(Buffer<f32>, Shape)>| match grad {
             Some((grad, shape)) => scaled(&cpu, grad, shape, by, dtype).map(Some),
             None => Ok(None),
@@ -30,7 +30,7 @@ impl Gradients {
     }
 }
 
-pub(super) fn forward(cpu: &Cpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Result<(Tensor, Gradients)> {
+pub(super) fn forward(cpu: &Cpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Result<(Tensor, CpuGradients)> {
     let CrossEntropyArgs { x, w, z_loss, .. } = *args;
     let (tokens, width, words, level) = (dims['N'], dims['D'], dims['V'], cpu.level());
     let targets = args.targets.slice::<u32>()?;
@@ -57,7 +57,7 @@ pub(super) fn forward(cpu: &Cpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Re
         gemm(cpu, 1.0, Mat::new(rows, n, width)?, w_mat.t(), 0.0, logits)?;
         cpu.run(|| {
             logits.par_chunks_exact_mut(words).zip(losses.par_iter_mut()).zip(chunk).for_each(|((z, loss), &token)| {
-                let token = Token { target: targets[token] as usize, z_loss: f64::from(z_loss), weight };
+                let token = TokenLoss { target: targets[token] as usize, z_loss: f64::from(z_loss), weight };
                 *loss = if wanted { token.loss_and_gradient(level, z) } else { token.loss(level, z).0 };
             });
         });
@@ -75,7 +75,7 @@ pub(super) fn forward(cpu: &Cpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Re
         }
     }
     let loss = Tensor::full([], (total * weight) as f32, x.device())?;
-    let grad = Gradients {
+    let grad = CpuGradients {
         cpu: cpu.clone(),
         dtype: x.dtype(),
         dx: dx.map(|dx| (dx, x.shape())),
@@ -106,13 +106,13 @@ fn scaled(cpu: &Cpu, mut grad: Buffer<f32>, shape: Shape, by: f32, dtype: DType)
 }
 
 /// What one token needs besides its logits.
-struct Token {
+struct TokenLoss {
     target: usize,
     z_loss: f64,
     weight: f64,
 }
 
-impl Token {
+impl TokenLoss {
     /// The loss, the largest logit and `Σ exp(z − max)`; the logits stay.
     fn loss(&self, level: Level, z: &[f32]) -> (f64, f32, f64) {
         let max = largest(level, z);

@@ -1,6 +1,6 @@
 //! The entry of `cross_entropy` in the list.
 
-use super::reference::{self, Options};
+use super::reference::{self, ReferenceOptions};
 use super::{CONTRACT, CrossEntropyArgs, Reduction, cross_entropy};
 use crate::op::{Array, Case, Cost, Fill, Given, Gradient, Op, Tolerance};
 
@@ -11,8 +11,8 @@ fn reduction<T>(t: &Given<T>) -> Reduction {
     if t.flag("sum") { Reduction::Sum } else { Reduction::Mean }
 }
 
-fn options(t: &Given<Array>) -> Options {
-    Options {
+fn options(t: &Given<Array>) -> ReferenceOptions {
+    ReferenceOptions {
         ignore_index: t.option("ignore_index").map(|i| i as usize),
         reduction: reduction(t),
         z_loss: f64::from(t.option("z_loss").unwrap_or(0.0) as f32),

@@ -4,7 +4,7 @@
 use super::{CONTRACT, CrossEntropyArgs, Reduction};
 use crate::common::gpu::MATH;
 use crate::common::gpu::to_u32;
-use crate::linalg::gpu::{Gemm, Mat, Sizes, gemm};
+use crate::linalg::gpu::{Gemm, GemmSizes, Mat, gemm};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Error, Result, Tensor};
 use std::ops::Range;
@@ -29,13 +29,13 @@ struct Params {
 }
 
 /// The gradients for a loss whose own is 1, in f32.
-pub(super) struct Gradients {
+pub(super) struct GpuGradients {
     dtype: DType,
     dx: Option<Tensor>,
     dw: Option<Tensor>,
 }
 
-pub(super) fn forward(gpu: &Gpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Result<(Tensor, Gradients)> {
+pub(super) fn forward(gpu: &Gpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Result<(Tensor, GpuGradients)> {
     let CrossEntropyArgs { x, w, targets, ignore_index, .. } = *args;
     let (tokens, width, words) = (dims['N'], dims['D'], dims['V']);
     if let Some(targets) = targets.known() {
@@ -64,7 +64,7 @@ pub(super) fn forward(gpu: &Gpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Re
         [(x, width), (w, width), (&z, stride)].map(|(tensor, width)| Mat::new(tensor, width, 0));
     for chunk in chunks(targets, ignore_index, tokens, most) {
         let (n, rows) = (chunk.len(), x_mat.after(chunk.start));
-        let sizes = |m, k, n| Sizes { m, k, n, count: 1 };
+        let sizes = |m, k, n| GemmSizes { m, k, n, count: 1 };
         let product = |a, b, c, sizes, beta| gemm(gpu, &Gemm { a, b, c, sizes, alpha: 1.0, beta });
         product(rows, w_mat.t(), z_mat, sizes(n, width, words), 0.0)?;
         let params = Params { tokens: to_u32(n)?, first: to_u32(chunk.start)?, ..params };
@@ -86,7 +86,7 @@ pub(super) fn forward(gpu: &Gpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Re
     }
     let loss = gpu.empty([], DType::F32)?;
     single(gpu, "total", &[&losses, &loss, &weight], params)?;
-    Ok((loss, Gradients { dtype: x.dtype(), dx, dw }))
+    Ok((loss, GpuGradients { dtype: x.dtype(), dx, dw }))
 }
 
 /// The chunks in which a target counts, as far as that is known here.
@@ -124,10 +124,10 @@ fn single(gpu: &Gpu, entry: &'static str, tensors: &[&Tensor], params: Params) -
     })
 }
 
-impl Gradients {
+impl GpuGradients {
     /// The gradients for a loss whose own is `dy`.
     pub(super) fn times(self, gpu: &Gpu, dy: &Tensor) -> Result<[Option<Tensor>; 2]> {
-        let Gradients { dtype, dx, dw } = self;
+        let GpuGradients { dtype, dx, dw } = self;
         let scaled = |grad: Option<Tensor>| grad.map(|grad| scaled(gpu, grad, dy, dtype)).transpose();
         Ok([scaled(dx)?, scaled(dw)?])
     }

@@ -95,8 +95,8 @@ pub fn cross_entropy(args: CrossEntropyArgs<'_>) -> Result<Tensor> {
 /// With `p = softmax(z)` and `c` = 1, or 1 over the number of targets that count:
 /// `dz = c·(p·(1 + 2·z_loss·lse) − onehot(target))`, `dx = dz·w`, `dw = dzᵀ·x`; both are made while the logits exist.
 enum Grad {
-    Cpu(cpu::Gradients),
-    Wgpu(Gpu, gpu::Gradients),
+    Cpu(cpu::CpuGradients),
+    Wgpu(Gpu, gpu::GpuGradients),
 }
 
 impl Backward<2> for Grad {

@@ -4,13 +4,13 @@ use super::Reduction;
 use crate::op::Array;
 
 /// What is not a tensor.
-pub(super) struct Options {
+pub(super) struct ReferenceOptions {
     pub ignore_index: Option<usize>,
     pub reduction: Reduction,
     pub z_loss: f64,
 }
 
-pub(super) fn forward(x: &Array, w: &Array, targets: &Array, options: &Options) -> Array {
+pub(super) fn forward(x: &Array, w: &Array, targets: &Array, options: &ReferenceOptions) -> Array {
     let mut loss = 0.0;
     for (n, x) in x.rows().enumerate().filter(|(n, _)| options.counts(targets, *n)) {
         let z = logits(x, w);
@@ -20,7 +20,7 @@ pub(super) fn forward(x: &Array, w: &Array, targets: &Array, options: &Options) 
     Array::new([], vec![loss * options.weight(targets)])
 }
 
-pub(super) fn gradient(x: &Array, w: &Array, targets: &Array, options: &Options, dy: f64) -> [Array; 2] {
+pub(super) fn gradient(x: &Array, w: &Array, targets: &Array, options: &ReferenceOptions, dy: f64) -> [Array; 2] {
     let (mut dx, mut dw) = (Array::zeros(x.shape.clone()), Array::zeros(w.shape.clone()));
     let width = x.width();
     for (n, x) in x.rows().enumerate().filter(|(n, _)| options.counts(targets, *n)) {
@@ -39,7 +39,7 @@ pub(super) fn gradient(x: &Array, w: &Array, targets: &Array, options: &Options,
     [dx, dw]
 }
 
-impl Options {
+impl ReferenceOptions {
     fn counts(&self, targets: &Array, n: usize) -> bool {
         self.ignore_index != Some(targets.index(n))
     }

@@ -55,7 +55,7 @@ impl Backward<1> for Grad {
 /// Elements that are widened and rounded at a time.
 const BLOCK: usize = 1024;
 
-/// Block by block through f32, so that every pair of dtypes is one pass.
+/// WriteBlock by block through f32, so that every pair of dtypes is one pass.
 fn convert<From: Stored, To: Stored>(cpu: &Cpu, x: &Tensor) -> Result<Tensor> {
     let from = x.slice::<From>()?;
     let mut to = cpu.buffer::<To>(from.len())?;

@@ -7,7 +7,7 @@
 use super::gpu::{self, WgslMap};
 use crate::common::stored::BLOCK;
 use crate::common::stored::{Stored, by_storage};
-use crate::common::writer::{Block, Share, Target};
+use crate::common::writer::{Share, Target, WriteBlock};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::cpu::simd::F32s;
 use alluvium_core::{Backward, Contract, Device, Result, Tensor, tape};
@@ -176,7 +176,7 @@ impl<F: BinaryDerivatives + WgslMap> Backward<2> for BinaryGrad<F> {
 pub(super) fn new_result<const N: usize>(
     cpu: &Cpu,
     inputs: [&Tensor; N],
-    kernel: impl Fn([&[f32]; N], Block<'_>) + Sync,
+    kernel: impl Fn([&[f32]; N], WriteBlock<'_>) + Sync,
 ) -> Result<Tensor> {
     let y = by_storage!(inputs[0].dtype(), T => {
         let mut y = cpu.buffer::<T>(inputs[0].elements())?;
@@ -210,7 +210,7 @@ fn launch<T: Stored, const N: usize, const M: usize>(
     cpu: &Cpu,
     inputs: [&[T]; N],
     mut outputs: [Target<'_, T>; M],
-    kernel: impl Fn([&[f32]; N], [Block<'_>; M]) + Sync,
+    kernel: impl Fn([&[f32]; N], [WriteBlock<'_>; M]) + Sync,
 ) {
     let n = outputs[0].len();
     let grain = cpu.grain(n, 1).next_multiple_of(BLOCK);
@@ -239,8 +239,8 @@ fn launch<T: Stored, const N: usize, const M: usize>(
 }
 
 alluvium_core::simd! {
-    fn values<S, F: Unary>(f: F, x: &[f32], y: Block<'_>) {
-        let Block { to, stores, .. } = y;
+    fn values<S, F: Unary>(f: F, x: &[f32], y: WriteBlock<'_>) {
+        let WriteBlock { to, stores, .. } = y;
         let (mut xs, mut ys) = (x.chunks_exact(S::LANES), to.chunks_exact_mut(S::LANES));
         for (x, y) in xs.by_ref().zip(ys.by_ref()) {
             f.value(S::load(x)).put(y, stores);
@@ -248,8 +248,8 @@ alluvium_core::simd! {
         f.value(S::load_head(xs.remainder())).store_head(ys.into_remainder());
     }
 
-    fn values2<S, F: Binary>(f: F, a: &[f32], b: &[f32], y: Block<'_>) {
-        let Block { to: y, stores, .. } = y;
+    fn values2<S, F: Binary>(f: F, a: &[f32], b: &[f32], y: WriteBlock<'_>) {
+        let WriteBlock { to: y, stores, .. } = y;
         let whole = y.len() - y.len() % S::LANES;
         let lanes = a.chunks_exact(S::LANES).zip(b.chunks_exact(S::LANES));
         for ((a, b), y) in lanes.zip(y.chunks_exact_mut(S::LANES)) {
@@ -258,8 +258,8 @@ alluvium_core::simd! {
         f.value(S::load_head(&a[whole..]), S::load_head(&b[whole..])).store_head(&mut y[whole..]);
     }
 
-    fn derivatives<S, F: UnaryDerivative>(f: F, x: &[f32], dx: Block<'_>) {
-        let Block { to: dx, before, stores } = dx;
+    fn derivatives<S, F: UnaryDerivative>(f: F, x: &[f32], dx: WriteBlock<'_>) {
+        let WriteBlock { to: dx, before, stores } = dx;
         let whole = dx.len() - dx.len() % S::LANES;
         for i in (0..whole).step_by(S::LANES) {
             let dy = if let Some(dy) = before { S::load(&dy[i..]) } else { S::load(&dx[i..]) };
@@ -269,8 +269,8 @@ alluvium_core::simd! {
         (dy * f.derivative(S::load_head(&x[whole..]))).store_head(&mut dx[whole..]);
     }
 
-    fn partial<S, F: PartialDerivative>(f: F, ab: [&[f32]; 2], d: Block<'_>) {
-        let Block { to: d, before, stores } = d;
+    fn partial<S, F: PartialDerivative>(f: F, ab: [&[f32]; 2], d: WriteBlock<'_>) {
+        let WriteBlock { to: d, before, stores } = d;
         let whole = d.len() - d.len() % S::LANES;
         let [a, b] = ab;
         for i in (0..whole).step_by(S::LANES) {
@@ -281,8 +281,8 @@ alluvium_core::simd! {
         (dy * f.derivative(S::load_head(&a[whole..]), S::load_head(&b[whole..]))).store_head(&mut d[whole..]);
     }
 
-    fn derivatives2<S, F: BinaryDerivatives>(f: F, ab: [&[f32]; 2], da: Block<'_>, db: Block<'_>) {
-        let (Block { to: da, before, stores }, Block { to: db, stores: stores_b, .. }) = (da, db);
+    fn derivatives2<S, F: BinaryDerivatives>(f: F, ab: [&[f32]; 2], da: WriteBlock<'_>, db: WriteBlock<'_>) {
+        let (WriteBlock { to: da, before, stores }, WriteBlock { to: db, stores: stores_b, .. }) = (da, db);
         let whole = da.len() - da.len() % S::LANES;
         let [a, b] = ab;
         for i in (0..whole).step_by(S::LANES) {

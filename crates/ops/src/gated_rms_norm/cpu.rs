@@ -31,7 +31,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) ->
     let sums = if need[2] { width } else { 0 };
     let dw = partial_sums(cpu, rs.len(), sums, [&mut dx[..], &mut dz[..]], |rows, [dx, dz], dw| {
         let span = rows.start * width..rows.end * width;
-        let from = Rows { x: &xs[span.clone()], z: &zs[span.clone()], w: &ws, rstd: &rs[rows], dy: &dys[span] };
+        let from = GatedRows { x: &xs[span.clone()], z: &zs[span.clone()], w: &ws, rstd: &rs[rows], dy: &dys[span] };
         let to = [dx, dz, dw];
         match need {
             [true, true, true] => gradient(level, Need::<true, true, true>, from, to),
@@ -47,7 +47,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) ->
     Ok([like(need[0], dx, x)?, like(need[1], dz, z)?, like(need[2], dw, w)?])
 }
 
-struct Rows<'a> {
+struct GatedRows<'a> {
     x: &'a [f32],
     z: &'a [f32],
     w: &'a [f32],
@@ -97,8 +97,8 @@ alluvium_core::simd! {
         }
     }
 
-    /// Rows of `dx` and `dz`, and what they add to `dw`: those that are needed.
-    fn gradient<S, N: Needed>(_need: N, from: Rows<'_>, to: [&mut [f32]; 3]) {
+    /// GatedRows of `dx` and `dz`, and what they add to `dw`: those that are needed.
+    fn gradient<S, N: Needed>(_need: N, from: GatedRows<'_>, to: [&mut [f32]; 3]) {
         let [dx, dz, dw] = to;
         let width = from.w.len();
         let whole = width - width % S::LANES;

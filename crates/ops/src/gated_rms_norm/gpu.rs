@@ -3,7 +3,7 @@
 use super::Grad;
 use crate::common::gpu::MATH;
 use crate::common::gpu::form::{QUADS, QUADS_MATH, SINGLES, SINGLES_MATH};
-use crate::common::gpu::norm::{self, Gradients, NORM, NORM_GRADIENT, Norm};
+use crate::common::gpu::norm::{self, NORM, NORM_GRADIENT, Norm, NormGradients};
 use crate::common::gpu::rows::ROWS;
 use alluvium_core::gpu::{Gpu, Kernel};
 use alluvium_core::{Result, Tensor};
@@ -30,6 +30,6 @@ pub(super) fn forward(gpu: &Gpu, args: [&Tensor; 3], eps: f32) -> Result<(Tensor
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
     let args = [&saved.x, &saved.z, &saved.w];
-    let Gradients { dx, dw, dz } = norm::backward(gpu, norm(args), &saved.rstd, dy, [need[0], need[2], need[1]])?;
+    let NormGradients { dx, dw, dz } = norm::backward(gpu, norm(args), &saved.rstd, dy, [need[0], need[2], need[1]])?;
     Ok([dx, dz, dw])
 }

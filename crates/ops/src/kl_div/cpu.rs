@@ -39,7 +39,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: f32, need: [bool; 2]) -> Res
         cpu.run(|| {
             let tasks = out.par_chunks_exact_mut(words).zip(s.par_chunks_exact(words)).zip(t.par_chunks_exact(words));
             tasks.zip(rows.par_chunks_exact(3)).with_min_len(cpu.grain(count, 24 * words)).for_each(
-                |(((out, s), t), row)| kernel(level, Row { s, t, lse: [row[0], row[1]], kl: row[2] }, by, out),
+                |(((out, s), t), row)| kernel(level, KlRow { s, t, lse: [row[0], row[1]], kl: row[2] }, by, out),
             );
         });
         Ok(Some(cpu.tensor(out, of.shape(), of.dtype())?))
@@ -50,10 +50,10 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: f32, need: [bool; 2]) -> Res
     ])
 }
 
-type Kernel = fn(Level, Row<'_>, f32, &mut [f32]);
+type Kernel = fn(Level, KlRow<'_>, f32, &mut [f32]);
 
 /// A row of both, and what the forward pass found.
-struct Row<'a> {
+struct KlRow<'a> {
     s: &'a [f32],
     t: &'a [f32],
     lse: [f32; 2],
@@ -112,7 +112,7 @@ alluvium_core::simd! {
         sums.map(S::sum)
     }
 
-    fn to_logits<S>(row: Row<'_>, by: f32, out: &mut [f32]) {
+    fn to_logits<S>(row: KlRow<'_>, by: f32, out: &mut [f32]) {
         let (lse, by) = (row.lse.map(S::splat), S::splat(by));
         for ((s, t), out) in row.s.chunks(S::LANES).zip(row.t.chunks(S::LANES)).zip(out.chunks_mut(S::LANES)) {
             let (s, t) = (S::load_head(s) - lse[0], S::load_head(t) - lse[1]);
@@ -120,7 +120,7 @@ alluvium_core::simd! {
         }
     }
 
-    fn to_teacher<S>(row: Row<'_>, by: f32, out: &mut [f32]) {
+    fn to_teacher<S>(row: KlRow<'_>, by: f32, out: &mut [f32]) {
         let (lse, by, kl) = (row.lse.map(S::splat), S::splat(by), S::splat(row.kl));
         for ((s, t), out) in row.s.chunks(S::LANES).zip(row.t.chunks(S::LANES)).zip(out.chunks_mut(S::LANES)) {
             let (s, t) = (S::load_head(s) - lse[0], S::load_head(t) - lse[1]);

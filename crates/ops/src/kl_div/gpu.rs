@@ -16,14 +16,14 @@ static KERNELS: [Kernel; 2] = [
 /// Invocations of a workgroup.
 const WG: usize = 256;
 
-/// Rows, words of a row, and how both sides are stored.
-struct Rows {
+/// KlRows, words of a row, and how both sides are stored.
+struct KlRows {
     rows: usize,
     words: usize,
     dtypes: [DType; 2],
 }
 
-impl Rows {
+impl KlRows {
     fn is_even(&self) -> bool {
         self.words.is_multiple_of(4)
     }
@@ -53,7 +53,7 @@ enum To {
 }
 
 pub(super) fn forward(gpu: &Gpu, logits: &Tensor, teacher: &Tensor, dims: &Dims) -> Result<(Tensor, Tensor)> {
-    let sizes = Rows { rows: dims['R'], words: dims['V'], dtypes: [logits.dtype(), teacher.dtype()] };
+    let sizes = KlRows { rows: dims['R'], words: dims['V'], dtypes: [logits.dtype(), teacher.dtype()] };
     let rows = gpu.empty([sizes.rows, 3], DType::F32)?;
     sizes.launch(gpu, "forward", &[logits, teacher, &rows], sizes.rows, To::Student)?;
     let loss = gpu.empty([], DType::F32)?;
@@ -64,7 +64,7 @@ pub(super) fn forward(gpu: &Gpu, logits: &Tensor, teacher: &Tensor, dims: &Dims)
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
     let Grad { logits, teacher, rows } = saved;
     let count = rows.shape()[0];
-    let sizes = Rows { rows: count, words: logits.elements() / count, dtypes: [logits.dtype(), teacher.dtype()] };
+    let sizes = KlRows { rows: count, words: logits.elements() / count, dtypes: [logits.dtype(), teacher.dtype()] };
     let gradient = |of: &Tensor, to: To| -> Result<Option<Tensor>> {
         // odd rows are written in f32 and rounded afterwards
         let out = gpu.empty(of.shape(), if sizes.is_even() { of.dtype() } else { DType::F32 })?;

@@ -3,7 +3,7 @@
 //! A few rows are multiplied with the weights as they are stored: bound by reading them. Many rows are worth a general
 //! product, whose threads make the numbers that they are about to multiply.
 
-use crate::common::Few;
+use crate::common::InlineVec;
 use crate::common::stored::Stored;
 use alluvium_core::cpu::simd::F32s;
 use alluvium_core::cpu::{Cpu, Level, Made, Mat, Prefetch, Right, Source, gemm, prefetch};
@@ -76,8 +76,8 @@ pub(crate) fn few<W: Weights>(
 }
 
 /// Elements of scratch for a task.
-pub(crate) fn scratch(numbers: usize) -> Few<f32, SCRATCH> {
-    Few::new(numbers, 0.0)
+pub(crate) fn scratch(numbers: usize) -> InlineVec<f32, SCRATCH> {
+    InlineVec::new(numbers, 0.0)
 }
 
 /// As [`multiply`] for many rows of `x`.

@@ -22,5 +22,5 @@ pub(crate) mod quantized_embedding;
 pub(crate) mod quantized_matmul;
 pub(crate) mod reference;
 
-pub(crate) use packing::{Layout, SCALES};
 pub use packing::{Packed, Packing, Quantized};
+pub(crate) use packing::{PackedLayout, SCALES};

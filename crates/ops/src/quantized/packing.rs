@@ -115,7 +115,7 @@ impl Packed {
 
 /// The sizes of a row.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Layout {
+pub(crate) struct PackedLayout {
     pub(crate) packing: Packing,
     /// Words of a row.
     pub(crate) words: usize,
@@ -133,7 +133,7 @@ impl Quantized<'_> {
     }
 
     /// The sizes of a row, once scales, biases and words are known to belong together.
-    pub(crate) fn layout(&self, op: &'static str) -> Result<Layout> {
+    pub(crate) fn layout(&self, op: &'static str) -> Result<PackedLayout> {
         let Quantized { w, scales, biases, packing } = *self;
         packing.check(op)?;
         let affine = matches!(packing, Packing::Affine { .. });
@@ -156,11 +156,11 @@ impl Quantized<'_> {
             let want = format!("{groups} groups a row, as `w` {} has", w.shape());
             return Err(Kind::Shape { op, arg: "scales", got: scales.shape(), want }.into());
         }
-        Ok(Layout { packing, words, groups, inner })
+        Ok(PackedLayout { packing, words, groups, inner })
     }
 }
 
-impl Layout {
+impl PackedLayout {
     /// Errs unless an argument's rows have as many numbers as this matrix.
     pub(crate) fn fits(&self, op: &'static str, arg: &'static str, got: Shape) -> Result<()> {
         if got.last() == self.inner {

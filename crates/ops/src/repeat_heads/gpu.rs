@@ -1,6 +1,6 @@
-//! Rows are copied forward; backward an invocation sums the repeats of one unit.
+//! RowCopy are copied forward; backward an invocation sums the repeats of one unit.
 
-use crate::common::gpu::copy::{Place, Rows};
+use crate::common::gpu::copy::{CopyPlace, RowCopy};
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
 use crate::common::gpu::to_u32;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
@@ -29,9 +29,9 @@ pub(super) fn forward(gpu: &Gpu, x: &Tensor, times: usize, shape: Shape) -> Resu
     // rows of whole words can be repeated as they are
     let dtype = if (width * x.dtype().size()).is_multiple_of(4) { x.dtype() } else { DType::F32 };
     let (from, y) = (gpu.convert(x, dtype)?, gpu.empty(shape, dtype)?);
-    let place = |tensor| Place { tensor, first: 0, stride: width };
+    let place = |tensor| CopyPlace { tensor, first: 0, stride: width };
     let rows = shape.elements() / width;
-    Rows { to: place(&y), from: Some(place(&from)), rows, width, repeat: times }.copy(gpu)?;
+    RowCopy { to: place(&y), from: Some(place(&from)), rows, width, repeat: times }.copy(gpu)?;
     gpu.convert(&y, x.dtype())
 }
 

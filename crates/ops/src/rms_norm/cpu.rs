@@ -1,9 +1,9 @@
 //! Threads over rows; each row is read once from memory and stays in cache for its second pass.
 
 use super::Grad;
-use crate::common::rows::{self, Piece};
+use crate::common::rows::{self, RowBlock};
 use crate::common::stored::by_storage;
-use crate::common::writer::{Block, Target};
+use crate::common::writer::{Target, WriteBlock};
 use alluvium_core::cpu::{Cpu, prefetch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
@@ -14,7 +14,7 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, eps: f32, dims: &Dims) 
         let mut y = cpu.buffer::<T>(x.elements())?;
         rows::map(cpu, width, x.slice::<T>()?, (Target::new(&mut y), &mut rstd), |x, rstd, y| {
             rows::scales(level, x, 1.0 / width as f32, eps, rstd);
-            for Piece { columns, numbers } in rows::pieces(width, x.len()) {
+            for RowBlock { columns, numbers } in rows::pieces(width, x.len()) {
                 y.write(numbers.len(), |y| normalize(level, &x[numbers], &ws[columns], (rstd, x.len()), y));
             }
         });
@@ -31,7 +31,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
         let dw = by_storage!(x.dtype(), T => {
             let from = [x.slice::<T>()?, dy.slice::<T>()?];
             rows::sum(cpu, width, from, &rs, |[x, dy], rstd, dw| {
-                for Piece { columns, numbers } in rows::pieces(width, x.len()) {
+                for RowBlock { columns, numbers } in rows::pieces(width, x.len()) {
                     let (x, dy, w) = (&x[numbers.clone()], &dy[numbers], &mut dw[columns]);
                     weights_gradient(level, [x, dy, rstd], w);
                 }
@@ -47,9 +47,9 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
             let mut shrink = [0.0; rows::MOST];
             let ahead = x.len();
             dots(level, [x, dy, &ws], rstd, &mut shrink);
-            for Piece { columns, numbers } in rows::pieces(width, x.len()) {
+            for RowBlock { columns, numbers } in rows::pieces(width, x.len()) {
                 let (x, dy, w) = (&x[numbers.clone()], &dy[numbers.clone()], &ws[columns.clone()]);
-                let from = Rows { x, dy, w, rstd, shrink: &shrink, ahead };
+                let from = NormRows { x, dy, w, rstd, shrink: &shrink, ahead };
                 if need[1] {
                     dx.write(numbers.len(), |dx| gradient(level, from, dx, &mut dw[columns]));
                 } else {
@@ -63,7 +63,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
     Ok([Some(dx), dw])
 }
 
-struct Rows<'a> {
+struct NormRows<'a> {
     x: &'a [f32],
     dy: &'a [f32],
     w: &'a [f32],
@@ -75,9 +75,9 @@ struct Rows<'a> {
 }
 
 alluvium_core::simd! {
-    fn normalize<S>(x: &[f32], w: &[f32], rows: (&[f32], usize), y: Block<'_>) {
+    fn normalize<S>(x: &[f32], w: &[f32], rows: (&[f32], usize), y: WriteBlock<'_>) {
         // the rows at distance `ahead` are prefetched meanwhile
-        let ((rstd, ahead), Block { to: y, stores, .. }) = (rows, y);
+        let ((rstd, ahead), WriteBlock { to: y, stores, .. }) = (rows, y);
         let width = w.len();
         let whole = width - width % S::LANES;
         for ((x, y), &r) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(rstd) {
@@ -119,8 +119,8 @@ alluvium_core::simd! {
     }
 
     /// `dx` of the rows.
-    fn inputs_gradient<S>(from: Rows<'_>, dx: Block<'_>) {
-        let Block { to: dx, stores, .. } = dx;
+    fn inputs_gradient<S>(from: NormRows<'_>, dx: WriteBlock<'_>) {
+        let WriteBlock { to: dx, stores, .. } = dx;
         let width = from.w.len();
         let whole = width - width % S::LANES;
         let rows = from.x.chunks_exact(width).zip(from.dy.chunks_exact(width)).zip(from.rstd.iter().zip(from.shrink));
@@ -138,8 +138,8 @@ alluvium_core::simd! {
     }
 
     /// `dx` of the rows, and what they add to `dw`.
-    fn gradient<S>(from: Rows<'_>, dx: Block<'_>, dw: &mut [f32]) {
-        let Block { to: dx, stores, .. } = dx;
+    fn gradient<S>(from: NormRows<'_>, dx: WriteBlock<'_>, dw: &mut [f32]) {
+        let WriteBlock { to: dx, stores, .. } = dx;
         let width = from.w.len();
         let whole = width - width % S::LANES;
         let rows = from.x.chunks_exact(width).zip(from.dy.chunks_exact(width)).zip(from.rstd.iter().zip(from.shrink));

@@ -2,7 +2,7 @@
 
 use super::Grad;
 use crate::common::gpu::form::{QUADS, SINGLES};
-use crate::common::gpu::norm::{self, Gradients, NORM, NORM_GRADIENT, Norm};
+use crate::common::gpu::norm::{self, NORM, NORM_GRADIENT, Norm, NormGradients};
 use crate::common::gpu::rows::ROWS;
 use alluvium_core::gpu::{Gpu, Kernel};
 use alluvium_core::{Result, Tensor};
@@ -23,7 +23,7 @@ pub(super) fn forward(gpu: &Gpu, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Te
 }
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-    let Gradients { dx, dw, .. } =
+    let NormGradients { dx, dw, .. } =
         norm::backward(gpu, norm(&saved.x, &saved.w), &saved.rstd, dy, [need[0], need[1], false])?;
     Ok([dx, dw])
 }

@@ -1,7 +1,7 @@
 //! Threads over tokens; the angles of a token are computed once and shared by its heads.
 
-use super::{Pairs, Rope, Way};
-use crate::common::Few;
+use super::{Pairs, Rope, Rotation};
+use crate::common::InlineVec;
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -9,14 +9,14 @@ use rayon::prelude::*;
 /// Pairs of numbers of a head that usually turn, at most.
 const PAIRS: usize = 128;
 
-pub(super) fn rotate(cpu: &Cpu, x: &Tensor, positions: &Tensor, turn: Rope, way: Way) -> Result<Tensor> {
+pub(super) fn rotate(cpu: &Cpu, x: &Tensor, positions: &Tensor, turn: Rope, way: Rotation) -> Result<Tensor> {
     let (width, level) = (x.shape().last(), cpu.level());
     let (xs, positions) = (cpu.read(x)?, positions.slice::<u32>()?);
     let token = xs.len() / positions.len();
     let pairs = turn.dims / 2;
-    let mut frequencies: Few<f64, PAIRS> = Few::new(pairs, 0.0);
+    let mut frequencies: InlineVec<f64, PAIRS> = InlineVec::new(pairs, 0.0);
     frequencies.iter_mut().enumerate().for_each(|(i, f)| *f = turn.frequency(i));
-    let sign = if way == Way::Forward { 1.0 } else { -1.0 };
+    let sign = if way == Rotation::Forward { 1.0 } else { -1.0 };
     let magnitude = f64::from(turn.magnitude());
 
     let mut y = cpu.buffer(xs.len())?;
@@ -24,7 +24,7 @@ pub(super) fn rotate(cpu: &Cpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
     cpu.run(|| {
         y.par_chunks_mut(grain * token).zip(xs.par_chunks(grain * token)).zip(positions.par_chunks(grain)).for_each(
             |((y, x), positions)| {
-                let mut angles = Angles { cos: Few::new(pairs, 0.0), sin: Few::new(pairs, 0.0) };
+                let mut angles = Angles { cos: InlineVec::new(pairs, 0.0), sin: InlineVec::new(pairs, 0.0) };
                 for ((y, x), &position) in y.chunks_exact_mut(token).zip(x.chunks_exact(token)).zip(positions) {
                     angles.turn(&frequencies, sign * f64::from(position), magnitude);
                     match turn.pairs {
@@ -40,8 +40,8 @@ pub(super) fn rotate(cpu: &Cpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
 
 /// The cosines and sines of one token's angles.
 struct Angles {
-    cos: Few<f32, PAIRS>,
-    sin: Few<f32, PAIRS>,
+    cos: InlineVec<f32, PAIRS>,
+    sin: InlineVec<f32, PAIRS>,
 }
 
 impl Angles {

@@ -1,6 +1,6 @@
 //! A token's angles are computed once for several heads, as integers of parts of a turn.
 
-use super::{Pairs, Rope, Way};
+use super::{Pairs, Rope, Rotation};
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
 use crate::common::gpu::to_u32s;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
@@ -42,7 +42,7 @@ fn frequencies(turn: Rope) -> Vec<u32> {
     upper.chain(lower).collect()
 }
 
-pub(super) fn rotate(gpu: &Gpu, x: &Tensor, positions: &Tensor, turn: Rope, way: Way) -> Result<Tensor> {
+pub(super) fn rotate(gpu: &Gpu, x: &Tensor, positions: &Tensor, turn: Rope, way: Rotation) -> Result<Tensor> {
     let (heads, width, tokens) = (x.shape()[2], x.shape()[3], positions.elements());
     let pairs = turn.dims / 2;
     let form = match Form::of(width, x.dtype()) {
@@ -55,7 +55,7 @@ pub(super) fn rotate(gpu: &Gpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
     for part in gpu.segments(tokens, row) {
         let (width, pairs) = (width / form.unit(), pairs / form.unit());
         let [step, apart] = turn.pairs.strides(pairs);
-        let numbers = [part.len(), heads, width, pairs, HEADS, usize::from(way == Way::Back), step, apart];
+        let numbers = [part.len(), heads, width, pairs, HEADS, usize::from(way == Rotation::Back), step, apart];
         let [tokens, heads, width, pairs, each, back, step, apart] = to_u32s(numbers)?;
         let invocations = numbers[0] * numbers[1].div_ceil(HEADS) * (numbers[2] - numbers[3]);
         gpu.launch(&Launch {

@@ -192,15 +192,15 @@ pub fn rope(x: &Tensor, positions: &Tensor, turn: Rope) -> Result<Tensor> {
     let dims = CONTRACT.check(&[x, positions])?;
     turn.check(dims['D'])?;
     let y = match x.device() {
-        Device::Cpu(cpu) => cpu::rotate(cpu, x, positions, turn, Way::Forward)?,
-        Device::Gpu(gpu) => gpu::rotate(gpu, x, positions, turn, Way::Forward)?,
+        Device::Cpu(cpu) => cpu::rotate(cpu, x, positions, turn, Rotation::Forward)?,
+        Device::Gpu(gpu) => gpu::rotate(gpu, x, positions, turn, Rotation::Forward)?,
     };
     tape::record([x], y, || Grad { positions: positions.clone(), turn })
 }
 
 /// Which way to turn.
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
+enum Rotation {
     Forward,
     Back,
 }
@@ -218,8 +218,8 @@ impl Backward<1> for Grad {
 
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         match dy.device() {
-            Device::Cpu(cpu) => Ok([Some(cpu::rotate(cpu, &dy, &self.positions, self.turn, Way::Back)?)]),
-            Device::Gpu(gpu) => Ok([Some(gpu::rotate(gpu, &dy, &self.positions, self.turn, Way::Back)?)]),
+            Device::Cpu(cpu) => Ok([Some(cpu::rotate(cpu, &dy, &self.positions, self.turn, Rotation::Back)?)]),
+            Device::Gpu(gpu) => Ok([Some(gpu::rotate(gpu, &dy, &self.positions, self.turn, Rotation::Back)?)]),
         }
     }
 }

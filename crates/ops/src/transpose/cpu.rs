@@ -9,7 +9,7 @@ use rayon::prelude::*;
 const TILE: usize = 16;
 
 /// A shape seen from the two axes: `outer, rows, middle, columns, inner`.
-struct Sizes {
+struct TransposeSizes {
     rows: usize,
     middle: usize,
     columns: usize,
@@ -22,7 +22,7 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, low: usize, high: usize) -> Result<
         return Ok(x.detach());
     }
     let product = |axes: &[usize]| axes.iter().product();
-    let sizes = Sizes {
+    let sizes = TransposeSizes {
         rows: shape[low],
         middle: product(&shape[low + 1..high]),
         columns: shape[high],
@@ -36,8 +36,8 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, low: usize, high: usize) -> Result<
 }
 
 /// A task is `TILE` columns of `from`, which are as many rows of `to`, of one matrix of the outer axes.
-fn copy<T: Element>(cpu: &Cpu, from: &[T], to: &mut [T], sizes: &Sizes) {
-    let &Sizes { rows, middle, columns, inner } = sizes;
+fn copy<T: Element>(cpu: &Cpu, from: &[T], to: &mut [T], sizes: &TransposeSizes) {
+    let &TransposeSizes { rows, middle, columns, inner } = sizes;
     let (from_row, to_row) = (middle * columns * inner, middle * rows * inner);
     let matrix = rows * from_row;
     cpu.run(|| {

@@ -3,7 +3,7 @@
 //! Heads that share keys write gradients of their own, which are added in the order of the heads afterwards.
 
 use super::super::{Grad, Mask};
-use super::{KEYS, QUERIES, Sizes, WIDEST, blocks, columns, swapped};
+use super::{AttentionSizes, KEYS, QUERIES, WIDEST, blocks, columns, swapped};
 use crate::common::tile::{Left, Product, product};
 use alluvium_core::cpu::simd::math::exp;
 use alluvium_core::cpu::{Buffer, Cpu, Level};
@@ -13,8 +13,8 @@ use std::ops::Range;
 
 pub(in super::super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
     let Grad { q, k, v, o, lse, mask, scale, dims } = saved;
-    let sizes = Sizes::new(dims);
-    let Sizes { batch, tokens, heads, positions, shared, width } = sizes;
+    let sizes = AttentionSizes::new(dims);
+    let AttentionSizes { batch, tokens, heads, positions, shared, width } = sizes;
     let by_head = |x: &Tensor| swapped(cpu, &cpu.read(x)?, [batch, tokens, heads, width]);
     let by_shared = |x: &Tensor| swapped(cpu, &cpu.read(x)?, [batch, positions, shared, width]);
     let (qs, os, dos, ks, vs) = (by_head(q)?, by_head(o)?, by_head(dy)?, by_shared(k)?, by_shared(v)?);
@@ -30,7 +30,7 @@ pub(in super::super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bo
     cpu.run(|| {
         tasks.par_iter_mut().enumerate().for_each(|(i, [dq, dk, dv])| {
             let rows = i * tokens * width..(i + 1) * tokens * width;
-            let head = Head {
+            let head = BackwardHead {
                 q: &qs[rows.clone()],
                 o: &os[rows.clone()],
                 dy: &dos[rows],
@@ -42,7 +42,7 @@ pub(in super::super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bo
             };
             dk.fill(0.0);
             dv.fill(0.0);
-            let mut scratch = Scratch::new(width);
+            let mut scratch = BackwardScratch::new(width);
             for queries in blocks(tokens) {
                 let dq = if need[0] { &mut dq[queries.start * width..queries.end * width] } else { &mut [][..] };
                 scratch.block(level, &head, mask, queries, [&mut *dq, &mut *dk, &mut *dv]);
@@ -61,8 +61,8 @@ pub(in super::super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bo
 }
 
 /// Adds what heads that share keys found, and lays it token by token.
-fn together(cpu: &Cpu, each: &[f32], sizes: &Sizes) -> Result<Buffer<f32>> {
-    let &Sizes { batch, positions, shared, width, .. } = sizes;
+fn together(cpu: &Cpu, each: &[f32], sizes: &AttentionSizes) -> Result<Buffer<f32>> {
+    let &AttentionSizes { batch, positions, shared, width, .. } = sizes;
     let group = sizes.group();
     let mut out = cpu.buffer(batch * positions * shared * width)?;
     let grain = cpu.grain(batch * positions, shared * width * group);
@@ -83,7 +83,7 @@ fn together(cpu: &Cpu, each: &[f32], sizes: &Sizes) -> Result<Buffer<f32>> {
 }
 
 /// What one query head reads.
-struct Head<'a> {
+struct BackwardHead<'a> {
     q: &'a [f32],
     o: &'a [f32],
     dy: &'a [f32],
@@ -95,36 +95,36 @@ struct Head<'a> {
 }
 
 /// What one task works in.
-struct Scratch {
+struct BackwardScratch {
     q: Vec<f32>,
     dy: Vec<f32>,
     weights: Vec<f32>,
     grads: Vec<f32>,
-    rows: Rows,
+    rows: GradientRows,
 }
 
 /// Two numbers of each query.
-struct Rows {
+struct GradientRows {
     lse: [f32; QUERIES],
     delta: [f32; QUERIES],
 }
 
-impl Scratch {
+impl BackwardScratch {
     fn new(width: usize) -> Self {
         let zeros = |n: usize| vec![0.0; n * QUERIES];
-        let rows = Rows { lse: [0.0; QUERIES], delta: [0.0; QUERIES] };
-        Scratch { q: zeros(width), dy: zeros(width), weights: zeros(KEYS), grads: zeros(KEYS), rows }
+        let rows = GradientRows { lse: [0.0; QUERIES], delta: [0.0; QUERIES] };
+        BackwardScratch { q: zeros(width), dy: zeros(width), weights: zeros(KEYS), grads: zeros(KEYS), rows }
     }
 
     fn block(
         &mut self,
         level: Level,
-        head: &Head<'_>,
+        head: &BackwardHead<'_>,
         mask: &Mask,
         queries: Range<usize>,
         [dq, dk, dv]: [&mut [f32]; 3],
     ) {
-        let Scratch { q, dy, weights, grads, rows } = self;
+        let BackwardScratch { q, dy, weights, grads, rows } = self;
         let (width, count) = (head.width, queries.len());
         let stride = count.next_multiple_of(WIDEST);
         let span = queries.start * width..queries.end * width;
@@ -168,7 +168,7 @@ impl Scratch {
 
 alluvium_core::simd! {
     /// Scores become weights, and the gradients of the weights become those of the products of queries and keys.
-    fn differentiate<S>(weights: &mut [f32], grads: &mut [f32], stride: usize, rows: &Rows, scale: f32) {
+    fn differentiate<S>(weights: &mut [f32], grads: &mut [f32], stride: usize, rows: &GradientRows, scale: f32) {
         let scale = S::splat(scale);
         for at in (0..stride).step_by(S::LANES) {
             let (lse, delta) = (S::load(&rows.lse[at..]), S::load(&rows.delta[at..]));

@@ -1,6 +1,6 @@
 //! A single query: bound by reading the keys and values, so each is read once for all the heads that share it.
 
-use super::Sizes;
+use super::AttentionSizes;
 use crate::common::tile::{Left, Product, product};
 use alluvium_core::Result;
 use alluvium_core::cpu::simd::math::exp;
@@ -15,9 +15,9 @@ pub(super) fn forward(
     cpu: &Cpu,
     [q, k, v]: [&[f32]; 3],
     scale: f32,
-    sizes: &Sizes,
+    sizes: &AttentionSizes,
 ) -> Result<(Buffer<f32>, Buffer<f32>)> {
-    let &Sizes { positions, shared, width, .. } = sizes;
+    let &AttentionSizes { positions, shared, width, .. } = sizes;
     let (group, level) = (sizes.group(), cpu.level());
     let spans = positions.div_ceil(SPAN);
     let tasks = sizes.batch * shared * spans;
@@ -31,7 +31,7 @@ pub(super) fn forward(
             let (b, head, first) = (task / spans / shared, task / spans % shared, task % spans * SPAN);
             let at = ((b * positions + first) * shared + head) * width;
             let count = SPAN.min(positions - first);
-            let rows = Rows { width, stride: shared * width, count };
+            let rows = DecodeRows { width, stride: shared * width, count };
             let q = &q[(b * shared + head) * group * width..][..group * width];
             score(level, q, &k[at..], &rows, scale, weights);
             for (row, stats) in weights.chunks_exact_mut(SPAN).zip(stats.chunks_exact_mut(2)) {
@@ -72,7 +72,7 @@ fn merge<'a>(
 }
 
 /// The rows of one head's keys.
-struct Rows {
+struct DecodeRows {
     width: usize,
     stride: usize,
     count: usize,
@@ -80,7 +80,7 @@ struct Rows {
 
 alluvium_core::simd! {
     /// `weights[head][key] = scale · q[head]·k[key]`.
-    fn score<S>(q: &[f32], keys: &[f32], rows: &Rows, scale: f32, weights: &mut [f32]) {
+    fn score<S>(q: &[f32], keys: &[f32], rows: &DecodeRows, scale: f32, weights: &mut [f32]) {
         let width = rows.width;
         for key in 0..rows.count {
             let k = &keys[key * rows.stride..][..width];

@@ -1,7 +1,7 @@
 //! One task for each head and block of queries.
 
 use super::super::Mask;
-use super::{KEYS, QUERIES, Sizes, WIDEST, columns};
+use super::{AttentionSizes, KEYS, QUERIES, WIDEST, columns};
 use crate::common::tile::{Left, Product, product};
 use alluvium_core::Result;
 use alluvium_core::cpu::simd::math::exp;
@@ -15,7 +15,7 @@ pub(super) fn forward(
     [q, k, v]: [&[f32]; 3],
     scale: f32,
     mask: &Mask,
-    sizes: &Sizes,
+    sizes: &AttentionSizes,
 ) -> Result<(Buffer<f32>, Buffer<f32>)> {
     let (tokens, width, level) = (sizes.tokens, sizes.width, cpu.level());
     let (mut o, mut lse) = (cpu.buffer(q.len())?, cpu.buffer(q.len() / width)?);
@@ -26,10 +26,10 @@ pub(super) fn forward(
             let q = &q[head * tokens * width..][..tokens * width];
             let blocks = o.par_chunks_mut(QUERIES * width).zip(lse.par_chunks_mut(QUERIES)).enumerate();
             blocks.for_each_init(
-                || Scratch::new(width),
+                || ForwardScratch::new(width),
                 |scratch, (block, (o, lse))| {
                     let queries = block * QUERIES..block * QUERIES + lse.len();
-                    let head = Head { q, keys, values, scale, width };
+                    let head = ForwardHead { q, keys, values, scale, width };
                     scratch.block(level, &head, mask, queries, [o, lse]);
                 },
             );
@@ -39,7 +39,7 @@ pub(super) fn forward(
 }
 
 /// What the blocks of one head read.
-struct Head<'a> {
+struct ForwardHead<'a> {
     q: &'a [f32],
     keys: &'a [f32],
     values: &'a [f32],
@@ -48,28 +48,35 @@ struct Head<'a> {
 }
 
 /// What one thread works in.
-struct Scratch {
+struct ForwardScratch {
     q: Vec<f32>,
     scores: Vec<f32>,
-    rows: Rows,
+    rows: QueryRows,
 }
 
 /// The streaming softmax of each query.
-struct Rows {
+struct QueryRows {
     max: [f32; QUERIES],
     sum: [f32; QUERIES],
     /// What the sums before the last tile are worth after it.
     keep: [f32; QUERIES],
 }
 
-impl Scratch {
+impl ForwardScratch {
     fn new(width: usize) -> Self {
-        let rows = Rows { max: [0.0; QUERIES], sum: [0.0; QUERIES], keep: [0.0; QUERIES] };
-        Scratch { q: vec![0.0; width * QUERIES], scores: vec![0.0; KEYS * QUERIES], rows }
+        let rows = QueryRows { max: [0.0; QUERIES], sum: [0.0; QUERIES], keep: [0.0; QUERIES] };
+        ForwardScratch { q: vec![0.0; width * QUERIES], scores: vec![0.0; KEYS * QUERIES], rows }
     }
 
-    fn block(&mut self, level: Level, head: &Head<'_>, mask: &Mask, queries: Range<usize>, [o, lse]: [&mut [f32]; 2]) {
-        let Scratch { q, scores, rows } = self;
+    fn block(
+        &mut self,
+        level: Level,
+        head: &ForwardHead<'_>,
+        mask: &Mask,
+        queries: Range<usize>,
+        [o, lse]: [&mut [f32]; 2],
+    ) {
+        let ForwardScratch { q, scores, rows } = self;
         let (width, count) = (head.width, queries.len());
         let stride = count.next_multiple_of(WIDEST);
         columns(&head.q[queries.start * width..queries.end * width], width, head.scale, q, stride);
@@ -100,7 +107,7 @@ impl Scratch {
 
 alluvium_core::simd! {
     /// Scores become weights relative to the largest score so far.
-    fn soften<S>(scores: &mut [f32], stride: usize, rows: &mut Rows) {
+    fn soften<S>(scores: &mut [f32], stride: usize, rows: &mut QueryRows) {
         for at in (0..stride).step_by(S::LANES) {
             let before = S::load(&rows.max[at..]);
             let mut max = before;

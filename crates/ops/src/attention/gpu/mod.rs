@@ -62,7 +62,7 @@ struct Params {
 }
 
 /// What launches share.
-struct Plan<'a> {
+struct AttentionLaunch<'a> {
     gpu: &'a Gpu,
     batch: usize,
     dtype: DType,
@@ -71,7 +71,7 @@ struct Plan<'a> {
     sequences: Option<Tensor>,
 }
 
-impl<'a> Plan<'a> {
+impl<'a> AttentionLaunch<'a> {
     fn new(gpu: &'a Gpu, dims: &Dims, scale: f32, dtype: DType, mask: &Mask) -> Result<Self> {
         let width = dims['D'];
         if width > WIDEST {
@@ -82,7 +82,7 @@ impl<'a> Plan<'a> {
             to_u32s(['T', 'S', 'A', 'G', 'D'].map(|letter| dims[letter]))?;
         let params = Params { tokens, positions, heads, shared_heads, width, scale, count: 0 };
         let sequences = mask.first.as_ref().map(|first| bounds(gpu, first)).transpose()?;
-        Ok(Plan { gpu, batch: dims['B'], dtype, params, sequences })
+        Ok(AttentionLaunch { gpu, batch: dims['B'], dtype, params, sequences })
     }
 
     /// Whether rows begin at whole quads.
@@ -136,7 +136,7 @@ fn bounds(gpu: &Gpu, first: &[usize]) -> Result<Tensor> {
 /// The result, and `log Σ exp` of the scores of each head and query, `[B, A, T]`.
 pub(super) fn forward(gpu: &Gpu, args: &AttentionArgs<'_>, mask: &Mask, dims: &Dims) -> Result<(Tensor, Tensor)> {
     let AttentionArgs { q, k, v, scale, .. } = *args;
-    let plan = Plan::new(gpu, dims, scale, q.dtype(), mask)?;
+    let plan = AttentionLaunch::new(gpu, dims, scale, q.dtype(), mask)?;
     let o = plan.rows(q)?;
     let lse = gpu.empty([dims['B'], dims['A'], dims['T']], DType::F32)?;
     if dims['T'] == 1 {
@@ -153,7 +153,7 @@ pub(super) fn forward(gpu: &Gpu, args: &AttentionArgs<'_>, mask: &Mask, dims: &D
 }
 
 /// One query: parts of the keys side by side, then the parts together.
-fn decode(plan: &Plan<'_>, [q, k, v]: [&Tensor; 3], [o, lse]: [&Tensor; 2]) -> Result<()> {
+fn decode(plan: &AttentionLaunch<'_>, [q, k, v]: [&Tensor; 3], [o, lse]: [&Tensor; 2]) -> Result<()> {
     let Params { positions, heads, shared_heads, width, .. } = plan.params;
     let (heads, quads) = (heads as usize, width.div_ceil(4) as usize);
     let count = (positions as usize).div_ceil(SIDE);
@@ -173,7 +173,7 @@ fn decode(plan: &Plan<'_>, [q, k, v]: [&Tensor; 3], [o, lse]: [&Tensor; 2]) -> R
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
     let Grad { q, k, v, o, lse, mask, scale, dims } = saved;
-    let plan = Plan::new(gpu, dims, *scale, q.dtype(), mask)?;
+    let plan = AttentionLaunch::new(gpu, dims, *scale, q.dtype(), mask)?;
     let with_o = gpu.empty(lse.shape(), DType::F32)?;
     let rows = lse.elements();
     let params = Params { count: to_u32(rows)?, ..plan.params };

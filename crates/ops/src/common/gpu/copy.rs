@@ -1,4 +1,4 @@
-//! Rows moved from one place to another: joining, slicing, repeating and writing into caches are one copy.
+//! RowCopy moved from one place to another: joining, slicing, repeating and writing into caches are one copy.
 
 use crate::common::gpu::ALIGNMENT;
 use crate::common::gpu::to_u32s;
@@ -16,17 +16,17 @@ const GROUP: usize = 256;
 
 /// Where rows begin in a tensor, and how far apart they are, in elements.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place<'a> {
+pub(crate) struct CopyPlace<'a> {
     pub(crate) tensor: &'a Tensor,
     pub(crate) first: usize,
     pub(crate) stride: usize,
 }
 
-/// Rows of `width` elements to be written to `to`: those of `from`, each `repeat` times in turn, or zeros.
+/// RowCopy of `width` elements to be written to `to`: those of `from`, each `repeat` times in turn, or zeros.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rows<'a> {
-    pub(crate) to: Place<'a>,
-    pub(crate) from: Option<Place<'a>>,
+pub(crate) struct RowCopy<'a> {
+    pub(crate) to: CopyPlace<'a>,
+    pub(crate) from: Option<CopyPlace<'a>>,
     pub(crate) rows: usize,
     pub(crate) width: usize,
     pub(crate) repeat: usize,
@@ -47,15 +47,15 @@ struct Params {
 /// The elements of a tensor in memory that nobody else holds.
 pub(crate) fn duplicate(gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
     let y = gpu.empty(x.shape(), x.dtype())?;
-    let place = |tensor| Place { tensor, first: 0, stride: x.elements() };
-    Rows { to: place(&y), from: Some(place(x)), rows: 1, width: x.elements(), repeat: 1 }.copy(gpu)?;
+    let place = |tensor| CopyPlace { tensor, first: 0, stride: x.elements() };
+    RowCopy { to: place(&y), from: Some(place(x)), rows: 1, width: x.elements(), repeat: 1 }.copy(gpu)?;
     Ok(y)
 }
 
-impl Rows<'_> {
+impl RowCopy<'_> {
     /// Runs the copy in as many launches as bindings need. What is repeated has rows of whole words.
     pub(crate) fn copy(mut self, gpu: &Gpu) -> Result<()> {
-        let whole = |place: &Place<'_>| place.stride == self.width;
+        let whole = |place: &CopyPlace<'_>| place.stride == self.width;
         if self.rows == 1 || self.repeat == 1 && whole(&self.to) && self.from.as_ref().is_none_or(whole) {
             // one long row
             self.width *= self.rows;
@@ -98,7 +98,7 @@ impl Rows<'_> {
             for column in (0..self.width / per).step_by(width) {
                 let width = width.min(self.width / per - column);
                 // bytes of a tensor from where a binding may start, and how many units later its rows begin
-                let bind = |place: &Place<'_>, first: usize, rows: usize| {
+                let bind = |place: &CopyPlace<'_>, first: usize, rows: usize| {
                     let stride = place.stride / per;
                     let begin = place.first / per + first * stride + column;
                     let end = begin + (rows - 1) * stride + width;

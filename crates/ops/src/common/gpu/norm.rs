@@ -117,14 +117,20 @@ fn constants(sharing: Sharing, need: [bool; 3]) -> [(&'static str, u32); 6] {
 }
 
 /// The gradients that a norm has and that are needed.
-pub(crate) struct Gradients {
+pub(crate) struct NormGradients {
     pub(crate) dx: Option<Tensor>,
     pub(crate) dw: Option<Tensor>,
     pub(crate) dz: Option<Tensor>,
 }
 
 /// The gradients to `x`, `w` and `z` that are needed.
-pub(crate) fn backward(gpu: &Gpu, norm: Norm<'_>, scales: &Tensor, dy: &Tensor, need: [bool; 3]) -> Result<Gradients> {
+pub(crate) fn backward(
+    gpu: &Gpu,
+    norm: Norm<'_>,
+    scales: &Tensor,
+    dy: &Tensor,
+    need: [bool; 3],
+) -> Result<NormGradients> {
     let need = [need[0], need[1] && norm.w.is_some(), need[2] && norm.z.is_some()];
     let read = Read::new(gpu, norm)?;
     let dy = gpu.convert(dy, read.form.dtype())?;
@@ -179,5 +185,5 @@ pub(crate) fn backward(gpu: &Gpu, norm: Norm<'_>, scales: &Tensor, dy: &Tensor, 
     };
     let dx = need[0].then(|| convert(&dx)).transpose()?;
     let dz = dz.as_ref().filter(|_| need[2]).map(convert).transpose()?;
-    Ok(Gradients { dx, dw, dz })
+    Ok(NormGradients { dx, dw, dz })
 }

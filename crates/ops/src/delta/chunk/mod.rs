@@ -18,18 +18,18 @@ pub(crate) const ONES: [f32; CHUNK] = [1.0; CHUNK];
 
 /// Rows of tokens and their heads.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Layout {
+pub(crate) struct HeadLayout {
     /// Rows of tokens.
     pub(crate) batch: usize,
     /// Tokens of a row.
     pub(crate) tokens: usize,
     /// Key heads.
-    pub(crate) heads: usize,
+    pub(crate) k_heads: usize,
     /// Value heads.
-    pub(crate) groups: usize,
+    pub(crate) v_heads: usize,
 }
 
-impl Layout {
+impl HeadLayout {
     /// The chunks of one row; tokens are counted over all rows.
     pub(crate) fn chunks(
         &self,
@@ -40,12 +40,12 @@ impl Layout {
 
     /// The key head that a value head reads.
     pub(crate) fn key_head(&self, head: usize) -> usize {
-        head / (self.groups / self.heads)
+        head / (self.v_heads / self.k_heads)
     }
 
     /// The value heads that read a key head.
-    pub(crate) fn readers(&self, key_head: usize) -> Range<usize> {
-        let each = self.groups / self.heads;
+    pub(crate) fn v_heads_of(&self, key_head: usize) -> Range<usize> {
+        let each = self.v_heads / self.k_heads;
         key_head * each..(key_head + 1) * each
     }
 
@@ -53,7 +53,7 @@ impl Layout {
     pub(crate) fn each(self) -> impl Iterator<Item = (usize, Range<usize>)> {
         (0..self.batch)
             .flat_map(move |row| self.chunks(row))
-            .flat_map(move |t| (0..self.groups).map(move |g| (g, t.clone())))
+            .flat_map(move |t| (0..self.v_heads).map(move |g| (g, t.clone())))
     }
 }
 

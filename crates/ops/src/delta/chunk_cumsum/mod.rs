@@ -7,7 +7,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::delta::gpu::Way;
+use crate::delta::gpu::Direction;
 use alluvium_core::contract::F32;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
@@ -31,7 +31,7 @@ pub fn chunk_cumsum(g: &Tensor) -> Result<Tensor> {
     let sizes = [dims['T'], dims['G']];
     let y = match g.device() {
         Device::Cpu(cpu) => cpu::sums(cpu, g, sizes, cpu::Order::Forward)?,
-        Device::Gpu(gpu) => gpu::sums(gpu, g, sizes, Way::Forward)?,
+        Device::Gpu(gpu) => gpu::sums(gpu, g, sizes, Direction::Forward)?,
     };
     tape::record([g], y, || Grad { sizes })
 }
@@ -49,7 +49,7 @@ impl Backward<1> for Grad {
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         match dy.device() {
             Device::Cpu(cpu) => Ok([Some(cpu::sums(cpu, &dy, self.sizes, cpu::Order::Backward)?)]),
-            Device::Gpu(gpu) => Ok([Some(gpu::sums(gpu, &dy, self.sizes, Way::Back)?)]),
+            Device::Gpu(gpu) => Ok([Some(gpu::sums(gpu, &dy, self.sizes, Direction::Back)?)]),
         }
     }
 }

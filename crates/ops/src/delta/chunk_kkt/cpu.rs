@@ -1,6 +1,6 @@
 //! One task a row and key head; the value heads that read it share its products.
 
-use super::{Grad, Layout};
+use super::{Grad, HeadLayout};
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
 use crate::delta::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
@@ -8,19 +8,19 @@ use alluvium_core::cpu::{Cpu, Floats, Level};
 use alluvium_core::{DType, Result, Tensor};
 use std::ops::Range;
 
-struct Given<'a> {
+struct KktInputs<'a> {
     level: Level,
     k: Floats<'a>,
     beta: Floats<'a>,
     g: Floats<'a>,
-    layout: Layout,
+    layout: HeadLayout,
     width: usize,
 }
 
-impl<'a> Given<'a> {
+impl<'a> KktInputs<'a> {
     fn read(cpu: &Cpu, args: &'a Grad) -> Result<Self> {
         let (k, beta, g) = (cpu.read(&args.k)?, cpu.read(&args.beta)?, cpu.read(&args.g_cum)?);
-        Ok(Given { level: cpu.level(), k, beta, g, layout: args.layout, width: args.k.shape().last() })
+        Ok(KktInputs { level: cpu.level(), k, beta, g, layout: args.layout, width: args.k.shape().last() })
     }
 
     fn scratch(&self) -> [usize; 6] {
@@ -30,7 +30,7 @@ impl<'a> Given<'a> {
     /// The keys of a chunk, their transpose and their products.
     fn keys(&self, tokens: Range<usize>, key_head: usize, [k, kt, kk]: [&mut [f32]; 3]) {
         let (len, width) = (tokens.len(), self.width);
-        gather(&self.k, tokens, [self.layout.heads, key_head, width], k);
+        gather(&self.k, tokens, [self.layout.k_heads, key_head, width], k);
         transpose([len, width], k, width, kt, CHUNK);
         product(self.level, &Product::new([len, len, width], Left::rows(k, width), kt, CHUNK).lower(), kk, CHUNK);
     }
@@ -38,56 +38,56 @@ impl<'a> Given<'a> {
     /// The decays of a value head, and its beta.
     fn gates(&self, tokens: Range<usize>, head: usize, gamma: &mut [f32], beta: &mut [f32]) {
         let (mut sums, mut rest, len) = ([0.0; CHUNK], [0.0; CHUNK], tokens.len());
-        gather(&self.g, tokens.clone(), [self.layout.groups, head, 1], &mut sums);
-        gather(&self.beta, tokens, [self.layout.groups, head, 1], beta);
+        gather(&self.g, tokens.clone(), [self.layout.v_heads, head, 1], &mut sums);
+        gather(&self.beta, tokens, [self.layout.v_heads, head, 1], beta);
         maps::decays_of_sums(self.level, &sums[..len], gamma, &mut rest);
     }
 }
 
 pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<Tensor> {
-    let given = Given::read(cpu, args)?;
-    let Layout { batch, tokens, heads, groups } = given.layout;
-    let mut l = cpu.buffer::<f32>(batch * tokens * groups * CHUNK)?;
+    let given = KktInputs::read(cpu, args)?;
+    let HeadLayout { batch, tokens, k_heads, v_heads } = given.layout;
+    let mut l = cpu.buffer::<f32>(batch * tokens * v_heads * CHUNK)?;
     let out = Shared::new(&mut l);
     let length = carved(&given.scratch()) + SQUARE;
-    tasks::each(cpu, batch * heads, length, |task, scratch| {
+    tasks::each(cpu, batch * k_heads, length, |task, scratch| {
         let (square, scratch) = scratch.split_at_mut(SQUARE);
         let [k, kt, kk, gamma, beta, _] = carve(scratch, given.scratch());
-        for tokens in given.layout.chunks(task / heads) {
-            given.keys(tokens.clone(), task % heads, [k, kt, kk]);
-            for head in given.layout.readers(task % heads) {
+        for tokens in given.layout.chunks(task / k_heads) {
+            given.keys(tokens.clone(), task % k_heads, [k, kt, kk]);
+            for head in given.layout.v_heads_of(task % k_heads) {
                 given.gates(tokens.clone(), head, gamma, beta);
                 let len = tokens.len();
                 maps::gate(given.level, 1.0, gamma, &ONES[..len], kk, square);
                 maps::scale_rows(given.level, 1.0, &beta[..len], &mut square[..len * CHUNK]);
                 (0..len).for_each(|i| square[i * CHUNK + i] = 0.0);
                 // SAFETY: each task has its own heads of its own row.
-                unsafe { scatter(out, tokens.clone(), [groups, head, CHUNK], square, Write::Set) };
+                unsafe { scatter(out, tokens.clone(), [v_heads, head, CHUNK], square, Write::Set) };
             }
         }
     })?;
-    cpu.tensor(l, [batch, tokens, groups, CHUNK], DType::F32)
+    cpu.tensor(l, [batch, tokens, v_heads, CHUNK], DType::F32)
 }
 
 pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
-    let (given, dl) = (Given::read(cpu, args)?, cpu.read(dy)?);
-    let (level, width, Layout { batch, heads, groups, .. }) = (given.level, given.width, given.layout);
+    let (given, dl) = (KktInputs::read(cpu, args)?, cpu.read(dy)?);
+    let (level, width, HeadLayout { batch, k_heads, v_heads, .. }) = (given.level, given.width, given.layout);
     // a gradient that is not needed has no memory
     let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
     let (mut dk, mut dbeta, mut dg) = (room(0, &args.k)?, room(1, &args.beta)?, room(2, &args.g_cum)?);
     let (out_k, out_beta, out_g) = (Shared::new(&mut dk), Shared::new(&mut dbeta), Shared::new(&mut dg));
     let lengths = [SQUARE, SQUARE, SQUARE, CHUNK * width];
     let length = carved(&lengths) + carved(&given.scratch());
-    tasks::each(cpu, batch * heads, length, |task, scratch| {
+    tasks::each(cpu, batch * k_heads, length, |task, scratch| {
         let (own, scratch) = scratch.split_at_mut(carved(&lengths));
         let [d_l, m, e, d_k] = carve(own, lengths);
         let [k, kt, kk, gamma, beta, _] = carve(scratch, given.scratch());
-        for tokens in given.layout.chunks(task / heads) {
+        for tokens in given.layout.chunks(task / k_heads) {
             let len = tokens.len();
-            given.keys(tokens.clone(), task % heads, [k, kt, kk]);
-            for (nth, head) in given.layout.readers(task % heads).enumerate() {
+            given.keys(tokens.clone(), task % k_heads, [k, kt, kk]);
+            for (nth, head) in given.layout.v_heads_of(task % k_heads).enumerate() {
                 given.gates(tokens.clone(), head, gamma, beta);
-                gather(&dl, tokens.clone(), [groups, head, CHUNK], d_l);
+                gather(&dl, tokens.clone(), [v_heads, head, CHUNK], d_l);
                 maps::gate(level, 1.0, gamma, &ONES[..len], d_l, m);
                 (0..len).for_each(|i| m[i * CHUNK + i] = 0.0);
                 e[..len * CHUNK].fill(0.0);
@@ -95,7 +95,7 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor, need: [bool; 3]) -> 
                 let (mut rows, mut columns) = ([0.0; CHUNK], [0.0; CHUNK]);
                 maps::sums_below(level, e, &mut rows[..len], &mut columns);
                 // SAFETY: each task has its own heads of its own row.
-                unsafe { scatter(out_beta, tokens.clone(), [groups, head, 1], &rows, Write::Set) };
+                unsafe { scatter(out_beta, tokens.clone(), [v_heads, head, 1], &rows, Write::Set) };
                 maps::scale_rows(level, 1.0, &beta[..len], &mut e[..len * CHUNK]);
                 maps::scale_rows(level, 1.0, &beta[..len], &mut m[..len * CHUNK]);
                 let (mut rows, mut columns) = ([0.0; CHUNK], [0.0; CHUNK]);
@@ -109,8 +109,8 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor, need: [bool; 3]) -> 
                 }
                 // SAFETY: as above.
                 unsafe {
-                    scatter(out_g, tokens.clone(), [groups, head, 1], &rows, Write::Set);
-                    scatter(out_k, tokens.clone(), [heads, task % heads, width], d_k, Write::nth(nth));
+                    scatter(out_g, tokens.clone(), [v_heads, head, 1], &rows, Write::Set);
+                    scatter(out_k, tokens.clone(), [k_heads, task % k_heads, width], d_k, Write::nth(nth));
                 }
             }
         }

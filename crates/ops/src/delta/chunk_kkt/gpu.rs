@@ -8,7 +8,7 @@ use alluvium_core::{Result, Tensor};
 pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<Tensor> {
     let chunks = Chunks::of(gpu, args.layout)?;
     let gates = chunks.gates(&args.g_cum, Decay::Summed, Some(&args.beta))?;
-    let (b, t, g) = (args.layout.batch, args.layout.tokens, args.layout.groups);
+    let (b, t, g) = (args.layout.batch, args.layout.tokens, args.layout.v_heads);
     chunks.kkt(&gpu.widen(&args.k)?, &gates)?.reshape([b, t, g, 64])
 }
 
@@ -18,7 +18,7 @@ pub(super) fn backward(gpu: &Gpu, args: &Grad, dl: &Tensor, need: [bool; 3]) -> 
     let m = chunks.gated(dl, &gates.gamma, Keep::Below)?;
     let k = gpu.widen(&args.k)?;
     let [dk, dbeta, dg] = chunks.kkt_gradient(&k, &gates, &m, &chunks.scores(&k, &k)?)?;
-    let dk = || gpu.convert(&chunks.over_readers(dk)?, args.k.dtype())?.reshape(args.k.shape());
+    let dk = || gpu.convert(&chunks.sum_over_v_heads(dk)?, args.k.dtype())?.reshape(args.k.shape());
     Ok([
         need[0].then(dk).transpose()?,
         need[1].then(|| dbeta.reshape(args.beta.shape())).transpose()?,

@@ -7,7 +7,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::delta::chunk::Layout;
+use crate::delta::chunk::HeadLayout;
 use alluvium_core::contract::{F32, FLOATS};
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Rule, Tensor, tape};
 
@@ -36,7 +36,7 @@ static CONTRACT: Contract = Contract {
 /// Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464.
 pub fn chunk_kkt(k: &Tensor, beta: &Tensor, g_cum: &Tensor) -> Result<Tensor> {
     let dims = CONTRACT.check(&[k, beta, g_cum])?;
-    let layout = Layout { batch: dims['B'], tokens: dims['T'], heads: dims['H'], groups: dims['G'] };
+    let layout = HeadLayout { batch: dims['B'], tokens: dims['T'], k_heads: dims['H'], v_heads: dims['G'] };
     let saved = Grad { k: k.detach(), beta: beta.detach(), g_cum: g_cum.detach(), layout };
     let l = match k.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, &saved)?,
@@ -51,7 +51,7 @@ struct Grad {
     k: Tensor,
     beta: Tensor,
     g_cum: Tensor,
-    layout: Layout,
+    layout: HeadLayout,
 }
 
 impl Backward<3> for Grad {

@@ -1,18 +1,18 @@
 //! The definition, in plain loops and f64.
 
-use super::Layout;
+use super::HeadLayout;
 use crate::delta::chunk::{CHUNK, add, dot, row, row_mut};
 use crate::op::{Array, Given};
 
-fn layout(t: &Given<Array>) -> Layout {
+fn layout(t: &Given<Array>) -> HeadLayout {
     let (k, beta) = (&t["k"].shape, &t["beta"].shape);
-    Layout { batch: k[0], tokens: k[1], heads: k[2], groups: beta[2] }
+    HeadLayout { batch: k[0], tokens: k[1], k_heads: k[2], v_heads: beta[2] }
 }
 
 /// The matrices.
 pub(super) fn forward(t: &Given<Array>) -> Vec<Array> {
     let (k, beta, g, layout) = (&t["k"], &t["beta"], &t["g_cum"], layout(t));
-    let mut l = Array::zeros([layout.batch, layout.tokens, layout.groups, CHUNK]);
+    let mut l = Array::zeros([layout.batch, layout.tokens, layout.v_heads, CHUNK]);
     for (head, tokens) in layout.each() {
         let key = layout.key_head(head);
         for i in tokens.clone() {

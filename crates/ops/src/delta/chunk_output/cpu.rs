@@ -1,6 +1,6 @@
 //! One task a row and key head.
 
-use super::{Grad, Layout};
+use super::{Grad, HeadLayout};
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
 use crate::delta::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
@@ -8,21 +8,21 @@ use alluvium_core::cpu::{Cpu, Floats, Level};
 use alluvium_core::{Result, Tensor};
 use std::ops::Range;
 
-struct Given<'a> {
+struct OutputInputs<'a> {
     level: Level,
     q: Floats<'a>,
     k: Floats<'a>,
     v: Floats<'a>,
     h: Floats<'a>,
     g: Floats<'a>,
-    layout: Layout,
+    layout: HeadLayout,
     /// K and V.
     width: [usize; 2],
     scale: f32,
 }
 
 /// A chunk of one value head.
-struct Chunk<'s> {
+struct OutputTiles<'s> {
     len: usize,
     q: &'s mut [f32],
     k: &'s mut [f32],
@@ -35,20 +35,20 @@ struct Chunk<'s> {
     from_start: [f32; CHUNK],
 }
 
-impl<'s> Chunk<'s> {
+impl<'s> OutputTiles<'s> {
     fn lengths([k, v]: [usize; 2]) -> [usize; 7] {
         [CHUNK * k, CHUNK * k, CHUNK * k, CHUNK * v, SQUARE, SQUARE, SQUARE]
     }
 
     fn cut(scratch: &'s mut [f32], width: [usize; 2]) -> Self {
         let [q, k, kt, v, qk, p, gamma] = carve(scratch, Self::lengths(width));
-        Chunk { len: 0, q, k, kt, v, qk, p, gamma, from_start: ONES }
+        OutputTiles { len: 0, q, k, kt, v, qk, p, gamma, from_start: ONES }
     }
 }
 
-impl<'a> Given<'a> {
+impl<'a> OutputInputs<'a> {
     fn read(cpu: &Cpu, args: &'a Grad) -> Result<Self> {
-        Ok(Given {
+        Ok(OutputInputs {
             level: cpu.level(),
             q: cpu.read(&args.q)?,
             k: cpu.read(&args.k)?,
@@ -63,19 +63,19 @@ impl<'a> Given<'a> {
 
     /// Where the state of a chunk and head lies in `h`.
     fn state(&self, tokens: &Range<usize>, head: usize) -> usize {
-        let Layout { tokens: all, groups, .. } = self.layout;
+        let HeadLayout { tokens: all, v_heads, .. } = self.layout;
         let (batch, chunk) = (tokens.start / all, tokens.start % all / CHUNK);
-        ((batch * all.div_ceil(CHUNK) + chunk) * groups + head) * self.width[0] * self.width[1]
+        ((batch * all.div_ceil(CHUNK) + chunk) * v_heads + head) * self.width[0] * self.width[1]
     }
 
-    fn load(&self, chunk: &mut Chunk<'_>, tokens: Range<usize>, head: usize) {
-        let ([k, v], Layout { heads, groups, .. }, len) = (self.width, self.layout, tokens.len());
+    fn load(&self, chunk: &mut OutputTiles<'_>, tokens: Range<usize>, head: usize) {
+        let ([k, v], HeadLayout { k_heads, v_heads, .. }, len) = (self.width, self.layout, tokens.len());
         let (level, key, mut sums) = (self.level, self.layout.key_head(head), [0.0; CHUNK]);
         chunk.len = len;
-        gather(&self.q, tokens.clone(), [heads, key, k], chunk.q);
-        gather(&self.k, tokens.clone(), [heads, key, k], chunk.k);
-        gather(&self.v, tokens.clone(), [groups, head, v], chunk.v);
-        gather(&self.g, tokens, [groups, head, 1], &mut sums);
+        gather(&self.q, tokens.clone(), [k_heads, key, k], chunk.q);
+        gather(&self.k, tokens.clone(), [k_heads, key, k], chunk.k);
+        gather(&self.v, tokens.clone(), [v_heads, head, v], chunk.v);
+        gather(&self.g, tokens, [v_heads, head, 1], &mut sums);
         transpose([len, k], chunk.k, k, chunk.kt, CHUNK);
         product(level, &Product::new([len, len, k], Left::rows(chunk.q, k), chunk.kt, CHUNK).lower(), chunk.qk, CHUNK);
         maps::decays_of_sums(level, &sums[..len], chunk.gamma, &mut chunk.from_start);
@@ -84,17 +84,17 @@ impl<'a> Given<'a> {
 }
 
 pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<Tensor> {
-    let given = Given::read(cpu, args)?;
-    let (level, [k, v], Layout { batch, groups, .. }) = (given.level, given.width, given.layout);
+    let given = OutputInputs::read(cpu, args)?;
+    let (level, [k, v], HeadLayout { batch, v_heads, .. }) = (given.level, given.width, given.layout);
     let mut o = cpu.buffer::<f32>(given.v.len())?;
     let out = Shared::new(&mut o);
     let own = [CHUNK * v, k * v];
-    let length = carved(&own) + carved(&Chunk::lengths(given.width));
-    tasks::each(cpu, batch * groups, length, |task, scratch| {
+    let length = carved(&own) + carved(&OutputTiles::lengths(given.width));
+    tasks::each(cpu, batch * v_heads, length, |task, scratch| {
         let (tiles, scratch) = scratch.split_at_mut(carved(&own));
         let [tile, state] = carve(tiles, own);
-        let (mut chunk, head) = (Chunk::cut(scratch, given.width), task % groups);
-        for tokens in given.layout.chunks(task / groups) {
+        let (mut chunk, head) = (OutputTiles::cut(scratch, given.width), task % v_heads);
+        for tokens in given.layout.chunks(task / v_heads) {
             given.load(&mut chunk, tokens.clone(), head);
             let len = chunk.len;
             transpose([v, k], &given.h[given.state(&tokens, head)..][..k * v], k, state, v);
@@ -103,14 +103,14 @@ pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<Tensor> {
             let inside = Product::new([len, v, len], Left::rows(chunk.p, CHUNK), chunk.v, v).left(Part::Lower);
             product(level, &inside.onto(1.0), tile, v);
             // SAFETY: each task has its own head of its own row.
-            unsafe { scatter(out, tokens, [groups, head, v], tile, Write::Set) };
+            unsafe { scatter(out, tokens, [v_heads, head, v], tile, Write::Set) };
         }
     })?;
     cpu.tensor(o, args.v_new.shape(), args.v_new.dtype())
 }
 
 /// Scratch for the gradients of a chunk.
-struct Work<'s> {
+struct OutputTask<'s> {
     d_o: &'s mut [f32],
     dv: &'s mut [f32],
     turned: &'s mut [f32],
@@ -124,13 +124,13 @@ struct Work<'s> {
     need: [bool; 5],
 }
 
-impl<'s> Work<'s> {
+impl<'s> OutputTask<'s> {
     fn lengths([k, v]: [usize; 2]) -> [usize; 8] {
         [CHUNK * v, CHUNK * v, CHUNK * v, CHUNK * k, CHUNK * k, SQUARE, SQUARE, SQUARE]
     }
 
     /// Gradients of a chunk, from `d_o`; `dh` is that of its state. `d_o` is scaled in the end.
-    fn gradients(&mut self, given: &Given<'_>, chunk: &Chunk<'_>, h: &[f32], dh: &mut [f32]) {
+    fn gradients(&mut self, given: &OutputInputs<'_>, chunk: &OutputTiles<'_>, h: &[f32], dh: &mut [f32]) {
         let (level, [k, v], len) = (given.level, given.width, chunk.len);
         let [of_q, of_k, of_v, of_h, of_g] = self.need;
         if of_v {
@@ -169,7 +169,7 @@ impl<'s> Work<'s> {
 }
 
 pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor, need: [bool; 5]) -> Result<[Option<Tensor>; 5]> {
-    let (given, d_o) = (Given::read(cpu, args)?, cpu.read(dy)?);
+    let (given, d_o) = (OutputInputs::read(cpu, args)?, cpu.read(dy)?);
     let (layout, [k, v]) = (given.layout, given.width);
     // a gradient that is not needed has no memory
     let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
@@ -177,28 +177,28 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor, need: [bool; 5]) -> 
     let (mut dh, mut dg) = (room(3, &args.h)?, room(4, &args.g_cum)?);
     let [out_q, out_k, out_v] = [&mut dq, &mut dk, &mut dv].map(|x| Shared::new(x));
     let (out_h, out_g) = (Shared::new(&mut dh), Shared::new(&mut dg));
-    let length = carved(&Work::lengths(given.width)) + carved(&Chunk::lengths(given.width));
-    tasks::each(cpu, layout.batch * layout.heads, length, |task, scratch| {
-        let (own, scratch) = scratch.split_at_mut(carved(&Work::lengths(given.width)));
-        let [tile_o, tile_v, turned, tile_q, tile_k, d_p, raw, e] = carve(own, Work::lengths(given.width));
+    let length = carved(&OutputTask::lengths(given.width)) + carved(&OutputTiles::lengths(given.width));
+    tasks::each(cpu, layout.batch * layout.k_heads, length, |task, scratch| {
+        let (own, scratch) = scratch.split_at_mut(carved(&OutputTask::lengths(given.width)));
+        let [tile_o, tile_v, turned, tile_q, tile_k, d_p, raw, e] = carve(own, OutputTask::lengths(given.width));
         let mut work =
-            Work { d_o: tile_o, dv: tile_v, turned, dq: tile_q, dk: tile_k, d_p, raw, e, dg: [0.0; CHUNK], need };
-        let mut chunk = Chunk::cut(scratch, given.width);
-        for tokens in layout.chunks(task / layout.heads) {
-            for (nth, head) in layout.readers(task % layout.heads).enumerate() {
+            OutputTask { d_o: tile_o, dv: tile_v, turned, dq: tile_q, dk: tile_k, d_p, raw, e, dg: [0.0; CHUNK], need };
+        let mut chunk = OutputTiles::cut(scratch, given.width);
+        for tokens in layout.chunks(task / layout.k_heads) {
+            for (nth, head) in layout.v_heads_of(task % layout.k_heads).enumerate() {
                 given.load(&mut chunk, tokens.clone(), head);
-                gather(&d_o, tokens.clone(), [layout.groups, head, v], work.d_o);
+                gather(&d_o, tokens.clone(), [layout.v_heads, head, v], work.d_o);
                 let at = given.state(&tokens, head);
                 // SAFETY: each task has all value heads of its key head of its own row, and their states.
                 let d_state = if need[3] { unsafe { out_h.part(at, k * v) } } else { &mut [] };
                 work.gradients(&given, &chunk, &given.h[at..][..k * v], d_state);
-                let key_head = [layout.heads, task % layout.heads, k];
+                let key_head = [layout.k_heads, task % layout.k_heads, k];
                 // SAFETY: as above.
                 unsafe {
                     scatter(out_q, tokens.clone(), key_head, work.dq, Write::nth(nth));
                     scatter(out_k, tokens.clone(), key_head, work.dk, Write::nth(nth));
-                    scatter(out_v, tokens.clone(), [layout.groups, head, v], work.dv, Write::Set);
-                    scatter(out_g, tokens.clone(), [layout.groups, head, 1], &work.dg, Write::Set);
+                    scatter(out_v, tokens.clone(), [layout.v_heads, head, v], work.dv, Write::Set);
+                    scatter(out_g, tokens.clone(), [layout.v_heads, head, 1], &work.dg, Write::Set);
                 }
             }
         }

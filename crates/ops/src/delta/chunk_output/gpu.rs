@@ -35,8 +35,8 @@ pub(super) fn backward(gpu: &Gpu, args: &Grad, dy: &Tensor, need: [bool; 5]) -> 
     };
     let stored = |x: &Tensor, like: &Tensor| gpu.convert(x, like.dtype())?.reshape(like.shape());
     Ok([
-        need[0].then(|| stored(&chunks.over_readers(found.dq)?, &args.q)).transpose()?,
-        need[1].then(|| stored(&chunks.over_readers(found.dk)?, &args.k)).transpose()?,
+        need[0].then(|| stored(&chunks.sum_over_v_heads(found.dq)?, &args.q)).transpose()?,
+        need[1].then(|| stored(&chunks.sum_over_v_heads(found.dk)?, &args.k)).transpose()?,
         need[2].then(|| stored(&found.dv_new, &args.v_new)).transpose()?,
         need[3].then(|| stored(&found.dh, &args.h)).transpose()?,
         need[4].then(|| stored(&dg()?, &args.g_cum)).transpose()?,

@@ -7,7 +7,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::delta::chunk::{CHUNK, Layout};
+use crate::delta::chunk::{CHUNK, HeadLayout};
 use alluvium_core::contract::{F32, FLOATS, SAME};
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Kind, Result, Rule, Tensor, tape};
 
@@ -75,7 +75,7 @@ pub fn chunk_output(args: ChunkOutputArgs<'_>) -> Result<Tensor> {
         v_new: v_new.detach(),
         h: h.detach(),
         g_cum: g_cum.detach(),
-        layout: Layout { batch: dims['B'], tokens: dims['T'], heads: dims['H'], groups: dims['G'] },
+        layout: HeadLayout { batch: dims['B'], tokens: dims['T'], k_heads: dims['H'], v_heads: dims['G'] },
         scale,
     };
     let o = match q.device() {
@@ -94,7 +94,7 @@ struct Grad {
     v_new: Tensor,
     h: Tensor,
     g_cum: Tensor,
-    layout: Layout,
+    layout: HeadLayout,
     scale: f32,
 }
 

@@ -1,20 +1,20 @@
 //! The definition, in plain loops and f64.
 
-use super::Layout;
+use super::HeadLayout;
 use crate::delta::chunk::{CHUNK, add, dot, row, row_mut};
 use crate::op::{Array, Given};
 use std::ops::Range;
 
-fn layout(t: &Given<Array>) -> Layout {
+fn layout(t: &Given<Array>) -> HeadLayout {
     let (k, v) = (&t["k"].shape, &t["v_new"].shape);
-    Layout { batch: k[0], tokens: k[1], heads: k[2], groups: v[2] }
+    HeadLayout { batch: k[0], tokens: k[1], k_heads: k[2], v_heads: v[2] }
 }
 
 /// Where the state of a chunk and head lies in `h`.
-fn state(t: &Given<Array>, layout: Layout, tokens: &Range<usize>, head: usize) -> Range<usize> {
+fn state(t: &Given<Array>, layout: HeadLayout, tokens: &Range<usize>, head: usize) -> Range<usize> {
     let [chunks, v, k] = [t["h"].shape[1], t["h"].shape[3], t["h"].shape[4]];
     let (batch, chunk) = (tokens.start / layout.tokens, tokens.start % layout.tokens / CHUNK);
-    let first = ((batch * chunks + chunk) * layout.groups + head) * v * k;
+    let first = ((batch * chunks + chunk) * layout.v_heads + head) * v * k;
     first..first + v * k
 }
 

@@ -1,6 +1,6 @@
 //! One task a row and head; the backward pass takes the value heads of a key head together.
 
-use super::{ChunkStateOutput, Grad, Layout};
+use super::{ChunkStateOutput, Grad, HeadLayout};
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Product, carve, carved, product, transpose};
 use crate::delta::chunk::{CHUNK, SQUARE, Write, gather, maps, scatter};
@@ -8,21 +8,21 @@ use alluvium_core::cpu::{Cpu, Floats, Level};
 use alluvium_core::{DType, Error, Result, Tensor};
 use std::ops::Range;
 
-struct Given<'a> {
+struct StateInputs<'a> {
     level: Level,
     k: Floats<'a>,
     w: Floats<'a>,
     u: Floats<'a>,
     g: Floats<'a>,
     start: Option<Floats<'a>>,
-    layout: Layout,
+    layout: HeadLayout,
     /// K and V.
     width: [usize; 2],
 }
 
-impl<'a> Given<'a> {
+impl<'a> StateInputs<'a> {
     fn read(cpu: &Cpu, args: &'a Grad) -> Result<Self> {
-        Ok(Given {
+        Ok(StateInputs {
             level: cpu.level(),
             k: cpu.read(&args.k)?,
             w: cpu.read(&args.w)?,
@@ -40,13 +40,13 @@ impl<'a> Given<'a> {
 
     /// Where the state of a chunk and head lies in `h`.
     fn kept(&self, row: usize, chunk: usize, head: usize) -> usize {
-        ((row * self.layout.tokens.div_ceil(CHUNK) + chunk) * self.layout.groups + head) * self.size()
+        ((row * self.layout.tokens.div_ceil(CHUNK) + chunk) * self.layout.v_heads + head) * self.size()
     }
 
     /// Decay from each token to the chunk's end, and over the whole chunk.
     fn decays(&self, tokens: Range<usize>, head: usize, gamma: &mut [f32]) -> ([f32; CHUNK], f32) {
         let (len, mut sums, mut from_start) = (tokens.len(), [0.0; CHUNK], [0.0; CHUNK]);
-        gather(&self.g, tokens, [self.layout.groups, head, 1], &mut sums);
+        gather(&self.g, tokens, [self.layout.v_heads, head, 1], &mut sums);
         maps::decays_of_sums(self.level, &sums[..len], gamma, &mut from_start);
         let mut to_end = [0.0; CHUNK];
         to_end.copy_from_slice(&gamma[(len - 1) * CHUNK..len * CHUNK]);
@@ -55,18 +55,18 @@ impl<'a> Given<'a> {
 }
 
 pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<ChunkStateOutput> {
-    let given = Given::read(cpu, args)?;
+    let given = StateInputs::read(cpu, args)?;
     let (level, [k, v], size) = (given.level, given.width, given.size());
-    let Layout { batch, tokens, heads, groups } = given.layout;
+    let HeadLayout { batch, tokens, k_heads, v_heads } = given.layout;
     let chunks = tokens.div_ceil(CHUNK);
-    let mut h = cpu.buffer::<f32>(batch * chunks * groups * size)?;
+    let mut h = cpu.buffer::<f32>(batch * chunks * v_heads * size)?;
     let mut v_new = cpu.buffer::<f32>(given.u.len())?;
-    let mut last = cpu.buffer::<f32>(batch * groups * size)?;
+    let mut last = cpu.buffer::<f32>(batch * v_heads * size)?;
     let [out_h, out_v, out_last] = [&mut h, &mut v_new, &mut last].map(|x| Shared::new(x));
     let lengths = [size, CHUNK * k, CHUNK * k, CHUNK * v, CHUNK * v, SQUARE];
-    tasks::each(cpu, batch * groups, carved(&lengths), |task, scratch| {
+    tasks::each(cpu, batch * v_heads, carved(&lengths), |task, scratch| {
         let [state, keys, w, u, written, gamma] = carve(scratch, lengths);
-        let (row, head) = (task / groups, task % groups);
+        let (row, head) = (task / v_heads, task % v_heads);
         match &given.start {
             Some(start) => transpose([v, k], &start[task * size..][..size], k, state, v),
             None => state.fill(0.0),
@@ -76,13 +76,13 @@ pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<ChunkStateOutput> {
             // SAFETY: each task has its own head of its own row, and so its own states.
             transpose([k, v], state, v, unsafe { out_h.part(given.kept(row, chunk, head), size) }, k);
             let (to_end, whole) = given.decays(tokens.clone(), head, gamma);
-            gather(&given.k, tokens.clone(), [heads, given.layout.key_head(head), k], keys);
-            gather(&given.w, tokens.clone(), [groups, head, k], w);
-            gather(&given.u, tokens.clone(), [groups, head, v], u);
+            gather(&given.k, tokens.clone(), [k_heads, given.layout.key_head(head), k], keys);
+            gather(&given.w, tokens.clone(), [v_heads, head, k], w);
+            gather(&given.u, tokens.clone(), [v_heads, head, v], u);
             product(level, &Product::new([len, v, k], Left::rows(w, k), state, v), written, v);
             written.iter_mut().zip(&*u).for_each(|(x, u)| *x = u - *x);
             // SAFETY: each task has its own head of its own row.
-            unsafe { scatter(out_v, tokens, [groups, head, v], written, Write::Set) };
+            unsafe { scatter(out_v, tokens, [v_heads, head, v], written, Write::Set) };
             maps::scale_rows(level, 1.0, &to_end[..len], &mut written[..len * v]);
             let added = Product::new([k, v, len], Left::columns(keys, k), written, v).onto(whole);
             product(level, &added, state, v);
@@ -91,9 +91,9 @@ pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<ChunkStateOutput> {
         transpose([k, v], state, v, unsafe { out_last.part(task * size, size) }, k);
     })?;
     Ok(ChunkStateOutput {
-        h: cpu.tensor(h, [batch, chunks, groups, v, k], DType::F32)?,
+        h: cpu.tensor(h, [batch, chunks, v_heads, v, k], DType::F32)?,
         v_new: cpu.tensor(v_new, args.u.shape(), args.u.dtype())?,
-        final_state: cpu.tensor(last, [batch, groups, v, k], DType::F32)?,
+        final_state: cpu.tensor(last, [batch, v_heads, v, k], DType::F32)?,
     })
 }
 
@@ -107,7 +107,7 @@ struct Back<'a> {
 }
 
 /// Where the gradients go.
-struct Results<'a> {
+struct StateResults<'a> {
     k: Shared<'a>,
     w: Shared<'a>,
     u: Shared<'a>,
@@ -121,7 +121,7 @@ pub(super) fn backward(
     dy: [Option<&Tensor>; 3],
     need: [bool; 5],
 ) -> Result<[Option<Tensor>; 5]> {
-    let given = Given::read(cpu, args)?;
+    let given = StateInputs::read(cpu, args)?;
     let Some((h, v_new)) = &args.states else {
         return Err(Error::value("chunk_state", "the forward pass left no states"));
     };
@@ -138,7 +138,7 @@ pub(super) fn backward(
     let (mut dk, mut dw) = (room(0, &args.k)?, room(1, &args.w)?);
     let (mut du, mut dg) = (room(2, &args.u)?, room(3, &args.g_cum)?);
     let mut dstart = args.initial_state.as_ref().filter(|_| need[4]).map(|x| room(4, x)).transpose()?;
-    let out = Results {
+    let out = StateResults {
         k: Shared::new(&mut dk),
         w: Shared::new(&mut dw),
         u: Shared::new(&mut du),
@@ -147,9 +147,9 @@ pub(super) fn backward(
     };
     let layout = given.layout;
     let length = carved(&lengths(given.width));
-    tasks::each(cpu, layout.batch * layout.heads, length, |task, scratch| {
-        for (nth, head) in layout.readers(task % layout.heads).enumerate() {
-            one_head(&given, &back, [task / layout.heads, head], Write::nth(nth), scratch, &out);
+    tasks::each(cpu, layout.batch * layout.k_heads, length, |task, scratch| {
+        for (nth, head) in layout.v_heads_of(task % layout.k_heads).enumerate() {
+            one_head(&given, &back, [task / layout.k_heads, head], Write::nth(nth), scratch, &out);
         }
     })?;
     let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
@@ -167,16 +167,17 @@ fn lengths([k, v]: [usize; 2]) -> [usize; 9] {
 
 /// One row of one value head, from its last chunk; the state's gradient is held as the state is, and transposed.
 fn one_head(
-    given: &Given<'_>,
+    given: &StateInputs<'_>,
     back: &Back<'_>,
     [row, head]: [usize; 2],
     write: Write,
     scratch: &mut [f32],
-    out: &Results<'_>,
+    out: &StateResults<'_>,
 ) {
-    let (level, [k, v], size, Layout { heads, groups, .. }) = (given.level, given.width, given.size(), given.layout);
+    let (level, [k, v], size, HeadLayout { k_heads, v_heads, .. }) =
+        (given.level, given.width, given.size(), given.layout);
     let [ds, turned, keys, w, dk, dw, written, d, gamma] = carve(scratch, lengths(given.width));
-    let (at, key_head) = ((row * groups + head) * size, given.layout.key_head(head));
+    let (at, key_head) = ((row * v_heads + head) * size, given.layout.key_head(head));
     match &back.d_last {
         Some(last) => ds.copy_from_slice(&last[at..at + size]),
         None => ds.fill(0.0),
@@ -185,15 +186,15 @@ fn one_head(
         let (len, kept) = (tokens.len(), given.kept(row, chunk, head));
         let h = &back.h[kept..kept + size];
         let (to_end, whole) = given.decays(tokens.clone(), head, gamma);
-        gather(&given.k, tokens.clone(), [heads, key_head, k], keys);
-        gather(&given.w, tokens.clone(), [groups, head, k], w);
-        gather(&back.v_new, tokens.clone(), [groups, head, v], written);
+        gather(&given.k, tokens.clone(), [k_heads, key_head, k], keys);
+        gather(&given.w, tokens.clone(), [v_heads, head, k], w);
+        gather(&back.v_new, tokens.clone(), [v_heads, head, v], written);
         transpose([v, k], ds, k, turned, v);
         product(level, &Product::new([len, v, k], Left::rows(keys, k), turned, v), d, v);
         maps::scale_rows(level, 1.0, &to_end[..len], &mut d[..len * v]);
         if let Some(d_new) = &back.d_new {
             for (token, d) in tokens.clone().zip(d.chunks_exact_mut(v)) {
-                let more = &d_new[(token * groups + head) * v..][..v];
+                let more = &d_new[(token * v_heads + head) * v..][..v];
                 d.iter_mut().zip(more).for_each(|(d, x)| *d += x);
             }
         }
@@ -214,10 +215,10 @@ fn one_head(
         dg[len - 1] = last;
         // SAFETY: each task has all value heads of its key head of its own row.
         unsafe {
-            scatter(out.k, tokens.clone(), [heads, key_head, k], dk, write);
-            scatter(out.w, tokens.clone(), [groups, head, k], dw, Write::Set);
-            scatter(out.u, tokens.clone(), [groups, head, v], d, Write::Set);
-            scatter(out.g, tokens, [groups, head, 1], &dg, Write::Set);
+            scatter(out.k, tokens.clone(), [k_heads, key_head, k], dk, write);
+            scatter(out.w, tokens.clone(), [v_heads, head, k], dw, Write::Set);
+            scatter(out.u, tokens.clone(), [v_heads, head, v], d, Write::Set);
+            scatter(out.g, tokens, [v_heads, head, 1], &dg, Write::Set);
         }
         d[..len * v].iter_mut().for_each(|x| *x = -*x);
         product(level, &Product::new([v, k, len], Left::columns(d, v), w, k).onto(whole), ds, k);

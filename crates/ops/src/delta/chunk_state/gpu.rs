@@ -1,7 +1,7 @@
 //! A tile of a state's rows goes through the chunks with its workgroup.
 
 use super::{ChunkStateOutput, Grad};
-use crate::delta::gpu::{Chunks, Decay, Passage, StateSeeds, States, Way};
+use crate::delta::gpu::{Chunks, Decay, Direction, StateScan, StateSeeds, States};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{DType, Error, Result, Tensor};
 
@@ -13,12 +13,12 @@ pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<ChunkStateOutput> {
     let h = chunks.empty_states(values, keys)?;
     let last = match initial_state {
         Some(state) => gpu.copied(state)?,
-        None => gpu.zeros([layout.batch, layout.groups, values, keys], DType::F32)?,
+        None => gpu.zeros([layout.batch, layout.v_heads, values, keys], DType::F32)?,
     };
     let (w, k, x) = (gpu.widen(w)?, gpu.widen(k)?, gpu.widen(u)?);
-    let passage = Passage { way: Way::Forward, left: &w, right: &k, x: &x, states: &h, last: &last };
+    let passage = StateScan { way: Direction::Forward, left: &w, right: &k, x: &x, states: &h, last: &last };
     let v_new = gpu.convert(&chunks.pass(&passage, &gates)?, u.dtype())?.reshape(u.shape())?;
-    let h = h.reshape([layout.batch, chunks.count() / layout.batch, layout.groups, values, keys])?;
+    let h = h.reshape([layout.batch, chunks.count() / layout.batch, layout.v_heads, values, keys])?;
     Ok(ChunkStateOutput { h, v_new, final_state: last })
 }
 
@@ -34,12 +34,12 @@ pub(super) fn backward(
     let gates = chunks.gates(g_cum, Decay::Summed, None)?;
     let (keys, values) = (k.shape().last(), u.shape().last());
     let [dh, dv_new, last] = dy;
-    let per_chunk = [chunks.count(), layout.groups, values, keys];
+    let per_chunk = [chunks.count(), layout.v_heads, values, keys];
     let copy = |dy: Option<Tensor>, shape: [usize; 4]| match dy {
         Some(dy) => gpu.copied(&dy)?.reshape(shape),
         None => gpu.zeros(shape, DType::F32),
     };
-    let (dh, last) = (copy(dh, per_chunk)?, copy(last, [layout.batch, layout.groups, values, keys])?);
+    let (dh, last) = (copy(dh, per_chunk)?, copy(last, [layout.batch, layout.v_heads, values, keys])?);
     let dv_new = match dv_new {
         Some(dy) => gpu.widen(&dy)?,
         None => gpu.zeros(u.shape(), DType::F32)?,
@@ -54,7 +54,7 @@ pub(super) fn backward(
     }
     let stored = |x: &Tensor, like: &Tensor| gpu.convert(x, like.dtype())?.reshape(like.shape());
     Ok([
-        need[0].then(|| stored(&chunks.over_readers(found.dk)?, k)).transpose()?,
+        need[0].then(|| stored(&chunks.sum_over_v_heads(found.dk)?, k)).transpose()?,
         need[1].then(|| stored(&found.dw, w)).transpose()?,
         need[2].then(|| stored(&found.du, u)).transpose()?,
         need[3].then_some(dg),

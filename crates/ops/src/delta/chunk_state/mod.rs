@@ -7,7 +7,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::delta::chunk::Layout;
+use crate::delta::chunk::HeadLayout;
 use alluvium_core::contract::{F32, FLOATS, SAME};
 use alluvium_core::{Arg, BackwardMany, Contract, Device, Result, Rule, Tensor, tape};
 
@@ -65,7 +65,7 @@ pub fn chunk_state(
     initial_state: Option<&Tensor>,
 ) -> Result<ChunkStateOutput> {
     let dims = CONTRACT.check(&[Some(k), Some(w), Some(u), Some(g_cum), initial_state])?;
-    let layout = Layout { batch: dims['B'], tokens: dims['T'], heads: dims['H'], groups: dims['G'] };
+    let layout = HeadLayout { batch: dims['B'], tokens: dims['T'], k_heads: dims['H'], v_heads: dims['G'] };
     let mut saved = Grad {
         k: k.detach(),
         w: w.detach(),
@@ -95,7 +95,7 @@ struct Grad {
     g_cum: Tensor,
     initial_state: Option<Tensor>,
     states: Option<(Tensor, Tensor)>,
-    layout: Layout,
+    layout: HeadLayout,
 }
 
 impl BackwardMany<5, 3> for Grad {

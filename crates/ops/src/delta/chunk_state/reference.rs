@@ -1,12 +1,12 @@
 //! The definition, in plain loops and f64.
 
-use super::Layout;
+use super::HeadLayout;
 use crate::delta::chunk::{CHUNK, add, dot, row, row_mut};
 use crate::op::{Array, Given};
 
-fn layout(t: &Given<Array>) -> Layout {
+fn layout(t: &Given<Array>) -> HeadLayout {
     let (k, u) = (&t["k"].shape, &t["u"].shape);
-    Layout { batch: k[0], tokens: k[1], heads: k[2], groups: u[2] }
+    HeadLayout { batch: k[0], tokens: k[1], k_heads: k[2], v_heads: u[2] }
 }
 
 /// h, v_new and the final state.
@@ -14,14 +14,14 @@ pub(super) fn forward(t: &Given<Array>) -> Vec<Array> {
     let (k, w, u, g, layout) = (&t["k"], &t["w"], &t["u"], &t["g_cum"], layout(t));
     let ([width, values], chunks) = ([k.shape[3], u.shape[3]], layout.tokens.div_ceil(CHUNK));
     let size = width * values;
-    let mut h = Array::zeros([layout.batch, chunks, layout.groups, values, width]);
-    let mut last = Array::zeros([layout.batch, layout.groups, values, width]);
+    let mut h = Array::zeros([layout.batch, chunks, layout.v_heads, values, width]);
+    let mut last = Array::zeros([layout.batch, layout.v_heads, values, width]);
     let mut v_new = u.clone();
-    for (batch, head) in (0..layout.batch).flat_map(|b| (0..layout.groups).map(move |g| (b, g))) {
-        let at = (batch * layout.groups + head) * size;
+    for (batch, head) in (0..layout.batch).flat_map(|b| (0..layout.v_heads).map(move |g| (b, g))) {
+        let at = (batch * layout.v_heads + head) * size;
         let mut s = t.get("initial_state").map_or(vec![0.0; size], |s| s.data[at..at + size].to_vec());
         for (chunk, tokens) in layout.chunks(batch).enumerate() {
-            let kept = ((batch * chunks + chunk) * layout.groups + head) * size;
+            let kept = ((batch * chunks + chunk) * layout.v_heads + head) * size;
             h.data[kept..kept + size].copy_from_slice(&s);
             let before = s.clone();
             let end = row(g, tokens.end - 1, head)[0];
@@ -48,11 +48,11 @@ pub(super) fn gradient(t: &Given<Array>, dy: &[Array]) -> Vec<Option<Array>> {
     let size = width * values;
     let [mut dk, mut dw, mut du, mut dg] = ["k", "w", "u", "g_cum"].map(|name| Array::zeros(t[name].shape.clone()));
     let mut dstart = t.get("initial_state").map(|s| Array::zeros(s.shape.clone()));
-    for (batch, head) in (0..layout.batch).flat_map(|b| (0..layout.groups).map(move |g| (b, g))) {
-        let (at, key) = ((batch * layout.groups + head) * size, layout.key_head(head));
+    for (batch, head) in (0..layout.batch).flat_map(|b| (0..layout.v_heads).map(move |g| (b, g))) {
+        let (at, key) = ((batch * layout.v_heads + head) * size, layout.key_head(head));
         let mut ds = dy[2].data[at..at + size].to_vec();
         for (chunk, tokens) in layout.chunks(batch).enumerate().rev() {
-            let kept = ((batch * chunks + chunk) * layout.groups + head) * size;
+            let kept = ((batch * chunks + chunk) * layout.v_heads + head) * size;
             let h = &results[0].data[kept..kept + size];
             let end = row(g, tokens.end - 1, head)[0];
             let mut before: Vec<f64> = ds.iter().map(|d| d * end.exp()).collect();

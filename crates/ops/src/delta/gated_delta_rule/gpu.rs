@@ -4,8 +4,8 @@
 use super::{ChunkStates, GatedDeltaOutput, Grad};
 use crate::delta::chunk::{CHUNK, Write};
 use crate::delta::gpu::{
-    Chunks, Decay, Exponents, Factor, Gates, Outputs, Passage, Product, Side, Size, StateSeeds, States, Way, Weight,
-    Written,
+    ChunkGates, ChunkProduct, Chunks, Decay, Direction, Exponents, Factor, Outputs, ProductSide, Size, StateScan,
+    StateSeeds, States, Weight, Written,
 };
 use alluvium_core::gpu::Gpu;
 use alluvium_core::tape::accumulate;
@@ -16,9 +16,9 @@ use alluvium_core::{DType, Result, Tensor};
 const SHORT: usize = 4;
 
 /// What the chunks are before any state is known.
-struct Inside {
+struct IntraChunk {
     chunks: Chunks,
-    gates: Gates,
+    gates: ChunkGates,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -27,7 +27,7 @@ struct Inside {
     u: Tensor,
 }
 
-impl Inside {
+impl IntraChunk {
     fn new(gpu: &Gpu, args: &Grad, length: usize) -> Result<Self> {
         let chunks = Chunks::new(gpu, &args.sequences, [args.q.shape()[2], args.v.shape()[2]], length)?;
         let gates = chunks.gates(&args.g, Decay::Each, Some(&args.beta))?;
@@ -35,7 +35,7 @@ impl Inside {
         let a = chunks.solve(&chunks.kkt(&k, &gates)?)?;
         let w = chunks.written(&a, &k, &gates, Factor::BetaFromStart, DType::F32)?;
         let u = chunks.written(&a, &v, &gates, Factor::Beta, DType::F32)?;
-        Ok(Inside { chunks, gates, q, k, v, a, w, u })
+        Ok(IntraChunk { chunks, gates, q, k, v, a, w, u })
     }
 
     /// The states at the starts of the chunks, what the tokens write, and the states after the last tokens.
@@ -44,9 +44,10 @@ impl Inside {
         let h = self.chunks.empty_states(values, keys)?;
         let last = match start {
             Some(start) => gpu.copied(start)?,
-            None => gpu.zeros([self.chunks.sequences(), self.chunks.groups, values, keys], DType::F32)?,
+            None => gpu.zeros([self.chunks.sequences(), self.chunks.v_heads, values, keys], DType::F32)?,
         };
-        let passage = Passage { way: Way::Forward, left: &self.w, right: &self.k, x: &self.u, states: &h, last: &last };
+        let passage =
+            StateScan { way: Direction::Forward, left: &self.w, right: &self.k, x: &self.u, states: &h, last: &last };
         let v_new = self.chunks.pass(&passage, &self.gates)?;
         Ok([h, v_new, last])
     }
@@ -55,16 +56,22 @@ impl Inside {
     fn written(&self, gpu: &Gpu, h: &Tensor) -> Result<Tensor> {
         let (keys, values) = (self.k.shape().last(), self.v.shape().last());
         let v_new = gpu.copied(&self.u)?;
-        let sides =
-            [Side::tokens(&self.chunks, &self.w, keys), Side::state(h).t(), Side::tokens(&self.chunks, &v_new, values)];
-        Product::new([Size::Tokens, Size::Of(values), Size::Of(keys)], sides).alpha(-1.0).added().run(&self.chunks)?;
+        let sides = [
+            ProductSide::tokens(&self.chunks, &self.w, keys),
+            ProductSide::state(h).t(),
+            ProductSide::tokens(&self.chunks, &v_new, values),
+        ];
+        ChunkProduct::new([Size::Tokens, Size::Of(values), Size::Of(keys)], sides)
+            .alpha(-1.0)
+            .added()
+            .run(&self.chunks)?;
         Ok(v_new)
     }
 }
 
 pub(super) fn forward(gpu: &Gpu, args: &Grad, keep: ChunkStates) -> Result<(GatedDeltaOutput, Option<Tensor>)> {
-    let inside = Inside::new(gpu, args, CHUNK)?;
-    let Inside { chunks, gates, q, k, .. } = &inside;
+    let inside = IntraChunk::new(gpu, args, CHUNK)?;
+    let IntraChunk { chunks, gates, q, k, .. } = &inside;
     let [h, v_new, final_state] = inside.states(gpu, args.initial_state.as_ref())?;
     let o = chunks.output(&Outputs { q, k, v_new: &v_new, h: &h, gates, scale: args.scale })?;
     let o = gpu.convert(&o, args.v.dtype())?.reshape(args.v.shape())?;
@@ -82,8 +89,8 @@ pub(super) fn backward(
     need: [bool; 6],
 ) -> Result<[Option<Tensor>; 6]> {
     let length = if dy.is_some() { CHUNK } else { SHORT };
-    let inside = Inside::new(gpu, args, length)?;
-    let Inside { chunks, gates, q, k, v, a, w, .. } = &inside;
+    let inside = IntraChunk::new(gpu, args, length)?;
+    let IntraChunk { chunks, gates, q, k, v, a, w, .. } = &inside;
     let (h, v_new) = match args.states.as_ref().filter(|_| length == CHUNK) {
         Some(h) => (h.clone(), inside.written(gpu, h)?),
         None => {
@@ -97,7 +104,7 @@ pub(super) fn backward(
     };
     let last = match last {
         Some(last) => gpu.copied(&last)?,
-        None => gpu.zeros([chunks.sequences(), chunks.groups, v.shape().last(), k.shape().last()], DType::F32)?,
+        None => gpu.zeros([chunks.sequences(), chunks.v_heads, v.shape().last(), k.shape().last()], DType::F32)?,
     };
     let out = chunks.output_gradient(
         &Outputs { q, k, v_new: &v_new, h: &h, gates, scale: args.scale },
@@ -109,7 +116,7 @@ pub(super) fn backward(
 
     let [of_q, of_k, of_v, of_g, of_beta, of_start] = need;
     let stored = |x: &Tensor, like: &Tensor| gpu.convert(x, like.dtype())?.reshape(like.shape());
-    let dq = of_q.then(|| stored(&chunks.over_readers(out.dq)?, &args.q)).transpose()?;
+    let dq = of_q.then(|| stored(&chunks.sum_over_v_heads(out.dq)?, &args.q)).transpose()?;
     let start = (of_start && args.initial_state.is_some()).then_some(last);
     if !of_k && !of_v && !of_g && !of_beta {
         return Ok([dq, None, None, None, None, start]);
@@ -130,7 +137,7 @@ pub(super) fn backward(
 
     let dk = || {
         let dk = [&state.dk, &dk_inside, &dk].into_iter().try_fold(out.dk, accumulate)?;
-        stored(&chunks.over_readers(dk)?, &args.k)
+        stored(&chunks.sum_over_v_heads(dk)?, &args.k)
     };
     let dg = || {
         let dg = chunks.empty(1)?;

@@ -4,15 +4,15 @@ use crate::op::{Array, Given};
 use std::ops::Range;
 
 /// The sizes and the tokens of each sequence.
-struct Layout {
+struct RuleSizes {
     sequences: Vec<Range<usize>>,
-    heads: usize,
-    groups: usize,
+    k_heads: usize,
+    v_heads: usize,
     k: usize,
     v: usize,
 }
 
-impl Layout {
+impl RuleSizes {
     fn of(t: &Given<Array>) -> Self {
         let (q, v) = (&t["q"], &t["v"]);
         let tokens = q.shape[1];
@@ -20,7 +20,7 @@ impl Layout {
             Some(cu) => (1..cu.data.len()).map(|i| cu.index(i - 1)..cu.index(i)).collect(),
             None => (0..q.shape[0]).map(|b| b * tokens..(b + 1) * tokens).collect(),
         };
-        Layout { sequences, heads: q.shape[2], groups: v.shape[2], k: q.shape[3], v: v.shape[3] }
+        RuleSizes { sequences, k_heads: q.shape[2], v_heads: v.shape[2], k: q.shape[3], v: v.shape[3] }
     }
 
     fn start(&self, t: &Given<Array>, state: usize) -> Vec<f64> {
@@ -30,14 +30,14 @@ impl Layout {
 
     /// Where a token's query and key, value, and gate of value head `head` lie.
     fn at(&self, token: usize, head: usize) -> (Range<usize>, Range<usize>, usize) {
-        let key = (token * self.heads + head / (self.groups / self.heads)) * self.k;
-        let gate = token * self.groups + head;
+        let key = (token * self.k_heads + head / (self.v_heads / self.k_heads)) * self.k;
+        let gate = token * self.v_heads + head;
         (key..key + self.k, gate * self.v..(gate + 1) * self.v, gate)
     }
 }
 
 /// One token's numbers.
-struct Token<'a> {
+struct TokenInputs<'a> {
     q: &'a [f64],
     k: &'a [f64],
     v: &'a [f64],
@@ -46,10 +46,10 @@ struct Token<'a> {
     scale: f64,
 }
 
-impl<'a> Token<'a> {
+impl<'a> TokenInputs<'a> {
     fn of(t: &'a Given<Array>, scale: f64, (key, value, gate): (Range<usize>, Range<usize>, usize)) -> Self {
         let (q, k, v) = (&t["q"].data[key.clone()], &t["k"].data[key], &t["v"].data[value]);
-        Token { q, k, v, g: t["g"].data[gate], beta: t["beta"].data[gate], scale }
+        TokenInputs { q, k, v, g: t["g"].data[gate], beta: t["beta"].data[gate], scale }
     }
 
     /// What the decayed state is missing: `v − S k`, a number for each row of the state.
@@ -76,18 +76,18 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 
 /// `o` and the final states.
 pub(crate) fn forward(t: &Given<Array>, scale: f64) -> Vec<Array> {
-    let layout = Layout::of(t);
+    let layout = RuleSizes::of(t);
     let mut o = Array::zeros(t["v"].shape.clone());
-    let mut last = Array::zeros([layout.sequences.len(), layout.groups, layout.v, layout.k]);
+    let mut last = Array::zeros([layout.sequences.len(), layout.v_heads, layout.v, layout.k]);
     let size = layout.v * layout.k;
     for (n, tokens) in layout.sequences.iter().enumerate() {
-        for head in 0..layout.groups {
-            let index = n * layout.groups + head;
+        for head in 0..layout.v_heads {
+            let index = n * layout.v_heads + head;
             let mut state = layout.start(t, index);
             for token in tokens.clone() {
                 let at = layout.at(token, head);
                 let value = at.1.clone();
-                o.data[value].copy_from_slice(&Token::of(t, scale, at).step(&mut state));
+                o.data[value].copy_from_slice(&TokenInputs::of(t, scale, at).step(&mut state));
             }
             last.data[index * size..][..size].copy_from_slice(&state);
         }
@@ -100,25 +100,25 @@ pub(crate) fn forward(t: &Given<Array>, scale: f64) -> Vec<Array> {
 /// With `S̃ = e^g S`, `m = v − S̃ k`, `S' = S̃ + β m kᵀ`, `o = s S' q`, and `dS'` complete:
 /// `dm = β dS' k`, `dS̃ = dS' − dm kᵀ`, `dk = β dS'ᵀ m − S̃ᵀ dm`, `dβ = m · dS' k`, `dg = Σ dS̃ ⊙ S̃`, `dS = e^g dS̃`.
 pub(crate) fn gradient(t: &Given<Array>, scale: f64, dy: &[Array]) -> Vec<Option<Array>> {
-    let layout = Layout::of(t);
+    let layout = RuleSizes::of(t);
     let zeros = |name: &str| Array::zeros(t[name].shape.clone());
     let [mut dq, mut dk, mut dv, mut dg, mut dbeta] = ["q", "k", "v", "g", "beta"].map(zeros);
     let mut dstart = t.get("initial_state").map(|s| Array::zeros(s.shape.clone()));
     let (width, size) = (layout.k, layout.v * layout.k);
     for (n, tokens) in layout.sequences.iter().enumerate() {
-        for head in 0..layout.groups {
-            let index = n * layout.groups + head;
+        for head in 0..layout.v_heads {
+            let index = n * layout.v_heads + head;
             let mut states = vec![layout.start(t, index)];
             for token in tokens.clone() {
                 let mut state = states[states.len() - 1].clone();
-                Token::of(t, scale, layout.at(token, head)).step(&mut state);
+                TokenInputs::of(t, scale, layout.at(token, head)).step(&mut state);
                 states.push(state);
             }
             let mut ds = dy[1].data[index * size..][..size].to_vec();
             for (i, token) in tokens.clone().enumerate().rev() {
                 let at = layout.at(token, head);
                 let (key, value, gate) = at.clone();
-                let x = Token::of(t, scale, at);
+                let x = TokenInputs::of(t, scale, at);
                 let decayed: Vec<f64> = states[i].iter().map(|s| s * x.g.exp()).collect();
                 let (miss, o) = (x.miss(&decayed), &dy[0].data[value.clone()]);
                 let (dq, dk) = (&mut dq.data[key.clone()], &mut dk.data[key]);

@@ -7,15 +7,15 @@ use rayon::prelude::*;
 
 pub(super) fn forward(cpu: &Cpu, args: GatedDeltaStepArgs<'_>, dims: &Dims) -> Result<GatedDeltaOutput> {
     let GatedDeltaStepArgs { q, k, v, g, beta, mut state, scale } = args;
-    let (heads, groups, width, values) = (dims['H'], dims['G'], dims['K'], dims['V']);
+    let (k_heads, v_heads, width, values) = (dims['H'], dims['G'], dims['K'], dims['V']);
     let (qs, ks, vs, gs, betas) = (cpu.read(q)?, cpu.read(k)?, cpu.read(v)?, cpu.read(g)?, cpu.read(beta)?);
     let mut o = cpu.buffer::<f32>(vs.len())?;
     let level = cpu.level();
     let row = |i: usize| {
         let gate = i / values;
-        let key = (gate / groups * heads + gate % groups / (groups / heads)) * width;
+        let key = (gate / v_heads * k_heads + gate % v_heads / (v_heads / k_heads)) * width;
         let (q, k) = (&qs[key..key + width], &ks[key..key + width]);
-        Row { q, k, v: vs[i], decay: gs[gate].exp(), beta: betas[gate], scale }
+        StepRow { q, k, v: vs[i], decay: gs[gate].exp(), beta: betas[gate], scale }
     };
     let grain = cpu.grain(vs.len(), 4 * width);
     if state.slice_mut::<f32>().is_none() {
@@ -38,7 +38,7 @@ pub(super) fn forward(cpu: &Cpu, args: GatedDeltaStepArgs<'_>, dims: &Dims) -> R
 }
 
 /// What one row of a state meets.
-struct Row<'a> {
+struct StepRow<'a> {
     q: &'a [f32],
     k: &'a [f32],
     v: f32,
@@ -49,7 +49,7 @@ struct Row<'a> {
 
 alluvium_core::simd! {
     /// Updates a row of the state; returns its output.
-    fn step<S>(row: &Row<'_>, state: &mut [f32]) -> f32 {
+    fn step<S>(row: &StepRow<'_>, state: &mut [f32]) -> f32 {
         let decay = S::splat(row.decay);
         let mut sums = [S::splat(0.0); 2];
         for (i, (s, k)) in state.chunks(S::LANES).zip(row.k.chunks(S::LANES)).enumerate() {

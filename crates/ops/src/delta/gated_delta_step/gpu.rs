@@ -17,7 +17,7 @@ struct Params {
     rows: u32,
     values: u32,
     keys: u32,
-    groups: u32,
+    v_heads: u32,
     share: u32,
     scale: f32,
 }
@@ -34,7 +34,7 @@ pub(super) fn forward(gpu: &Gpu, args: GatedDeltaStepArgs<'_>, dims: &Dims) -> R
         rows: to_u32(rows)?,
         values: to_u32(dims['V'])?,
         keys: to_u32(dims['K'])?,
-        groups: to_u32(dims['G'])?,
+        v_heads: to_u32(dims['G'])?,
         share: to_u32(dims['G'] / dims['H'])?,
         scale,
     };

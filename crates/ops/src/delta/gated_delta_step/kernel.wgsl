@@ -1,5 +1,5 @@
 // A step of the recurrence: each row of the state is read once and written once.
-struct Params { rows: u32, values: u32, keys: u32, groups: u32, share: u32, scale: f32 }
+struct Params { rows: u32, values: u32, keys: u32, v_heads: u32, share: u32, scale: f32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> q: array<f32>;
 @group(0) @binding(1) var<storage, read> k: array<f32>;
@@ -29,7 +29,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let asked = group_index(group, groups) * 8u + lane / 32u;
     let row = min(asked, p.rows - 1u);
     let head = row / p.values;
-    let key = (head / p.groups * (p.groups / p.share) + head % p.groups / p.share) * p.keys;
+    let key = (head / p.v_heads * (p.v_heads / p.share) + head % p.v_heads / p.share) * p.keys;
     let decay = exp1(g[head]);
     var read: array<f32, EACH>;
     var sum = 0.0;

@@ -23,7 +23,7 @@ struct Params {
 }
 
 /// The sizes of a launch.
-struct Sizes {
+struct GateLaunch {
     n: usize,
     heads: usize,
     each: usize,
@@ -31,12 +31,12 @@ struct Sizes {
     need: [bool; 2],
 }
 
-impl Sizes {
+impl GateLaunch {
     fn of(a: &Tensor) -> Self {
         let (n, heads) = (a.elements(), a.shape().last());
         // several rows for each of the workgroup's slots
         let slots = GROUP / heads.min(GROUP);
-        Sizes { n, heads, each: (n / heads).div_ceil(PARTS).max(4 * slots), need: [true; 2] }
+        GateLaunch { n, heads, each: (n / heads).div_ceil(PARTS).max(4 * slots), need: [true; 2] }
     }
 
     fn parts(&self) -> usize {
@@ -74,7 +74,7 @@ impl Sizes {
 
 pub(super) fn forward(gpu: &Gpu, [a, b, a_log, dt_bias]: [&Tensor; 4]) -> Result<Gates> {
     let (g, beta) = (gpu.empty(a.shape(), DType::F32)?, gpu.empty(a.shape(), DType::F32)?);
-    let sizes = Sizes::of(a);
+    let sizes = GateLaunch::of(a);
     sizes.launch(gpu, "forward", sizes.n.div_ceil(4 * GROUP), a, &[a_log, dt_bias, &beta, &g, b])?;
     Ok(Gates { g, beta })
 }
@@ -88,7 +88,7 @@ pub(super) fn backward(
     let Grad { a, a_log, dt_bias, g, beta } = saved;
     let given = |dy: Option<&Tensor>| dy.map_or_else(|| gpu.zeros(a.shape(), DType::F32), |dy| Ok(dy.clone()));
     let [dg, dbeta] = [given(dy[0])?, given(dy[1])?];
-    let sizes = Sizes { need: [need[0], need[1]], ..Sizes::of(a) };
+    let sizes = GateLaunch { need: [need[0], need[1]], ..GateLaunch::of(a) };
     // a gradient that is not needed is bound, but not written
     let room = |need: bool| if need { gpu.empty(a.shape(), a.dtype()) } else { gpu.empty([4], DType::F32) };
     let (da, db) = (room(need[0])?, room(need[1])?);

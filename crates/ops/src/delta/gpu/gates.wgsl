@@ -4,7 +4,7 @@
 // SUMS is 1 where g holds running sums. Otherwise each exponent is summed on its own: a difference of two running sums
 // would lose what strong decay leaves. The relative error of an exponential is the absolute error of its exponent, so a log
 // decay is split into a multiple of 1/64, whose sums are exact, and a remainder of at most 1/128, whose sums stay small.
-struct Params { chunks: u32, groups: u32, size: u32 }
+struct Params { chunks: u32, v_heads: u32, size: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> chunks: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read> g: array<f32>;
@@ -30,25 +30,25 @@ fn exp_of_sum(x: vec2<f32>) -> f32 {
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) j: u32) {
     let at = group_index(group, groups);
-    if at >= p.chunks * p.groups { return; }
-    let chunk = chunks[at / p.groups];
-    let head = at % p.groups;
-    let first = chunk.x * p.groups + head;
+    if at >= p.chunks * p.v_heads { return; }
+    let chunk = chunks[at / p.v_heads];
+    let head = at % p.v_heads;
+    let first = chunk.x * p.v_heads + head;
     if j >= chunk.y {
-        for (var i = 0u; i < chunk.y; i++) { gamma[(first + i * p.groups) * 64u + j] = 0.0; }
+        for (var i = 0u; i < chunk.y; i++) { gamma[(first + i * p.v_heads) * 64u + j] = 0.0; }
         return;
     }
-    let own = first + j * p.groups;
+    let own = first + j * p.v_heads;
     var start = vec2<f32>(g[own], 0.0);
     if SUMS == 0u {
         start = vec2<f32>(0.0);
-        for (var i = 0u; i <= j; i++) { start += split_step(g[first + i * p.groups]); }
+        for (var i = 0u; i <= j; i++) { start += split_step(g[first + i * p.v_heads]); }
     }
-    for (var i = 0u; i < j; i++) { gamma[(first + i * p.groups) * 64u + j] = 0.0; }
+    for (var i = 0u; i < j; i++) { gamma[(first + i * p.v_heads) * 64u + j] = 0.0; }
     gamma[own * 64u + j] = 1.0;
     var exponent = vec2<f32>(0.0);
     for (var i = j + 1u; i < chunk.y; i++) {
-        let token = first + i * p.groups;
+        let token = first + i * p.v_heads;
         if SUMS == 0u { exponent += split_step(g[token]); } else { exponent.x = g[token] - start.x; }
         gamma[token * 64u + j] = exp_of_sum(exponent);
     }

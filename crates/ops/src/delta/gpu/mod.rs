@@ -6,11 +6,11 @@
 mod product;
 mod stages;
 
-pub(crate) use product::{Factor, Keep, Mask, Product, Side, Size};
+pub(crate) use product::{ChunkProduct, Factor, Keep, ProductMask, ProductSide, Size};
 pub(crate) use stages::{Outputs, StateSeeds, States, Written};
 
 use crate::common::gpu::to_u32;
-use crate::delta::chunk::Layout;
+use crate::delta::chunk::HeadLayout;
 
 use crate::common::gpu::MATH;
 use crate::delta::chunk::{CHUNK, Write, pieces};
@@ -29,9 +29,9 @@ static LAST: Kernel = crate::common::gpu::kernel("chunk last", &[include_str!("l
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Sizes {
+struct ChunkParams {
     chunks: u32,
-    groups: u32,
+    v_heads: u32,
     size: u32,
 }
 
@@ -39,17 +39,17 @@ struct Sizes {
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct Passing {
     sequences: u32,
-    groups: u32,
+    v_heads: u32,
     left_share: u32,
     right_share: u32,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Lines {
+struct RowParams {
     rows: u32,
     width: u32,
-    groups: u32,
+    v_heads: u32,
     share: u32,
 }
 
@@ -65,14 +65,14 @@ pub(crate) struct Chunks {
     /// Tokens of a chunk; the last of a sequence may have fewer.
     length: usize,
     /// Key heads.
-    pub(crate) heads: usize,
+    pub(crate) k_heads: usize,
     /// Value heads.
-    pub(crate) groups: usize,
+    pub(crate) v_heads: usize,
 }
 
 /// What the decays of the chunks do.
 #[derive(Clone, Debug)]
-pub(crate) struct Gates {
+pub(crate) struct ChunkGates {
     /// `e^{g_{j+1} + … + g_i}`, `[T, G, 64]`.
     pub(crate) gamma: Tensor,
     /// From the chunk's start, to its end, β, β from the start: `[T, G, 4]`.
@@ -90,7 +90,7 @@ pub(crate) enum Decay {
 
 /// From which end chunks are walked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Direction {
     /// From the first token.
     Forward,
     /// From the last.
@@ -101,8 +101,8 @@ pub(crate) enum Way {
 const PIECE: usize = 16 * 65;
 
 /// What passes through the chunks, see `state.wgsl`.
-pub(crate) struct Passage<'a> {
-    pub(crate) way: Way,
+pub(crate) struct StateScan<'a> {
+    pub(crate) way: Direction,
     /// Meets the state: `[T, heads, K]`.
     pub(crate) left: &'a Tensor,
     /// Enters it: `[T, heads, K]`.
@@ -117,17 +117,17 @@ pub(crate) struct Passage<'a> {
 
 impl Chunks {
     /// The chunks of whole rows of tokens.
-    pub(crate) fn of(gpu: &Gpu, layout: Layout) -> Result<Self> {
-        let Layout { batch, tokens, heads, groups } = layout;
+    pub(crate) fn of(gpu: &Gpu, layout: HeadLayout) -> Result<Self> {
+        let HeadLayout { batch, tokens, k_heads, v_heads } = layout;
         let rows: Vec<Range<usize>> = (0..batch).map(|row| row * tokens..(row + 1) * tokens).collect();
-        Self::new(gpu, &rows, [heads, groups], CHUNK)
+        Self::new(gpu, &rows, [k_heads, v_heads], CHUNK)
     }
 
     /// The chunks of `length` tokens, at most 64, of sequences with these numbers of key and value heads.
     pub(crate) fn new(
         gpu: &Gpu,
         sequences: &[Range<usize>],
-        [heads, groups]: [usize; 2],
+        [k_heads, v_heads]: [usize; 2],
         length: usize,
     ) -> Result<Self> {
         let (mut chunks, mut rows) = (Vec::new(), Vec::new());
@@ -145,8 +145,8 @@ impl Chunks {
             sequences: gpu.table(&rows)?.reshape([rows.len() / 4, 4])?,
             tokens: sequences.last().map_or(0, |tokens| tokens.end),
             length,
-            heads,
-            groups,
+            k_heads,
+            v_heads,
         })
     }
 
@@ -162,7 +162,7 @@ impl Chunks {
 
     /// Value heads that read a key head.
     fn share(&self) -> usize {
-        self.groups / self.heads
+        self.v_heads / self.k_heads
     }
 
     pub(crate) fn gpu(&self) -> &Gpu {
@@ -171,27 +171,27 @@ impl Chunks {
 
     /// Memory for `width` numbers of each token and value head.
     pub(crate) fn empty(&self, width: usize) -> Result<Tensor> {
-        self.gpu.empty([self.tokens, self.groups, width], DType::F32)
+        self.gpu.empty([self.tokens, self.v_heads, width], DType::F32)
     }
 
     /// Memory for a state of each chunk and value head.
     pub(crate) fn empty_states(&self, values: usize, keys: usize) -> Result<Tensor> {
-        self.gpu.empty([self.count(), self.groups, values, keys], DType::F32)
+        self.gpu.empty([self.count(), self.v_heads, values, keys], DType::F32)
     }
 
     /// `e^` of the log decays' sums, and β beside them where it is given.
-    pub(crate) fn gates(&self, g: &Tensor, decay: Decay, beta: Option<&Tensor>) -> Result<Gates> {
-        let gates = Gates { gamma: self.empty(CHUNK)?, factors: self.empty(4)? };
+    pub(crate) fn gates(&self, g: &Tensor, decay: Decay, beta: Option<&Tensor>) -> Result<ChunkGates> {
+        let gates = ChunkGates { gamma: self.empty(CHUNK)?, factors: self.empty(4)? };
         let constants = [("SUMS", u32::from(decay == Decay::Summed)), ("BETA", u32::from(beta.is_some()))];
         let binds = [&self.chunks, g, beta.unwrap_or(g), &gates.gamma, &gates.factors];
-        self.launch((&GATES, "main"), &constants, &binds, 0, self.groups)?;
+        self.launch((&GATES, "main"), &constants, &binds, 0, self.v_heads)?;
         Ok(gates)
     }
 
     /// `(I + L)⁻¹` of what `l` holds below the diagonal.
     pub(crate) fn solve(&self, l: &Tensor) -> Result<Tensor> {
         let a = self.empty(CHUNK)?;
-        self.launch((&SOLVE, "main"), &[], &[&self.chunks, l, &a], 0, self.groups)?;
+        self.launch((&SOLVE, "main"), &[], &[&self.chunks, l, &a], 0, self.v_heads)?;
         Ok(a)
     }
 
@@ -199,27 +199,31 @@ impl Chunks {
     pub(crate) fn gated(&self, x: &Tensor, y: &Tensor, keep: Keep) -> Result<Tensor> {
         let z = self.empty(CHUNK)?;
         let constants = [("STRICT", u32::from(keep == Keep::Below)), ("WEIGHT", 0)];
-        self.launch((&SQUARES, "gated"), &constants, &[&self.chunks, x, y, &z], 0, self.groups)?;
+        self.launch((&SQUARES, "gated"), &constants, &[&self.chunks, x, y, &z], 0, self.v_heads)?;
         Ok(z)
     }
 
     /// The row sums of `E = x ⊙ y` below the diagonal, and the row sums less the column sums of `E`, or of `diag(β) E`.
-    pub(crate) fn row_sums(&self, x: &Tensor, y: &Tensor, gates: &Gates, weight: Weight) -> Result<[Tensor; 2]> {
+    pub(crate) fn row_sums(&self, x: &Tensor, y: &Tensor, gates: &ChunkGates, weight: Weight) -> Result<[Tensor; 2]> {
         let [rows, differences] = [self.empty(1)?, self.empty(1)?];
         let constants = [("STRICT", 0), ("WEIGHT", u32::from(weight == Weight::Beta))];
         let binds = [&self.chunks, x, y, &differences, &gates.factors, &rows];
-        self.launch((&SQUARES, "sums"), &constants, &binds, 0, self.groups)?;
+        self.launch((&SQUARES, "sums"), &constants, &binds, 0, self.v_heads)?;
         Ok([rows, differences])
     }
 
     /// `x · y` of each token's head; then `x` is multiplied with its factor. `y` may be of key heads.
-    pub(crate) fn dots(&self, x: &Tensor, y: &Tensor, gates: &Gates, scale: Factor) -> Result<Tensor> {
+    pub(crate) fn dots(&self, x: &Tensor, y: &Tensor, gates: &ChunkGates, scale: Factor) -> Result<Tensor> {
         let dots = self.empty(1)?;
-        let width = x.elements() / (self.tokens * self.groups);
-        let share = self.groups / (y.elements() / (self.tokens * width));
-        let rows = self.tokens * self.groups;
-        let params =
-            Lines { rows: to_u32(rows)?, width: to_u32(width)?, groups: to_u32(self.groups)?, share: to_u32(share)? };
+        let width = x.elements() / (self.tokens * self.v_heads);
+        let share = self.v_heads / (y.elements() / (self.tokens * width));
+        let rows = self.tokens * self.v_heads;
+        let params = RowParams {
+            rows: to_u32(rows)?,
+            width: to_u32(width)?,
+            v_heads: to_u32(self.v_heads)?,
+            share: to_u32(share)?,
+        };
         self.gpu.launch(&Launch {
             kernel: &ROWS,
             entry: "dot_and_scale",
@@ -233,17 +237,18 @@ impl Chunks {
     }
 
     /// The sums over the value heads that read each key head.
-    pub(crate) fn over_readers(&self, x: Tensor) -> Result<Tensor> {
+    pub(crate) fn sum_over_v_heads(&self, x: Tensor) -> Result<Tensor> {
         if self.share() == 1 {
             return Ok(x);
         }
-        let width = x.elements() / (self.tokens * self.groups);
-        let y = self.gpu.empty([self.tokens, self.heads, width], DType::F32)?;
-        let rows = to_u32(self.tokens * self.heads)?;
-        let params = Lines { rows, width: to_u32(width)?, groups: to_u32(self.groups)?, share: to_u32(self.share())? };
+        let width = x.elements() / (self.tokens * self.v_heads);
+        let y = self.gpu.empty([self.tokens, self.k_heads, width], DType::F32)?;
+        let rows = to_u32(self.tokens * self.k_heads)?;
+        let params =
+            RowParams { rows, width: to_u32(width)?, v_heads: to_u32(self.v_heads)?, share: to_u32(self.share())? };
         self.gpu.launch(&Launch {
             kernel: &ROWS,
-            entry: "over_readers",
+            entry: "sum_over_v_heads",
             constants: &[("SCALE", 4)],
             stored: &[],
             // the entry reads bindings 1 and 3
@@ -255,15 +260,21 @@ impl Chunks {
     }
 
     /// Running sums of `[T, G]` within chunks.
-    pub(crate) fn running(&self, x: &Tensor, way: Way) -> Result<Tensor> {
+    pub(crate) fn running(&self, x: &Tensor, way: Direction) -> Result<Tensor> {
         let y = self.empty(1)?;
-        let constants = [("BACK", u32::from(way == Way::Back))];
-        self.launch((&SUMS, "running"), &constants, &[&self.chunks, x, &y], 0, self.groups.div_ceil(64))?;
+        let constants = [("BACK", u32::from(way == Direction::Back))];
+        self.launch((&SUMS, "running"), &constants, &[&self.chunks, x, &y], 0, self.v_heads.div_ceil(64))?;
         Ok(y)
     }
 
     /// The gradient of each step of the log decay; `dg` is set, or added to.
-    pub(crate) fn step_gradients(&self, of: &Exponents<'_>, gates: &Gates, dg: &Tensor, write: Write) -> Result<()> {
+    pub(crate) fn step_gradients(
+        &self,
+        of: &Exponents<'_>,
+        gates: &ChunkGates,
+        dg: &Tensor,
+        write: Write,
+    ) -> Result<()> {
         let Exponents { x, y, weight, from_start, ends } = *of;
         let constants = [
             ("WEIGHT", u32::from(weight == Weight::Beta)),
@@ -272,28 +283,28 @@ impl Chunks {
         ];
         let [to_end, whole] = ends.unwrap_or([from_start; 2]);
         let binds = [&self.chunks, x, y, &gates.factors, from_start, to_end, whole, dg];
-        self.launch((&STEPS, "main"), &constants, &binds, 0, self.groups)
+        self.launch((&STEPS, "main"), &constants, &binds, 0, self.v_heads)
     }
 
     /// `e^{g_last} Σ states ⊙ gradients` of each chunk and value head: the gradient of the decay over the whole chunk.
-    pub(crate) fn whole(&self, states: [&Tensor; 2], gates: &Gates) -> Result<Tensor> {
-        let y = self.gpu.empty([self.count(), self.groups], DType::F32)?;
-        let size = states[0].elements() / (self.count() * self.groups);
+    pub(crate) fn whole(&self, states: [&Tensor; 2], gates: &ChunkGates) -> Result<Tensor> {
+        let y = self.gpu.empty([self.count(), self.v_heads], DType::F32)?;
+        let size = states[0].elements() / (self.count() * self.v_heads);
         let binds = [&self.chunks, states[0], &y, states[0], states[1], &gates.factors];
-        self.launch((&LAST, "main"), &[("WG", 256), ("KEPT", 1)], &binds, size, self.groups)?;
+        self.launch((&LAST, "main"), &[("WG", 256), ("KEPT", 1)], &binds, size, self.v_heads)?;
         Ok(y)
     }
 
     /// `dg −= x` but at each chunk's last token `dg += e^{g_last} Σ states ⊙ gradients + Σ x`, `x` of the tokens before.
-    pub(crate) fn whole_decay(&self, dg: &Tensor, x: &Tensor, states: [&Tensor; 2], gates: &Gates) -> Result<()> {
-        let size = states[0].elements() / (self.count() * self.groups);
+    pub(crate) fn whole_decay(&self, dg: &Tensor, x: &Tensor, states: [&Tensor; 2], gates: &ChunkGates) -> Result<()> {
+        let size = states[0].elements() / (self.count() * self.v_heads);
         let binds = [&self.chunks, x, dg, states[0], states[1], &gates.factors];
-        self.launch((&LAST, "main"), &[("WG", 256), ("KEPT", 0)], &binds, size, self.groups)
+        self.launch((&LAST, "main"), &[("WG", 256), ("KEPT", 0)], &binds, size, self.v_heads)
     }
 
     /// Takes the state through the chunks; returns `y`, `[T, G, V]`.
-    pub(crate) fn pass(&self, passage: &Passage<'_>, gates: &Gates) -> Result<Tensor> {
-        let Passage { way, left, right, x, states, last } = *passage;
+    pub(crate) fn pass(&self, passage: &StateScan<'_>, gates: &ChunkGates) -> Result<Tensor> {
+        let StateScan { way, left, right, x, states, last } = *passage;
         let (values, keys) = (states.shape()[2], states.shape()[3]);
         let y = self.empty(values)?;
         // a tile and what its tokens write, or a piece of what they meet, fit in 16 KiB for the widths of models
@@ -309,10 +320,10 @@ impl Chunks {
             );
             return Err(Error::value("chunk_state", why));
         }
-        let share = |side: &Tensor| (self.groups * self.tokens * keys / side.elements()) as u32;
+        let share = |side: &Tensor| (self.v_heads * self.tokens * keys / side.elements()) as u32;
         let params = Passing {
             sequences: to_u32(self.sequences())?,
-            groups: to_u32(self.groups)?,
+            v_heads: to_u32(self.v_heads)?,
             left_share: share(left),
             right_share: share(right),
         };
@@ -324,12 +335,12 @@ impl Chunks {
                 ("V", values as u32),
                 ("TILE", tile as u32),
                 ("LENGTH", self.length as u32),
-                ("BACK", u32::from(way == Way::Back)),
+                ("BACK", u32::from(way == Direction::Back)),
             ],
             stored: &[],
             binds: &[&self.sequences, left, right, x, &gates.factors, &y, states, last].map(Bind::All),
             params: bytemuck::bytes_of(&params),
-            groups: Groups::Line(self.sequences() * self.groups * values.div_ceil(tile)),
+            groups: Groups::Line(self.sequences() * self.v_heads * values.div_ceil(tile)),
         })?;
         Ok(y)
     }
@@ -342,7 +353,7 @@ impl Chunks {
         size: usize,
         lines: usize,
     ) -> Result<()> {
-        let params = Sizes { chunks: to_u32(self.count())?, groups: to_u32(self.groups)?, size: to_u32(size)? };
+        let params = ChunkParams { chunks: to_u32(self.count())?, v_heads: to_u32(self.v_heads)?, size: to_u32(size)? };
         let binds: Vec<Bind<'_>> = binds.iter().map(|tensor| Bind::All(tensor)).collect();
         self.gpu.launch(&Launch {
             kernel,

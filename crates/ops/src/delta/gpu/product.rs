@@ -1,6 +1,6 @@
 //! One product for each chunk and value head.
 
-use super::{Chunks, Gates};
+use super::{ChunkGates, Chunks};
 use crate::common::gpu::{to_u32, to_u32s};
 use alluvium_core::gpu::{Bind, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
@@ -9,7 +9,7 @@ static PRODUCT: Kernel = crate::common::gpu::kernel("chunk product", &[include_s
 
 /// A side of a product: for each chunk and value head a matrix, found in a tensor by strides.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Side<'a> {
+pub(crate) struct ProductSide<'a> {
     tensor: &'a Tensor,
     strides: Strides,
 }
@@ -26,27 +26,27 @@ struct Strides {
 }
 
 // Strides are at most the tensor's elements, and a launch refuses a tensor whose elements need more than 32 bits.
-impl<'a> Side<'a> {
+impl<'a> ProductSide<'a> {
     /// The rows of a chunk's tokens: `[T, heads, width]`, of value heads or of key heads.
     pub(crate) fn tokens(chunks: &Chunks, tensor: &'a Tensor, width: usize) -> Self {
         let heads = tensor.elements() / (chunks.tokens * width);
         let token = (heads * width) as u32;
-        let share = (chunks.groups / heads) as u32;
-        Side { tensor, strides: Strides { rows: token, cols: 1, token, chunk: 0, head: width as u32, share } }
+        let share = (chunks.v_heads / heads) as u32;
+        ProductSide { tensor, strides: Strides { rows: token, cols: 1, token, chunk: 0, head: width as u32, share } }
     }
 
     /// The state of a chunk: `[chunks, G, V, K]`, a matrix of `V × K`.
     pub(crate) fn state(tensor: &'a Tensor) -> Self {
         let shape = tensor.shape();
-        let (groups, matrix) = (shape[1], shape[2] * shape[3]);
-        let [chunk, head, keys] = [groups * matrix, matrix, shape[3]].map(|n| n as u32);
-        Side { tensor, strides: Strides { rows: keys, cols: 1, token: 0, chunk, head, share: 1 } }
+        let (v_heads, matrix) = (shape[1], shape[2] * shape[3]);
+        let [chunk, head, keys] = [v_heads * matrix, matrix, shape[3]].map(|n| n as u32);
+        ProductSide { tensor, strides: Strides { rows: keys, cols: 1, token: 0, chunk, head, share: 1 } }
     }
 
     /// The same matrices transposed.
     pub(crate) fn t(self) -> Self {
         let Strides { rows, cols, .. } = self.strides;
-        Side { strides: Strides { rows: cols, cols: rows, ..self.strides }, ..self }
+        ProductSide { strides: Strides { rows: cols, cols: rows, ..self.strides }, ..self }
     }
 }
 
@@ -59,7 +59,7 @@ pub(crate) enum Size {
     Of(usize),
 }
 
-/// One of the four factors of a token, by its place in [`Gates::factors`].
+/// One of the four factors of a token, by its place in [`ChunkGates::factors`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Factor {
     /// What is left at the token of what was there at the chunk's start.
@@ -76,12 +76,12 @@ pub(crate) enum Factor {
 
 /// Which part of the left side counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mask {
+pub(crate) enum ProductMask {
     /// All of it.
     All,
     /// On and below the diagonal.
     Lower,
-    /// As [`Mask::Lower`] of the matrix whose transpose it is.
+    /// As [`ProductMask::Lower`] of the matrix whose transpose it is.
     LowerTransposed,
 }
 
@@ -98,33 +98,33 @@ pub(crate) enum Keep {
 
 /// `c = alpha · (a b)`, or added to what `c` holds.
 #[derive(Clone, Copy)]
-pub(crate) struct Product<'a> {
-    a: Side<'a>,
-    b: Side<'a>,
-    c: Side<'a>,
+pub(crate) struct ChunkProduct<'a> {
+    a: ProductSide<'a>,
+    b: ProductSide<'a>,
+    c: ProductSide<'a>,
     /// Rows of `a`, columns of `b`, the sum's length.
     sizes: [Size; 3],
     alpha: f32,
-    mask: Mask,
+    mask: ProductMask,
     keep: Keep,
     square: bool,
-    gated: Option<&'a Gates>,
-    factors: Option<&'a Gates>,
+    gated: Option<&'a ChunkGates>,
+    factors: Option<&'a ChunkGates>,
     of: [Factor; 3],
     rounded: DType,
     add: bool,
 }
 
-impl<'a> Product<'a> {
+impl<'a> ChunkProduct<'a> {
     /// `c = a b`.
-    pub(crate) fn new(sizes: [Size; 3], [a, b, c]: [Side<'a>; 3]) -> Self {
-        Product {
+    pub(crate) fn new(sizes: [Size; 3], [a, b, c]: [ProductSide<'a>; 3]) -> Self {
+        ChunkProduct {
             a,
             b,
             c,
             sizes,
             alpha: 1.0,
-            mask: Mask::All,
+            mask: ProductMask::All,
             keep: Keep::All,
             square: false,
             gated: None,
@@ -137,44 +137,44 @@ impl<'a> Product<'a> {
 
     /// Tokens by tokens: `c` has 64 columns, and this part of them is kept.
     pub(crate) fn square(self, keep: Keep) -> Self {
-        Product { square: true, keep, ..self }
+        ChunkProduct { square: true, keep, ..self }
     }
 
     pub(crate) fn alpha(self, alpha: f32) -> Self {
-        Product { alpha, ..self }
+        ChunkProduct { alpha, ..self }
     }
 
     /// Only this part of `a` counts.
-    pub(crate) fn mask(self, mask: Mask) -> Self {
-        Product { mask, ..self }
+    pub(crate) fn mask(self, mask: ProductMask) -> Self {
+        ChunkProduct { mask, ..self }
     }
 
     /// The result times the decays between its tokens.
-    pub(crate) fn gated(self, gates: &'a Gates) -> Self {
-        Product { gated: Some(gates), ..self }
+    pub(crate) fn gated(self, gates: &'a ChunkGates) -> Self {
+        ChunkProduct { gated: Some(gates), ..self }
     }
 
     /// The rows of `b`, which are tokens, times a factor, rounded to a storage type.
-    pub(crate) fn inner(self, gates: &'a Gates, factor: Factor, rounded: DType) -> Self {
+    pub(crate) fn inner(self, gates: &'a ChunkGates, factor: Factor, rounded: DType) -> Self {
         let [_, m, n] = self.of;
-        Product { factors: Some(gates), of: [factor, m, n], rounded, ..self }
+        ChunkProduct { factors: Some(gates), of: [factor, m, n], rounded, ..self }
     }
 
     /// The rows of `c`, which are tokens, times a factor.
-    pub(crate) fn rows(self, gates: &'a Gates, factor: Factor) -> Self {
+    pub(crate) fn rows(self, gates: &'a ChunkGates, factor: Factor) -> Self {
         let [l, _, n] = self.of;
-        Product { factors: Some(gates), of: [l, factor, n], ..self }
+        ChunkProduct { factors: Some(gates), of: [l, factor, n], ..self }
     }
 
     /// The columns of `c`, which are tokens, times a factor.
-    pub(crate) fn columns(self, gates: &'a Gates, factor: Factor) -> Self {
+    pub(crate) fn columns(self, gates: &'a ChunkGates, factor: Factor) -> Self {
         let [l, m, _] = self.of;
-        Product { factors: Some(gates), of: [l, m, factor], ..self }
+        ChunkProduct { factors: Some(gates), of: [l, m, factor], ..self }
     }
 
     /// Added to what `c` holds.
     pub(crate) fn added(self) -> Self {
-        Product { add: true, ..self }
+        ChunkProduct { add: true, ..self }
     }
 
     /// Launches it.
@@ -190,7 +190,7 @@ impl<'a> Product<'a> {
             c: self.c.strides,
             sizes: [m, n, l],
             chunks: to_u32(chunks.count())?,
-            groups: to_u32(chunks.groups)?,
+            v_heads: to_u32(chunks.v_heads)?,
             alpha: self.alpha,
         };
         let along = |first: u32| u32::from(first == 1);
@@ -214,7 +214,7 @@ impl<'a> Product<'a> {
             stored: &[("R", self.rounded)],
             binds: &[&chunks.chunks, self.a.tensor, self.b.tensor, factors, gamma, self.c.tensor].map(Bind::All),
             params: bytemuck::bytes_of(&params),
-            groups: Groups::Line(chunks.count() * chunks.groups * tiles(m) * tiles(n)),
+            groups: Groups::Line(chunks.count() * chunks.v_heads * tiles(m) * tiles(n)),
         })
     }
 }
@@ -227,6 +227,6 @@ struct Params {
     c: Strides,
     sizes: [u32; 3],
     chunks: u32,
-    groups: u32,
+    v_heads: u32,
     alpha: f32,
 }

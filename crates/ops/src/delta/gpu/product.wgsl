@@ -6,7 +6,7 @@
 // GAMMA is 1 where c is multiplied with the decays; FACTOR_L, FACTOR_M, FACTOR_N name the factor (0 to 3, 4 for none)
 // of b's rows, c's rows, c's columns; ADD is 1 where c is added to.
 struct Side { rows: u32, cols: u32, token: u32, chunk: u32, head: u32, share: u32 }
-struct Params { a: Side, b: Side, c: Side, m: u32, n: u32, l: u32, chunks: u32, groups: u32, alpha: f32 }
+struct Params { a: Side, b: Side, c: Side, m: u32, n: u32, l: u32, chunks: u32, v_heads: u32, alpha: f32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> chunks: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
@@ -32,10 +32,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let tiles_n = max((p.n + 63u) / 64u, 1u);
     let tiles = max((p.m + 63u) / 64u, 1u) * tiles_n;
     let index = group_index(group, groups);
-    if index >= p.chunks * p.groups * tiles { return; }
+    if index >= p.chunks * p.v_heads * tiles { return; }
     let tile = index % tiles;
-    let head = (index / tiles) % p.groups;
-    let at = index / tiles / p.groups;
+    let head = (index / tiles) % p.v_heads;
+    let at = index / tiles / p.v_heads;
     let chunk = chunks[at];
     let m_end = select(p.m, chunk.y, p.m == 0u);
     let n_end = select(p.n, chunk.y, p.n == 0u);
@@ -45,7 +45,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let a_base = base(p.a, at, chunk.x, head);
     let b_base = base(p.b, at, chunk.x, head);
     let c_base = base(p.c, at, chunk.x, head);
-    let token = chunk.x * p.groups + head;
+    let token = chunk.x * p.v_heads + head;
 
     var sums: array<vec4<f32>, 4>;
     let m_own = lane / 16u * 4u;
@@ -72,7 +72,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             if n < n_end && lb < l_end {
                 var x = b[b_base + lb * p.b.rows + n * p.b.cols];
                 if FACTOR_L < 4u {
-                    x = rounded(x * factors[(token + lb * p.groups) * 4u + FACTOR_L]);
+                    x = rounded(x * factors[(token + lb * p.v_heads) * 4u + FACTOR_L]);
                 }
                 bv[r] = x;
             }
@@ -96,13 +96,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let m = m_first + m_own + i;
         if m >= m_end { break; }
         var row = p.alpha * sums[i];
-        if FACTOR_M < 4u { row *= factors[(token + m * p.groups) * 4u + FACTOR_M]; }
+        if FACTOR_M < 4u { row *= factors[(token + m * p.v_heads) * 4u + FACTOR_M]; }
         for (var j = 0u; j < 4u; j++) {
             let n = n_first + n_own + j;
             if n >= n_written { break; }
             var x = row[j];
-            if FACTOR_N < 4u && n < n_end { x *= factors[(token + n * p.groups) * 4u + FACTOR_N]; }
-            if GAMMA == 1u { x *= gamma[(token + m * p.groups) * 64u + n]; }
+            if FACTOR_N < 4u && n < n_end { x *= factors[(token + n * p.v_heads) * 4u + FACTOR_N]; }
+            if GAMMA == 1u { x *= gamma[(token + m * p.v_heads) * 64u + n]; }
             if (LOWER == 1u && n > m) || (LOWER == 2u && n >= m) { x = 0.0; }
             let to = c_base + m * p.c.rows + n * p.c.cols;
             if ADD == 1u { x += c[to]; }

@@ -1,5 +1,5 @@
 // Rows of numbers of a token's head.
-struct Params { rows: u32, width: u32, groups: u32, share: u32 }
+struct Params { rows: u32, width: u32, v_heads: u32, share: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read_write> x: array<f32>;
 @group(0) @binding(1) var<storage, read> y: array<f32>;
@@ -14,7 +14,7 @@ fn dot_and_scale(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
     let row = group_index(group, groups) * 32u + lane / 8u;
     var sum = 0.0;
     if row < p.rows {
-        let other = row / p.groups * (p.groups / p.share) + row % p.groups / p.share;
+        let other = row / p.v_heads * (p.v_heads / p.share) + row % p.v_heads / p.share;
         var factor = 1.0;
         if SCALE < 4u { factor = factors[row * 4u + SCALE]; }
         for (var d = lane % 8u; d < p.width; d += 8u) {
@@ -34,12 +34,12 @@ fn dot_and_scale(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
 
 // dots (a key head's rows) = the sum over the value heads that read it
 @compute @workgroup_size(256)
-fn over_readers(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn sum_over_v_heads(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = group_index(group, groups) * 256u + lane;
     if i >= p.rows * p.width { return; }
-    let heads = p.groups / p.share;
+    let heads = p.v_heads / p.share;
     let row = i / p.width;
-    let source = (row / heads * p.groups + row % heads * p.share) * p.width + i % p.width;
+    let source = (row / heads * p.v_heads + row % heads * p.share) * p.width + i % p.width;
     var sum = 0.0;
     for (var r = 0u; r < p.share; r++) { sum += y[source + r * p.width]; }
     dots[i] = sum;

@@ -1,5 +1,5 @@
 // Matrices of tokens by tokens, number by number.
-struct Params { chunks: u32, groups: u32, size: u32 }
+struct Params { chunks: u32, v_heads: u32, size: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> chunks: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
@@ -10,11 +10,11 @@ var<immediate> p: Params;
 @compute @workgroup_size(64)
 fn gated(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) j: u32) {
     let at = group_index(group, groups);
-    if at >= p.chunks * p.groups { return; }
-    let chunk = chunks[at / p.groups];
-    let first = chunk.x * p.groups + at % p.groups;
+    if at >= p.chunks * p.v_heads { return; }
+    let chunk = chunks[at / p.v_heads];
+    let first = chunk.x * p.v_heads + at % p.v_heads;
     for (var i = 0u; i < chunk.y; i++) {
-        let place = (first + i * p.groups) * 64u + j;
+        let place = (first + i * p.v_heads) * 64u + j;
         var fresh = 0.0;
         if j + STRICT <= i { fresh = x[place] * y[place]; }
         z[place] = fresh;
@@ -29,16 +29,16 @@ fn gated(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
 @compute @workgroup_size(64)
 fn sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) i: u32) {
     let at = group_index(group, groups);
-    if at >= p.chunks * p.groups { return; }
-    let chunk = chunks[at / p.groups];
-    let first = chunk.x * p.groups + at % p.groups;
+    if at >= p.chunks * p.v_heads { return; }
+    let chunk = chunks[at / p.v_heads];
+    let first = chunk.x * p.v_heads + at % p.v_heads;
     if i >= chunk.y { return; }
-    let own = first + i * p.groups;
+    let own = first + i * p.v_heads;
     var row = 0.0;
     for (var j = 0u; j < i; j++) { row += x[own * 64u + j] * y[own * 64u + j]; }
     var column = 0.0;
     for (var m = i + 1u; m < chunk.y; m++) {
-        let token = first + m * p.groups;
+        let token = first + m * p.v_heads;
         let e = x[token * 64u + i] * y[token * 64u + i];
         if WEIGHT == 1u { column += factors[token].z * e; } else { column += e; }
     }

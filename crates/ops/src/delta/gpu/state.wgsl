@@ -7,7 +7,7 @@
 // factor * (left state); state <- decay state - sum of y right + what joined.
 //
 // Constants: K, V; TILE a multiple of 4; LENGTH, the tokens of a chunk, at most 64.
-struct Params { sequences: u32, groups: u32, left_share: u32, right_share: u32 }
+struct Params { sequences: u32, v_heads: u32, left_share: u32, right_share: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> sequences: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read> left: array<f32>;
@@ -41,14 +41,14 @@ fn piece(source: u32, stride: u32, tokens: u32, k: u32, i: u32) -> f32 {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let tiles = (V + TILE - 1u) / TILE;
     let index = group_index(group, groups);
-    if index >= p.sequences * p.groups * tiles { return; }
+    if index >= p.sequences * p.v_heads * tiles { return; }
     let tile = index % tiles * TILE;
-    let head = (index / tiles) % p.groups;
-    let sequence = sequences[index / tiles / p.groups];
+    let head = (index / tiles) % p.v_heads;
+    let sequence = sequences[index / tiles / p.v_heads];
     let rows = min(TILE, V - tile);
-    let left_heads = p.groups / p.left_share;
-    let right_heads = p.groups / p.right_share;
-    let own = ((index / tiles / p.groups * p.groups + head) * V + tile) * K;
+    let left_heads = p.v_heads / p.left_share;
+    let right_heads = p.v_heads / p.right_share;
+    let own = ((index / tiles / p.v_heads * p.v_heads + head) * V + tile) * K;
     for (var i = lane; i < TILE * K; i += 256u) {
         state[i] = 0.0;
         if i < rows * K { state[i] = last[own + i]; }
@@ -58,16 +58,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let at = select(step, sequence.w - 1u - step, BACK == 1u);
         let first = sequence.x + at * LENGTH;
         let tokens = min(LENGTH, sequence.x + sequence.y - first);
-        let kept = (((sequence.z + at) * p.groups + head) * V + tile) * K;
+        let kept = (((sequence.z + at) * p.v_heads + head) * V + tile) * K;
 
         // y: an invocation has one token and EACH rows
         let i = lane % 64u;
         let v_first = lane / 64u * EACH;
-        let place = ((first + i) * p.groups + head) * V + tile + v_first;
+        let place = ((first + i) * p.v_heads + head) * V + tile + v_first;
         // what is needed after the sums is asked for before them
         var end = 0.0;
-        if i < tokens { end = factors[(first + i) * p.groups + head].y; }
-        let decay = factors[(first + tokens - 1u) * p.groups + head].x;
+        if i < tokens { end = factors[(first + i) * p.v_heads + head].y; }
+        let decay = factors[(first + tokens - 1u) * p.v_heads + head].x;
         var sums: array<f32, EACH>;
         var old: array<f32, EACH>;
         for (var r = 0u; r < EACH; r++) {

@@ -4,7 +4,7 @@
 //
 // Every term has e^(g of t) as a factor. A difference of running sums would add terms without it and take them away again,
 // and leave their rounding, which is larger than the gradient where the decay is strong.
-struct Params { chunks: u32, groups: u32, size: u32 }
+struct Params { chunks: u32, v_heads: u32, size: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> chunks: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
@@ -23,12 +23,12 @@ fn place(t: u32, j: u32) -> u32 { return t * (t - 1u) / 2u + j; }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let at = group_index(group, groups);
-    if at >= p.chunks * p.groups { return; }
-    let chunk = chunks[at / p.groups];
-    let first = chunk.x * p.groups + at % p.groups;
+    if at >= p.chunks * p.v_heads { return; }
+    let chunk = chunks[at / p.v_heads];
+    let first = chunk.x * p.v_heads + at % p.v_heads;
     var column = 0.0;
     for (var t = chunk.y - 1u; t > lane; t--) {
-        let token = first + t * p.groups;
+        let token = first + t * p.v_heads;
         var e = x[token * 64u + lane] * y[token * 64u + lane];
         if WEIGHT == 1u { e *= factors[token].z; }
         column += e;
@@ -39,14 +39,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var inside = 0.0;
     for (var j = 0u; j < lane; j++) { inside += below[place(lane, j)]; }
     var after = 0.0;
-    for (var i = chunk.y; i > lane; i--) { after += rows[first + (i - 1u) * p.groups]; }
+    for (var i = chunk.y; i > lane; i--) { after += rows[first + (i - 1u) * p.v_heads]; }
     var sum = after + inside;
     if ENDS == 1u {
         var before = 0.0;
-        for (var j = 0u; j < lane; j++) { before += columns[first + j * p.groups]; }
+        for (var j = 0u; j < lane; j++) { before += columns[first + j * p.v_heads]; }
         sum += before + whole[at];
     }
-    let own = first + lane * p.groups;
+    let own = first + lane * p.v_heads;
     if ADD == 1u { sum += dg[own]; }
     dg[own] = sum;
 }

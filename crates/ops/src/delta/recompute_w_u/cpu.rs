@@ -1,6 +1,6 @@
 //! One task a row and key head.
 
-use super::{Grad, Layout, WyRepr};
+use super::{Grad, HeadLayout, WyRepr};
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
 use crate::delta::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
@@ -10,21 +10,21 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::ops::Range;
 
-struct Given<'a> {
+struct WyInputs<'a> {
     level: Level,
     k: Floats<'a>,
     v: Floats<'a>,
     beta: Floats<'a>,
     g: Floats<'a>,
     a: Floats<'a>,
-    layout: Layout,
+    layout: HeadLayout,
     /// K and V.
     width: [usize; 2],
     dtype: DType,
 }
 
 /// A chunk of one value head.
-struct Chunk<'s> {
+struct WyTiles<'s> {
     len: usize,
     /// The lower triangle of the matrix, zeros above.
     a: &'s mut [f32],
@@ -37,20 +37,20 @@ struct Chunk<'s> {
     decay: [f32; CHUNK],
 }
 
-impl<'s> Chunk<'s> {
+impl<'s> WyTiles<'s> {
     fn lengths([k, v]: [usize; 2]) -> [usize; 5] {
         [SQUARE, CHUNK * k, CHUNK * v, CHUNK * k, CHUNK * v]
     }
 
     fn cut(scratch: &'s mut [f32], width: [usize; 2]) -> Self {
         let [a, k, v, scaled_k, scaled_v] = carve(scratch, Self::lengths(width));
-        Chunk { len: 0, a, k, v, scaled_k, scaled_v, beta: ONES, decay: ONES }
+        WyTiles { len: 0, a, k, v, scaled_k, scaled_v, beta: ONES, decay: ONES }
     }
 }
 
-impl<'a> Given<'a> {
+impl<'a> WyInputs<'a> {
     fn read(cpu: &Cpu, args: &'a Grad) -> Result<Self> {
-        Ok(Given {
+        Ok(WyInputs {
             level: cpu.level(),
             k: cpu.read(&args.k)?,
             v: cpu.read(&args.v)?,
@@ -63,15 +63,15 @@ impl<'a> Given<'a> {
         })
     }
 
-    fn load(&self, chunk: &mut Chunk<'_>, tokens: Range<usize>, head: usize) {
-        let ([k, v], Layout { heads, groups, .. }, len) = (self.width, self.layout, tokens.len());
+    fn load(&self, chunk: &mut WyTiles<'_>, tokens: Range<usize>, head: usize) {
+        let ([k, v], HeadLayout { k_heads, v_heads, .. }, len) = (self.width, self.layout, tokens.len());
         let (keys, values) = (len * k, len * v);
         chunk.len = len;
-        gather(&self.k, tokens.clone(), [heads, self.layout.key_head(head), k], chunk.k);
-        gather(&self.v, tokens.clone(), [groups, head, v], chunk.v);
-        gather(&self.beta, tokens.clone(), [groups, head, 1], &mut chunk.beta);
-        gather(&self.g, tokens.clone(), [groups, head, 1], &mut chunk.decay);
-        gather(&self.a, tokens, [groups, head, CHUNK], chunk.a);
+        gather(&self.k, tokens.clone(), [k_heads, self.layout.key_head(head), k], chunk.k);
+        gather(&self.v, tokens.clone(), [v_heads, head, v], chunk.v);
+        gather(&self.beta, tokens.clone(), [v_heads, head, 1], &mut chunk.beta);
+        gather(&self.g, tokens.clone(), [v_heads, head, 1], &mut chunk.decay);
+        gather(&self.a, tokens, [v_heads, head, CHUNK], chunk.a);
         (0..len).for_each(|i| chunk.a[i * CHUNK + i + 1..(i + 1) * CHUNK].fill(0.0));
         chunk.decay[..len].iter_mut().for_each(|g| *g = g.exp());
         chunk.scaled_k[..keys].copy_from_slice(&chunk.k[..keys]);
@@ -103,17 +103,17 @@ fn round(dtype: DType, x: &mut [f32]) {
 }
 
 pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<WyRepr> {
-    let given = Given::read(cpu, args)?;
-    let (level, [k, v], Layout { batch, tokens, groups, .. }) = (given.level, given.width, given.layout);
-    let mut w = cpu.buffer::<f32>(batch * tokens * groups * k)?;
-    let mut u = cpu.buffer::<f32>(batch * tokens * groups * v)?;
+    let given = WyInputs::read(cpu, args)?;
+    let (level, [k, v], HeadLayout { batch, tokens, v_heads, .. }) = (given.level, given.width, given.layout);
+    let mut w = cpu.buffer::<f32>(batch * tokens * v_heads * k)?;
+    let mut u = cpu.buffer::<f32>(batch * tokens * v_heads * v)?;
     let (out_w, out_u) = (Shared::new(&mut w), Shared::new(&mut u));
-    let length = carved(&Chunk::lengths(given.width)) + CHUNK * (k + v);
-    tasks::each(cpu, batch * groups, length, |task, scratch| {
+    let length = carved(&WyTiles::lengths(given.width)) + CHUNK * (k + v);
+    tasks::each(cpu, batch * v_heads, length, |task, scratch| {
         let (tile_w, scratch) = scratch.split_at_mut(CHUNK * k);
         let (tile_u, scratch) = scratch.split_at_mut(CHUNK * v);
-        let (mut chunk, head) = (Chunk::cut(scratch, given.width), task % groups);
-        for tokens in given.layout.chunks(task / groups) {
+        let (mut chunk, head) = (WyTiles::cut(scratch, given.width), task % v_heads);
+        for tokens in given.layout.chunks(task / v_heads) {
             given.load(&mut chunk, tokens.clone(), head);
             let len = chunk.len;
             let a = |b, width| Product::new([len, width, len], Left::rows(chunk.a, CHUNK), b, width).left(Part::Lower);
@@ -121,18 +121,18 @@ pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<WyRepr> {
             product(level, &a(&*chunk.scaled_v, v), tile_u, v);
             // SAFETY: each task has its own head of its own row.
             unsafe {
-                scatter(out_w, tokens.clone(), [groups, head, k], tile_w, Write::Set);
-                scatter(out_u, tokens, [groups, head, v], tile_u, Write::Set);
+                scatter(out_w, tokens.clone(), [v_heads, head, k], tile_w, Write::Set);
+                scatter(out_u, tokens, [v_heads, head, v], tile_u, Write::Set);
             }
         }
     })?;
-    let w = cpu.tensor(w, [batch, tokens, groups, k], given.dtype)?;
+    let w = cpu.tensor(w, [batch, tokens, v_heads, k], given.dtype)?;
     Ok(WyRepr { w, u: cpu.tensor(u, args.v.shape(), given.dtype)? })
 }
 
 /// Where the gradients go.
 #[derive(Clone, Copy)]
-struct Results<'a> {
+struct WyGradients<'a> {
     k: Shared<'a>,
     v: Shared<'a>,
     beta: Shared<'a>,
@@ -146,14 +146,14 @@ pub(super) fn backward(
     dy: [Option<&Tensor>; 2],
     need: [bool; 5],
 ) -> Result<[Option<Tensor>; 5]> {
-    let given = Given::read(cpu, args)?;
+    let given = WyInputs::read(cpu, args)?;
     let [dw, du] = dy;
     let (dw, du) = (dw.map(|x| cpu.read(x)).transpose()?, du.map(|x| cpu.read(x)).transpose()?);
     // a gradient that is not needed has no memory
     let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
     let (mut dk, mut dv, mut da) = (room(0, &args.k)?, room(1, &args.v)?, room(4, &args.a)?);
     let (mut dbeta, mut dg) = (room(2, &args.beta)?, room(3, &args.g_cum)?);
-    let out = Results {
+    let out = WyGradients {
         k: Shared::new(&mut dk),
         v: Shared::new(&mut dv),
         beta: Shared::new(&mut dbeta),
@@ -162,17 +162,17 @@ pub(super) fn backward(
     };
     let (layout, [k, v]) = (given.layout, given.width);
     let work = [CHUNK * k, CHUNK * v, CHUNK * k, CHUNK * v, CHUNK * k.max(v), SQUARE];
-    let length = carved(&work) + carved(&Chunk::lengths(given.width));
-    tasks::each(cpu, layout.batch * layout.heads, length, |task, scratch| {
+    let length = carved(&work) + carved(&WyTiles::lengths(given.width));
+    tasks::each(cpu, layout.batch * layout.k_heads, length, |task, scratch| {
         let (own, scratch) = scratch.split_at_mut(carved(&work));
         let mut tiles = carve(own, work);
-        let mut chunk = Chunk::cut(scratch, given.width);
-        for tokens in layout.chunks(task / layout.heads) {
-            for (nth, head) in layout.readers(task % layout.heads).enumerate() {
+        let mut chunk = WyTiles::cut(scratch, given.width);
+        for tokens in layout.chunks(task / layout.k_heads) {
+            for (nth, head) in layout.v_heads_of(task % layout.k_heads).enumerate() {
                 given.load(&mut chunk, tokens.clone(), head);
                 for (d, tile, width) in [(&dw, 0, k), (&du, 1, v)] {
                     match d {
-                        Some(d) => gather(d, tokens.clone(), [layout.groups, head, width], tiles[tile]),
+                        Some(d) => gather(d, tokens.clone(), [layout.v_heads, head, width], tiles[tile]),
                         None => tiles[tile].fill(0.0),
                     }
                 }
@@ -180,11 +180,11 @@ pub(super) fn backward(
                 let [_, _, d_k, d_v, _, d_a] = &tiles;
                 // SAFETY: each task has all value heads of its key head of its own row.
                 unsafe {
-                    scatter(out.k, tokens.clone(), [layout.heads, task % layout.heads, k], d_k, Write::nth(nth));
-                    scatter(out.v, tokens.clone(), [layout.groups, head, v], d_v, Write::Set);
-                    scatter(out.a, tokens.clone(), [layout.groups, head, CHUNK], d_a, Write::Set);
-                    scatter(out.beta, tokens.clone(), [layout.groups, head, 1], &dbeta, Write::Set);
-                    scatter(out.g, tokens.clone(), [layout.groups, head, 1], &dg, Write::Set);
+                    scatter(out.k, tokens.clone(), [layout.k_heads, task % layout.k_heads, k], d_k, Write::nth(nth));
+                    scatter(out.v, tokens.clone(), [layout.v_heads, head, v], d_v, Write::Set);
+                    scatter(out.a, tokens.clone(), [layout.v_heads, head, CHUNK], d_a, Write::Set);
+                    scatter(out.beta, tokens.clone(), [layout.v_heads, head, 1], &dbeta, Write::Set);
+                    scatter(out.g, tokens.clone(), [layout.v_heads, head, 1], &dg, Write::Set);
                 }
             }
         }
@@ -201,8 +201,8 @@ pub(super) fn backward(
 
 /// From `dw` and `du` in the first two tiles: dk, dv and dA in the others, dβ and dg returned.
 fn gradients(
-    given: &Given<'_>,
-    chunk: &Chunk<'_>,
+    given: &WyInputs<'_>,
+    chunk: &WyTiles<'_>,
     tiles: &mut [&mut [f32]; 6],
     [of_k, of_v, of_beta, of_g, of_a]: [bool; 5],
 ) -> ([f32; CHUNK], [f32; CHUNK]) {

@@ -13,7 +13,7 @@ pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<WyRepr> {
     let dtype = k.dtype();
     let w = chunks.written(a, &gpu.widen(k)?, &gates, Factor::BetaFromStart, dtype)?;
     let u = chunks.written(a, &gpu.widen(v)?, &gates, Factor::Beta, dtype)?;
-    let w_shape = [layout.batch, layout.tokens, layout.groups, k.shape().last()];
+    let w_shape = [layout.batch, layout.tokens, layout.v_heads, k.shape().last()];
     Ok(WyRepr { w: gpu.convert(&w, dtype)?.reshape(w_shape)?, u: gpu.convert(&u, dtype)?.reshape(v.shape())? })
 }
 
@@ -30,7 +30,7 @@ pub(super) fn backward(
     // a result that nothing was computed from has a gradient of zeros
     let seed = |dy: Option<Tensor>, width: usize| match dy {
         Some(dy) => gpu.widen(&dy),
-        None => gpu.zeros([chunks.tokens, chunks.groups, width], k32.dtype()),
+        None => gpu.zeros([chunks.tokens, chunks.v_heads, width], k32.dtype()),
     };
     let (dw, du) = (seed(dw, k.shape().last())?, seed(du, v.shape().last())?);
     let da = chunks.empty(64)?;
@@ -41,7 +41,7 @@ pub(super) fn backward(
     let [dbeta, dg] = chunks.write_gates(&of_values, &of_keys, &gates)?;
     let stored = |x: &Tensor, like: &Tensor| gpu.convert(x, like.dtype())?.reshape(like.shape());
     Ok([
-        need[0].then(|| stored(&chunks.over_readers(dk)?, k)).transpose()?,
+        need[0].then(|| stored(&chunks.sum_over_v_heads(dk)?, k)).transpose()?,
         need[1].then(|| stored(&dv, v)).transpose()?,
         need[2].then(|| stored(&dbeta, beta)).transpose()?,
         need[3].then(|| stored(&dg, g_cum)).transpose()?,

@@ -7,7 +7,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::delta::chunk::Layout;
+use crate::delta::chunk::HeadLayout;
 use alluvium_core::contract::{F32, FLOATS, SAME};
 use alluvium_core::{Arg, BackwardMany, Contract, Device, Result, Rule, Tensor, tape};
 
@@ -56,7 +56,7 @@ pub struct WyRepr {
 /// Yang et al. 2024, arXiv:2406.06484; with the gate, Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464.
 pub fn recompute_w_u(k: &Tensor, v: &Tensor, beta: &Tensor, g_cum: &Tensor, a: &Tensor) -> Result<WyRepr> {
     let dims = CONTRACT.check(&[k, v, beta, g_cum, a])?;
-    let layout = Layout { batch: dims['B'], tokens: dims['T'], heads: dims['H'], groups: dims['G'] };
+    let layout = HeadLayout { batch: dims['B'], tokens: dims['T'], k_heads: dims['H'], v_heads: dims['G'] };
     let saved =
         Grad { k: k.detach(), v: v.detach(), beta: beta.detach(), g_cum: g_cum.detach(), a: a.detach(), layout };
     let WyRepr { w, u } = match k.device() {
@@ -75,7 +75,7 @@ struct Grad {
     beta: Tensor,
     g_cum: Tensor,
     a: Tensor,
-    layout: Layout,
+    layout: HeadLayout,
 }
 
 impl BackwardMany<5, 2> for Grad {

@@ -1,18 +1,18 @@
 //! The definition, in plain loops and f64, without rounding.
 
-use super::Layout;
+use super::HeadLayout;
 use crate::delta::chunk::{add, dot, row, row_mut};
 use crate::op::{Array, Given};
 
-fn layout(t: &Given<Array>) -> Layout {
+fn layout(t: &Given<Array>) -> HeadLayout {
     let (k, v) = (&t["k"].shape, &t["v"].shape);
-    Layout { batch: k[0], tokens: k[1], heads: k[2], groups: v[2] }
+    HeadLayout { batch: k[0], tokens: k[1], k_heads: k[2], v_heads: v[2] }
 }
 
 /// w and u.
 pub(super) fn forward(t: &Given<Array>) -> Vec<Array> {
     let (k, v, layout) = (&t["k"], &t["v"], layout(t));
-    let mut w = Array::zeros([layout.batch, layout.tokens, layout.groups, k.shape[3]]);
+    let mut w = Array::zeros([layout.batch, layout.tokens, layout.v_heads, k.shape[3]]);
     let mut u = Array::zeros(v.shape.clone());
     for (head, tokens) in layout.each() {
         for i in tokens.clone() {

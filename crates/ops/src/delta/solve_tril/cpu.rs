@@ -3,18 +3,18 @@
 use super::Grad;
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Part, Product, carve, product, transpose};
-use crate::delta::chunk::{CHUNK, Layout, ONES, SQUARE, Write, gather, maps, scatter};
+use crate::delta::chunk::{CHUNK, HeadLayout, ONES, SQUARE, Write, gather, maps, scatter};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{DType, Result, Tensor};
 
-pub(super) fn forward(cpu: &Cpu, l: &Tensor, layout: Layout) -> Result<Tensor> {
-    let (from, groups, level) = (cpu.read(l)?, layout.groups, cpu.level());
+pub(super) fn forward(cpu: &Cpu, l: &Tensor, layout: HeadLayout) -> Result<Tensor> {
+    let (from, v_heads, level) = (cpu.read(l)?, layout.v_heads, cpu.level());
     let mut a = cpu.buffer::<f32>(from.len())?;
     let out = Shared::new(&mut a);
-    tasks::each(cpu, layout.batch * groups, 2 * SQUARE, |task, scratch| {
+    tasks::each(cpu, layout.batch * v_heads, 2 * SQUARE, |task, scratch| {
         let (x, y) = scratch.split_at_mut(SQUARE);
-        for tokens in layout.chunks(task / groups) {
-            let place = [groups, task % groups, CHUNK];
+        for tokens in layout.chunks(task / v_heads) {
+            let place = [v_heads, task % v_heads, CHUNK];
             gather(&from, tokens.clone(), place, x);
             maps::invert(level, x, &ONES[..tokens.len()], y);
             // SAFETY: each task has its own head of its own row.
@@ -26,13 +26,13 @@ pub(super) fn forward(cpu: &Cpu, l: &Tensor, layout: Layout) -> Result<Tensor> {
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 1]> {
     let (all_a, all_d, layout, level) = (cpu.read(&saved.a)?, cpu.read(dy)?, saved.layout, cpu.level());
-    let groups = layout.groups;
+    let v_heads = layout.v_heads;
     let mut dl = cpu.buffer::<f32>(all_a.len())?;
     let out = Shared::new(&mut dl);
-    tasks::each(cpu, layout.batch * groups, 5 * SQUARE, |task, scratch| {
+    tasks::each(cpu, layout.batch * v_heads, 5 * SQUARE, |task, scratch| {
         let [a, turned, d_a, half, x] = carve(scratch, [SQUARE; 5]);
-        for tokens in layout.chunks(task / groups) {
-            let (place, len) = ([groups, task % groups, CHUNK], tokens.len());
+        for tokens in layout.chunks(task / v_heads) {
+            let (place, len) = ([v_heads, task % v_heads, CHUNK], tokens.len());
             gather(&all_a, tokens.clone(), place, a);
             gather(&all_d, tokens.clone(), place, d_a);
             (0..len).for_each(|i| d_a[i * CHUNK + i..(i + 1) * CHUNK].fill(0.0));

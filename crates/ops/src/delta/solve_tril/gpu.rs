@@ -1,12 +1,12 @@
 //! A column an invocation.
 
 use super::Grad;
-use crate::delta::chunk::Layout;
+use crate::delta::chunk::HeadLayout;
 use crate::delta::gpu::Chunks;
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{Result, Tensor};
 
-pub(super) fn forward(gpu: &Gpu, l: &Tensor, layout: Layout) -> Result<Tensor> {
+pub(super) fn forward(gpu: &Gpu, l: &Tensor, layout: HeadLayout) -> Result<Tensor> {
     Chunks::of(gpu, layout)?.solve(l)?.reshape(l.shape())
 }
 

@@ -7,7 +7,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::delta::chunk::Layout;
+use crate::delta::chunk::HeadLayout;
 use alluvium_core::contract::F32;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
@@ -31,7 +31,7 @@ static CONTRACT: Contract = Contract { op: "solve_tril", args: &[Arg::new("l", "
 /// The WY form of Yang et al. 2024, arXiv:2406.06484; forward substitution.
 pub fn solve_tril(l: &Tensor) -> Result<Tensor> {
     let dims = CONTRACT.check(&[l])?;
-    let layout = Layout { batch: dims['B'], tokens: dims['T'], heads: dims['G'], groups: dims['G'] };
+    let layout = HeadLayout { batch: dims['B'], tokens: dims['T'], k_heads: dims['G'], v_heads: dims['G'] };
     let a = match l.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, l, layout)?,
         Device::Gpu(gpu) => gpu::forward(gpu, l, layout)?,
@@ -42,7 +42,7 @@ pub fn solve_tril(l: &Tensor) -> Result<Tensor> {
 /// `dL = −Aᵀ dA Aᵀ`, below the diagonal.
 struct Grad {
     a: Tensor,
-    layout: Layout,
+    layout: HeadLayout,
 }
 
 impl Backward<1> for Grad {

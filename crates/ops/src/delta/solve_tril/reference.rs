@@ -1,10 +1,10 @@
 //! The definition, in plain loops and f64.
 
-use crate::delta::chunk::{Layout, row, row_mut};
+use crate::delta::chunk::{HeadLayout, row, row_mut};
 use crate::op::Array;
 
-fn layout(l: &Array) -> Layout {
-    Layout { batch: l.shape[0], tokens: l.shape[1], heads: l.shape[2], groups: l.shape[2] }
+fn layout(l: &Array) -> HeadLayout {
+    HeadLayout { batch: l.shape[0], tokens: l.shape[1], k_heads: l.shape[2], v_heads: l.shape[2] }
 }
 
 /// The inverses.

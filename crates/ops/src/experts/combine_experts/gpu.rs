@@ -25,7 +25,7 @@ const GROUP: usize = 256;
 
 /// Tokens, choices of each, numbers of a row.
 #[derive(Clone, Copy)]
-struct Sizes {
+struct CombineSizes {
     tokens: usize,
     choices: usize,
     width: usize,
@@ -33,9 +33,9 @@ struct Sizes {
 
 /// What the launches bind.
 #[derive(Clone, Copy)]
-enum Side<'a> {
+enum CombineSide<'a> {
     /// A row for each choice.
-    Choices(&'a Tensor),
+    RoutedChoices(&'a Tensor),
     /// A row for each token.
     Tokens(&'a Tensor),
     /// A number for each choice.
@@ -44,8 +44,14 @@ enum Side<'a> {
 }
 
 /// Runs an entry over all tokens, in as many launches as bindings need.
-fn launch<'a>(gpu: &Gpu, form: Form, entry: &'static str, sizes: Sizes, sides: &[Side<'a>]) -> Result<()> {
-    let Sizes { tokens, choices, width } = sizes;
+fn launch<'a>(
+    gpu: &Gpu,
+    form: Form,
+    entry: &'static str,
+    sizes: CombineSizes,
+    sides: &[CombineSide<'a>],
+) -> Result<()> {
+    let CombineSizes { tokens, choices, width } = sizes;
     let units = width / form.unit();
     let row = width * form.dtype().size();
     let sharing = Sharing::of(units);
@@ -56,11 +62,11 @@ fn launch<'a>(gpu: &Gpu, form: Form, entry: &'static str, sizes: Sizes, sides: &
             "to_rows" => (&KERNELS, vec![], run.len() * choices * units, GROUP),
             _ => (&WEIGHTS, sharing.constants().to_vec(), run.len() * choices, sharing.at_once()),
         };
-        let bind = |side: Side<'a>| match side {
-            Side::Choices(x) => part(x, choices * row),
-            Side::Tokens(x) => part(x, row),
-            Side::Weights(x) => part(x, choices * 4),
-            Side::Unused => Bind::Unused,
+        let bind = |side: CombineSide<'a>| match side {
+            CombineSide::RoutedChoices(x) => part(x, choices * row),
+            CombineSide::Tokens(x) => part(x, row),
+            CombineSide::Weights(x) => part(x, choices * 4),
+            CombineSide::Unused => Bind::Unused,
         };
         let binds: Vec<Bind<'_>> = sides.iter().copied().map(bind).collect();
         gpu.launch(&Launch {
@@ -78,30 +84,48 @@ fn launch<'a>(gpu: &Gpu, form: Form, entry: &'static str, sizes: Sizes, sides: &
 
 /// `z[n] = Σ_k weights[n, k] · y[n, k]`.
 pub(super) fn forward(gpu: &Gpu, y: &Tensor, weights: &Tensor, dims: &Dims) -> Result<Tensor> {
-    let sizes = Sizes { tokens: dims['N'], choices: dims['K'], width: dims['D'] };
+    let sizes = CombineSizes { tokens: dims['N'], choices: dims['K'], width: dims['D'] };
     let form = Form::of(sizes.width, y.dtype());
     let from = gpu.convert(y, form.dtype())?;
     let z = gpu.empty(dims.shape("N D")?, form.dtype())?;
-    launch(gpu, form, "forward", sizes, &[Side::Choices(&from), Side::Weights(weights), Side::Tokens(&z)])?;
+    launch(
+        gpu,
+        form,
+        "forward",
+        sizes,
+        &[CombineSide::RoutedChoices(&from), CombineSide::Weights(weights), CombineSide::Tokens(&z)],
+    )?;
     gpu.convert(&z, y.dtype())
 }
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dz: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
     let Grad { y, weights } = saved;
-    let sizes = Sizes { tokens: y.shape()[0], choices: y.shape()[1], width: y.shape()[2] };
+    let sizes = CombineSizes { tokens: y.shape()[0], choices: y.shape()[1], width: y.shape()[2] };
     let form = Form::of(sizes.width, y.dtype());
     let from = gpu.convert(dz, form.dtype())?;
     let [mut dy, mut dw] = [None, None];
     if need[0] {
         let to = gpu.empty(y.shape(), form.dtype())?;
-        let sides = [Side::Unused, Side::Weights(weights), Side::Unused, Side::Tokens(&from), Side::Choices(&to)];
+        let sides = [
+            CombineSide::Unused,
+            CombineSide::Weights(weights),
+            CombineSide::Unused,
+            CombineSide::Tokens(&from),
+            CombineSide::RoutedChoices(&to),
+        ];
         launch(gpu, form, "to_rows", sizes, &sides)?;
         dy = Some(gpu.convert(&to, y.dtype())?);
     }
     if need[1] {
         let to = gpu.empty(weights.shape(), DType::F32)?;
         let ys = gpu.convert(y, form.dtype())?;
-        launch(gpu, form, "to_weights", sizes, &[Side::Choices(&ys), Side::Tokens(&from), Side::Weights(&to)])?;
+        launch(
+            gpu,
+            form,
+            "to_weights",
+            sizes,
+            &[CombineSide::RoutedChoices(&ys), CombineSide::Tokens(&from), CombineSide::Weights(&to)],
+        )?;
         dw = Some(to);
     }
     Ok([dy, dw])

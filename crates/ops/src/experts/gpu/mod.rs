@@ -13,8 +13,8 @@ use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Shape, Tensor};
 use plan::TILE;
 pub(crate) use plan::piece;
-use plan::{Plan, Sizes, plan};
-pub(crate) use weights::Weights;
+use plan::{ExpertPlan, ExpertSizes, plan};
+pub(crate) use weights::ExpertWeights;
 
 const PARAMS: &str = include_str!("params.wgsl");
 const QUADS: &str = include_str!("quads.wgsl");
@@ -87,15 +87,15 @@ struct Params {
 }
 
 /// The choices of all tokens as a GPU has them.
-pub(crate) struct Choices<'a> {
+pub(crate) struct RoutedChoices<'a> {
     ids: &'a Tensor,
-    sizes: Sizes,
-    /// Choices that share a row of `x`: those of a token, or 1 where each has its own.
+    sizes: ExpertSizes,
+    /// RoutedChoices that share a row of `x`: those of a token, or 1 where each has its own.
     shared: usize,
 }
 
 /// The choices by expert.
-pub(crate) struct Sorted {
+pub(crate) struct SortedChoices {
     /// Where the places of each expert begin, and those of ids that name none.
     starts: Tensor,
     order: Tensor,
@@ -103,14 +103,14 @@ pub(crate) struct Sorted {
 
 /// Which way a product goes through the matrices.
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
+enum Pass {
     /// Sums along the rows of a matrix.
     Forward,
     /// Sums across them.
     Back,
 }
 
-impl<'a> Choices<'a> {
+impl<'a> RoutedChoices<'a> {
     /// The choices that `experts` holds; `inner` numbers are a row of a matrix. Ids that the CPU knows are
     /// checked; others are not waited for.
     ///
@@ -121,12 +121,12 @@ impl<'a> Choices<'a> {
         if let Some(place) = known.iter().position(|&id| id as usize >= dims['E']) {
             return Err(outside(op, "experts", ids, (place, known[place]), ('E', dims['E'])));
         }
-        let sizes = Sizes { choices: dims['N'] * dims['K'], experts: dims['E'], outer: dims['O'], inner };
-        Ok(Choices { ids, sizes, shared: if dims['R'] == dims['N'] { dims['K'] } else { 1 } })
+        let sizes = ExpertSizes { choices: dims['N'] * dims['K'], experts: dims['E'], outer: dims['O'], inner };
+        Ok(RoutedChoices { ids, sizes, shared: if dims['R'] == dims['N'] { dims['K'] } else { 1 } })
     }
 
-    pub(crate) fn sort(&self, gpu: &Gpu) -> Result<Sorted> {
-        let Sizes { choices, experts, .. } = self.sizes;
+    pub(crate) fn sort(&self, gpu: &Gpu) -> Result<SortedChoices> {
+        let ExpertSizes { choices, experts, .. } = self.sizes;
         let starts = gpu.empty([experts + 2], DType::U32)?;
         let order = gpu.empty([choices], DType::U32)?;
         gpu.launch(&Launch {
@@ -138,11 +138,11 @@ impl<'a> Choices<'a> {
             params: bytemuck::bytes_of(&to_u32s([choices, experts, 0, 0])?),
             groups: Groups::Line(experts + 1),
         })?;
-        Ok(Sorted { starts, order })
+        Ok(SortedChoices { starts, order })
     }
 
     /// The sorted choices in jobs of up to `lines` of one expert.
-    fn jobs(&self, gpu: &Gpu, sorted: &Sorted, lines: usize) -> Result<Tensor> {
+    fn jobs(&self, gpu: &Gpu, sorted: &SortedChoices, lines: usize) -> Result<Tensor> {
         let most = plan::most_jobs(self.sizes, lines);
         let jobs = gpu.empty([most, 2], DType::U32)?;
         gpu.launch(&Launch {
@@ -157,9 +157,9 @@ impl<'a> Choices<'a> {
         Ok(jobs)
     }
 
-    fn params(&self, way: Way, jobs: usize) -> Result<Params> {
-        let Sizes { experts, outer, inner, .. } = self.sizes;
-        let (n, k, shared) = if way == Way::Forward { (outer, inner, self.shared) } else { (inner, outer, 1) };
+    fn params(&self, way: Pass, jobs: usize) -> Result<Params> {
+        let ExpertSizes { experts, outer, inner, .. } = self.sizes;
+        let (n, k, shared) = if way == Pass::Forward { (outer, inner, self.shared) } else { (inner, outer, 1) };
         let [n, k, outer, width, shared, experts, jobs] = to_u32s([n, k, outer, inner, shared, experts, jobs])?;
         Ok(Params { n, k, stride: k, outer, width, shared, experts, jobs })
     }
@@ -168,11 +168,11 @@ impl<'a> Choices<'a> {
     ///
     /// # Errors
     /// When memory is used up, or a tensor is larger than a binding.
-    pub(crate) fn forward(&self, gpu: &Gpu, x: &Tensor, w: Weights<'_>, shape: Shape) -> Result<Tensor> {
+    pub(crate) fn forward(&self, gpu: &Gpu, x: &Tensor, w: ExpertWeights<'_>, shape: Shape) -> Result<Tensor> {
         match plan(self.sizes) {
-            Plan::Tiles => self.tiles(gpu, (&self.sort(gpu)?, Way::Forward), (x, w), shape),
-            Plan::Each { lanes } => self.few(gpu, (x, w), None, [1, lanes], shape),
-            Plan::Runs { lines, lanes } => self.few(gpu, (x, w), Some(self.sort(gpu)?), [lines, lanes], shape),
+            ExpertPlan::Tiles => self.tiles(gpu, (&self.sort(gpu)?, Pass::Forward), (x, w), shape),
+            ExpertPlan::Each { lanes } => self.few(gpu, (x, w), None, [1, lanes], shape),
+            ExpertPlan::Runs { lines, lanes } => self.few(gpu, (x, w), Some(self.sort(gpu)?), [lines, lanes], shape),
         }
     }
 
@@ -180,8 +180,8 @@ impl<'a> Choices<'a> {
     fn few(
         &self,
         gpu: &Gpu,
-        (x, w): (&Tensor, Weights<'_>),
-        sorted: Option<Sorted>,
+        (x, w): (&Tensor, ExpertWeights<'_>),
+        sorted: Option<SortedChoices>,
         [lines, lanes]: [usize; 2],
         shape: Shape,
     ) -> Result<Tensor> {
@@ -207,7 +207,7 @@ impl<'a> Choices<'a> {
             ),
             stored: &w.stored(x.dtype(), None),
             binds: &[x_bind, w_bind, y_bind, scales, biases, order, jobs, starts],
-            params: bytemuck::bytes_of(&self.params(Way::Forward, count)?),
+            params: bytemuck::bytes_of(&self.params(Pass::Forward, count)?),
             groups: Groups::Line(self.sizes.outer.div_ceil(4 * GROUP / lanes) * count),
         })?;
         gpu.convert(&y, x.dtype())
@@ -217,8 +217,8 @@ impl<'a> Choices<'a> {
     fn tiles(
         &self,
         gpu: &Gpu,
-        (sorted, way): (&Sorted, Way),
-        (x, w): (&Tensor, Weights<'_>),
+        (sorted, way): (&SortedChoices, Pass),
+        (x, w): (&Tensor, ExpertWeights<'_>),
         shape: Shape,
     ) -> Result<Tensor> {
         let jobs = self.jobs(gpu, sorted, TILE)?;
@@ -236,7 +236,7 @@ impl<'a> Choices<'a> {
                     ("TILE", TILE as u32),
                     ("DEPTH", DEPTH),
                     ("A_K_INNER", 1),
-                    ("B_K_INNER", u32::from(way == Way::Forward)),
+                    ("B_K_INNER", u32::from(way == Pass::Forward)),
                     ("A_ODD", u32::from(!params.stride.is_multiple_of(4))),
                 ],
             ),
@@ -251,16 +251,16 @@ impl<'a> Choices<'a> {
     /// `dx`: what the choices' gradients `dy` mean for each row of `x`, summed over those that share it, in their order.
     ///
     /// # Errors
-    /// As [`Choices::forward`].
+    /// As [`RoutedChoices::forward`].
     pub(crate) fn back(
         &self,
         gpu: &Gpu,
-        sorted: &Sorted,
-        (dy, w): (&Tensor, Weights<'_>),
+        sorted: &SortedChoices,
+        (dy, w): (&Tensor, ExpertWeights<'_>),
         shape: Shape,
         dtype: DType,
     ) -> Result<Tensor> {
-        let way = (sorted, Way::Back);
+        let way = (sorted, Pass::Back);
         let (choices, inner) = (self.sizes.choices, self.sizes.inner);
         if self.shared == 1 {
             return gpu.convert(&self.tiles(gpu, way, (dy, w), shape)?, dtype);
@@ -283,19 +283,19 @@ impl<'a> Choices<'a> {
     /// `dw[expert] = Σ dyᵀ · x` over its choices, for the experts from `first` on that `shape` has.
     ///
     /// # Errors
-    /// As [`Choices::forward`].
+    /// As [`RoutedChoices::forward`].
     pub(crate) fn gradient(
         &self,
         gpu: &Gpu,
-        (sorted, first): (&Sorted, usize),
+        (sorted, first): (&SortedChoices, usize),
         [dy, x]: [&Tensor; 2],
         shape: Shape,
         dtype: DType,
     ) -> Result<Tensor> {
-        let Sizes { outer, inner, .. } = self.sizes;
+        let ExpertSizes { outer, inner, .. } = self.sizes;
         let quads = inner.is_multiple_of(4);
         let dw = gpu.empty(shape, if quads { dtype } else { DType::F32 })?;
-        let params = Params { n: to_u32(inner)?, shared: to_u32(self.shared)?, ..self.params(Way::Forward, first)? };
+        let params = Params { n: to_u32(inner)?, shared: to_u32(self.shared)?, ..self.params(Pass::Forward, first)? };
         let [dy_bind, x_bind, to, order, starts] = [dy, x, &dw, &sorted.order, &sorted.starts].map(Bind::All);
         gpu.launch(&Launch {
             kernel: &GRADIENT[usize::from(!quads)],

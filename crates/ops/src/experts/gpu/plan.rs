@@ -4,27 +4,27 @@ use crate::common::gpu::ALIGNMENT;
 
 /// How products with the matrices of experts are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Plan {
+pub(crate) enum ExpertPlan {
     /// Each choice for itself, straight from the ids: a few tokens hardly share an expert.
     Each { lanes: usize },
-    /// Sorted, up to `lines` choices of an expert at once: bound by reading the matrices.
+    /// SortedChoices, up to `lines` choices of an expert at once: bound by reading the matrices.
     Runs { lines: usize, lanes: usize },
-    /// Sorted, in tiles.
+    /// SortedChoices, in tiles.
     Tiles,
 }
 
 /// The side of a tile.
 pub(super) const TILE: usize = 64;
-/// Choices that are not worth sorting.
+/// RoutedChoices that are not worth sorting.
 const FEW: usize = 16;
-/// Choices of an expert, on average, that do not fill a tile.
+/// RoutedChoices of an expert, on average, that do not fill a tile.
 const THIN: usize = 16;
 /// A large GPU runs about this many invocations at once.
 const BUSY: usize = 1 << 16;
 
 /// The sizes of a product: choices of all tokens, experts, rows of a matrix, numbers of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sizes {
+pub(crate) struct ExpertSizes {
     pub(crate) choices: usize,
     pub(crate) experts: usize,
     pub(crate) outer: usize,
@@ -32,22 +32,22 @@ pub(crate) struct Sizes {
 }
 
 /// How a product with this many choices is computed.
-pub(crate) fn plan(sizes: Sizes) -> Plan {
-    let Sizes { choices, experts, outer, inner } = sizes;
+pub(crate) fn plan(sizes: ExpertSizes) -> ExpertPlan {
+    let ExpertSizes { choices, experts, outer, inner } = sizes;
     if choices <= FEW {
-        return Plan::Each { lanes: lanes(choices * outer.div_ceil(4), inner) };
+        return ExpertPlan::Each { lanes: lanes(choices * outer.div_ceil(4), inner) };
     }
     let average = choices.div_ceil(experts);
     if average > THIN {
-        return Plan::Tiles;
+        return ExpertPlan::Tiles;
     }
     let lines = average.next_power_of_two().clamp(4, 8);
-    Plan::Runs { lines, lanes: lanes(most_jobs(sizes, lines) * outer.div_ceil(4), inner) }
+    ExpertPlan::Runs { lines, lanes: lanes(most_jobs(sizes, lines) * outer.div_ceil(4), inner) }
 }
 
 /// The most jobs of up to `lines` choices that any routing makes; ids that name no expert are cut as if they were one
 /// more.
-pub(super) fn most_jobs(sizes: Sizes, lines: usize) -> usize {
+pub(super) fn most_jobs(sizes: ExpertSizes, lines: usize) -> usize {
     sizes.choices / lines + (sizes.experts + 1).min(sizes.choices)
 }
 
@@ -76,17 +76,17 @@ pub(crate) fn piece(binding: usize, experts: usize, matrix: usize, groups: usize
 mod tests {
     use super::*;
 
-    fn sizes(choices: usize, experts: usize) -> Sizes {
-        Sizes { choices, experts, outer: 512, inner: 2_048 }
+    fn sizes(choices: usize, experts: usize) -> ExpertSizes {
+        ExpertSizes { choices, experts, outer: 512, inner: 2_048 }
     }
 
     #[test]
     fn a_token_is_not_sorted_a_prompt_is_and_a_long_one_fills_tiles() {
-        assert_eq!(plan(sizes(10, 512)), Plan::Each { lanes: 64 });
-        assert_eq!(plan(sizes(640, 512)), Plan::Runs { lines: 4, lanes: 16 });
-        assert_eq!(plan(sizes(5_120, 512)), Plan::Runs { lines: 8, lanes: 16 });
-        assert_eq!(plan(sizes(40_960, 512)), Plan::Tiles);
-        assert_eq!(plan(sizes(17, 1)), Plan::Tiles);
+        assert_eq!(plan(sizes(10, 512)), ExpertPlan::Each { lanes: 64 });
+        assert_eq!(plan(sizes(640, 512)), ExpertPlan::Runs { lines: 4, lanes: 16 });
+        assert_eq!(plan(sizes(5_120, 512)), ExpertPlan::Runs { lines: 8, lanes: 16 });
+        assert_eq!(plan(sizes(40_960, 512)), ExpertPlan::Tiles);
+        assert_eq!(plan(sizes(17, 1)), ExpertPlan::Tiles);
     }
 
     #[test]

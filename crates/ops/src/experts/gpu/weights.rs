@@ -7,24 +7,24 @@ use alluvium_core::{DType, Tensor};
 
 /// The matrices of all experts, `[E, O, I]`.
 #[derive(Clone, Copy)]
-pub(crate) enum Weights<'a> {
+pub(crate) enum ExpertWeights<'a> {
     /// Numbers in a floating dtype.
     Plain(&'a Tensor),
     /// Codes.
     Packed(&'a Quantized<'a>),
 }
 
-impl<'a> Weights<'a> {
+impl<'a> ExpertWeights<'a> {
     /// Which of a pair of kernels reads them: of numbers, or of codes.
     pub(super) fn number(self) -> usize {
-        usize::from(matches!(self, Weights::Packed(_)))
+        usize::from(matches!(self, ExpertWeights::Packed(_)))
     }
 
     /// The right side, scales and biases.
     pub(super) fn binds(self) -> [Bind<'a>; 3] {
         match self {
-            Weights::Plain(w) => [Bind::All(w), Bind::Unused, Bind::Unused],
-            Weights::Packed(q) => {
+            ExpertWeights::Plain(w) => [Bind::All(w), Bind::Unused, Bind::Unused],
+            ExpertWeights::Packed(q) => {
                 let [scales, biases] = per_group(q);
                 [Bind::All(q.w), scales, biases]
             }
@@ -35,8 +35,8 @@ impl<'a> Weights<'a> {
     pub(super) fn constants(self, inner: usize, own: &[(&'static str, u32)]) -> Vec<(&'static str, u32)> {
         let mut all = own.to_vec();
         match self {
-            Weights::Plain(_) => all.push(("B_ODD", u32::from(!inner.is_multiple_of(4)))),
-            Weights::Packed(q) => all.extend(constants(q)),
+            ExpertWeights::Plain(_) => all.push(("B_ODD", u32::from(!inner.is_multiple_of(4)))),
+            ExpertWeights::Packed(q) => all.extend(constants(q)),
         }
         all
     }
@@ -44,7 +44,7 @@ impl<'a> Weights<'a> {
     /// How both sides, and maybe the results, are stored.
     pub(super) fn stored(self, x: DType, y: Option<DType>) -> Vec<(&'static str, DType)> {
         let mut all = vec![("A", x)];
-        if let Weights::Plain(w) = self {
+        if let ExpertWeights::Plain(w) = self {
             all.push(("B", w.dtype()));
         }
         all.extend(y.map(|y| ("C", y)));

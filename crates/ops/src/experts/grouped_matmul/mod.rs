@@ -46,10 +46,11 @@ static CONTRACT: Contract = Contract {
 ///
 /// ```
 /// use alluvium_core::{Device, Result, Tensor};
-/// use alluvium_ops::{Normalize, Route, combine_experts, grouped_matmul, linear, route, swiglu};
+/// use alluvium_ops::{RouteOutput, Routing, combine_experts, grouped_matmul, linear, route, swiglu};
 ///
 /// fn mlp(x: &Tensor, router: &Tensor, [gate, up, down]: [&Tensor; 3]) -> Result<Tensor> {
-///     let Route { weights, experts } = route(&linear(x, router)?, 2, Normalize::Yes)?;
+///     let routing = Routing { top_k: 2, norm_topk_prob: true };
+///     let RouteOutput { weights, experts } = route(&linear(x, router)?, routing)?;
 ///     let h = swiglu(&grouped_matmul(x, gate, &experts)?, &grouped_matmul(x, up, &experts)?)?;
 ///     combine_experts(&grouped_matmul(&h, down, &experts)?, &weights)
 /// }

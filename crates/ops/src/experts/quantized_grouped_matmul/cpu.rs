@@ -3,13 +3,13 @@
 use super::{CONTRACT, Grad};
 use crate::experts::cpu::{self as product, Choices, sorted_rows};
 use crate::quantized::cpu::{Codes, scale_gradients};
-use crate::quantized::{Layout, Quantized};
+use crate::quantized::{PackedLayout, Quantized};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{Dims, Result, Tensor};
 
 pub(super) fn forward(
     cpu: &Cpu,
-    (x, q, layout): (&Tensor, &Quantized<'_>, Layout),
+    (x, q, layout): (&Tensor, &Quantized<'_>, PackedLayout),
     experts: &Tensor,
     dims: &Dims,
 ) -> Result<Tensor> {

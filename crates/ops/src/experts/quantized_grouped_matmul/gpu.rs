@@ -2,29 +2,29 @@
 //! time.
 
 use super::{CONTRACT, Grad};
-use crate::experts::gpu::{Choices, Sorted, Weights, piece};
+use crate::experts::gpu::{ExpertWeights, RoutedChoices, SortedChoices, piece};
 use crate::quantized::gpu::fold;
-use crate::quantized::{Layout, Quantized};
+use crate::quantized::{PackedLayout, Quantized};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{DType, Dims, Result, Shape, Tensor};
 
 pub(super) fn forward(
     gpu: &Gpu,
-    (x, q, layout): (&Tensor, &Quantized<'_>, Layout),
+    (x, q, layout): (&Tensor, &Quantized<'_>, PackedLayout),
     experts: &Tensor,
     dims: &Dims,
 ) -> Result<Tensor> {
-    let choices = Choices::new(CONTRACT.op, experts, dims, layout.inner)?;
-    choices.forward(gpu, x, Weights::Packed(q), dims.shape("N K O")?)
+    let choices = RoutedChoices::new(CONTRACT.op, experts, dims, layout.inner)?;
+    choices.forward(gpu, x, ExpertWeights::Packed(q), dims.shape("N K O")?)
 }
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
     let Grad { x, q, layout, experts, dims } = saved;
-    let choices = Choices::new(CONTRACT.op, experts, dims, layout.inner)?;
+    let choices = RoutedChoices::new(CONTRACT.op, experts, dims, layout.inner)?;
     let sorted = choices.sort(gpu)?;
     let mut dx = None;
     if need[0] {
-        dx = Some(choices.back(gpu, &sorted, (dy, Weights::Packed(&q.quantized())), x.shape(), x.dtype())?);
+        dx = Some(choices.back(gpu, &sorted, (dy, ExpertWeights::Packed(&q.quantized())), x.shape(), x.dtype())?);
     }
     if !need[1] && !need[2] {
         return Ok([dx, None, None]);
@@ -39,7 +39,7 @@ fn scale_gradients(
     gpu: &Gpu,
     saved: &Grad,
     dy: &Tensor,
-    (choices, sorted): (&Choices<'_>, &Sorted),
+    (choices, sorted): (&RoutedChoices<'_>, &SortedChoices),
 ) -> Result<[Tensor; 2]> {
     let Grad { x, q, layout, dims, .. } = saved;
     let (experts, outer) = (dims['E'], dims['O']);

@@ -8,7 +8,7 @@ mod reference;
 pub(crate) use entry::OP;
 
 use crate::experts::cpu::check_rows;
-use crate::quantized::{Layout, Packed, Quantized, SCALES};
+use crate::quantized::{Packed, PackedLayout, Quantized, SCALES};
 use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, Device, Dims, Result, Tensor, tape};
 
@@ -63,7 +63,7 @@ pub fn quantized_grouped_matmul(x: &Tensor, q: &Quantized<'_>, experts: &Tensor)
 struct Grad {
     x: Tensor,
     q: Packed,
-    layout: Layout,
+    layout: PackedLayout,
     experts: Tensor,
     dims: Dims,
 }

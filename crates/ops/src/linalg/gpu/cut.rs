@@ -1,12 +1,12 @@
 //! Products of tensors that are larger than a binding, as products that each see parts of them.
 
-use super::{Gemm, Lines, Mat, Sizes};
+use super::{Gemm, GemmSizes, Mat, MatOrder};
 use crate::common::gpu::ALIGNMENT;
 use alluvium_core::Result;
 
 /// What a product may be cut along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Axis {
+enum MatAxis {
     Count,
     M,
     K,
@@ -18,13 +18,13 @@ const TILE: usize = 128;
 /// Columns of results are cut between quads, which are written whole.
 const QUAD: usize = 4;
 
-impl Sizes {
-    fn along(&mut self, axis: Axis) -> &mut usize {
+impl GemmSizes {
+    fn along(&mut self, axis: MatAxis) -> &mut usize {
         match axis {
-            Axis::Count => &mut self.count,
-            Axis::M => &mut self.m,
-            Axis::K => &mut self.k,
-            Axis::N => &mut self.n,
+            MatAxis::Count => &mut self.count,
+            MatAxis::M => &mut self.m,
+            MatAxis::K => &mut self.k,
+            MatAxis::N => &mut self.n,
         }
     }
 }
@@ -36,21 +36,21 @@ impl Mat<'_> {
     }
 
     /// The axes of lines and of what is in them, of a matrix with these rows and columns.
-    fn axes(&self, [rows, columns]: [Axis; 2]) -> [Axis; 2] {
-        if self.lines == Lines::Rows { [rows, columns] } else { [columns, rows] }
+    fn axes(&self, [rows, columns]: [MatAxis; 2]) -> [MatAxis; 2] {
+        if self.order == MatOrder::RowMajor { [rows, columns] } else { [columns, rows] }
     }
 
     /// Elements from the first to the last of all matrices.
-    fn reach(&self, mut sizes: Sizes, axes: [Axis; 2]) -> usize {
+    fn reach(&self, mut sizes: GemmSizes, axes: [MatAxis; 2]) -> usize {
         let [lines, width] = self.axes(axes).map(|axis| *sizes.along(axis));
-        (sizes.count - 1) * self.apart + (lines - 1) * self.stride + width
+        (sizes.count - 1) * self.batch_stride + (lines - 1) * self.stride + width
     }
 
     /// What is left after some of an axis.
-    fn past(self, axes: [Axis; 2], axis: Axis, by: usize) -> Self {
+    fn past(self, axes: [MatAxis; 2], axis: MatAxis, by: usize) -> Self {
         let [lines, width] = self.axes(axes);
         let step = match axis {
-            Axis::Count => self.apart,
+            MatAxis::Count => self.batch_stride,
             axis if axis == lines => self.stride,
             axis if axis == width => 1,
             _ => 0,
@@ -59,34 +59,34 @@ impl Mat<'_> {
     }
 
     /// The same matrices, of which no more is bound than what they reach, if the tensor is larger than a binding.
-    fn seen(self, binding: usize, sizes: Sizes, axes: [Axis; 2]) -> Self {
+    fn bound(self, binding: usize, sizes: GemmSizes, axes: [MatAxis; 2]) -> Self {
         if self.bytes() <= binding || self.packed.is_some() {
             return self;
         }
         let size = self.tensor.dtype().size();
         let first = self.at * size / ALIGNMENT * ALIGNMENT;
         let end = (self.at + self.reach(sizes, axes)) * size;
-        Mat { at: self.at - first / size, seen: Some([first, end]), ..self }
+        Mat { at: self.at - first / size, bound_range: Some([first, end]), ..self }
     }
 }
 
-const A: [Axis; 2] = [Axis::M, Axis::K];
-const B: [Axis; 2] = [Axis::K, Axis::N];
-const C: [Axis; 2] = [Axis::M, Axis::N];
+const A: [MatAxis; 2] = [MatAxis::M, MatAxis::K];
+const B: [MatAxis; 2] = [MatAxis::K, MatAxis::N];
+const C: [MatAxis; 2] = [MatAxis::M, MatAxis::N];
 
 /// Runs a product in pieces of which a binding holds all matrices: as a whole if it holds them already. Sums that are cut
 /// go on from what the piece before left.
 pub(super) fn pieces(binding: usize, args: &Gemm<'_>, run: &dyn Fn(&Gemm<'_>) -> Result<()>) -> Result<()> {
     let Gemm { a, b, c, mut sizes, .. } = *args;
     let Some((axis, most)) = cut(binding, args) else {
-        let [a, b, c] = [(a, A), (b, B), (c, C)].map(|(mat, axes)| mat.seen(binding, sizes, axes));
+        let [a, b, c] = [(a, A), (b, B), (c, C)].map(|(mat, axes)| mat.bound(binding, sizes, axes));
         return run(&Gemm { a, b, c, ..*args });
     };
     let end = *sizes.along(axis);
     for first in (0..end).step_by(most) {
         *sizes.along(axis) = most.min(end - first);
         let [a, b, c] = [(a, A), (b, B), (c, C)].map(|(mat, axes)| mat.past(axes, axis, first));
-        let beta = if axis == Axis::K && first > 0 { 1.0 } else { args.beta };
+        let beta = if axis == MatAxis::K && first > 0 { 1.0 } else { args.beta };
         pieces(binding, &Gemm { a, b, c, sizes, beta, ..*args }, run)?;
     }
     Ok(())
@@ -94,7 +94,7 @@ pub(super) fn pieces(binding: usize, args: &Gemm<'_>, run: &dyn Fn(&Gemm<'_>) ->
 
 /// The next cut that brings a matrix nearer to fitting: an axis and how much of it fits. None if all fit, or if so little
 /// fits that a cut does not help; the launch says so.
-fn cut(binding: usize, args: &Gemm<'_>) -> Option<(Axis, usize)> {
+fn cut(binding: usize, args: &Gemm<'_>) -> Option<(MatAxis, usize)> {
     let mut sizes = args.sizes;
     for (mat, axes) in [(&args.a, A), (&args.b, B), (&args.c, C)] {
         // matrices need not begin where a binding may; those that are quantized are cut by their callers
@@ -105,8 +105,8 @@ fn cut(binding: usize, args: &Gemm<'_>) -> Option<(Axis, usize)> {
         let [outer, inner] = mat.axes(axes);
         let [lines, width] = [outer, inner].map(|axis| *sizes.along(axis));
         let one = (lines - 1) * mat.stride + width;
-        let (axis, most) = if sizes.count > 1 && mat.apart > 0 {
-            return Some((Axis::Count, room.saturating_sub(one) / mat.apart + 1));
+        let (axis, most) = if sizes.count > 1 && mat.batch_stride > 0 {
+            return Some((MatAxis::Count, room.saturating_sub(one) / mat.batch_stride + 1));
         } else if lines > 1 {
             (outer, room.saturating_sub(width) / mat.stride + 1)
         } else {
@@ -114,7 +114,7 @@ fn cut(binding: usize, args: &Gemm<'_>) -> Option<(Axis, usize)> {
         };
         let most = if most >= TILE { most / TILE * TILE } else { most };
         let whole = if most >= QUAD { most / QUAD * QUAD } else { most };
-        return (whole > 0 && (axis != Axis::N || whole >= QUAD)).then_some((axis, whole));
+        return (whole > 0 && (axis != MatAxis::N || whole >= QUAD)).then_some((axis, whole));
     }
     None
 }
@@ -132,7 +132,7 @@ mod tests {
     }
 
     /// The matrices of a product, of which the sides lie in columns where it says so.
-    fn mats(tensors: &[Tensor; 3], Sizes { m, k, n, .. }: Sizes, columns: [bool; 2]) -> [Mat<'_>; 3] {
+    fn mats(tensors: &[Tensor; 3], GemmSizes { m, k, n, .. }: GemmSizes, columns: [bool; 2]) -> [Mat<'_>; 3] {
         let [a, b, c] = tensors;
         let side = |x, rows, cols, columns| match columns {
             true => Mat::new(x, rows, rows * cols).t(),
@@ -143,10 +143,10 @@ mod tests {
 
     /// The place in the tensor of an element of a matrix, which has to be bound.
     fn place(mat: &Mat<'_>, batch: usize, [row, column]: [usize; 2]) -> usize {
-        let [line, inner] = if mat.lines == Lines::Rows { [row, column] } else { [column, row] };
-        let at = mat.at + batch * mat.apart + line * mat.stride + inner;
+        let [line, inner] = if mat.order == MatOrder::RowMajor { [row, column] } else { [column, row] };
+        let at = mat.at + batch * mat.batch_stride + line * mat.stride + inner;
         let size = mat.tensor.dtype().size();
-        let Some([first, end]) = mat.seen else { return at };
+        let Some([first, end]) = mat.bound_range else { return at };
         assert!(first % ALIGNMENT == 0 && end <= mat.tensor.elements() * size && end - first <= BINDING);
         assert!(first + (at + 1) * size <= end);
         first / size + at
@@ -157,7 +157,7 @@ mod tests {
         let all =
             [(70, 50, 90, 1), (9, 1_000, 12, 1), (300, 7, 13, 3), (1, 3_000, 5, 1), (3, 5, 4_000, 1), (5, 6, 7, 60)];
         for (m, k, n, count) in all {
-            let sizes = Sizes { m, k, n, count };
+            let sizes = GemmSizes { m, k, n, count };
             for (columns, dtype) in [
                 ([false, false], DType::F32),
                 ([true, false], DType::F32),
@@ -199,20 +199,20 @@ mod tests {
         }
     }
 
-    fn each(sizes: Sizes) -> impl Iterator<Item = (usize, usize, usize)> {
-        let Sizes { m, n, count, .. } = sizes;
+    fn each(sizes: GemmSizes) -> impl Iterator<Item = (usize, usize, usize)> {
+        let GemmSizes { m, n, count, .. } = sizes;
         (0..count * m * n).map(move |i| (i / (m * n), i / n % m, i % n))
     }
 
     #[test]
     fn what_fits_is_one_piece_that_binds_all_and_lines_of_the_right_side_that_are_too_long_are_left_to_the_launch() {
         for (k, fits) in [(8, true), (400, false)] {
-            let sizes = Sizes { m: 9, k, n: 30, count: 1 };
+            let sizes = GemmSizes { m: 9, k, n: 30, count: 1 };
             let tensors = [9 * k, k * 30, 9 * 30].map(|elements| zeros(elements, DType::F32));
             let [a, b, c] = mats(&tensors, sizes, [false, true]);
             let ran = RefCell::new(Vec::new());
             let run = |piece: &Gemm<'_>| {
-                ran.borrow_mut().push((piece.sizes, piece.b.seen));
+                ran.borrow_mut().push((piece.sizes, piece.b.bound_range));
                 Ok(())
             };
             pieces(BINDING, &Gemm { a, b, c, sizes, alpha: 1.0, beta: 0.0 }, &run).unwrap();

@@ -9,8 +9,8 @@ use crate::quantized::Quantized;
 use crate::quantized::gpu::{CODES, constants, per_group};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch, Shader};
 use alluvium_core::{DType, Result, Shape, Tensor};
-pub(crate) use plan::Sizes;
-use plan::{Few, FewSide, Plan, Stored, depth, plan};
+pub(crate) use plan::GemmSizes;
+use plan::{GemmPlan, Gemv, GemvSide, OperandStorage, depth, plan};
 
 const PARAMS: &str = include_str!("params.wgsl");
 const RIGHT: &str = include_str!("right.wgsl");
@@ -84,28 +84,28 @@ pub(crate) struct Mat<'a> {
     /// Elements from line to line.
     pub(crate) stride: usize,
     /// Elements from matrix to matrix.
-    pub(crate) apart: usize,
+    pub(crate) batch_stride: usize,
     /// What a line is.
-    pub(crate) lines: Lines,
+    pub(crate) order: MatOrder,
     /// What its words mean, if it is quantized.
     pub(crate) packed: Option<Quantized<'a>>,
     /// Where the bytes that are bound begin and end: all of the tensor where it says nothing.
-    pub(crate) seen: Option<[usize; 2]>,
+    pub(crate) bound_range: Option<[usize; 2]>,
 }
 
 /// How a matrix lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lines {
+pub(crate) enum MatOrder {
     /// Row by row.
-    Rows,
+    RowMajor,
     /// Column by column.
-    Columns,
+    ColumnMajor,
 }
 
 impl<'a> Mat<'a> {
     /// All of a tensor as matrices whose rows, or columns if they lie so, have `width` elements.
-    pub(crate) fn new(tensor: &'a Tensor, width: usize, apart: usize) -> Self {
-        Mat { tensor, at: 0, stride: width, apart, lines: Lines::Rows, packed: None, seen: None }
+    pub(crate) fn new(tensor: &'a Tensor, width: usize, batch_stride: usize) -> Self {
+        Mat { tensor, at: 0, stride: width, batch_stride, order: MatOrder::RowMajor, packed: None, bound_range: None }
     }
 
     /// A quantized matrix whose rows have `width` numbers: a right side.
@@ -115,8 +115,8 @@ impl<'a> Mat<'a> {
 
     /// What was a row is a column.
     pub(crate) fn t(self) -> Self {
-        let lines = if self.lines == Lines::Rows { Lines::Columns } else { Lines::Rows };
-        Mat { lines, ..self }
+        let order = if self.order == MatOrder::RowMajor { MatOrder::ColumnMajor } else { MatOrder::RowMajor };
+        Mat { order, ..self }
     }
 
     /// What is left after some lines.
@@ -131,7 +131,7 @@ impl<'a> Mat<'a> {
     }
 
     fn bind(&self) -> Bind<'a> {
-        match self.seen {
+        match self.bound_range {
             Some([first, end]) => Bind::Part(self.tensor, first..end),
             None => Bind::All(self.tensor),
         }
@@ -139,7 +139,7 @@ impl<'a> Mat<'a> {
 
     /// Whether each line begins at a whole quad.
     fn is_even(&self) -> bool {
-        [self.at, self.stride, self.apart].iter().all(|n| n.is_multiple_of(4))
+        [self.at, self.stride, self.batch_stride].iter().all(|n| n.is_multiple_of(4))
     }
 }
 
@@ -151,7 +151,7 @@ pub(crate) struct Gemm<'a> {
     pub(crate) b: Mat<'a>,
     /// `[M, N]` by rows, f32; other floating types where each line begins at a whole quad and ends at one.
     pub(crate) c: Mat<'a>,
-    pub(crate) sizes: Sizes,
+    pub(crate) sizes: GemmSizes,
     pub(crate) alpha: f32,
     pub(crate) beta: f32,
 }
@@ -170,12 +170,12 @@ struct Params {
 }
 
 fn place(mat: &Mat<'_>) -> Result<[u32; 3]> {
-    to_u32s([mat.at, mat.stride, mat.apart])
+    to_u32s([mat.at, mat.stride, mat.batch_stride])
 }
 
 /// The product as a new tensor of this dtype.
-pub(crate) fn product(gpu: &Gpu, [a, b]: [Mat<'_>; 2], sizes: Sizes, shape: Shape, dtype: DType) -> Result<Tensor> {
-    let few = matches!(plan(sizes, stored(gpu, &a, &b)), Plan::Few(_));
+pub(crate) fn product(gpu: &Gpu, [a, b]: [Mat<'_>; 2], sizes: GemmSizes, shape: Shape, dtype: DType) -> Result<Tensor> {
+    let few = matches!(plan(sizes, stored(gpu, &a, &b)), GemmPlan::Gemv(_));
     let largest = a.bytes().max(b.bytes()).max(shape.elements() * dtype.size());
     // half-precision results that do not fill whole quads, or that are computed in pieces, are rounded afterwards
     let direct = dtype == DType::F32 || (sizes.n.is_multiple_of(4) && !few && largest <= gpu.limits().binding);
@@ -191,7 +191,7 @@ pub(crate) fn gemm(gpu: &Gpu, args: &Gemm<'_>) -> Result<()> {
     cut::pieces(gpu.limits().binding, args, &run)
 }
 
-fn by(gpu: &Gpu, args: &Gemm<'_>, plan: Plan) -> Result<()> {
+fn by(gpu: &Gpu, args: &Gemm<'_>, plan: GemmPlan) -> Result<()> {
     let Gemm { a, b, c, sizes, alpha, beta } = *args;
     let params = Params {
         size: to_u32s([sizes.m, sizes.n, sizes.k])?,
@@ -204,13 +204,13 @@ fn by(gpu: &Gpu, args: &Gemm<'_>, plan: Plan) -> Result<()> {
         beta,
     };
     match plan {
-        Plan::Few(few) => lines(gpu, args, few, params),
-        Plan::Tiles { side, part, splits } | Plan::Matrices { side, part, splits } => {
+        GemmPlan::Gemv(few) => lines(gpu, args, few, params),
+        GemmPlan::Tiles { side, part, splits } | GemmPlan::Matrices { side, part, splits } => {
             let width = sizes.n.next_multiple_of(4);
             let fits = sizes.count * splits * sizes.m * width * 4 <= gpu.limits().binding;
             let (part, splits) = if fits { (part, splits) } else { (part * splits, 1) };
             let params = Params { part: to_u32(part)?, splits: to_u32(splits)?, ..params };
-            let tiles = if matches!(plan, Plan::Tiles { .. }) { tiles } else { matrices };
+            let tiles = if matches!(plan, GemmPlan::Tiles { .. }) { tiles } else { matrices };
             if splits == 1 {
                 return tiles(gpu, args, side, params);
             }
@@ -223,7 +223,7 @@ fn by(gpu: &Gpu, args: &Gemm<'_>, plan: Plan) -> Result<()> {
     }
 }
 
-fn stored(gpu: &Gpu, a: &Mat<'_>, b: &Mat<'_>) -> Stored {
+fn stored(gpu: &Gpu, a: &Mat<'_>, b: &Mat<'_>) -> OperandStorage {
     let (limits, packed) = (gpu.limits(), b.packed.is_some());
     let matrices = match (a.tensor.dtype(), if packed { DType::F32 } else { b.tensor.dtype() }) {
         _ if !(a.is_even() && b.is_even()) => None,
@@ -231,7 +231,7 @@ fn stored(gpu: &Gpu, a: &Mat<'_>, b: &Mat<'_>) -> Stored {
         (DType::F32, DType::F32) if limits.matrices_f32 => Some(F32_SIDE),
         _ => None,
     };
-    Stored { k_inner: [a.lines == Lines::Rows, b.lines == Lines::Columns], packed, matrices }
+    OperandStorage { k_inner: [a.order == MatOrder::RowMajor, b.order == MatOrder::ColumnMajor], packed, matrices }
 }
 
 /// Whether results are written as whole quads: a scratch matrix of parts may have its lines filled up.
@@ -275,8 +275,8 @@ fn tiles(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<()> 
             &[
                 ("TILE", side as u32),
                 ("DEPTH", depth as u32),
-                ("A_K_INNER", flag(a.lines == Lines::Rows)),
-                ("B_K_INNER", flag(b.lines == Lines::Columns)),
+                ("A_K_INNER", flag(a.order == MatOrder::RowMajor)),
+                ("B_K_INNER", flag(b.order == MatOrder::ColumnMajor)),
                 ("A_ODD", flag(!a.is_even())),
                 ("B_ODD", flag(!b.is_even())),
                 ("EDGE", flag(!whole)),
@@ -306,8 +306,8 @@ fn matrices(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<(
         constants: &with_meaning(
             b,
             &[
-                ("A_K_INNER", flag(a.lines == Lines::Rows)),
-                ("B_K_INNER", flag(b.lines == Lines::Columns)),
+                ("A_K_INNER", flag(a.order == MatOrder::RowMajor)),
+                ("B_K_INNER", flag(b.order == MatOrder::ColumnMajor)),
                 ("B_ODD", 0),
                 ("EDGE", flag(!whole)),
                 ("C_AT", 2),
@@ -360,17 +360,17 @@ fn sum(gpu: &Gpu, parts: &Tensor, args: &Gemm<'_>, params: Params) -> Result<()>
     })
 }
 
-/// Few lines of one side against the many of the other.
-fn lines(gpu: &Gpu, args: &Gemm<'_>, few: Few, params: Params) -> Result<()> {
+/// Gemv lines of one side against the many of the other.
+fn lines(gpu: &Gpu, args: &Gemm<'_>, few: Gemv, params: Params) -> Result<()> {
     let Gemm { a, b, c, sizes, .. } = args;
     // of the product's transpose the sides change places
     let (few_side, many_side, few_lines, many) = match few.side {
-        FewSide::Left => (*a, b.t(), sizes.m, sizes.n),
-        FewSide::Right => (b.t(), *a, sizes.n, sizes.m),
+        GemvSide::Left => (*a, b.t(), sizes.m, sizes.n),
+        GemvSide::Right => (b.t(), *a, sizes.n, sizes.m),
     };
     let (stride, step) = match few.side {
-        FewSide::Left => (c.stride, 1),
-        FewSide::Right => (1, c.stride),
+        GemvSide::Left => (c.stride, 1),
+        GemvSide::Right => (1, c.stride),
     };
     let params = Params {
         size: to_u32s([few_lines, many, sizes.k])?,
@@ -378,7 +378,7 @@ fn lines(gpu: &Gpu, args: &Gemm<'_>, few: Few, params: Params) -> Result<()> {
         splits: to_u32(sizes.count)?,
         a: place(&few_side)?,
         b: place(&many_side)?,
-        c: to_u32s([c.at, stride, c.apart])?,
+        c: to_u32s([c.at, stride, c.batch_stride])?,
         ..params
     };
     gpu.launch(&Launch {
@@ -389,9 +389,9 @@ fn lines(gpu: &Gpu, args: &Gemm<'_>, few: Few, params: Params) -> Result<()> {
             &[
                 ("FEW", few.lines as u32),
                 ("LANES", few.lanes as u32),
-                ("A_K_INNER", flag(few_side.lines == Lines::Rows)),
-                ("B_K_INNER", flag(many_side.lines == Lines::Rows)),
-                ("A_ODD", flag(!few_side.is_even() || few_side.lines == Lines::Columns)),
+                ("A_K_INNER", flag(few_side.order == MatOrder::RowMajor)),
+                ("B_K_INNER", flag(many_side.order == MatOrder::RowMajor)),
+                ("A_ODD", flag(!few_side.is_even() || few_side.order == MatOrder::ColumnMajor)),
                 ("B_ODD", flag(!many_side.is_even())),
             ],
         ),
@@ -409,12 +409,12 @@ mod tests {
     use alluvium_core::Device;
     use alluvium_core::gpu::adapters;
 
-    const SIZES: Sizes = Sizes { m: 131, k: 70, n: 134, count: 2 };
+    const SIZES: GemmSizes = GemmSizes { m: 131, k: 70, n: 134, count: 2 };
 
     /// The worst difference from plain loops of `0.5 · a · b + 2 · c` by this plan, with these sides as columns.
-    fn gap(device: &Device, plan: Plan, sizes: Sizes, columns: [bool; 2], dtype: DType) -> f32 {
+    fn gap(device: &Device, plan: GemmPlan, sizes: GemmSizes, columns: [bool; 2], dtype: DType) -> f32 {
         let Device::Gpu(gpu) = device else { return f32::NAN };
-        let Sizes { m, k, n, count } = sizes;
+        let GemmSizes { m, k, n, count } = sizes;
         let wave = |len: usize, seed: f32| (0..len).map(|i| (i as f32 * 0.37 + seed).sin()).collect::<Vec<_>>();
         let tensor = |seed: f32, len: usize| {
             let x = Tensor::from_slice(&wave(len, seed), [len], device).unwrap();
@@ -473,23 +473,23 @@ mod tests {
             return;
         }
         let device: Device = Gpu::builder().poison().open().unwrap().into();
-        let even = Sizes { m: 128, k: 64, n: 128, count: 1 };
+        let even = GemmSizes { m: 128, k: 64, n: 128, count: 1 };
         for columns in [[false, false], [true, false], [false, true], [true, true]] {
             for side in [64, 128] {
                 for (sizes, part, splits) in [(SIZES, 96, 1), (SIZES, 32, 3), (even, 64, 1), (even, 32, 2)] {
-                    let worst = gap(&device, Plan::Tiles { side, part, splits }, sizes, columns, DType::F32);
+                    let worst = gap(&device, GemmPlan::Tiles { side, part, splits }, sizes, columns, DType::F32);
                     assert!(worst < 1e-4, "{side} {sizes:?} {splits} {columns:?}: {worst}");
                 }
             }
-            for (side, m, n) in [(FewSide::Left, 3, 261), (FewSide::Right, 90, 4), (FewSide::Left, 1, 1)] {
+            for (side, m, n) in [(GemvSide::Left, 3, 261), (GemvSide::Right, 90, 4), (GemvSide::Left, 1, 1)] {
                 for lanes in [16, 64] {
-                    let (sizes, few) = (Sizes { m, n, ..SIZES }, Few { side, lines: 4, lanes });
-                    let worst = gap(&device, Plan::Few(few), sizes, columns, DType::F16);
+                    let (sizes, few) = (GemmSizes { m, n, ..SIZES }, Gemv { side, lines: 4, lanes });
+                    let worst = gap(&device, GemmPlan::Gemv(few), sizes, columns, DType::F16);
                     assert!(worst < 1e-4, "{few:?} {sizes:?} {columns:?}: {worst}");
                 }
             }
         }
-        let wide = Plan::Tiles { side: 128, part: 96, splits: 1 };
+        let wide = GemmPlan::Tiles { side: 128, part: 96, splits: 1 };
         assert!(gap(&device, wide, SIZES, [false, true], DType::BF16) < 1e-4);
     }
 
@@ -516,22 +516,22 @@ mod tests {
                 biases: packed.biases.as_ref().map(to),
                 packing,
             };
-            let [apart, whole] = [Mat::packed(packed.quantized(), inner), Mat::new(&whole, inner, 0)];
+            let [batch_stride, whole] = [Mat::packed(packed.quantized(), inner), Mat::new(&whole, inner, 0)];
             for (back, m) in [(false, 70), (true, 70), (true, 5)] {
                 let (k, n) = if back { (outer, inner) } else { (inner, outer) };
                 let a = to(&wave([m, k]));
-                let product = |b: Mat<'_>, plan: Plan| {
+                let product = |b: Mat<'_>, plan: GemmPlan| {
                     let c = gpu.empty([m, n], DType::F32).unwrap();
                     let (a, to) = (Mat::new(&a, k, 0), Mat::new(&c, n, 0));
                     let b = if back { b } else { b.t() };
-                    let sizes = Sizes { m, k, n, count: 1 };
+                    let sizes = GemmSizes { m, k, n, count: 1 };
                     by(&gpu, &Gemm { a, b, c: to, sizes, alpha: 1.0, beta: 0.0 }, plan).unwrap();
                     c.to_vec::<f32>().unwrap()
                 };
-                let few = Plan::Few(Few { side: FewSide::Left, lines: 8, lanes: 16 });
-                let tiles = [64, 128].map(|side| Plan::Tiles { side, part: 96, splits: k.div_ceil(96) });
+                let few = GemmPlan::Gemv(Gemv { side: GemvSide::Left, lines: 8, lanes: 16 });
+                let tiles = [64, 128].map(|side| GemmPlan::Tiles { side, part: 96, splits: k.div_ceil(96) });
                 for plan in tiles.into_iter().chain((m == 5).then_some(few)) {
-                    let (got, want) = (product(apart, plan), product(whole, plan));
+                    let (got, want) = (product(batch_stride, plan), product(whole, plan));
                     let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                     let size = want.iter().map(|x| x.abs()).fold(0.0, f32::max);
                     assert!(worst <= 1e-5 * size, "{packing:?} {plan:?} {back}: {worst} of {size}");

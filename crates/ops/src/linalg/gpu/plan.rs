@@ -2,7 +2,7 @@
 
 /// The sizes of a product, and how many of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sizes {
+pub(crate) struct GemmSizes {
     pub(crate) m: usize,
     pub(crate) k: usize,
     pub(crate) n: usize,
@@ -11,9 +11,9 @@ pub(crate) struct Sizes {
 
 /// How a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Plan {
+pub(super) enum GemmPlan {
     /// A few lines of one side against all lines of the other: bound by reading the other.
-    Few(Few),
+    Gemv(Gemv),
     /// Tiles of `side` × `side` results, the sum of each cut into `splits` runs of `part`.
     Tiles { side: usize, part: usize, splits: usize },
     /// The same tiles by cooperative matrices.
@@ -22,9 +22,9 @@ pub(super) enum Plan {
 
 /// A few lines against many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Few {
+pub(super) struct Gemv {
     /// Which side has few lines.
-    pub(super) side: FewSide,
+    pub(super) side: GemvSide,
     /// Room for this many of them.
     pub(super) lines: usize,
     /// Invocations that share a sum.
@@ -32,14 +32,14 @@ pub(super) struct Few {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FewSide {
+pub(super) enum GemvSide {
     Left,
     Right,
 }
 
 /// How the lines of the many lie, and which matrix units may be used: what a plan depends on besides the sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stored {
+pub(super) struct OperandStorage {
     /// Whether k runs along the memory of each side.
     pub(super) k_inner: [bool; 2],
     /// Whether the right side is quantized: then it cannot be the few lines.
@@ -50,7 +50,7 @@ pub(super) struct Stored {
 
 /// Workgroups of 256 invocations that occupy a large GPU.
 const BUSY: usize = 256;
-/// Lines that are few.
+/// MatOrder that are few.
 const FEW: usize = 8;
 
 /// The elements of k that a tile holds.
@@ -58,12 +58,12 @@ pub(super) fn depth(side: usize) -> usize {
     if side == 128 { 16 } else { 32 }
 }
 
-pub(super) fn plan(sizes: Sizes, stored: Stored) -> Plan {
-    let Sizes { m, k, n, count } = sizes;
+pub(super) fn plan(sizes: GemmSizes, stored: OperandStorage) -> GemmPlan {
+    let GemmSizes { m, k, n, count } = sizes;
     if m <= FEW || (n <= FEW && !stored.packed) {
-        let (side, few, many) = if m <= n || stored.packed { (FewSide::Left, m, n) } else { (FewSide::Right, n, m) };
-        let along_k = stored.k_inner[if side == FewSide::Left { 1 } else { 0 }];
-        return Plan::Few(Few {
+        let (side, few, many) = if m <= n || stored.packed { (GemvSide::Left, m, n) } else { (GemvSide::Right, n, m) };
+        let along_k = stored.k_inner[if side == GemvSide::Left { 1 } else { 0 }];
+        return GemmPlan::Gemv(Gemv {
             side,
             lines: few.next_power_of_two(),
             lanes: lanes(many.div_ceil(4) * count, k, along_k),
@@ -72,13 +72,13 @@ pub(super) fn plan(sizes: Sizes, stored: Stored) -> Plan {
     let tiles = |side: usize| m.div_ceil(side) * n.div_ceil(side) * count;
     if let Some(side) = stored.matrices.filter(|&side| m.min(n) >= side / 2 && k >= 32) {
         let (part, splits) = split(tiles(side), k);
-        return Plan::Matrices { side, part, splits };
+        return GemmPlan::Matrices { side, part, splits };
     }
     // a large tile reads less, a small one wastes less at the edges and makes more workgroups
     let wasted = 4 * tiles(128) > 5 * tiles(64).div_ceil(4);
     let side = if tiles(128) >= BUSY && !wasted { 128 } else { 64 };
     let (part, splits) = split(tiles(side), k);
-    Plan::Tiles { side, part, splits }
+    GemmPlan::Tiles { side, part, splits }
 }
 
 /// Cuts long sums of few tiles into runs, so that the whole GPU works on them.
@@ -102,32 +102,35 @@ fn lanes(sets: usize, k: usize, along_k: bool) -> usize {
 mod tests {
     use super::*;
 
-    const NEITHER: Stored = Stored { k_inner: [true, true], packed: false, matrices: None };
+    const NEITHER: OperandStorage = OperandStorage { k_inner: [true, true], packed: false, matrices: None };
 
-    fn sizes(m: usize, k: usize, n: usize) -> Sizes {
-        Sizes { m, k, n, count: 1 }
+    fn sizes(m: usize, k: usize, n: usize) -> GemmSizes {
+        GemmSizes { m, k, n, count: 1 }
     }
 
     #[test]
     fn a_token_or_a_single_output_is_bound_by_reading_the_other_side() {
         let decode = plan(sizes(1, 2_048, 8_192), NEITHER);
-        assert_eq!(decode, Plan::Few(Few { side: FewSide::Left, lines: 1, lanes: 32 }));
+        assert_eq!(decode, GemmPlan::Gemv(Gemv { side: GemvSide::Left, lines: 1, lanes: 32 }));
         let output = plan(sizes(5_000, 70, 3), NEITHER);
-        assert_eq!(output, Plan::Few(Few { side: FewSide::Right, lines: 4, lanes: 16 }));
-        let across = Stored { k_inner: [true, false], ..NEITHER };
-        assert_eq!(plan(sizes(8, 4_096, 64), across), Plan::Few(Few { side: FewSide::Left, lines: 8, lanes: 64 }));
+        assert_eq!(output, GemmPlan::Gemv(Gemv { side: GemvSide::Right, lines: 4, lanes: 16 }));
+        let across = OperandStorage { k_inner: [true, false], ..NEITHER };
+        assert_eq!(
+            plan(sizes(8, 4_096, 64), across),
+            GemmPlan::Gemv(Gemv { side: GemvSide::Left, lines: 8, lanes: 64 })
+        );
     }
 
     #[test]
     fn a_quantized_side_is_never_the_few_lines() {
-        let packed = Stored { packed: true, ..NEITHER };
-        assert!(matches!(plan(sizes(8, 512, 3), packed), Plan::Few(Few { side: FewSide::Left, lines: 8, .. })));
-        assert!(matches!(plan(sizes(9, 512, 3), packed), Plan::Tiles { side: 64, .. }));
+        let packed = OperandStorage { packed: true, ..NEITHER };
+        assert!(matches!(plan(sizes(8, 512, 3), packed), GemmPlan::Gemv(Gemv { side: GemvSide::Left, lines: 8, .. })));
+        assert!(matches!(plan(sizes(9, 512, 3), packed), GemmPlan::Tiles { side: 64, .. }));
     }
 
     #[test]
     fn large_products_take_large_tiles_and_small_ones_keep_the_gpu_busy() {
-        let whole = |side, k| Plan::Tiles { side, part: k, splits: 1 };
+        let whole = |side, k| GemmPlan::Tiles { side, part: k, splits: 1 };
         assert_eq!(plan(sizes(4_096, 4_096, 4_096), NEITHER), whole(128, 4_096));
         assert_eq!(plan(sizes(1_024, 1_024, 1_024), NEITHER), whole(64, 1_024));
         // 128 rows of large tiles would compute nearly twice what is needed
@@ -137,11 +140,11 @@ mod tests {
     #[test]
     fn a_long_sum_of_few_results_is_cut_into_whole_tiles() {
         for (m, k, n) in [(64, 100_000, 64), (9, 2_049, 1_031), (100, 257, 100), (1_000, 8_191, 500)] {
-            let Plan::Tiles { side, part, splits } = plan(sizes(m, k, n), NEITHER) else { panic!("{m} {k} {n}") };
+            let GemmPlan::Tiles { side, part, splits } = plan(sizes(m, k, n), NEITHER) else { panic!("{m} {k} {n}") };
             assert!(part.is_multiple_of(depth(side)), "{part}");
             assert!(part * splits >= k && part * (splits - 1) < k, "{part} {splits}");
         }
-        let Plan::Tiles { splits, .. } = plan(sizes(64, 100_000, 64), NEITHER) else { panic!() };
+        let GemmPlan::Tiles { splits, .. } = plan(sizes(64, 100_000, 64), NEITHER) else { panic!() };
         assert!(splits > 100, "{splits}");
     }
 }

@@ -1,14 +1,14 @@
 //! Three products of matrices.
 
 use super::Grad;
-use crate::linalg::gpu::{Mat, Sizes, product};
+use crate::linalg::gpu::{GemmSizes, Mat, product};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{Dims, Result, Tensor};
 
 pub(super) fn forward(gpu: &Gpu, x: &Tensor, w: &Tensor, dims: &Dims) -> Result<Tensor> {
     let (m, k, n) = (dims['R'], dims['I'], dims['O']);
     let sides = [Mat::new(x, k, 0), Mat::new(w, k, 0).t()];
-    product(gpu, sides, Sizes { m, k, n, count: 1 }, dims.shape("R.. O")?, x.dtype())
+    product(gpu, sides, GemmSizes { m, k, n, count: 1 }, dims.shape("R.. O")?, x.dtype())
 }
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
@@ -18,11 +18,11 @@ pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
     let [dy, x_mat, w_mat] = [Mat::new(dy, outer, 0), Mat::new(x, inner, 0), Mat::new(w, inner, 0)];
     let [mut dx, mut dw] = [None, None];
     if need[0] {
-        let sizes = Sizes { m: rows, k: outer, n: inner, count: 1 };
+        let sizes = GemmSizes { m: rows, k: outer, n: inner, count: 1 };
         dx = Some(product(gpu, [dy, w_mat], sizes, x.shape(), x.dtype())?);
     }
     if need[1] {
-        let sizes = Sizes { m: outer, k: rows, n: inner, count: 1 };
+        let sizes = GemmSizes { m: outer, k: rows, n: inner, count: 1 };
         dw = Some(product(gpu, [dy.t(), x_mat], sizes, w.shape(), w.dtype())?);
     }
     Ok([dx, dw])

@@ -1,12 +1,12 @@
 //! One product after the other, or side by side where there are many.
 
-use super::{Grad, Sizes};
+use super::{Grad, MatmulSizes};
 use alluvium_core::cpu::{Buffer, Cpu, Mat, gemm};
 use alluvium_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 
-pub(super) fn forward(cpu: &Cpu, a: &Tensor, b: &Tensor, sizes: Sizes, shape: Shape) -> Result<Tensor> {
-    let Sizes { m, k, n, .. } = sizes;
+pub(super) fn forward(cpu: &Cpu, a: &Tensor, b: &Tensor, sizes: MatmulSizes, shape: Shape) -> Result<Tensor> {
+    let MatmulSizes { m, k, n, .. } = sizes;
     let (lefts, rights) = (cpu.read(a)?, cpu.read(b)?);
     let c = products(cpu, shape.elements() / (m * n), m * n, |i, c| {
         let (a, b) = sizes.pair(&lefts[i * m * k..], &rights[i * k * n..])?;
@@ -17,7 +17,7 @@ pub(super) fn forward(cpu: &Cpu, a: &Tensor, b: &Tensor, sizes: Sizes, shape: Sh
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dc: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
     let Grad { a, b, sizes } = saved;
-    let Sizes { m, k, n, transpose } = *sizes;
+    let MatmulSizes { m, k, n, transpose } = *sizes;
     let (lefts, rights, douts) = (cpu.read(a)?, cpu.read(b)?, cpu.read(dc)?);
     let count = douts.len() / (m * n);
     let [mut da, mut db] = [None, None];
@@ -40,10 +40,10 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dc: &Tensor, need: [bool; 2]) ->
     Ok([da, db])
 }
 
-impl Sizes {
+impl MatmulSizes {
     /// The two sides of one product, as `[M, K]` and `[K, N]` however they are stored.
     fn pair<'a>(self, a: &'a [f32], b: &'a [f32]) -> Result<(Mat<'a>, Mat<'a>)> {
-        let Sizes { m, k, n, transpose } = self;
+        let MatmulSizes { m, k, n, transpose } = self;
         let a = if transpose.left() { Mat::new(a, k, m)?.t() } else { Mat::new(a, m, k)? };
         let b = if transpose.right() { Mat::new(b, n, k)?.t() } else { Mat::new(b, k, n)? };
         Ok((a, b))

@@ -1,38 +1,38 @@
 //! One launch for all products, forward; one for each gradient.
 
-use super::{Grad, Sizes};
+use super::{Grad, MatmulSizes};
 use crate::linalg::gpu::{self as gemm, Mat, product};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{Result, Shape, Tensor};
 
-pub(super) fn forward(gpu: &Gpu, a: &Tensor, b: &Tensor, sizes: Sizes, shape: Shape) -> Result<Tensor> {
-    let Sizes { m, k, n, .. } = sizes;
+pub(super) fn forward(gpu: &Gpu, a: &Tensor, b: &Tensor, sizes: MatmulSizes, shape: Shape) -> Result<Tensor> {
+    let MatmulSizes { m, k, n, .. } = sizes;
     let count = shape.elements() / (m * n);
-    product(gpu, sizes.mats(a, b), gemm::Sizes { m, k, n, count }, shape, a.dtype())
+    product(gpu, sizes.mats(a, b), gemm::GemmSizes { m, k, n, count }, shape, a.dtype())
 }
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dc: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
     let Grad { a, b, sizes } = saved;
-    let Sizes { m, k, n, transpose } = *sizes;
+    let MatmulSizes { m, k, n, transpose } = *sizes;
     let count = dc.elements() / (m * n);
     let [left, right] = sizes.mats(a, b);
     let dc = Mat::new(dc, n, m * n);
     let [mut da, mut db] = [None, None];
     if need[0] {
         let (sides, m, n) = if transpose.left() { ([right, dc.t()], k, m) } else { ([dc, right.t()], m, k) };
-        da = Some(product(gpu, sides, gemm::Sizes { m, k: sizes.n, n, count }, a.shape(), a.dtype())?);
+        da = Some(product(gpu, sides, gemm::GemmSizes { m, k: sizes.n, n, count }, a.shape(), a.dtype())?);
     }
     if need[1] {
         let (sides, m, n) = if transpose.right() { ([dc.t(), left], n, k) } else { ([left.t(), dc], k, n) };
-        db = Some(product(gpu, sides, gemm::Sizes { m, k: sizes.m, n, count }, b.shape(), b.dtype())?);
+        db = Some(product(gpu, sides, gemm::GemmSizes { m, k: sizes.m, n, count }, b.shape(), b.dtype())?);
     }
     Ok([da, db])
 }
 
-impl Sizes {
+impl MatmulSizes {
     /// The two sides, as `[M, K]` and `[K, N]` however they are stored.
     fn mats<'a>(self, a: &'a Tensor, b: &'a Tensor) -> [Mat<'a>; 2] {
-        let Sizes { m, k, n, transpose } = self;
+        let MatmulSizes { m, k, n, transpose } = self;
         let left = if transpose.left() { Mat::new(a, m, m * k).t() } else { Mat::new(a, k, m * k) };
         let right = if transpose.right() { Mat::new(b, k, k * n).t() } else { Mat::new(b, n, k * n) };
         [left, right]

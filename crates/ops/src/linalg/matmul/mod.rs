@@ -70,7 +70,7 @@ impl Transpose {
 /// The product of linear algebra; same numbers as `mlx.core.matmul`.
 pub fn matmul(a: &Tensor, b: &Tensor, transpose: Transpose) -> Result<Tensor> {
     let dims = transpose.contract().check(&[a, b])?;
-    let sizes = Sizes { m: dims['M'], k: dims['K'], n: dims['N'], transpose };
+    let sizes = MatmulSizes { m: dims['M'], k: dims['K'], n: dims['N'], transpose };
     let c = match a.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, a, b, sizes, dims.shape("R.. M N")?)?,
         Device::Gpu(gpu) => gpu::forward(gpu, a, b, sizes, dims.shape("R.. M N")?)?,
@@ -80,7 +80,7 @@ pub fn matmul(a: &Tensor, b: &Tensor, transpose: Transpose) -> Result<Tensor> {
 
 /// The sizes of each product.
 #[derive(Clone, Copy)]
-struct Sizes {
+struct MatmulSizes {
     m: usize,
     k: usize,
     n: usize,
@@ -91,7 +91,7 @@ struct Sizes {
 struct Grad {
     a: Tensor,
     b: Tensor,
-    sizes: Sizes,
+    sizes: MatmulSizes,
 }
 
 impl Backward<2> for Grad {

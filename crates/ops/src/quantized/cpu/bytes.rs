@@ -5,7 +5,7 @@
 //! before a group's products are scaled.
 
 use super::decode::Bytes;
-use super::product::{Product, RowMut, Tile};
+use super::product::{ArrangedRowMut, PackedProduct, Tile};
 use alluvium_core::cpu::simd::{F32s, U32s};
 use std::marker::PhantomData;
 
@@ -19,13 +19,13 @@ const BLOCK: usize = 256;
 /// The product with codes as bytes.
 pub(super) struct ByBytes<B>(PhantomData<B>);
 
-impl<B: Bytes> Product for ByBytes<B> {
+impl<B: Bytes> PackedProduct for ByBytes<B> {
     const CODES: usize = 4 * B::REGISTERS;
     const WORDS: usize = 3 * B::REGISTERS;
     const RAISED: bool = B::OFFSET != 0.0;
 
     #[inline(always)]
-    fn arrange<S: F32s>(x: &[f32], row: RowMut<'_>) {
+    fn arrange<S: F32s>(x: &[f32], row: ArrangedRowMut<'_>) {
         let group = x.len() / row.sums.len();
         let (lanes, block) = (group / Self::CODES, S::LANES * Self::CODES);
         for ((x, sum), units) in x.chunks_exact(group).zip(row.sums).zip(row.units.chunks_exact_mut(lanes)) {

@@ -2,7 +2,7 @@
 
 use super::decode::Decode;
 use crate::linalg::weights::scratch;
-use crate::quantized::{Layout, Packing, Quantized};
+use crate::quantized::{PackedLayout, Packing, Quantized};
 use alluvium_core::cpu::simd::U32s;
 use alluvium_core::cpu::{Buffer, Cpu, Level, Source};
 use alluvium_core::{DType, Error, Result, Tensor};
@@ -99,7 +99,7 @@ pub(crate) struct Codes<'a> {
     pub(super) words: &'a [u32],
     scales: PerGroup<'a>,
     biases: Option<PerGroup<'a>>,
-    pub(crate) layout: Layout,
+    pub(crate) layout: PackedLayout,
 }
 
 /// Scales and biases of some rows as f32; no biases where the packing has none.
@@ -110,7 +110,7 @@ pub(super) struct Groups<'a> {
 }
 
 impl<'a> Codes<'a> {
-    pub(crate) fn new(q: &Quantized<'a>, layout: Layout) -> Result<Self> {
+    pub(crate) fn new(q: &Quantized<'a>, layout: PackedLayout) -> Result<Self> {
         let biases = q.biases.map(|biases| PerGroup::new(biases, q.packing)).transpose()?;
         Ok(Codes { words: q.w.slice()?, scales: PerGroup::new(q.scales, q.packing)?, biases, layout })
     }
@@ -157,7 +157,7 @@ impl<'a> Codes<'a> {
 
     /// Some groups of a row as numbers; `wide` is twice as many.
     fn expand_part(&self, level: Level, (row, part): (usize, Range<usize>), wide: &mut [f32], out: &mut [f32]) {
-        let Layout { packing, words, groups, .. } = self.layout;
+        let PackedLayout { packing, words, groups, .. } = self.layout;
         let each = packing.group() * packing.bits() / 32;
         let words = &self.words[row * words..][part.start * each..part.end * each];
         let groups = self.per_group(row * groups + part.start..row * groups + part.end, wide);
@@ -195,10 +195,10 @@ impl<'a> Codes<'a> {
         by_meaning!(packing, D => fold::<D>(level, (words, packing), dw, dscales, dbiases));
     }
 
-    /// The gradients of all scales and biases from those of some rows' numbers: `dw` holds row `rows[i]` at `i`. Rows
+    /// The gradients of all scales and biases from those of some rows' numbers: `dw` holds row `rows[i]` at `i`. ArrangedRows
     /// that are named twice are added up in order.
     pub(crate) fn scale_gradients_of(&self, cpu: &Cpu, rows: &[usize], dw: &[f32]) -> Result<[Buffer<f32>; 2]> {
-        let Layout { words, groups, inner, .. } = self.layout;
+        let PackedLayout { words, groups, inner, .. } = self.layout;
         let all = self.words.len() / words;
         let (mut dscales, mut dbiases) = (cpu.zeros(all * groups)?, cpu.zeros(all * groups)?);
         // the sort is stable: places of the same row stay in order, and with them the bits of the sums

@@ -4,7 +4,7 @@ use super::Codes;
 use super::bytes::ByBytes;
 use super::decode::{Aligned, Crossing, E2m1, E4m3, Whole};
 use super::octets::ByOctets;
-use super::product::{Arranged, Product, RowMut};
+use super::product::{Arranged, ArrangedRowMut, PackedProduct};
 use super::strips;
 use crate::linalg::weights::Weights;
 use crate::quantized::Packing;
@@ -70,7 +70,7 @@ impl Weights for Codes<'_> {
 
 alluvium_core::simd! {
     /// One row of numbers.
-    fn arrange<S, P: Product>(x: &[f32], row: RowMut<'_>) {
+    fn arrange<S, P: PackedProduct>(x: &[f32], row: ArrangedRowMut<'_>) {
         P::arrange::<S>(x, row);
     }
 }

@@ -1,7 +1,7 @@
 //! Codes of eight bits: a register of words is four registers of numbers.
 
 use super::decode::{Octets, words_at};
-use super::product::{Product, RowMut, Tile};
+use super::product::{ArrangedRowMut, PackedProduct, Tile};
 use alluvium_core::cpu::simd::{F32s, U32s};
 use std::marker::PhantomData;
 
@@ -10,13 +10,13 @@ use std::marker::PhantomData;
 /// A register holds words, so its lane `l` has the codes `4 · l .. 4 · (l + 1)`: the same of a row lies four apart.
 pub(super) struct ByOctets<D>(PhantomData<D>);
 
-impl<D: Octets> Product for ByOctets<D> {
+impl<D: Octets> PackedProduct for ByOctets<D> {
     const CODES: usize = 4;
     const WORDS: usize = 4;
     const RAISED: bool = false;
 
     #[inline(always)]
-    fn arrange<S: F32s>(x: &[f32], row: RowMut<'_>) {
+    fn arrange<S: F32s>(x: &[f32], row: ArrangedRowMut<'_>) {
         let group = x.len() / row.sums.len();
         for (sum, x) in row.sums.iter_mut().zip(x.chunks_exact(group)) {
             let mut lanes = S::splat(0.0);

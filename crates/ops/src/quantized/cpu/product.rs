@@ -1,12 +1,12 @@
 //! Products of activation rows with packed rows: the trait of a packing's kernel, and the views that it works on.
 
-use crate::quantized::Layout;
+use crate::quantized::PackedLayout;
 use alluvium_core::Result;
 use alluvium_core::cpu::simd::F32s;
 use alluvium_core::cpu::{Buffer, Cpu};
 
 /// How the numbers of a row are arranged for codes, and multiplied with them.
-pub(super) trait Product {
+pub(super) trait PackedProduct {
     /// Codes of a lane.
     const CODES: usize;
     /// Words that the numbers of a lane become.
@@ -15,7 +15,7 @@ pub(super) trait Product {
     const RAISED: bool;
 
     /// Writes a row of elements; the rest stays zero.
-    fn arrange<S: F32s>(x: &[f32], row: RowMut<'_>);
+    fn arrange<S: F32s>(x: &[f32], row: ArrangedRowMut<'_>);
 
     /// Adds the products of a register's lanes from lane `first` on to the sums of a tile, without the contribution of the
     /// groups' sums.
@@ -29,7 +29,7 @@ pub(super) trait Product {
     );
 }
 
-/// Rows of numbers as a [`Product`] wants them.
+/// Rows of numbers as a [`PackedProduct`] wants them.
 pub(crate) struct Arranged {
     /// Each row, filled up with zeros to whole registers.
     words: Buffer<u32>,
@@ -43,30 +43,30 @@ pub(crate) struct Arranged {
 
 /// The rows of [`Arranged`].
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
-    all: Row<'a>,
+pub(super) struct ArrangedRows<'a> {
+    all: ArrangedRow<'a>,
     /// Of words, units and sums, how many a row has.
     each: [usize; 3],
 }
 
-impl<'a> Rows<'a> {
+impl<'a> ArrangedRows<'a> {
     #[inline(always)]
-    pub(super) fn row(&self, row: usize) -> Row<'a> {
-        let (Row { words, units, sums }, [w, u, s]) = (self.all, self.each);
-        Row { words: &words[row * w..][..w], units: &units[row * u..][..u], sums: &sums[row * s..][..s] }
+    pub(super) fn row(&self, row: usize) -> ArrangedRow<'a> {
+        let (ArrangedRow { words, units, sums }, [w, u, s]) = (self.all, self.each);
+        ArrangedRow { words: &words[row * w..][..w], units: &units[row * u..][..u], sums: &sums[row * s..][..s] }
     }
 }
 
 /// One row of [`Arranged`].
 #[derive(Clone, Copy)]
-pub(super) struct Row<'a> {
+pub(super) struct ArrangedRow<'a> {
     pub(super) words: &'a [u32],
     pub(super) units: &'a [f32],
     pub(super) sums: &'a [f32],
 }
 
 /// One row of [`Arranged`] that is being made.
-pub(super) struct RowMut<'a> {
+pub(super) struct ArrangedRowMut<'a> {
     pub(super) words: &'a mut [u32],
     pub(super) units: &'a mut [f32],
     pub(super) sums: &'a mut [f32],
@@ -83,23 +83,23 @@ impl Arranged {
     }
 
     /// The rows, to be written.
-    pub(super) fn rows_mut(&mut self) -> impl Iterator<Item = RowMut<'_>> {
+    pub(super) fn rows_mut(&mut self) -> impl Iterator<Item = ArrangedRowMut<'_>> {
         let [w, u, s] = self.each;
         let rows =
             self.words.chunks_exact_mut(w).zip(self.units.chunks_exact_mut(u)).zip(self.sums.chunks_exact_mut(s));
-        rows.map(|((words, units), sums)| RowMut { words, units, sums })
+        rows.map(|((words, units), sums)| ArrangedRowMut { words, units, sums })
     }
 
-    pub(super) fn rows(&self) -> Rows<'_> {
-        let all = Row { words: &self.words, units: &self.units, sums: &self.sums };
-        Rows { all, each: self.each }
+    pub(super) fn rows(&self) -> ArrangedRows<'_> {
+        let all = ArrangedRow { words: &self.words, units: &self.units, sums: &self.sums };
+        ArrangedRows { all, each: self.each }
     }
 }
 
 /// What all rows of a matrix have in common.
 #[derive(Clone, Copy)]
 pub(super) struct Shape<S: F32s> {
-    pub(super) layout: Layout,
+    pub(super) layout: PackedLayout,
     /// Lanes of a row.
     pub(super) lanes: usize,
     /// Words that a register's lanes take, rounded up.
@@ -111,8 +111,8 @@ pub(super) struct Shape<S: F32s> {
 
 impl<S: F32s> Shape<S> {
     #[inline(always)]
-    pub(super) fn new<P: Product>(layout: Layout) -> Self {
-        let Layout { words, groups, inner, packing } = layout;
+    pub(super) fn new<P: PackedProduct>(layout: PackedLayout) -> Self {
+        let PackedLayout { words, groups, inner, packing } = layout;
         let (lanes, each) = (inner / P::CODES, packing.group() / P::CODES);
         assert!(each.is_power_of_two() && lanes == groups * each && inner * packing.bits() <= 32 * words);
         let line = words.div_ceil(lanes.div_ceil(S::LANES));
@@ -126,14 +126,14 @@ pub(super) struct Tile<'a, S: F32s, const N: usize, const M: usize> {
     codes: &'a [u32],
     /// Their scales.
     scales: &'a [f32],
-    pub(super) rows: [Row<'a>; M],
+    pub(super) rows: [ArrangedRow<'a>; M],
     shape: &'a Shape<S>,
 }
 
 impl<'a, S: F32s, const N: usize, const M: usize> Tile<'a, S, N, M> {
     /// A tile of `N` rows of codes with their scales, and `M` rows of activations.
     #[inline(always)]
-    pub(super) fn new(shape: &'a Shape<S>, codes: &'a [u32], scales: &'a [f32], rows: [Row<'a>; M]) -> Self {
+    pub(super) fn new(shape: &'a Shape<S>, codes: &'a [u32], scales: &'a [f32], rows: [ArrangedRow<'a>; M]) -> Self {
         assert!(codes.len() == N * shape.layout.words && scales.len() == N * shape.layout.groups);
         Tile { codes, scales, rows, shape }
     }

@@ -1,8 +1,8 @@
 //! The rows of a quantized matrix on their way through the CPU, as fast as memory has them.
 
 use super::Codes;
-use super::product::{Arranged, Product, Row, Rows, Shape, Tile};
-use crate::quantized::Layout;
+use super::product::{Arranged, ArrangedRow, ArrangedRows, PackedProduct, Shape, Tile};
+use crate::quantized::PackedLayout;
 use alluvium_core::cpu::Prefetch;
 use alluvium_core::cpu::simd::F32s;
 
@@ -14,7 +14,7 @@ const WIDE: usize = 2;
 const STRIP: usize = 32;
 
 /// Numbers of scratch that [`products`] needs where scales are not f32.
-pub(super) fn scratch(layout: Layout) -> usize {
+pub(super) fn scratch(layout: PackedLayout) -> usize {
     2 * STRIP * layout.groups
 }
 
@@ -31,8 +31,8 @@ struct Strip<'a, S: F32s> {
 impl<S: F32s> Strip<'_, S> {
     /// `N` rows from `o` on, to be multiplied with rows of numbers.
     #[inline(always)]
-    fn tile<'a, const N: usize, const M: usize>(&'a self, o: usize, rows: [Row<'a>; M]) -> Tile<'a, S, N, M> {
-        let Layout { words, groups, .. } = self.shape.layout;
+    fn tile<'a, const N: usize, const M: usize>(&'a self, o: usize, rows: [ArrangedRow<'a>; M]) -> Tile<'a, S, N, M> {
+        let PackedLayout { words, groups, .. } = self.shape.layout;
         let (codes, scales) = (&self.words[o * words..][..N * words], &self.scales[o * groups..][..N * groups]);
         Tile::new(&self.shape, codes, scales, rows)
     }
@@ -40,7 +40,7 @@ impl<S: F32s> Strip<'_, S> {
 
 alluvium_core::simd! {
     /// `out[o][r]`, the products of rows `first + o` with the rows `x.1[r]` of numbers.
-    pub(super) fn products<S, P: Product>(
+    pub(super) fn products<S, P: PackedProduct>(
         matrix: (&Codes<'_>, usize),
         x: (&Arranged, &[usize]),
         scratch: &mut [f32],
@@ -75,10 +75,10 @@ alluvium_core::simd! {
 
 /// The products of `N` rows of the matrix from `o` on with `M` rows of numbers from `r` on.
 #[inline(always)]
-fn multiply<S: F32s, P: Product, const N: usize, const M: usize>(
+fn multiply<S: F32s, P: PackedProduct, const N: usize, const M: usize>(
     strip: &Strip<'_, S>,
     o: usize,
-    (x, picks): (Rows<'_>, &[usize]),
+    (x, picks): (ArrangedRows<'_>, &[usize]),
     r: usize,
     out: &mut [f32],
 ) {

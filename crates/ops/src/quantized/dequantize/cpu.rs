@@ -2,11 +2,11 @@
 
 use super::Grad;
 use crate::quantized::cpu::Codes;
-use crate::quantized::{Layout, Quantized};
+use crate::quantized::{PackedLayout, Quantized};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{DType, Result, Shape, Tensor};
 
-pub(super) fn forward(cpu: &Cpu, q: &Quantized<'_>, layout: Layout, like: (Shape, DType)) -> Result<Tensor> {
+pub(super) fn forward(cpu: &Cpu, q: &Quantized<'_>, layout: PackedLayout, like: (Shape, DType)) -> Result<Tensor> {
     cpu.tensor(Codes::new(q, layout)?.dequantized(cpu)?, like.0, like.1)
 }
 

@@ -7,7 +7,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::quantized::{Layout, Packed, Quantized, SCALES};
+use crate::quantized::{Packed, PackedLayout, Quantized, SCALES};
 use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Tensor, tape};
 
@@ -56,7 +56,7 @@ pub fn dequantize(q: &Quantized<'_>, dtype: DType) -> Result<Tensor> {
 /// `dscale = Σ dw · code` and `dbias = Σ dw` over each group.
 struct Grad {
     q: Packed,
-    layout: Layout,
+    layout: PackedLayout,
 }
 
 impl Backward<2> for Grad {

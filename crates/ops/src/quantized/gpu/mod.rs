@@ -4,10 +4,10 @@ mod plan;
 
 use crate::common::gpu::sort::Sorted;
 use crate::common::gpu::{to_u32, to_u32s};
-use crate::quantized::{Layout, Packed, Packing, Quantized};
+use crate::quantized::{Packed, PackedLayout, Packing, Quantized};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
-pub(crate) use plan::{Few, Path, panel, path};
+pub(crate) use plan::{DotPlan, Path, panel, path};
 use std::ops::Range;
 
 /// Text that takes codes out of words; its bindings are 1, 3 and 4, and [`constants`] go with it.
@@ -76,7 +76,7 @@ pub(crate) fn per_group<'a>(q: &Quantized<'a>) -> [Bind<'a>; 2] {
 }
 
 /// Runs of the rows of a matrix that a binding holds, each of which begins where one may.
-pub(crate) fn stretches(gpu: &Gpu, layout: Layout, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+pub(crate) fn stretches(gpu: &Gpu, layout: PackedLayout, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     gpu.segments(rows, 4 * layout.words.max(layout.groups))
 }
 
@@ -101,7 +101,7 @@ pub(crate) fn expand(gpu: &Gpu, q: &Quantized<'_>, y: &Tensor) -> Result<()> {
 }
 
 /// Writes the numbers of the rows that `ids` name to `y`, rounded once; NaN where there is no such row.
-pub(crate) fn gather(gpu: &Gpu, q: &Quantized<'_>, layout: Layout, ids: &Tensor, y: &Tensor) -> Result<()> {
+pub(crate) fn gather(gpu: &Gpu, q: &Quantized<'_>, layout: PackedLayout, ids: &Tensor, y: &Tensor) -> Result<()> {
     let (all, size) = (q.w.elements() / layout.words, layout.inner * y.dtype().size());
     let width = layout.inner / EIGHT;
     for stretch in stretches(gpu, layout, all) {
@@ -154,7 +154,7 @@ pub(crate) fn fold(gpu: &Gpu, q: &Quantized<'_>, dw: &Tensor, to: [&Tensor; 2]) 
 /// As [`fold`] for the rows that sorted ids name: rows of `dw` at the places of one id are summed; zero for the others.
 pub(crate) fn fold_named(
     gpu: &Gpu,
-    (q, layout): (&Quantized<'_>, Layout),
+    (q, layout): (&Quantized<'_>, PackedLayout),
     ids: &Sorted,
     dw: &Tensor,
     to: [&Tensor; 2],
@@ -180,7 +180,13 @@ pub(crate) fn fold_named(
 }
 
 /// Writes `x · wᵀ` for a few rows of `x` to `y` `[R, O]`, f32.
-pub(crate) fn dots(gpu: &Gpu, (q, layout): (&Quantized<'_>, Layout), few: Few, x: &Tensor, y: &Tensor) -> Result<()> {
+pub(crate) fn dots(
+    gpu: &Gpu,
+    (q, layout): (&Quantized<'_>, PackedLayout),
+    few: DotPlan,
+    x: &Tensor,
+    y: &Tensor,
+) -> Result<()> {
     let (rows, outer) = (x.elements() / layout.inner, q.w.elements() / layout.words);
     let [bits, group, meaning, scales, biases] = constants(q);
     let extent = [("FEW", few.room as u32), ("LANES", few.lanes as u32)];

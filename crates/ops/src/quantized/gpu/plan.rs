@@ -4,14 +4,14 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Path {
     /// A few rows: bound by reading the words, which are read once.
-    Dots(Few),
+    Dots(DotPlan),
     /// Many rows: the tiles of a general product, which take codes apart as they are brought.
     Product,
 }
 
 /// A few rows against many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Few {
+pub(crate) struct DotPlan {
     /// Room for this many rows.
     pub(crate) room: usize,
     /// Invocations that share the sums of four outputs: a power of 4, as sums are added up four by four.
@@ -33,7 +33,7 @@ pub(crate) fn path(rows: usize, outer: usize, inner: usize) -> Path {
     // enough loads in flight, but each invocation has two of eight numbers; neighbours read whole sectors
     let enough = |&lanes: &usize| lanes * outer.div_ceil(4) >= BUSY || 4 * lanes > inner / 16;
     let lanes = [16, 64].into_iter().find(enough).unwrap_or(256);
-    Path::Dots(Few { room: rows.next_power_of_two(), lanes })
+    Path::Dots(DotPlan { room: rows.next_power_of_two(), lanes })
 }
 
 /// Rows in a piece of a gradient: all, or a number at which each piece begins at an aligned offset.
@@ -48,17 +48,17 @@ mod tests {
 
     #[test]
     fn tokens_one_by_one_are_bound_by_reading_and_a_prompt_by_products() {
-        assert_eq!(path(1, 4_096, 4_096), Path::Dots(Few { room: 1, lanes: 64 }));
-        assert_eq!(path(5, 4_096, 4_096), Path::Dots(Few { room: 8, lanes: 64 }));
+        assert_eq!(path(1, 4_096, 4_096), Path::Dots(DotPlan { room: 1, lanes: 64 }));
+        assert_eq!(path(5, 4_096, 4_096), Path::Dots(DotPlan { room: 8, lanes: 64 }));
         assert_eq!(path(9, 4_096, 4_096), Path::Product);
     }
 
     #[test]
     fn few_outputs_are_shared_by_many_invocations_and_a_vocabulary_by_few() {
-        assert_eq!(path(1, 64, 4_096), Path::Dots(Few { room: 1, lanes: 256 }));
-        assert_eq!(path(1, 64, 2_048), Path::Dots(Few { room: 1, lanes: 64 }));
-        assert_eq!(path(1, 151_936, 2_048), Path::Dots(Few { room: 1, lanes: 16 }));
-        assert_eq!(path(1, 3, 16), Path::Dots(Few { room: 1, lanes: 16 }));
+        assert_eq!(path(1, 64, 4_096), Path::Dots(DotPlan { room: 1, lanes: 256 }));
+        assert_eq!(path(1, 64, 2_048), Path::Dots(DotPlan { room: 1, lanes: 64 }));
+        assert_eq!(path(1, 151_936, 2_048), Path::Dots(DotPlan { room: 1, lanes: 16 }));
+        assert_eq!(path(1, 3, 16), Path::Dots(DotPlan { room: 1, lanes: 16 }));
     }
 
     #[test]

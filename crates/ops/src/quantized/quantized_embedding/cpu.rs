@@ -4,7 +4,7 @@ use super::{CONTRACT, Grad};
 use crate::common::ids::below;
 use crate::linalg::weights::scratch;
 use crate::quantized::cpu::Codes;
-use crate::quantized::{Layout, Quantized};
+use crate::quantized::{PackedLayout, Quantized};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{DType, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -12,7 +12,7 @@ use rayon::prelude::*;
 pub(super) fn forward(
     cpu: &Cpu,
     q: &Quantized<'_>,
-    layout: Layout,
+    layout: PackedLayout,
     ids: &Tensor,
     like: (Shape, DType),
 ) -> Result<Tensor> {

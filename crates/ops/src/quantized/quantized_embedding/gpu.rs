@@ -5,7 +5,7 @@ use super::{CONTRACT, Grad};
 use crate::common::gpu::sort::sort;
 use crate::common::ids::known_below;
 use crate::quantized::gpu::{fold_named, gather};
-use crate::quantized::{Layout, Quantized};
+use crate::quantized::{PackedLayout, Quantized};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{DType, Result, Shape, Tensor};
 
@@ -13,7 +13,7 @@ use alluvium_core::{DType, Result, Shape, Tensor};
 pub(super) fn forward(
     gpu: &Gpu,
     q: &Quantized<'_>,
-    layout: Layout,
+    layout: PackedLayout,
     ids: &Tensor,
     like: (Shape, DType),
 ) -> Result<Tensor> {

@@ -7,7 +7,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::quantized::{Layout, Packed, Quantized, SCALES};
+use crate::quantized::{Packed, PackedLayout, Quantized, SCALES};
 use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Tensor, tape};
 
@@ -60,7 +60,7 @@ pub fn quantized_embedding(q: &Quantized<'_>, ids: &Tensor, dtype: DType) -> Res
 /// `dscale = Σ dy · code` and `dbias = Σ dy` over each group of the rows that were named.
 struct Grad {
     q: Packed,
-    layout: Layout,
+    layout: PackedLayout,
     ids: Tensor,
 }
 

@@ -3,11 +3,11 @@
 use super::Grad;
 use crate::linalg::weights::{multiply, multiply_back};
 use crate::quantized::cpu::{Codes, scale_gradients};
-use crate::quantized::{Layout, Quantized};
+use crate::quantized::{PackedLayout, Quantized};
 use alluvium_core::cpu::Cpu;
 use alluvium_core::{Dims, Result, Tensor};
 
-pub(super) fn forward(cpu: &Cpu, x: &Tensor, q: &Quantized<'_>, layout: Layout, dims: &Dims) -> Result<Tensor> {
+pub(super) fn forward(cpu: &Cpu, x: &Tensor, q: &Quantized<'_>, layout: PackedLayout, dims: &Dims) -> Result<Tensor> {
     let (rows, outer) = (dims['R'], dims['O']);
     let mut y = cpu.buffer(rows * outer)?;
     multiply(cpu, &Codes::new(q, layout)?, 0..outer, &cpu.read(x)?, &mut y)?;

@@ -1,14 +1,14 @@
 //! A few rows meet the words as they lie; the tiles of products take them apart as they bring them, both ways.
 
 use super::Grad;
-use crate::linalg::gpu::{Gemm, Mat, Sizes, gemm, product};
+use crate::linalg::gpu::{Gemm, GemmSizes, Mat, gemm, product};
 use crate::quantized::gpu::{Path, dots, fold, panel, path, stretches};
-use crate::quantized::{Layout, Packed, Quantized};
+use crate::quantized::{Packed, PackedLayout, Quantized};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{DType, Dims, Result, Shape, Tensor};
 use std::ops::Range;
 
-pub(super) fn forward(gpu: &Gpu, x: &Tensor, q: &Quantized<'_>, layout: Layout, dims: &Dims) -> Result<Tensor> {
+pub(super) fn forward(gpu: &Gpu, x: &Tensor, q: &Quantized<'_>, layout: PackedLayout, dims: &Dims) -> Result<Tensor> {
     let (rows, outer, inner) = (dims['R'], dims['O'], layout.inner);
     let shape = dims.shape("R.. O")?;
     if let Path::Dots(few) = path(rows, outer, inner) {
@@ -16,7 +16,7 @@ pub(super) fn forward(gpu: &Gpu, x: &Tensor, q: &Quantized<'_>, layout: Layout, 
         dots(gpu, (q, layout), few, x, &y)?;
         return gpu.convert(&y, x.dtype());
     }
-    let sizes = |n| Sizes { m: rows, k: inner, n, count: 1 };
+    let sizes = |n| GemmSizes { m: rows, k: inner, n, count: 1 };
     let a = Mat::new(x, inner, 0);
     let parts: Vec<Range<usize>> = stretches(gpu, layout, outer).collect();
     if parts.len() == 1 {
@@ -44,7 +44,7 @@ pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) ->
 fn through(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<Tensor> {
     let Grad { x, q, layout } = saved;
     let (outer, inner) = (q.w.shape()[0], layout.inner);
-    let sizes = |k| Sizes { m: x.elements() / inner, k, n: inner, count: 1 };
+    let sizes = |k| GemmSizes { m: x.elements() / inner, k, n: inner, count: 1 };
     let a = Mat::new(dy, outer, 0);
     let parts: Vec<Range<usize>> = stretches(gpu, *layout, outer).collect();
     if parts.len() == 1 {
@@ -69,7 +69,7 @@ fn scale_gradients(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<[Tensor; 2]> 
     for first in (0..outer).step_by(each) {
         let part = first..(first + each).min(outer);
         let (a, b) = (Mat { at: first, ..Mat::new(dy, outer, 0) }.t(), Mat::new(x, inner, 0));
-        let sizes = Sizes { m: part.len(), k: x.elements() / inner, n: inner, count: 1 };
+        let sizes = GemmSizes { m: part.len(), k: x.elements() / inner, n: inner, count: 1 };
         gemm(gpu, &Gemm { a, b, c: Mat::new(&dw, inner, 0), sizes, alpha: 1.0, beta: 0.0 })?;
         let own: Packed = q.rows(&part)?;
         let [dscales, dbiases] = [grads[0].rows(first, part.len())?, grads[1].rows(first, part.len())?];

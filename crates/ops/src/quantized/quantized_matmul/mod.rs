@@ -7,7 +7,7 @@ mod reference;
 
 pub(crate) use entry::OP;
 
-use crate::quantized::{Layout, Packed, Quantized, SCALES};
+use crate::quantized::{Packed, PackedLayout, Quantized, SCALES};
 use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
@@ -60,7 +60,7 @@ pub fn quantized_matmul(x: &Tensor, q: &Quantized<'_>) -> Result<Tensor> {
 struct Grad {
     x: Tensor,
     q: Packed,
-    layout: Layout,
+    layout: PackedLayout,
 }
 
 impl Backward<3> for Grad {

@@ -2,7 +2,7 @@
 //! its end, everything else of the chunk is computed again.
 
 use super::Problem;
-use super::chunk::Chunk;
+use super::chunk::ChunkTiles;
 use super::forward::start;
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
@@ -26,7 +26,7 @@ pub(in crate::delta::gated_delta_rule) fn backward(
 ) -> Result<[Option<Tensor>; 6]> {
     let problem = Problem::new(cpu, args)?;
     let size = problem.state();
-    let given = Given {
+    let given = RuleOutputGradients {
         o: d_o.map(|x| cpu.read(x)).transpose()?,
         last: d_last.map(|x| cpu.read(x)).transpose()?,
         states: args.states.as_ref().map(|states| states.slice()).transpose()?,
@@ -36,7 +36,7 @@ pub(in crate::delta::gated_delta_rule) fn backward(
     let (mut dq, mut dk, mut dv) = (room(0, &args.q)?, room(1, &args.k)?, room(2, &args.v)?);
     let (mut dg, mut dbeta) = (room(3, &args.g)?, room(4, &args.beta)?);
     let mut dstart = args.initial_state.as_ref().filter(|_| need[5]).map(|x| room(5, x)).transpose()?;
-    let out = Results {
+    let out = RuleGradients {
         q: Shared::new(&mut dq),
         k: Shared::new(&mut dk),
         v: Shared::new(&mut dv),
@@ -45,13 +45,13 @@ pub(in crate::delta::gated_delta_rule) fn backward(
         start: dstart.as_deref_mut().map(Shared::new),
     };
     let again = if given.states.is_none() { problem.most_chunks() * size } else { 0 };
-    let scratch = again + Chunk::scratch(problem.width) + Work::scratch(problem.width) + DEPTH * size;
-    let tasks = problem.sequences.len() * problem.heads;
+    let scratch = again + ChunkTiles::scratch(problem.width) + RuleTask::scratch(problem.width) + DEPTH * size;
+    let tasks = problem.sequences.len() * problem.k_heads;
     tasks::each(cpu, tasks, scratch, |task, scratch| {
-        let (sequence, key_head) = (task / problem.heads, task % problem.heads);
-        let each = problem.groups / problem.heads;
+        let (sequence, key_head) = (task / problem.k_heads, task % problem.k_heads);
+        let each = problem.v_heads / problem.k_heads;
         for i in 0..each {
-            let place = Place { sequence, head: key_head * each + i, write: Write::nth(i) };
+            let place = HeadPlace { sequence, head: key_head * each + i, write: Write::nth(i) };
             head(&Head { problem: &problem, place, given: &given, out: &out }, scratch);
         }
     })?;
@@ -71,14 +71,14 @@ pub(in crate::delta::gated_delta_rule) fn backward(
 }
 
 /// What came into the backward pass.
-struct Given<'a> {
+struct RuleOutputGradients<'a> {
     o: Option<Floats<'a>>,
     last: Option<Floats<'a>>,
     states: Option<&'a [f32]>,
 }
 
 /// Where the gradients go.
-struct Results<'a> {
+struct RuleGradients<'a> {
     q: Shared<'a>,
     k: Shared<'a>,
     v: Shared<'a>,
@@ -90,13 +90,13 @@ struct Results<'a> {
 /// What the gradients of one sequence of one value head are made of, and where they go.
 struct Head<'a> {
     problem: &'a Problem<'a>,
-    place: Place,
-    given: &'a Given<'a>,
-    out: &'a Results<'a>,
+    place: HeadPlace,
+    given: &'a RuleOutputGradients<'a>,
+    out: &'a RuleGradients<'a>,
 }
 
 /// One sequence of one value head; the first of its group writes the gradients of q and k, the others add to them.
-struct Place {
+struct HeadPlace {
     sequence: usize,
     head: usize,
     write: Write,
@@ -113,7 +113,7 @@ struct Sides {
 }
 
 /// Scratch for the gradients of a chunk.
-struct Work<'s> {
+struct RuleTask<'s> {
     /// The state at the chunk's start, the gradient of that at its end, and what they are transposed.
     state: &'s mut [f32],
     state_t: &'s mut [f32],
@@ -137,7 +137,7 @@ struct Work<'s> {
     dbeta: &'s mut [f32],
 }
 
-impl<'s> Work<'s> {
+impl<'s> RuleTask<'s> {
     fn lengths([k, v]: [usize; 2]) -> [usize; 17] {
         let (keys, values, square, state) = (CHUNK * k, CHUNK * v, CHUNK * CHUNK, k * v);
         [
@@ -153,21 +153,21 @@ impl<'s> Work<'s> {
     fn cut(scratch: &'s mut [f32], width: [usize; 2]) -> Self {
         let [state, state_t, ds, ds_t, d_o, d_new, d_w, turned, dq, dk, d_a, d_p, e, x, y, dg, dbeta] =
             carve(scratch, Self::lengths(width));
-        Work { state, state_t, ds, ds_t, d_o, d_new, d_w, turned, dq, dk, d_a, d_p, e, x, y, dg, dbeta }
+        RuleTask { state, state_t, ds, ds_t, d_o, d_new, d_w, turned, dq, dk, d_a, d_p, e, x, y, dg, dbeta }
     }
 }
 
 fn head(head: &Head<'_>, scratch: &mut [f32]) {
     let Head { problem, place, given, out } = head;
     let ([k, v], size) = (problem.width, problem.state());
-    let task = place.sequence * problem.groups + place.head;
+    let task = place.sequence * problem.v_heads + place.head;
     let (again, scratch) = match given.states {
         Some(_) => scratch.split_at_mut(0),
         None => scratch.split_at_mut(problem.most_chunks() * size),
     };
-    let (chunk, scratch) = scratch.split_at_mut(Chunk::scratch(problem.width));
-    let (work, starts) = scratch.split_at_mut(Work::scratch(problem.width));
-    let (mut chunk, mut work) = (Chunk::cut(chunk, problem.width), Work::cut(work, problem.width));
+    let (chunk, scratch) = scratch.split_at_mut(ChunkTiles::scratch(problem.width));
+    let (work, starts) = scratch.split_at_mut(RuleTask::scratch(problem.width));
+    let (mut chunk, mut work) = (ChunkTiles::cut(chunk, problem.width), RuleTask::cut(work, problem.width));
     let states: &[f32] = match given.states {
         Some(kept) => &kept[problem.kept_at(place.sequence, place.head)..],
         None => {
@@ -190,9 +190,9 @@ fn head(head: &Head<'_>, scratch: &mut [f32]) {
 }
 
 /// Runs through the states of a sequence, as the forward pass did.
-fn run_again(problem: &Problem<'_>, place: &Place, chunk: &mut Chunk<'_>, states: &mut [f32]) {
+fn run_again(problem: &Problem<'_>, place: &HeadPlace, chunk: &mut ChunkTiles<'_>, states: &mut [f32]) {
     let size = problem.state();
-    start(problem, place.sequence * problem.groups + place.head, &mut states[..size]);
+    start(problem, place.sequence * problem.v_heads + place.head, &mut states[..size]);
     let chunks = problem.chunks_of(place.sequence);
     let count = chunks.len();
     for (i, tokens) in chunks.enumerate().take(count - 1) {
@@ -204,19 +204,19 @@ fn run_again(problem: &Problem<'_>, place: &Place, chunk: &mut Chunk<'_>, states
     }
 }
 
-impl Work<'_> {
+impl RuleTask<'_> {
     /// The gradients of at most a chunk of tokens, from the state at their start and `ds`, which moves from their end to
     /// their start.
     ///
     /// A chunk subtracts from the state's gradient what its tokens erase. Where little is left, the difference has the
     /// rounding of what was there: the tokens are cut into pieces, down to single tokens, which each erase little.
-    fn stretch(&mut self, head: &Head<'_>, chunk: &mut Chunk<'_>, tokens: Range<usize>, starts: &mut [f32]) {
+    fn stretch(&mut self, head: &Head<'_>, chunk: &mut ChunkTiles<'_>, tokens: Range<usize>, starts: &mut [f32]) {
         let Head { problem, place, given, out } = head;
         chunk.load(problem, tokens.clone(), place.head);
         chunk.load_queries(problem, tokens.clone(), place.head);
         chunk.correct(problem, self.state);
         match &given.o {
-            Some(d_o) => gather(d_o, tokens.clone(), [problem.groups, place.head, problem.width[1]], self.d_o),
+            Some(d_o) => gather(d_o, tokens.clone(), [problem.v_heads, place.head, problem.width[1]], self.d_o),
             None => self.d_o.fill(0.0),
         }
         self.values(problem, chunk);
@@ -239,14 +239,14 @@ impl Work<'_> {
     }
 
     /// Whether later tokens erase most of what a token would get of the state's and the outputs' gradients.
-    fn erased(&self, problem: &Problem<'_>, chunk: &Chunk<'_>) -> bool {
+    fn erased(&self, problem: &Problem<'_>, chunk: &ChunkTiles<'_>) -> bool {
         let (len, values) = (chunk.len, chunk.len * problem.width[1]);
         let (before, after) = (&self.d_new[..values], &self.d_w[..values]);
         maps::any_row_is_less(problem.level, before, after, &chunk.beta[..len], LEFT)
     }
 
     /// All gradients of a chunk but those of the values, which are there; `ds` moves from its end to its start.
-    fn gradients(&mut self, problem: &Problem<'_>, chunk: &mut Chunk<'_>, out: &Results<'_>) {
+    fn gradients(&mut self, problem: &Problem<'_>, chunk: &mut ChunkTiles<'_>, out: &RuleGradients<'_>) {
         let ([k, v], len) = (problem.width, chunk.len);
         self.dbeta.fill(0.0);
         transpose([k, v], self.state, v, self.state_t, k);
@@ -274,7 +274,7 @@ impl Work<'_> {
     }
 
     /// `d_new = e^{to end} K dS + Pᵀ dO` and `d_w = Aᵀ d_new`, which is the gradient of the values, too.
-    fn values(&mut self, problem: &Problem<'_>, chunk: &Chunk<'_>) {
+    fn values(&mut self, problem: &Problem<'_>, chunk: &ChunkTiles<'_>) {
         let (level, [k, v], len) = (problem.level, problem.width, chunk.len);
         product(level, &Product::new([len, v, k], Left::rows(chunk.k, k), self.ds, v), self.d_new, v);
         maps::scale_rows(level, 1.0, &chunk.to_end().0[..len], &mut self.d_new[..len * v]);
@@ -285,7 +285,7 @@ impl Work<'_> {
     }
 
     /// Gradients of the square matrices, of the decays in them and of the queries' products with the keys.
-    fn squares(&mut self, problem: &Problem<'_>, chunk: &Chunk<'_>) {
+    fn squares(&mut self, problem: &Problem<'_>, chunk: &ChunkTiles<'_>) {
         let (level, v, len) = (problem.level, problem.width[1], chunk.len);
         transpose([len, v], chunk.w, v, self.turned, CHUNK);
         let d_a = Product::new([len, len, v], Left::rows(self.d_new, v), self.turned, CHUNK).lower();
@@ -304,7 +304,7 @@ impl Work<'_> {
 
     /// Gradients that pass through the state. Returns those of the exponents of the decays from the chunk's start, to
     /// its end and over all of it.
-    fn state_sides(&mut self, problem: &Problem<'_>, chunk: &mut Chunk<'_>) -> Sides {
+    fn state_sides(&mut self, problem: &Problem<'_>, chunk: &mut ChunkTiles<'_>) -> Sides {
         let (level, scale, [k, v], len) = (problem.level, problem.scale, problem.width, chunk.len);
         let (to_end, whole) = chunk.to_end();
         let from_start = &chunk.from_start[..len];
@@ -336,7 +336,7 @@ impl Work<'_> {
     }
 
     /// Through the inverse to the keys' products with each other: their gradients in `x`, below the diagonal.
-    fn inverse(&mut self, problem: &Problem<'_>, chunk: &Chunk<'_>) {
+    fn inverse(&mut self, problem: &Problem<'_>, chunk: &ChunkTiles<'_>) {
         let (level, len) = (problem.level, chunk.len);
         let beta = &chunk.beta[..len];
         // dX = -A0ᵀ (dA0 diag β) A0ᵀ below the diagonal
@@ -355,16 +355,16 @@ impl Work<'_> {
         }
     }
 
-    fn write(&self, problem: &Problem<'_>, place: &Place, tokens: Range<usize>, out: &Results<'_>) {
-        let ([k, v], &Problem { heads, groups, .. }) = (problem.width, problem);
-        let key_head = [heads, place.head / (groups / heads), k];
+    fn write(&self, problem: &Problem<'_>, place: &HeadPlace, tokens: Range<usize>, out: &RuleGradients<'_>) {
+        let ([k, v], &Problem { k_heads, v_heads, .. }) = (problem.width, problem);
+        let key_head = [k_heads, place.head / (v_heads / k_heads), k];
         // SAFETY: a task has all heads of a group of a sequence, and so its own rows of every gradient.
         unsafe {
             scatter(out.q, tokens.clone(), key_head, self.dq, place.write);
             scatter(out.k, tokens.clone(), key_head, self.dk, place.write);
-            scatter(out.v, tokens.clone(), [groups, place.head, v], self.d_w, Write::Set);
-            scatter(out.g, tokens.clone(), [groups, place.head, 1], self.dg, Write::Set);
-            scatter(out.beta, tokens, [groups, place.head, 1], self.dbeta, Write::Set);
+            scatter(out.v, tokens.clone(), [v_heads, place.head, v], self.d_w, Write::Set);
+            scatter(out.g, tokens.clone(), [v_heads, place.head, 1], self.dg, Write::Set);
+            scatter(out.beta, tokens, [v_heads, place.head, 1], self.dbeta, Write::Set);
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::delta::chunk::{CHUNK, ONES, SQUARE, gather, maps};
 use std::ops::Range;
 
 /// Scratch for a chunk. Rows are packed: tokens of one head lie apart in the tensors.
-pub(super) struct Chunk<'s> {
+pub(super) struct ChunkTiles<'s> {
     /// Tokens in it.
     pub(super) len: usize,
     pub(super) q: &'s mut [f32],
@@ -35,7 +35,7 @@ pub(super) struct Chunk<'s> {
     pub(super) new: &'s mut [f32],
 }
 
-impl<'s> Chunk<'s> {
+impl<'s> ChunkTiles<'s> {
     fn lengths([k, v]: [usize; 2]) -> [usize; 16] {
         let (keys, values) = (CHUNK * k, CHUNK * v);
         [
@@ -53,18 +53,18 @@ impl<'s> Chunk<'s> {
     pub(super) fn cut(scratch: &'s mut [f32], width: [usize; 2]) -> Self {
         let [q, k, kt, v, g, beta, kk, a0, a, p, qk, gamma, from_start, u, w, new] =
             carve(scratch, Self::lengths(width));
-        Chunk { len: 0, q, k, kt, v, g, beta, kk, a0, a, p, qk, gamma, from_start, u, w, new }
+        ChunkTiles { len: 0, q, k, kt, v, g, beta, kk, a0, a, p, qk, gamma, from_start, u, w, new }
     }
 
     /// Reads the tokens of a value head and computes what does not need the state, but for the queries' part.
     pub(super) fn load(&mut self, problem: &Problem<'_>, tokens: Range<usize>, head: usize) {
         let (level, len, [width, _]) = (problem.level, tokens.len(), problem.width);
         self.len = len;
-        let Problem { heads, groups, .. } = *problem;
-        gather(&problem.k, tokens.clone(), [heads, head / (groups / heads), width], self.k);
-        gather(&problem.v, tokens.clone(), [groups, head, problem.width[1]], self.v);
-        gather(&problem.g, tokens.clone(), [groups, head, 1], self.g);
-        gather(&problem.beta, tokens, [groups, head, 1], self.beta);
+        let Problem { k_heads, v_heads, .. } = *problem;
+        gather(&problem.k, tokens.clone(), [k_heads, head / (v_heads / k_heads), width], self.k);
+        gather(&problem.v, tokens.clone(), [v_heads, head, problem.width[1]], self.v);
+        gather(&problem.g, tokens.clone(), [v_heads, head, 1], self.g);
+        gather(&problem.beta, tokens, [v_heads, head, 1], self.beta);
         transpose([len, width], self.k, width, self.kt, CHUNK);
         let kk = Product::new([len, len, width], Left::rows(self.k, width), self.kt, CHUNK).lower();
         product(level, &kk, self.kk, CHUNK);
@@ -76,8 +76,8 @@ impl<'s> Chunk<'s> {
     /// Reads the queries and multiplies them with the keys.
     pub(super) fn load_queries(&mut self, problem: &Problem<'_>, tokens: Range<usize>, head: usize) {
         let (level, len, [width, _]) = (problem.level, self.len, problem.width);
-        let key_head = head / (problem.groups / problem.heads);
-        gather(&problem.q, tokens, [problem.heads, key_head, width], self.q);
+        let key_head = head / (problem.v_heads / problem.k_heads);
+        gather(&problem.q, tokens, [problem.k_heads, key_head, width], self.q);
         let qk = Product::new([len, len, width], Left::rows(self.q, width), self.kt, CHUNK).lower();
         product(level, &qk, self.qk, CHUNK);
         maps::gate(level, problem.scale, self.gamma, &ONES[..len], self.qk, self.p);

@@ -1,7 +1,7 @@
 //! Outputs and final states.
 
 use super::Problem;
-use super::chunk::Chunk;
+use super::chunk::ChunkTiles;
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Part, Product, product, transpose};
 use crate::delta::chunk::{CHUNK, Write, maps, scatter};
@@ -16,35 +16,38 @@ pub(in crate::delta::gated_delta_rule) fn forward(
 ) -> Result<(GatedDeltaOutput, Option<Tensor>)> {
     let problem = Problem::new(cpu, args)?;
     let ([k, v], state) = (problem.width, problem.state());
-    let tasks = problem.sequences.len() * problem.groups;
+    let tasks = problem.sequences.len() * problem.v_heads;
     let mut o = cpu.buffer::<f32>(args.v.elements())?;
     let mut last = cpu.buffer::<f32>(tasks * state)?;
     let mut kept = match keep {
-        ChunkStates::Keep => Some(cpu.buffer::<f32>(problem.chunks() * problem.groups * state)?),
+        ChunkStates::Keep => Some(cpu.buffer::<f32>(problem.chunks() * problem.v_heads * state)?),
         ChunkStates::Recompute => None,
     };
-    let out =
-        Results { o: Shared::new(&mut o), last: Shared::new(&mut last), kept: kept.as_deref_mut().map(Shared::new) };
-    let scratch = state + CHUNK * v + Chunk::scratch(problem.width);
+    let out = RuleResults {
+        o: Shared::new(&mut o),
+        last: Shared::new(&mut last),
+        kept: kept.as_deref_mut().map(Shared::new),
+    };
+    let scratch = state + CHUNK * v + ChunkTiles::scratch(problem.width);
     tasks::each(cpu, tasks, scratch, |task, scratch| head(&problem, task, scratch, &out))?;
-    let last = cpu.tensor(last, [problem.sequences.len(), problem.groups, v, k], DType::F32)?;
-    let kept = kept.map(|kept| cpu.tensor(kept, [problem.chunks(), problem.groups, v, k], DType::F32)).transpose()?;
+    let last = cpu.tensor(last, [problem.sequences.len(), problem.v_heads, v, k], DType::F32)?;
+    let kept = kept.map(|kept| cpu.tensor(kept, [problem.chunks(), problem.v_heads, v, k], DType::F32)).transpose()?;
     Ok((GatedDeltaOutput { o: cpu.tensor(o, args.v.shape(), args.v.dtype())?, final_state: last }, kept))
 }
 
-struct Results<'a> {
+struct RuleResults<'a> {
     o: Shared<'a>,
     last: Shared<'a>,
     kept: Option<Shared<'a>>,
 }
 
 /// One sequence of one value head.
-fn head(problem: &Problem<'_>, task: usize, scratch: &mut [f32], out: &Results<'_>) {
-    let (sequence, head) = (task / problem.groups, task % problem.groups);
+fn head(problem: &Problem<'_>, task: usize, scratch: &mut [f32], out: &RuleResults<'_>) {
+    let (sequence, head) = (task / problem.v_heads, task % problem.v_heads);
     let (level, [k, v], size) = (problem.level, problem.width, problem.state());
     let (state, scratch) = scratch.split_at_mut(size);
     let (o, scratch) = scratch.split_at_mut(CHUNK * v);
-    let mut chunk = Chunk::cut(scratch, problem.width);
+    let mut chunk = ChunkTiles::cut(scratch, problem.width);
     start(problem, task, state);
     for (i, tokens) in problem.chunks_of(sequence).enumerate() {
         if let Some(kept) = &out.kept {
@@ -60,7 +63,7 @@ fn head(problem: &Problem<'_>, task: usize, scratch: &mut [f32], out: &Results<'
         let inside = Product::new([len, v, len], Left::rows(chunk.p, CHUNK), chunk.new, v).left(Part::Lower);
         product(level, &inside.onto(1.0), o, v);
         // SAFETY: each task has its own sequence and head, and so its own rows.
-        unsafe { scatter(out.o, tokens, [problem.groups, head, v], o, Write::Set) };
+        unsafe { scatter(out.o, tokens, [problem.v_heads, head, v], o, Write::Set) };
         chunk.advance(problem, state);
     }
     // SAFETY: each task has its own sequence and head, and so its own state.

@@ -29,8 +29,8 @@ struct Problem<'a> {
     sequences: &'a [Range<usize>],
     /// Chunks before each sequence.
     chunks_before: Vec<usize>,
-    heads: usize,
-    groups: usize,
+    k_heads: usize,
+    v_heads: usize,
     width: [usize; 2],
     scale: f32,
 }
@@ -54,8 +54,8 @@ impl<'a> Problem<'a> {
             start: args.initial_state.as_ref().map(|s| cpu.read(s)).transpose()?,
             chunks_before: args.sequences.iter().map(before).collect(),
             sequences: &args.sequences,
-            heads: q[2],
-            groups: v[2],
+            k_heads: q[2],
+            v_heads: v[2],
             width: [q[3], v[3]],
             scale: args.scale,
         })
@@ -79,7 +79,7 @@ impl<'a> Problem<'a> {
     /// Where the states of a sequence and head begin among the kept ones.
     fn kept_at(&self, sequence: usize, head: usize) -> usize {
         let chunks = self.sequences[sequence].len().div_ceil(CHUNK);
-        (self.chunks_before[sequence] * self.groups + head * chunks) * self.state()
+        (self.chunks_before[sequence] * self.v_heads + head * chunks) * self.state()
     }
 
     /// The tokens of a sequence, chunk by chunk.
