@@ -19,6 +19,7 @@ pub mod weight;
 
 pub use cache::{Cache, CacheShape, LayerCache};
 pub use checkpoint::convert::{Change, Converted, convert};
+pub use checkpoint::convert_to_transformers;
 pub use checkpoint::{
     CheckpointInfo, LoadOptions, Loaded, TensorInfo, check_destination, inspect, load, load_with, save,
 };

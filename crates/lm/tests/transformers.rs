@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::{Device, Tensor};
+use alluvium_lm::formats::safetensors;
 use alluvium_lm::perplexity::{logits, logsumexp, nll};
-use alluvium_lm::{Conversation, LanguageModel, Loaded, Message, PromptEnd, load};
+use alluvium_lm::{
+    Change, Conversation, LanguageModel, Loaded, Message, PromptEnd, convert, convert_to_transformers, load,
+};
 use alluvium_ops::argmax;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -118,4 +121,85 @@ fn checkpoints_of_transformers_give_its_logits_losses_tokens_and_prompts() {
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// The tensors of a folder of one file: name, dtype, shape and bytes.
+fn tensors(folder: &Path) -> Vec<(String, String, Vec<u8>)> {
+    let file = safetensors::read(folder.join("model.safetensors")).unwrap();
+    let of = |name: &str| {
+        let tensor = file.tensor(name, &Device::cpu()).unwrap();
+        let kind = format!("{} {}", tensor.dtype(), tensor.shape());
+        (name.to_owned(), kind, tensor.to_bytes().unwrap().to_vec())
+    };
+    file.names().map(of).collect()
+}
+
+#[test]
+fn a_conversion_to_the_layout_of_transformers_gives_its_own_checkpoints_back() {
+    for folder in folders() {
+        let place = tempfile::tempdir().unwrap();
+        let to = place.path().join("hf");
+        convert_to_transformers(&folder, &to, None, &Change::None, &mut |_, _| ()).unwrap();
+        assert!(tensors(&to) == tensors(&folder), "{}", folder.display());
+        for name in ["config.json", "generation_config.json", "tokenizer_config.json"] {
+            assert_eq!(json(to.join(name)), json(folder.join(name)), "{}: {name}", folder.display());
+        }
+        let [ours, theirs] = [&to, &folder].map(|f| std::fs::read_dir(f).unwrap().count());
+        assert_eq!(ours, theirs, "{}", folder.display());
+    }
+}
+
+#[test]
+fn a_checkpoint_of_mlx_becomes_the_text_model_of_transformers() {
+    for folder in folders() {
+        let place = tempfile::tempdir().unwrap();
+        let [mlx, hf] = ["mlx", "hf"].map(|name| place.path().join(name));
+        convert(&folder, &mlx, None, &Change::None, &mut |_, _| ()).unwrap();
+        convert_to_transformers(&mlx, &hf, None, &Change::None, &mut |_, _| ()).unwrap();
+        let text = |name: &str| name.replace("model.language_model.", "model.");
+        let mut want: Vec<_> = tensors(&folder).into_iter().filter(|(name, ..)| !name.contains("visual")).collect();
+        want.iter_mut().for_each(|(name, ..)| *name = text(name));
+        want.sort();
+        let ours = tensors(&hf);
+        assert_eq!(
+            ours.iter().map(|(name, kind, _)| (name, kind)).collect::<Vec<_>>(),
+            want.iter().map(|(name, kind, _)| (name, kind)).collect::<Vec<_>>(),
+            "{}",
+            folder.display()
+        );
+        for ((name, _, ours), (.., theirs)) in ours.iter().zip(&want) {
+            let numbers = |bytes: &[u8]| {
+                let four = |x: &[u8]| f32::from_le_bytes(x.try_into().unwrap());
+                bytes.chunks_exact(4).map(four).collect::<Vec<f32>>()
+            };
+            // one was added and taken away again in f32
+            let bound = if name.ends_with("norm.weight") { 6e-8 } else { 0.0 };
+            let far = numbers(ours).iter().zip(numbers(theirs)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(far <= bound, "{}: {name} is {far:e} away", folder.display());
+        }
+        let (config, original) = (json(hf.join("config.json")), json(folder.join("config.json")));
+        let original = if original["text_config"].is_object() { &original["text_config"] } else { &original };
+        for (key, value) in original.as_object().unwrap() {
+            assert_eq!(&config[key], value, "{}: {key}", folder.display());
+        }
+        let faults = faults(&load(&hf, &Device::cpu()).unwrap(), &json(folder.join("expected.json")));
+        assert!(faults.is_empty(), "{}: {faults:#?}", folder.display());
+    }
+}
+
+#[test]
+fn quantized_matrices_are_dequantized_on_request_or_refused() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/qwen3_next-q4g64");
+    let place = tempfile::tempdir().unwrap();
+    let [hf, plain] = ["hf", "plain"].map(|name| place.path().join(name));
+    let error = convert_to_transformers(&folder, &hf, None, &Change::None, &mut |_, _| ()).unwrap_err().to_string();
+    assert!(error.contains("is quantized, which transformers does not read; add -d to dequantize"), "{error}");
+    convert_to_transformers(&folder, &hf, None, &Change::Dequantize, &mut |_, _| ()).unwrap();
+    convert(&folder, &plain, None, &Change::Dequantize, &mut |_, _| ()).unwrap();
+    let [ours, want] = [&hf, &plain].map(|folder| load(folder, &Device::cpu()).unwrap().model);
+    let ids = [5, 9, 200, 31];
+    let [ours, want] = [ours, want].map(|model| last_logits(model.as_ref(), &ids));
+    let far = ours.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(far < 1e-4, "{far}");
+    assert!(tensors(&hf).iter().any(|(name, ..)| name.ends_with("mlp.experts.3.up_proj.weight")));
 }

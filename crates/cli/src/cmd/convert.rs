@@ -3,13 +3,13 @@ use crate::output::{bar, bytes, count, say};
 use alluvium::DType;
 use alluvium::lm::formats::atomic::remove_partials;
 use alluvium::lm::quantize::format::packing_of;
-use alluvium::lm::{Change, Mixed, Scheme, convert};
+use alluvium::lm::{Change, Mixed, Scheme, convert, convert_to_transformers};
 use anyhow::{Context, anyhow, bail};
 use clap::ValueEnum;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Convert a model to MLX's layout: from that of transformers, to another dtype, quantized or dequantized
+/// Convert a model: to the layout of MLX or of transformers, to another dtype, quantized or dequantized
 ///
 /// One tensor is in memory at a time.
 #[derive(clap::Args)]
@@ -18,8 +18,11 @@ pub(crate) struct Args {
     #[arg(long, visible_alias = "model", value_name = "DIR")]
     hf_path: PathBuf,
     /// New folder; it must not exist
-    #[arg(long, value_name = "DIR", default_value = "mlx_model")]
+    #[arg(long, visible_alias = "output", value_name = "DIR", default_value = "mlx_model")]
     mlx_path: PathBuf,
+    /// Layout of the new folder: that of MLX, or that of transformers, vLLM and llama.cpp's converter
+    #[arg(long, default_value = "mlx")]
+    to: Layout,
     /// Quantize the matrices
     #[arg(long, short, conflicts_with = "dequantize")]
     quantize: bool,
@@ -52,6 +55,13 @@ pub(crate) struct PackingArgs {
     /// times, the first match wins
     #[arg(long, value_name = "PART=BITS")]
     q_layer: Vec<String>,
+}
+
+/// The layout of a checkpoint.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub(crate) enum Layout {
+    Mlx,
+    Hf,
 }
 
 /// A floating-point dtype.
@@ -124,12 +134,12 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         Dtype::Bfloat16 => DType::BF16,
         Dtype::Float32 => DType::F32,
     });
-    write(&args.hf_path, &args.mlx_path, dtype, &change, out)
+    write((&args.hf_path, &args.mlx_path), args.to, dtype, &change, out)
 }
 
 pub(crate) fn write(
-    from: &Path,
-    to: &Path,
+    (from, to): (&Path, &Path),
+    layout: Layout,
     dtype: Option<DType>,
     change: &Change,
     out: &mut impl Write,
@@ -137,10 +147,14 @@ pub(crate) fn write(
     is_here(from)?;
     tidy_on_signal()?;
     let progress = bar(0, 0);
-    let converted = convert(from, to, dtype, change, &mut |done, all| {
+    let mut show = |done, all| {
         progress.set_length(all as u64);
         progress.set_position(done as u64);
-    })?;
+    };
+    let converted = match layout {
+        Layout::Mlx => convert(from, to, dtype, change, &mut show)?,
+        Layout::Hf => convert_to_transformers(from, to, dtype, change, &mut show)?,
+    };
     progress.finish_and_clear();
     let before = match converted.packed_before {
         0 => String::new(),

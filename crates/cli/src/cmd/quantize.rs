@@ -1,4 +1,4 @@
-use super::convert::{PackingArgs, write};
+use super::convert::{Layout, PackingArgs, write};
 use alluvium::lm::Change;
 use std::io::Write;
 use std::path::PathBuf;
@@ -17,5 +17,5 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
-    write(&args.model, &args.mlx_path, None, &Change::Quantize(args.packing.scheme()?), out)
+    write((&args.model, &args.mlx_path), Layout::Mlx, None, &Change::Quantize(args.packing.scheme()?), out)
 }

@@ -10,8 +10,8 @@ use crate::formats::config::Config;
 use crate::formats::json::pretty;
 use crate::formats::safetensors::{Shard, StoredDtype, TensorSpec};
 use crate::init::{Init, WeightSource};
-use crate::models::Registry;
 use crate::models::sanitize::Recipe;
+use crate::models::{ModelType, Registry};
 use crate::parameters::join;
 use crate::quantize::format::Quantization;
 use crate::quantize::predicate::{Module, Scheme};
@@ -73,10 +73,7 @@ pub fn convert(
     change: &Change,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Converted> {
-    // a link is a file, too, even where it leads nowhere
-    if to.symlink_metadata().is_ok() {
-        return Err(Error::file(to, "it exists already; choose another folder or remove it"));
-    }
+    refuse_existing(to)?;
     let config = Config::read(from)?;
     let dtype = dtype.or_else(|| config.dtype());
     let plan = Plan::new(from, config, dtype, change)?;
@@ -87,16 +84,36 @@ pub fn convert(
     Ok(converted)
 }
 
+/// Errs when there is something at the path of a new folder.
+pub(super) fn refuse_existing(to: &Path) -> Result<()> {
+    // a link is a file, too, even where it leads nowhere
+    match to.symlink_metadata() {
+        Ok(_) => Err(Error::file(to, "it exists already; choose another folder or remove it")),
+        Err(_) => Ok(()),
+    }
+}
+
 /// The tensors of a model in the order in which it asks for them, each with its place in the source.
-struct Survey {
-    weights: Weights,
-    found: Vec<(String, Found)>,
+pub(super) struct Survey {
+    pub(super) weights: Weights,
+    pub(super) found: Vec<(String, Found)>,
     nothing: Tensor,
 }
 
-enum Found {
+pub(super) enum Found {
     Tensor(Recipe, Shape),
     Matrix(Matrix, Shape),
+}
+
+impl Survey {
+    /// Asks a model for its tensors.
+    pub(super) fn of(model_type: &ModelType, config: &Config, weights: Weights) -> Result<Self> {
+        let nothing = Tensor::zeros([1], DType::F32, &Device::cpu())?;
+        let mut survey = Survey { weights, found: Vec::new(), nothing };
+        model_type.build(config, &mut survey)?;
+        survey.weights.finish()?;
+        Ok(survey)
+    }
 }
 
 impl WeightSource for Survey {
@@ -138,13 +155,9 @@ enum Then {
 impl Plan {
     fn new(from: &Path, mut config: Config, dtype: Option<DType>, change: &Change) -> Result<Self> {
         let device = Device::cpu();
-        let nothing = Tensor::zeros([1], DType::F32, &device)?;
         let model_type = Registry::default().get(&config)?;
         let weights = Weights::open(from, &mut config, &model_type, &device)?;
-        let mut survey = Survey { weights, found: Vec::new(), nothing };
-        model_type.build(&config, &mut survey)?;
-        survey.weights.finish()?;
-        let Survey { weights, found, .. } = survey;
+        let Survey { weights, found, .. } = Survey::of(&model_type, &config, weights)?;
         let keeps = model_type.keeps_dtype;
         let modules: Vec<Module<'_>> = found
             .iter()
@@ -192,29 +205,11 @@ impl Plan {
         for step in &self.steps {
             all.push(step.pieces(&self.weights)?);
         }
-        let shards = shards(&all);
         let bytes: usize = all.iter().flatten().map(TensorSpec::bytes).sum();
         let parameters = self.steps.iter().map(|step| step.shape().elements()).sum();
         let packed = self.steps.iter().filter(|step| step.is_packed()).count();
         let packed_before = self.steps.iter().filter(|step| step.is_packed() && step.was_packed()).count();
-        let (mut map, mut done) = (Map::new(), 0);
-        for (index, range) in shards.iter().enumerate() {
-            let name = match shards.len() {
-                1 => "model.safetensors".to_owned(),
-                count => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
-            };
-            let pieces: Vec<TensorSpec> = all[range.clone()].iter().flatten().cloned().collect();
-            let mut shard = Shard::create(&folder.join(&name), &pieces, &[("format".to_owned(), "mlx".to_owned())])?;
-            for step in &self.steps[range.clone()] {
-                for tensor in step.make(&self.weights)? {
-                    shard.append(&tensor)?;
-                }
-                done += 1;
-                progress(done, self.steps.len());
-            }
-            shard.finish()?;
-            map.extend(pieces.into_iter().map(|piece| (piece.name, name.clone().into())));
-        }
+        let mut map = write_shards(folder, &all, "mlx", &mut |step| self.steps[step].make(&self.weights), progress)?;
         map.sort_keys();
         let index = json!({"metadata": {"total_size": bytes, "total_parameters": parameters}, "weight_map": map});
         let mut config = self.config.json().clone();
@@ -225,6 +220,33 @@ impl Plan {
         }
         Ok(Converted { parameters, bytes, packed, packed_before })
     }
+}
+
+/// Writes tensors to as few files as [`SHARD`] allows; the file of each tensor. `specs` are the tensors of each step,
+/// which `make` makes; a step's tensors share a file.
+pub(super) fn write_shards(
+    folder: &Path,
+    specs: &[Vec<TensorSpec>],
+    format: &str,
+    make: &mut dyn FnMut(usize) -> Result<Vec<Tensor>>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Map<String, Value>> {
+    let (mut map, shards) = (Map::new(), shards(specs));
+    for (index, range) in shards.iter().enumerate() {
+        let name = match shards.len() {
+            1 => "model.safetensors".to_owned(),
+            count => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
+        };
+        let pieces: Vec<TensorSpec> = specs[range.clone()].iter().flatten().cloned().collect();
+        let mut shard = Shard::create(&folder.join(&name), &pieces, &[("format".to_owned(), format.to_owned())])?;
+        for step in range.clone() {
+            make(step)?.iter().try_for_each(|tensor| shard.append(tensor))?;
+            progress(step + 1, specs.len());
+        }
+        shard.finish()?;
+        map.extend(pieces.into_iter().map(|piece| (piece.name, name.clone().into())));
+    }
+    Ok(map)
 }
 
 /// Which steps go to one file.
@@ -346,7 +368,7 @@ impl Step {
 
 /// Everything beside the weights that a reader of the model wants: the tokenizer's files, templates, settings of
 /// generation.
-fn copy_files(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn copy_files(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from).map_err(Error::io(from, "read"))? {
         let path = entry.map_err(Error::io(from, "read"))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -366,7 +388,7 @@ fn copy_files(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Renames a complete folder to its target.
-fn commit(staging: &TempPath, target: &Path) -> Result<()> {
+pub(super) fn commit(staging: &TempPath, target: &Path) -> Result<()> {
     sync_folder(staging.path());
     // renaming replaces an empty folder, and one may have been made meanwhile
     if target.symlink_metadata().is_ok() {

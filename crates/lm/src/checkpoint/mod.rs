@@ -1,6 +1,7 @@
 //! Folders in the layout of MLX: `config.json`, `model*.safetensors`, the tokenizer's files.
 
 pub mod convert;
+mod export;
 mod folder;
 mod fp8;
 mod index;
@@ -10,6 +11,7 @@ mod save;
 mod weights;
 
 pub use convert::{Change, Converted, convert};
+pub use export::convert_to_transformers;
 pub use inspect::{CheckpointInfo, TensorInfo, inspect};
 pub use load::{LoadOptions, Loaded, load, load_with};
 pub use save::{check_destination, save};

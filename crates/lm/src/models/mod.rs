@@ -32,6 +32,10 @@ pub struct ModelType {
     sanitize: Sanitize,
     /// The `model_type` of the same model in mlx-lm, which a conversion to MLX's layout writes.
     pub mlx_name: &'static str,
+    /// The `model_type` of the text model in transformers, which a conversion to its layout writes.
+    pub transformers_name: &'static str,
+    /// Whether convolution filters and norms are stored differently in the two layouts.
+    pub(crate) is_hybrid: bool,
     /// The default of `tie_word_embeddings` for new models. For a checkpoint the presence of an `lm_head` decides.
     pub tie_word_embeddings: bool,
     /// Suffixes of the names of tensors that keep their dtype in a conversion.
@@ -64,16 +68,25 @@ static MODELS: &[ModelType] = &[
     ModelType { sensitive: ROUTERS, ..ModelType::decoder("qwen3_moe", qwen3::build_moe, qwen3::sanitize_moe) },
     QWEN3_5,
     ModelType { name: "qwen3_5_text", ..QWEN3_5 },
-    ModelType { name: "qwen3_5_moe", mlx_name: "qwen3_5_moe", ..QWEN3_5 },
-    ModelType { name: "qwen3_5_moe_text", mlx_name: "qwen3_5_moe", ..QWEN3_5 },
-    ModelType { sensitive: ROUTERS, ..ModelType::decoder("qwen3_next", qwen3_next::build, qwen3_next::sanitize) },
+    QWEN3_5_MOE,
+    ModelType { name: "qwen3_5_moe_text", ..QWEN3_5_MOE },
+    ModelType {
+        sensitive: ROUTERS,
+        is_hybrid: true,
+        ..ModelType::decoder("qwen3_next", qwen3_next::build, qwen3_next::sanitize)
+    },
 ];
 
 const QWEN3_5: ModelType = ModelType {
+    transformers_name: "qwen3_5_text",
+    is_hybrid: true,
     keeps_dtype: &["A_log"],
     sensitive: ROUTERS,
     ..ModelType::decoder("qwen3_5", qwen3_5::build, qwen3_5::sanitize)
 };
+
+const QWEN3_5_MOE: ModelType =
+    ModelType { name: "qwen3_5_moe", mlx_name: "qwen3_5_moe", transformers_name: "qwen3_5_moe_text", ..QWEN3_5 };
 
 impl ModelType {
     /// A model type of the caller. Its checkpoints hold every parameter under the parameter's name.
@@ -83,6 +96,8 @@ impl ModelType {
             build: Builder::Any(build),
             sanitize: plain,
             mlx_name: name,
+            transformers_name: name,
+            is_hybrid: false,
             tie_word_embeddings: false,
             keeps_dtype: &[],
             sensitive: &[],
@@ -99,6 +114,8 @@ impl ModelType {
             build: Builder::Decoder(build),
             sanitize,
             mlx_name: name,
+            transformers_name: name,
+            is_hybrid: false,
             tie_word_embeddings: false,
             keeps_dtype: &[],
             sensitive: &[],

@@ -131,6 +131,33 @@ pub(crate) fn stack_experts(recipes: Recipes, config: &Config) -> Result<Recipes
     Ok(stacked)
 }
 
+/// How a parameter is stored in the layout of transformers, each with the names that it has there.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Export {
+    /// Unchanged.
+    Same(String),
+    /// A convolution filter `[C, K, 1]`, reshaped to `[C, 1, K]`.
+    Filter(String),
+    /// The weight of a zero-centered norm, minus 1.
+    MinusOne(String),
+    /// Experts, one tensor each.
+    Experts(Vec<String>),
+}
+
+/// How the parameter called `name` is stored in the layout of transformers, the inverse of the recipes above. A hybrid
+/// model has zero-centered norms; its text model is stored without a prefix.
+pub(crate) fn export(name: &str, shape: Shape, is_hybrid: bool) -> Export {
+    let name = name.strip_prefix("language_model.").unwrap_or(name);
+    if let (Some((place, rest)), &[experts, ..]) = (name.split_once(".mlp.switch_mlp."), shape.dims()) {
+        return Export::Experts((0..experts).map(|expert| format!("{place}.mlp.experts.{expert}.{rest}")).collect());
+    }
+    match name.to_owned() {
+        name if is_hybrid && name.ends_with("conv1d.weight") => Export::Filter(name),
+        name if is_hybrid && starts_at_zero(&name, shape) => Export::MinusOne(name),
+        name => Export::Same(name),
+    }
+}
+
 /// The recipes of a hybrid model. `rename` maps the name of a stored tensor to that of the parameter; `None` ignores
 /// the tensor. A filter `[C, 1, K]` marks the layout of transformers, whose norms are zero-centered.
 ///

@@ -1,0 +1,201 @@
+//! Conversion to the layout of transformers.
+//!
+//! A checkpoint that is in this layout already is copied tensor by tensor, the parts that no text model reads included. From
+//! MLX's layout the text model is written as its own class saves it: experts one by one, filters `[C, 1, K]`, zero-centered
+//! norms minus 1.
+
+use super::convert::{Change, Converted, Found, Survey, commit, copy_files, refuse_existing, write_shards};
+use super::index::INDEX;
+use super::weights::{Matrix, Weights};
+use crate::formats::atomic::TempPath;
+use crate::formats::config::Config;
+use crate::formats::json::pretty;
+use crate::formats::safetensors::{StoredDtype, TensorSpec};
+use crate::models::sanitize::{Export, Recipe, export};
+use crate::models::{ModelType, Registry};
+use crate::weight::Weight;
+use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
+use alluvium_ops::{cast, dequantize};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Converts the model in `from` to a new folder `to` in the layout of transformers. Floating-point tensors get `dtype`, or
+/// keep theirs. `change` says what happens to quantized matrices, which transformers cannot read.
+///
+/// # Errors
+/// When `to` exists, when a matrix is quantized and `change` is not [`Change::Dequantize`], when `change` is
+/// [`Change::Quantize`], or as [`load`](crate::load).
+pub fn convert_to_transformers(
+    from: &Path,
+    to: &Path,
+    dtype: Option<DType>,
+    change: &Change,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Converted> {
+    refuse_existing(to)?;
+    if let Change::Quantize(_) = change {
+        return Err(Error::value("convert", "transformers does not read MLX's quantization; leave -q out, or --to hf"));
+    }
+    let mut config = Config::read(from)?;
+    let model_type = Registry::default().get(&config)?;
+    let weights = Weights::open(from, &mut config, &model_type, &Device::cpu())?;
+    let survey = Survey::of(&model_type, &config, weights)?;
+    let is_mlx = survey.found.iter().any(|(name, found)| differs(name, found, &model_type));
+    let parameters = survey.found.iter().map(|(_, found)| shape(found).elements()).sum();
+    let steps = if is_mlx { from_mlx(&survey, &model_type, dtype, change)? } else { copies(&survey.weights, dtype)? };
+    if is_mlx {
+        config = text_config(&config, &model_type)?;
+    } else if survey.weights.folder().has_fp8() {
+        config.forget_quantization();
+    }
+    dtype.into_iter().for_each(|dtype| config.set_dtype(dtype));
+
+    let staging = TempPath::folder(to).map_err(Error::io(to, "create"))?;
+    let specs: Vec<Vec<TensorSpec>> = steps.iter().map(|step| step.specs.clone()).collect();
+    let bytes: usize = specs.iter().flatten().map(TensorSpec::bytes).sum();
+    let map = write_shards(staging.path(), &specs, "pt", &mut |step| steps[step].make(&survey, dtype), progress)?;
+    let mut files = vec![("config.json", Value::Object(config.json().clone()))];
+    if map.values().any(|file| file != "model.safetensors") {
+        files.push((INDEX, json!({"metadata": {"total_size": bytes}, "weight_map": map})));
+    }
+    for (name, json) in files {
+        let path = staging.path().join(name);
+        std::fs::write(&path, pretty(&json)).map_err(Error::io(&path, "write"))?;
+    }
+    copy_files(from, staging.path())?;
+    commit(&staging, to)?;
+    Ok(Converted { parameters, bytes, packed: 0, packed_before: 0 })
+}
+
+/// Whether a parameter is stored otherwise than transformers stores it.
+fn differs(name: &str, found: &Found, model_type: &ModelType) -> bool {
+    let recipe = match found {
+        Found::Matrix(Matrix::Packed { .. }, _) => return true,
+        Found::Matrix(Matrix::Plain(recipe), _) | Found::Tensor(recipe, _) => recipe,
+    };
+    let name = if matches!(found, Found::Matrix(..)) { format!("{name}.weight") } else { name.to_owned() };
+    let is_stored_as_asked = matches!(recipe, Recipe::Same(stored) if *stored == name);
+    is_stored_as_asked && export(&name, shape(found), model_type.is_hybrid) != Export::Same(name)
+}
+
+fn shape(found: &Found) -> Shape {
+    match found {
+        Found::Tensor(_, shape) | Found::Matrix(_, shape) => *shape,
+    }
+}
+
+/// Tensors that are written together.
+struct Step {
+    specs: Vec<TensorSpec>,
+    source: Source,
+}
+
+enum Source {
+    /// A stored tensor, copied.
+    Stored(Recipe),
+    /// A parameter, by its place in the survey.
+    Parameter(usize, Export),
+}
+
+/// Copies of all stored tensors.
+fn copies(weights: &Weights, dtype: Option<DType>) -> Result<Vec<Step>> {
+    let copy = |name: &str| {
+        let recipe = Recipe::Same(name.to_owned());
+        let (stored, shape) = weights.folder().describe(&recipe)?;
+        let dtype = dtype.filter(|_| stored.is_float()).map_or(stored, StoredDtype::from);
+        Ok(Step { specs: vec![TensorSpec { name: name.to_owned(), dtype, shape }], source: Source::Stored(recipe) })
+    };
+    weights.folder().stored().into_keys().map(copy).collect()
+}
+
+/// The parameters of a model in MLX's layout.
+fn from_mlx(survey: &Survey, model_type: &ModelType, dtype: Option<DType>, change: &Change) -> Result<Vec<Step>> {
+    let step = |(index, (name, found)): (usize, &(String, Found))| {
+        let name = if matches!(found, Found::Matrix(..)) { format!("{name}.weight") } else { name.clone() };
+        let recipe = match found {
+            Found::Matrix(Matrix::Packed { .. }, _) if !matches!(change, Change::Dequantize) => {
+                let why = format!("`{name}` is quantized, which transformers does not read; add -d to dequantize");
+                return Err(Error::value("convert", why));
+            }
+            Found::Matrix(Matrix::Packed { scales, .. }, _) => scales,
+            Found::Matrix(Matrix::Plain(recipe), _) | Found::Tensor(recipe, _) => recipe,
+        };
+        let stored = survey.weights.folder().describe(recipe)?.0.tensor_dtype().filter(|dtype| dtype.is_float());
+        let dtype: StoredDtype = dtype.or(stored).unwrap_or(DType::BF16).into();
+        let shape = shape(found);
+        let export = export(&name, shape, model_type.is_hybrid);
+        let spec = |name: &String, shape| TensorSpec { name: name.clone(), dtype, shape };
+        let specs = match &export {
+            Export::Same(name) | Export::MinusOne(name) => vec![spec(name, shape)],
+            Export::Filter(name) => vec![spec(name, [shape[0], 1, shape[1]].into())],
+            Export::Experts(names) => {
+                let one = Shape::new(&shape[1..])?;
+                names.iter().map(|name| spec(name, one)).collect()
+            }
+        };
+        Ok(Step { specs, source: Source::Parameter(index, export) })
+    };
+    survey.found.iter().enumerate().map(step).collect()
+}
+
+impl Step {
+    fn make(&self, survey: &Survey, dtype: Option<DType>) -> Result<Vec<Tensor>> {
+        let weights = &survey.weights;
+        let (index, export) = match &self.source {
+            Source::Stored(recipe) => {
+                let tensor = weights.read(recipe)?;
+                let dtype = dtype.filter(|&dtype| tensor.dtype().is_float() && tensor.dtype() != dtype);
+                return Ok(vec![dtype.map_or(Ok(tensor.clone()), |dtype| cast(&tensor, dtype))?]);
+            }
+            Source::Parameter(index, export) => (*index, export),
+        };
+        let dtype = self.specs.first().and_then(|spec| spec.dtype.tensor_dtype()).unwrap_or(DType::BF16);
+        let tensor = match &survey.found[index].1 {
+            Found::Tensor(recipe, _) | Found::Matrix(Matrix::Plain(recipe), _) => weights.read(recipe)?,
+            Found::Matrix(matrix, _) => match weights.read_matrix(matrix)? {
+                Weight::Dense(w) => w.into(),
+                packed => match packed.quantized() {
+                    Some(quantized) => dequantize(&quantized, dtype)?,
+                    None => return Err(Error::value("convert", "the matrix is not quantized")),
+                },
+            },
+        };
+        let tensor = match export {
+            Export::MinusOne(_) => {
+                let values: Vec<f32> = cast(&tensor, DType::F32)?.to_vec::<f32>()?.iter().map(|x| x - 1.0).collect();
+                Tensor::from_slice(&values, tensor.shape(), tensor.device())?
+            }
+            Export::Filter(_) => tensor.reshape(self.specs[0].shape)?,
+            Export::Same(_) | Export::Experts(_) => tensor,
+        };
+        let tensor = if tensor.dtype() == dtype { tensor } else { cast(&tensor, dtype)? };
+        match export {
+            Export::Experts(names) => {
+                let one = |expert| tensor.rows(expert, 1)?.reshape(self.specs[0].shape);
+                (0..names.len()).map(one).collect()
+            }
+            _ => Ok(vec![tensor]),
+        }
+    }
+}
+
+/// The configuration of the text model alone.
+fn text_config(config: &Config, model_type: &ModelType) -> Result<Config> {
+    let mut text = config.clone();
+    if config.json().contains_key("text_config") {
+        text = Config::new(Value::Object(config.text().clone()))?;
+        for (key, value) in config.json().iter().filter(|(key, _)| *key != "text_config") {
+            if !text.json().contains_key(key) {
+                text.set(key, value.clone());
+            }
+        }
+        let class = match model_type.transformers_name {
+            "qwen3_5_moe_text" => "Qwen3_5MoeForCausalLM",
+            _ => "Qwen3_5ForCausalLM",
+        };
+        text.set("architectures", json!([class]));
+    }
+    text.set("model_type", model_type.transformers_name);
+    text.forget_quantization();
+    Ok(text)
+}
