@@ -44,15 +44,15 @@ BREAKAGES = [
         "gated_rms_norm: a term of the gate's gradient missing",
         "gated_rms_norm",
         "ops/src/gated_rms_norm/cpu.rs",
-        old="let slope = s * (z * (one - s) + one);",
-        new="let slope = s * one;",
+        old="let derivative = s * (z * (one - s) + one);",
+        new="let derivative = s * one;",
     ),
     Breakage(
         "swiglu: the two gradients exchanged",
         "swiglu",
         "ops/src/elementwise/binary.rs",
-        old="            (up * slope, silu)",
-        new="            (silu, up * slope)",
+        old="            (up * derivative, silu)",
+        new="            (silu, up * derivative)",
     ),
     Breakage(
         "linear: activations read transposed in the gradient",
@@ -174,8 +174,8 @@ BREAKAGES = [
         "gated_delta_rule: the state's gradient lost at a chunk's start",
         "gated_delta_rule",
         "ops/src/delta/gated_delta_rule/cpu/backward.rs",
-        old="        work.write(problem, &place, tokens, out);\n",
-        new="        work.write(problem, &place, tokens, out);\n"
+        old="        work.chunk_gradients(head, &mut chunk, tokens, starts);\n",
+        new="        work.chunk_gradients(head, &mut chunk, tokens, starts);\n"
             "        if i > 0 {\n"
             "            work.ds.fill(0.0);\n"
             "        }\n",

@@ -232,8 +232,8 @@ fn a_table_a_cache_and_a_long_row_larger_than_a_binding_are_cut() {
     let want: Vec<f32> = ids.iter().flat_map(|&id| &data[id as usize * 32..][..32]).copied().collect();
     assert_eq!(y.to_vec::<f32>().unwrap(), want);
     let grads = tape.backward(&[(&y, &Tensor::full([6, 32], 1.0, &device).unwrap())]).unwrap();
-    let slopes = grads.of(&watched).unwrap().to_vec::<f32>().unwrap();
-    for (id, row) in slopes.chunks(32).enumerate() {
+    let derivatives = grads.of(&watched).unwrap().to_vec::<f32>().unwrap();
+    for (id, row) in derivatives.chunks(32).enumerate() {
         let times = ids.iter().filter(|&&used| used as usize == id).count();
         assert_eq!(row, [times as f32; 32], "{id}");
     }

@@ -198,10 +198,10 @@ pub(super) fn backward(
                 NonTemporalWriter::with(dx, |mut writer| {
                     // SAFETY: the kernels below store with the hint to `dx` alone.
                     let (dx, stores) = unsafe { writer.next(numbers) };
-                    undo(cpu, &rows, saved, &dy, (&part, Sums { dx, dstate, dw }, stores));
+                    backward_part(cpu, &rows, saved, &dy, (&part, Sums { dx, dstate, dw }, stores));
                 });
             } else {
-                undo(cpu, &rows, saved, &dy, (&part, Sums { dx, dstate, dw }, StoreHint::CACHED));
+                backward_part(cpu, &rows, saved, &dy, (&part, Sums { dx, dstate, dw }, StoreHint::CACHED));
             }
         });
     }
@@ -227,7 +227,7 @@ struct Sums<'a> {
     dw: &'a mut [f32],
 }
 
-fn undo(
+fn backward_part(
     cpu: &Cpu,
     rows: &ConvRows<'_>,
     saved: &Saved,

@@ -10,9 +10,9 @@ use alluvium_core::{DType, Result, Shape, Tensor};
 
 const RUNS: &str = include_str!("runs.wgsl");
 const WINDOW: &str = include_str!("window.wgsl");
-const MANY: &str = include_str!("many.wgsl");
-const QUAD_TAPS: &str = include_str!("quads.wgsl");
-const SINGLE_TAPS: &str = include_str!("singles.wgsl");
+const MANY: &str = include_str!("many_taps.wgsl");
+const QUAD_TAPS: &str = include_str!("vec4.wgsl");
+const SINGLE_TAPS: &str = include_str!("scalar.wgsl");
 
 static FEW_TAPS: [Kernel; 2] = [
     crate::common::gpu::kernel("causal_conv1d", &[MATH, QUADS, QUADS_MATH, QUAD_TAPS, RUNS, WINDOW]),

@@ -207,7 +207,7 @@ fn gradient<S: F32s, const WHOLE: bool>(
             }
         }
         for (dz, z) in dz.iter_mut().zip(z) {
-            *dz = *dz * math::silu_slope(z);
+            *dz = *dz * math::silu_derivative(z);
         }
     }
     if let Some(dw) = &mut to.dw {

@@ -55,8 +55,8 @@ fn activated(z: Num) -> Num {
     return z;
 }
 
-fn slope(z: Num) -> Num {
-    if SILU == 1u { return silu_with_slope(z).slope; }
+fn derivative(z: Num) -> Num {
+    if SILU == 1u { return silu_and_derivative(z).derivative; }
     return Num(1.0);
 }
 
@@ -69,7 +69,7 @@ fn sum_at(run: Run, row: i32, channel: u32) -> Num {
 fn dz_at(run: Run, row: i32, channel: u32) -> Num {
     let d = widen(dy[place(row, channel)]);
     if SILU == 0u { return d; }
-    return d * slope(sum_at(run, row, channel));
+    return d * derivative(sum_at(run, row, channel));
 }
 
 // the gradient to one input: of the rows after it that saw it

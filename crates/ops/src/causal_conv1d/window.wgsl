@@ -63,7 +63,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
                 if SILU == 1u {
                     var z = Num(0.0);
                     for (var k = 0; k <= BEFORE; k++) { z += taps[k] * seen[j + k]; }
-                    dz[BEFORE + j] *= slope(z);
+                    dz[BEFORE + j] *= derivative(z);
                 }
                 if DW == 1u && row + j < run.end {
                     for (var k = 0; k <= BEFORE; k++) { dtaps[k] += seen[j + k] * dz[BEFORE + j]; }

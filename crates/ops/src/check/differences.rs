@@ -42,14 +42,14 @@ pub fn gradient_of_reference(op: &Op, case: &Case) -> Result<Vec<String>> {
             directions.push(one);
         }
         for direction in directions {
-            let slope: f64 = dx.data.iter().zip(&direction).map(|(a, b)| a * b).sum();
+            let derivative: f64 = dx.data.iter().zip(&direction).map(|(a, b)| a * b).sum();
             let moved = |step: f64| loss(&shifted(given, index, &direction, step));
             let measured = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
-            let gap = (slope - measured).abs();
+            let gap = (derivative - measured).abs();
             // the difference of two losses cannot be sharper than the rounding of one
             let noise = 1e-15 * loss(given).abs().max(1.0) / STEP * (n as f64).sqrt();
-            if gap.is_nan() || gap > ALLOWED * norm.max(slope.abs()) + noise {
-                faults.push(format!("d {name}: the reference says {slope}, differences say {measured}"));
+            if gap.is_nan() || gap > ALLOWED * norm.max(derivative.abs()) + noise {
+                faults.push(format!("d {name}: the reference says {derivative}, differences say {measured}"));
             }
         }
     }

@@ -116,10 +116,10 @@ binary! {
         summary: "silu(gate)·up",
         value: math::silu(gate) * up,
         derivatives: {
-            let (silu, slope) = math::silu_with_slope(gate);
-            (up * slope, silu)
+            let (silu, derivative) = math::silu_and_derivative(gate);
+            (up * derivative, silu)
         },
-        wgsl: ("silu4(gate) * up", "up * silu_with_slope4(gate).slope", "silu4(gate)"),
+        wgsl: ("silu4(gate) * up", "up * silu_and_derivative4(gate).derivative", "silu4(gate)"),
         reference: (
             |gate, up| gate / (1.0 + (-gate).exp()) * up,
             |gate, up| {

@@ -112,8 +112,8 @@ unary! {
     silu: {
         summary: "x·σ(x)",
         value(x): math::silu(x),
-        derivative(x): math::silu_with_slope(x).1,
-        wgsl: ("silu4(x)", "silu_with_slope4(x).slope"),
+        derivative(x): math::silu_and_derivative(x).1,
+        wgsl: ("silu4(x)", "silu_and_derivative4(x).derivative"),
         reference: (|x| x * logistic(x), |x| logistic(x) * (1.0 + x * logistic(-x))),
     }
 

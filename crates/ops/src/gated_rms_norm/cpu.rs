@@ -122,8 +122,8 @@ alluvium_core::simd! {
                     let gated = dy * z * s;
                     let xr = x * r;
                     if N::Z {
-                        let slope = s * (z * (one - s) + one);
-                        (dy * xr * w * slope).$store(&mut dz[i.clone()]);
+                        let derivative = s * (z * (one - s) + one);
+                        (dy * xr * w * derivative).$store(&mut dz[i.clone()]);
                     }
                     if N::W {
                         gated.mul_add(xr, S::$load(&dw[i.clone()])).$store(&mut dw[i.clone()]);

@@ -6,9 +6,9 @@
 
 fn gain(column: u32, at: u32) -> Gain {
     let weight = widen(w[column]);
-    let gate = silu_with_slope(widen(z[at]));
-    return Gain(weight * gate.value, gate.value, weight * gate.slope);
+    let gate = silu_and_derivative(widen(z[at]));
+    return Gain(weight * gate.value, gate.value, weight * gate.derivative);
 }
 fn finish(at: u32, d: Num, by: Gain) {
-    if DZ == 1u { dz[at] = narrow(d * by.slope); }
+    if DZ == 1u { dz[at] = narrow(d * by.derivative); }
 }

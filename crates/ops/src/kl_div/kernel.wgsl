@@ -92,8 +92,8 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     let by = dy[0] / f32(p.rows);
     let weight = exp4(y);
     if TO_TEACHER == 1u {
-        let slope = weight * (apart(y, x) - vec4<f32>(found[3u * row + 2u]));
-        put(row, at, by * select(vec4<f32>(0.0), slope, weight > vec4<f32>(0.0)));
+        let derivative = weight * (apart(y, x) - vec4<f32>(found[3u * row + 2u]));
+        put(row, at, by * select(vec4<f32>(0.0), derivative, weight > vec4<f32>(0.0)));
     } else {
         put(row, at, by * (exp4(x) - weight));
     }

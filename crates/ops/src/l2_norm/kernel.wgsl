@@ -12,17 +12,17 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     let width = select(0u, p.width, row < p.rows);
     let base = row * p.width;
     var inputs: array<Num, KEEP>;
-    var slopes: array<Num, KEEP>;
+    var derivatives: array<Num, KEEP>;
     var dots = Num(0.0);
     for (var k = 0u; k < KEEP; k++) {
         let column = k * LANES + place;
         inputs[k] = Num(0.0);
-        slopes[k] = Num(0.0);
+        derivatives[k] = Num(0.0);
         if column < width {
             inputs[k] = widen(x[base + column]);
-            slopes[k] = widen(dy[base + column]);
+            derivatives[k] = widen(dy[base + column]);
         }
-        dots += inputs[k] * slopes[k];
+        dots += inputs[k] * derivatives[k];
     }
     for (var column = KEEP * LANES + place; column < width; column += LANES) {
         dots += widen(x[base + column]) * widen(dy[base + column]);
@@ -32,7 +32,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     let shrink = row_sum(total(dots), lane) * scale * scale;
     for (var k = 0u; k < KEEP; k++) {
         let column = k * LANES + place;
-        if column < width { y[base + column] = narrow(scale * (slopes[k] - inputs[k] * shrink)); }
+        if column < width { y[base + column] = narrow(scale * (derivatives[k] - inputs[k] * shrink)); }
     }
     for (var column = KEEP * LANES + place; column < width; column += LANES) {
         y[base + column] = narrow(scale * (widen(dy[base + column]) - widen(x[base + column]) * shrink));

@@ -116,8 +116,8 @@ fn among(logits: &[f32], kept: &[u32], max: f32, temperature: f32, draw: f64) ->
 
 /// Draws one of all words: first the block, then the word.
 fn among_all(level: Level, logits: &[f32], max: f32, temperature: f32, draw: f64) -> u32 {
-    let heat = temperature.recip();
-    let sums: Vec<f64> = logits.chunks(BLOCK).map(|x| f64::from(sum_of_exp(level, x, max, heat))).collect();
+    let inv_temperature = temperature.recip();
+    let sums: Vec<f64> = logits.chunks(BLOCK).map(|x| f64::from(sum_of_exp(level, x, max, inv_temperature))).collect();
     let goal = draw * sums.iter().sum::<f64>();
     // rounding may leave the goal unreached: then it is the last block that weighs anything
     let last = sums.iter().rposition(|&sum| sum > 0.0).unwrap_or(0);
@@ -127,7 +127,7 @@ fn among_all(level: Level, logits: &[f32], max: f32, temperature: f32, draw: f64
         block += 1;
     }
     let mut weights: Vec<f32> = logits.chunks(BLOCK).nth(block).unwrap_or_default().to_vec();
-    exp_of(level, &mut weights, max, heat);
+    exp_of(level, &mut weights, max, inv_temperature);
     pick(weights.iter().zip(block * BLOCK..).map(|(&w, id)| (id as u32, f64::from(w))), before, goal)
 }
 
@@ -163,24 +163,24 @@ alluvium_core::simd! {
         if odd.contains(&true) { f32::NAN } else { max.into_iter().fold(f32::NEG_INFINITY, f32::max) }
     }
 
-    /// `Σ exp((x − max)·heat)`.
-    fn sum_of_exp<S>(x: &[f32], max: f32, heat: f32) -> f32 {
-        let (shift, heat) = (S::splat(max), S::splat(heat));
+    /// `Σ exp((x − max)·inv_temperature)`.
+    fn sum_of_exp<S>(x: &[f32], max: f32, inv_temperature: f32) -> f32 {
+        let (shift, inv_temperature) = (S::splat(max), S::splat(inv_temperature));
         let whole = x.chunks_exact(S::LANES);
         // lanes past the end are −∞ and weigh nothing
         let mut tail = [f32::NEG_INFINITY; 16];
         tail[..whole.remainder().len()].copy_from_slice(whole.remainder());
-        let mut sum = exp((S::load(&tail) - shift) * heat);
+        let mut sum = exp((S::load(&tail) - shift) * inv_temperature);
         for x in whole {
-            sum += exp((S::load(x) - shift) * heat);
+            sum += exp((S::load(x) - shift) * inv_temperature);
         }
         sum.sum()
     }
 
-    /// Each becomes `exp((x − max)·heat)`.
-    fn exp_of<S>(x: &mut [f32], max: f32, heat: f32) {
+    /// Each becomes `exp((x − max)·inv_temperature)`.
+    fn exp_of<S>(x: &mut [f32], max: f32, inv_temperature: f32) {
         for x in x.chunks_mut(S::LANES) {
-            exp((S::load_head(x) - S::splat(max)) * S::splat(heat)).store_head(x);
+            exp((S::load_head(x) - S::splat(max)) * S::splat(inv_temperature)).store_head(x);
         }
     }
 }

@@ -169,10 +169,10 @@ mod tests {
                 let id = sample(&tensor, &sampling, &[draw]).unwrap().to_vec::<u32>().unwrap()[0];
                 counts[id as usize % 4] += 1.0;
             }
-            let worth = |i: usize| (i as f64 + 1.0).powf(f64::from(1.0 / temperature));
-            let total: f64 = (0..4).map(worth).sum();
+            let weight = |i: usize| (i as f64 + 1.0).powf(f64::from(1.0 / temperature));
+            let total: f64 = (0..4).map(weight).sum();
             for (i, count) in counts.iter().enumerate() {
-                assert!((count / 2_000.0 - worth(i) / total).abs() < 0.04, "{temperature} {counts:?}");
+                assert!((count / 2_000.0 - weight(i) / total).abs() < 0.04, "{temperature} {counts:?}");
             }
         }
     }

@@ -27,8 +27,8 @@ fn choose(logits: &[f64], sampling: &Sampling, draw: f64) -> usize {
         before += relative[id];
     }
     let weight = |id: usize| {
-        let heat = (logits[id] - logits[likeliest]) / f64::from(sampling.temperature);
-        if kept[id] { heat.exp() } else { 0.0 }
+        let inv_temperature = (logits[id] - logits[likeliest]) / f64::from(sampling.temperature);
+        if kept[id] { inv_temperature.exp() } else { 0.0 }
     };
     let all: f64 = (0..logits.len()).map(weight).sum();
     let mut sum = 0.0;

@@ -40,20 +40,20 @@ pub fn silu<S: F32s>(x: S) -> S {
 /// `x·σ(x)` and its derivative `σ(x)·(1 + x·(1 − σ(x)))`, from one exponential; (−0, 0) and (infinity, 1) at the
 /// infinities.
 #[inline(always)]
-pub fn silu_with_slope<S: F32s>(x: S) -> (S, S) {
+pub fn silu_and_derivative<S: F32s>(x: S) -> (S, S) {
     let one = S::splat(1.0);
     let e = exp(-x);
     let s = (one + e).recip();
     // 1 − σ as e·σ, so that nothing cancels; the bounds keep a factor of 0 from meeting an infinity
     let low = S::splat(-200.0).max(x);
     let rest = S::splat(f32::MAX).min(e) * s;
-    let slope = s * S::splat(200.0).min(low).mul_add(rest, one);
-    (low * s, slope)
+    let derivative = s * S::splat(200.0).min(low).mul_add(rest, one);
+    (low * s, derivative)
 }
 
-/// The derivative of `x·σ(x)` alone: in fewer steps than [`silu_with_slope`], and for that within 10⁻⁷ of `1 + |x|`.
+/// The derivative of `x·σ(x)` alone: in fewer steps than [`silu_and_derivative`], and for that within 10⁻⁷ of `1 + |x|`.
 #[inline(always)]
-pub fn silu_slope<S: F32s>(x: S) -> S {
+pub fn silu_derivative<S: F32s>(x: S) -> S {
     let (one, x) = (S::splat(1.0), S::splat(104.0).min(S::splat(-89.5).max(x)));
     let s = (one + exp_between(-x)).recip();
     s * x.mul_add(one - s, one)
@@ -115,7 +115,7 @@ mod tests {
             x.chunks_mut(S::LANES).for_each(|x| silu(S::load_head(x)).store_head(x));
         }
         fn silu_slope_of<S>(x: &mut [f32]) {
-            x.chunks_mut(S::LANES).for_each(|x| silu_with_slope(S::load_head(x)).1.store_head(x));
+            x.chunks_mut(S::LANES).for_each(|x| silu_and_derivative(S::load_head(x)).1.store_head(x));
         }
         fn softplus_of<S>(x: &mut [f32]) {
             x.chunks_mut(S::LANES).for_each(|x| softplus(S::load_head(x)).store_head(x));
@@ -134,15 +134,15 @@ mod tests {
             for i in -8000..8000i16 {
                 let x = f32::from(i) * 0.01;
                 let (wide, e) = (f64::from(x), (-f64::from(x)).exp());
-                let (mut slope, mut plus) = ([x], [x]);
-                silu_slope_of(level, &mut slope);
+                let (mut derivative, mut plus) = ([x], [x]);
+                silu_slope_of(level, &mut derivative);
                 softplus_of(level, &mut plus);
                 let want = (1.0 + wide * e / (1.0 + e)) / (1.0 + e);
                 let size = (1.0 + wide.abs()) / (1.0 + e);
                 assert!(
-                    (f64::from(slope[0]) - want).abs() < 6e-7 * size,
+                    (f64::from(derivative[0]) - want).abs() < 6e-7 * size,
                     "{level}: silu'({x}) = {} not {want}",
-                    slope[0]
+                    derivative[0]
                 );
                 let want = wide.exp().ln_1p();
                 assert!(
@@ -171,12 +171,16 @@ mod tests {
     fn slopes_have_their_limits() {
         for level in Level::available() {
             let all = [f32::NEG_INFINITY, f32::INFINITY, f32::NAN, f32::MAX, f32::MIN, 0.0];
-            let (mut slope, mut plus) = (all, all);
-            silu_slope_of(level, &mut slope);
-            assert_eq!((slope[0], slope[1], slope[3], slope[4], slope[5]), (0.0, 1.0, 1.0, 0.0, 0.5), "{level}");
+            let (mut derivative, mut plus) = (all, all);
+            silu_slope_of(level, &mut derivative);
+            assert_eq!(
+                (derivative[0], derivative[1], derivative[3], derivative[4], derivative[5]),
+                (0.0, 1.0, 1.0, 0.0, 0.5),
+                "{level}"
+            );
             softplus_of(level, &mut plus);
             assert_eq!((plus[0], plus[1], plus[3], plus[4]), (0.0, f32::INFINITY, f32::MAX, 0.0), "{level}");
-            assert!(slope[2].is_nan() && plus[2].is_nan());
+            assert!(derivative[2].is_nan() && plus[2].is_nan());
         }
     }
 

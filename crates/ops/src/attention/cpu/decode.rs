@@ -35,7 +35,7 @@ pub(super) fn forward(
             let q = &q[(b * shared + head) * group * width..][..group * width];
             score(level, q, &k[at..], &rows, scale, weights);
             for (row, stats) in weights.chunks_exact_mut(SPAN).zip(stats.chunks_exact_mut(2)) {
-                (stats[0], stats[1]) = soften(level, &mut row[..count]);
+                (stats[0], stats[1]) = exp_sub_max(level, &mut row[..count]);
             }
             let p = Product::new([group, width, count], Left::rows(weights, SPAN), &v[at..], rows.stride);
             product(level, &p, part, width);
@@ -61,12 +61,12 @@ fn merge<'a>(
     o: &mut [f32],
 ) -> f32 {
     let max = (0..spans).map(|span| stat(span).0).fold(f32::NEG_INFINITY, f32::max);
-    let worth = |span: usize| (stat(span).0 - max).exp();
-    let sum: f32 = (0..spans).map(|span| stat(span).1 * worth(span)).sum();
+    let weight = |span: usize| (stat(span).0 - max).exp();
+    let sum: f32 = (0..spans).map(|span| stat(span).1 * weight(span)).sum();
     o.fill(0.0);
     for span in 0..spans {
-        let worth = worth(span) / sum;
-        o.iter_mut().zip(part(span)).for_each(|(o, x)| *o += worth * x);
+        let weight = weight(span) / sum;
+        o.iter_mut().zip(part(span)).for_each(|(o, x)| *o += weight * x);
     }
     max + sum.ln()
 }
@@ -102,7 +102,7 @@ alluvium_core::simd! {
     }
 
     /// Scores become weights relative to the largest; returns that and the sum of the weights.
-    fn soften<S>(scores: &mut [f32]) -> (f32, f32) {
+    fn exp_sub_max<S>(scores: &mut [f32]) -> (f32, f32) {
         let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         for scores in scores.chunks_mut(S::LANES) {
             exp(S::load_head(scores) - S::splat(max)).store_head(scores);

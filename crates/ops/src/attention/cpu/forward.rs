@@ -89,7 +89,7 @@ impl ForwardScratch {
             let left = Left::rows(&head.keys[span.clone()], width);
             product(level, &Product::new([keys.len(), stride, width], left, q, stride), scores, stride);
             mask.hide(&keys, &queries, scores, stride);
-            soften(level, scores, stride, rows);
+            exp_sub_max(level, scores, stride, rows);
             let left = Left::columns(scores, stride);
             let p = Product::new([count, width, keys.len()], left, &head.values[span], width);
             if i > 0 {
@@ -107,7 +107,7 @@ impl ForwardScratch {
 
 alluvium_core::simd! {
     /// Scores become weights relative to the largest score so far.
-    fn soften<S>(scores: &mut [f32], stride: usize, rows: &mut QueryRows) {
+    fn exp_sub_max<S>(scores: &mut [f32], stride: usize, rows: &mut QueryRows) {
         for at in (0..stride).step_by(S::LANES) {
             let before = S::load(&rows.max[at..]);
             let mut max = before;

@@ -65,18 +65,18 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
         workgroupBarrier();
         var top = largest;
         for (var i = 0u; i < 16u; i++) { top = max(top, shares[lane / 16u * 16u + i]); }
-        let fade = exp4(largest - top);
+        let rescale = exp4(largest - top);
         largest = top;
         s.x = exp4(s.x - vec4<f32>(top.x));
         s.y = exp4(s.y - vec4<f32>(top.y));
         s.z = exp4(s.z - vec4<f32>(top.z));
         s.w = exp4(s.w - vec4<f32>(top.w));
-        sum = sum * fade + vec4<f32>(total(s.x), total(s.y), total(s.z), total(s.w));
+        sum = sum * rescale + vec4<f32>(total(s.x), total(s.y), total(s.z), total(s.w));
         for (var c = 0u; c < COLS; c++) {
-            sums[4u * c] *= fade.x;
-            sums[4u * c + 1u] *= fade.y;
-            sums[4u * c + 2u] *= fade.z;
-            sums[4u * c + 3u] *= fade.w;
+            sums[4u * c] *= rescale.x;
+            sums[4u * c + 1u] *= rescale.y;
+            sums[4u * c + 2u] *= rescale.z;
+            sums[4u * c + 3u] *= rescale.w;
         }
         share(lane, s);
         add_rows(lane, 1u, key, end);

@@ -8,36 +8,45 @@ use alluvium_core::{DType, Dims, Error, Result, Tensor};
 
 const SIZES: &str = include_str!("sizes.wgsl");
 const DOTS: &str = include_str!("dots.wgsl");
-const ONE: &str = include_str!("one.wgsl");
-const APART: &str = include_str!("apart.wgsl");
-const QUADS: &str = include_str!("quads.wgsl");
-const SINGLES: &str = include_str!("singles.wgsl");
+const SINGLE_SEQUENCE: &str = include_str!("single_sequence.wgsl");
+const PACKED_SEQUENCES: &str = include_str!("packed_sequences.wgsl");
+const QUADS: &str = include_str!("vec4.wgsl");
+const SINGLES: &str = include_str!("scalar.wgsl");
 const FORWARD: &str = include_str!("forward.wgsl");
 const BACKWARD: &str = include_str!("backward.wgsl");
-const TOGETHER: &str = include_str!("together.wgsl");
+const MERGE_TEXT: &str = include_str!("merge_splits.wgsl");
 
 /// Kernels with results in whole quads, and with results that begin anywhere.
 type Pair = [Kernel; 2];
 
-static FORWARD_ONE: Pair = [
-    crate::common::gpu::kernel("attention", &[MATH, ODD, SIZES, ONE, QUADS, DOTS, FORWARD]),
-    crate::common::gpu::kernel("attention, odd", &[MATH, ODD, SIZES, ONE, SINGLES, DOTS, FORWARD]),
+static PLAIN_FORWARD: Pair = [
+    crate::common::gpu::kernel("attention", &[MATH, ODD, SIZES, SINGLE_SEQUENCE, QUADS, DOTS, FORWARD]),
+    crate::common::gpu::kernel("attention, odd", &[MATH, ODD, SIZES, SINGLE_SEQUENCE, SINGLES, DOTS, FORWARD]),
 ];
-static FORWARD_APART: Pair = [
-    crate::common::gpu::kernel("packed attention", &[MATH, ODD, SIZES, APART, QUADS, DOTS, FORWARD]),
-    crate::common::gpu::kernel("packed attention, odd", &[MATH, ODD, SIZES, APART, SINGLES, DOTS, FORWARD]),
+static PACKED_FORWARD: Pair = [
+    crate::common::gpu::kernel("packed attention", &[MATH, ODD, SIZES, PACKED_SEQUENCES, QUADS, DOTS, FORWARD]),
+    crate::common::gpu::kernel("packed attention, odd", &[MATH, ODD, SIZES, PACKED_SEQUENCES, SINGLES, DOTS, FORWARD]),
 ];
-static BACKWARD_ONE: Pair = [
-    crate::common::gpu::kernel("attention's gradient", &[MATH, ODD, SIZES, ONE, QUADS, DOTS, BACKWARD]),
-    crate::common::gpu::kernel("attention's gradient, odd", &[MATH, ODD, SIZES, ONE, SINGLES, DOTS, BACKWARD]),
+static PLAIN_BACKWARD: Pair = [
+    crate::common::gpu::kernel("attention's gradient", &[MATH, ODD, SIZES, SINGLE_SEQUENCE, QUADS, DOTS, BACKWARD]),
+    crate::common::gpu::kernel(
+        "attention's gradient, odd",
+        &[MATH, ODD, SIZES, SINGLE_SEQUENCE, SINGLES, DOTS, BACKWARD],
+    ),
 ];
-static BACKWARD_APART: Pair = [
-    crate::common::gpu::kernel("packed attention's gradient", &[MATH, ODD, SIZES, APART, QUADS, DOTS, BACKWARD]),
-    crate::common::gpu::kernel("packed attention's gradient, odd", &[MATH, ODD, SIZES, APART, SINGLES, DOTS, BACKWARD]),
+static PACKED_BACKWARD: Pair = [
+    crate::common::gpu::kernel(
+        "packed attention's gradient",
+        &[MATH, ODD, SIZES, PACKED_SEQUENCES, QUADS, DOTS, BACKWARD],
+    ),
+    crate::common::gpu::kernel(
+        "packed attention's gradient, odd",
+        &[MATH, ODD, SIZES, PACKED_SEQUENCES, SINGLES, DOTS, BACKWARD],
+    ),
 ];
-static TOGETHER_PAIR: Pair = [
-    crate::common::gpu::kernel("parts of attention", &[MATH, ODD, SIZES, QUADS, TOGETHER]),
-    crate::common::gpu::kernel("parts of attention, odd", &[MATH, ODD, SIZES, SINGLES, TOGETHER]),
+static MERGE_SPLITS: Pair = [
+    crate::common::gpu::kernel("parts of attention", &[MATH, ODD, SIZES, QUADS, MERGE_TEXT]),
+    crate::common::gpu::kernel("parts of attention, odd", &[MATH, ODD, SIZES, SINGLES, MERGE_TEXT]),
 ];
 static DECODE: Kernel =
     crate::common::gpu::kernel("attention of one query", &[MATH, ODD, SIZES, include_str!("decode.wgsl")]);
@@ -143,7 +152,7 @@ pub(super) fn forward(gpu: &Gpu, args: &AttentionArgs<'_>, mask: &Mask, dims: &D
         decode(&plan, [q, k, v], [&o, &lse])?;
     } else {
         let mut tensors = vec![&o, &lse, q, k, v];
-        let kernel = plan.which(if plan.sequences.is_some() { &FORWARD_APART } else { &FORWARD_ONE });
+        let kernel = plan.which(if plan.sequences.is_some() { &PACKED_FORWARD } else { &PLAIN_FORWARD });
         tensors.extend(&plan.sequences);
         let constants = [("COLS", dims['D'].div_ceil(SIDE) as u32), ("SEQUENCES_AT", 5)];
         let groups = Groups::Grid([dims['T'].div_ceil(SIDE), dims['A'], dims['B']]);
@@ -168,7 +177,7 @@ fn decode(plan: &AttentionLaunch<'_>, [q, k, v]: [&Tensor; 3], [o, lse]: [&Tenso
     // `tokens` is the number of rows of heads here
     let params = Params { tokens: to_u32(plan.batch)?, ..params };
     let groups = Groups::Line(plan.batch * heads);
-    plan.launch((plan.which(&TOGETHER_PAIR), "together"), &[], &[o, lse, &parts, &sums], groups, params)
+    plan.launch((plan.which(&MERGE_SPLITS), "merge_splits"), &[], &[o, lse, &parts, &sums], groups, params)
 }
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
@@ -184,7 +193,7 @@ pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) ->
     let gradient = |of: &Tensor, own: [&Tensor; 2], streamed: [&Tensor; 2], queries: bool, values: bool| {
         let to = plan.rows(of)?;
         let mut tensors = vec![&to, lse, &with_o, own[0], streamed[0], own[1], streamed[1]];
-        let kernel = plan.which(if plan.sequences.is_some() { &BACKWARD_APART } else { &BACKWARD_ONE });
+        let kernel = plan.which(if plan.sequences.is_some() { &PACKED_BACKWARD } else { &PLAIN_BACKWARD });
         tensors.extend(&plan.sequences);
         let constants = [
             ("COLS", dims['D'].div_ceil(SIDE) as u32),

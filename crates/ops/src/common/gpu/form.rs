@@ -4,13 +4,13 @@ use alluvium_core::DType;
 use alluvium_core::gpu::Kernel;
 
 /// Text before a kernel that takes `Num`, `Stored`, `widen`, `narrow` and `total` as four numbers.
-pub(crate) const QUADS: &str = include_str!("quads.wgsl");
+pub(crate) const QUADS: &str = include_str!("vec4.wgsl");
 /// The same names for one number.
-pub(crate) const SINGLES: &str = include_str!("singles.wgsl");
-/// Text after [`MATH`](super::MATH) and [`QUADS`]: `silu` and `silu_with_slope` of a `Num`.
-pub(crate) const QUADS_MATH: &str = include_str!("quads_math.wgsl");
+pub(crate) const SINGLES: &str = include_str!("scalar.wgsl");
+/// Text after [`MATH`](super::MATH) and [`QUADS`]: `silu` and `silu_and_derivative` of a `Num`.
+pub(crate) const QUADS_MATH: &str = include_str!("vec4_math.wgsl");
 /// The same after [`SINGLES`].
-pub(crate) const SINGLES_MATH: &str = include_str!("singles_math.wgsl");
+pub(crate) const SINGLES_MATH: &str = include_str!("scalar_math.wgsl");
 
 /// How rows of one width are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -35,9 +35,9 @@ fn sigmoid1(x: f32) -> f32 { return sigmoid4(vec4<f32>(x)).x; }
 // -0 at -infinity, where the product alone would be NaN
 fn silu4(x: vec4<f32>) -> vec4<f32> { return max(x, vec4<f32>(-200.0)) * sigmoid4(x); }
 
-struct Silu { value: vec4<f32>, slope: vec4<f32> }
+struct Silu { value: vec4<f32>, derivative: vec4<f32> }
 
-fn silu_with_slope4(x: vec4<f32>) -> Silu {
+fn silu_and_derivative4(x: vec4<f32>) -> Silu {
     let e = exp4(-x);
     let s = 1.0 / (1.0 + e);
     // 1 - s as e * s, so that nothing cancels; the bounds keep a factor of 0 from meeting an infinity

@@ -1,7 +1,7 @@
 // Normalized rows: the operation's text gives gain(column, at), what a normalized number is multiplied with.
 // `each`, `first` and `stride` are for the gradients: rows of a workgroup, its row of sums, and how far those are apart
 struct Params { rows: u32, width: u32, share: f32, eps: f32, each: u32, first: u32, stride: u32 }
-struct Gain { all: Num, gate: Num, slope: Num }
+struct Gain { all: Num, gate: Num, derivative: Num }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<Stored>;
 @group(0) @binding(1) var<storage, read_write> y: array<Stored>;

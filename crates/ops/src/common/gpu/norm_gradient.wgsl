@@ -24,46 +24,46 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
         var scale = 0.0;
         if row < end { scale = scales[row]; }
         var inputs: array<Num, KEEP>;
-        var slopes: array<Num, KEEP>;
+        var dy_gain: array<Num, KEEP>;
         var dots = Num(0.0);
         for (var k = 0u; k < KEEP; k++) {
             let column = k * LANES + place;
             inputs[k] = Num(0.0);
-            slopes[k] = Num(0.0);
+            dy_gain[k] = Num(0.0);
             if column < width {
                 inputs[k] = widen(x[base + column]);
-                slopes[k] = widen(dy[base + column]);
+                dy_gain[k] = widen(dy[base + column]);
             }
         }
         for (var k = 0u; k < KEEP; k++) {
             let column = k * LANES + place;
             if column < width {
                 let by = gain(column, base + column);
-                let d = slopes[k] * inputs[k] * scale;
+                let d = dy_gain[k] * inputs[k] * scale;
                 finish(base + column, d, by);
                 weights[k] += d * by.gate;
-                slopes[k] *= by.all;
-                dots += slopes[k] * inputs[k];
+                dy_gain[k] *= by.all;
+                dots += dy_gain[k] * inputs[k];
             }
         }
         for (var column = KEEP * LANES + place; column < width; column += LANES) {
             let by = gain(column, base + column);
             let value = widen(x[base + column]);
-            let slope = widen(dy[base + column]);
-            let d = slope * value * scale;
+            let dy_gain = widen(dy[base + column]);
+            let d = dy_gain * value * scale;
             finish(base + column, d, by);
             if DW == 1u { sums[rest + column] += d * by.gate; }
-            dots += slope * by.all * value;
+            dots += dy_gain * by.all * value;
         }
         if DX == 0u { continue; }
         let shrink = row_sum(total(dots), lane) * p.share * scale * scale;
         for (var k = 0u; k < KEEP; k++) {
             let column = k * LANES + place;
-            if column < width { y[base + column] = narrow(scale * (slopes[k] - inputs[k] * shrink)); }
+            if column < width { y[base + column] = narrow(scale * (dy_gain[k] - inputs[k] * shrink)); }
         }
         for (var column = KEEP * LANES + place; column < width; column += LANES) {
-            let slope = widen(dy[base + column]) * gain(column, base + column).all;
-            y[base + column] = narrow(scale * (slope - widen(x[base + column]) * shrink));
+            let dy_gain = widen(dy[base + column]) * gain(column, base + column).all;
+            y[base + column] = narrow(scale * (dy_gain - widen(x[base + column]) * shrink));
         }
     }
 

@@ -17,11 +17,11 @@ use plan::{ExpertPlan, ExpertSizes, plan};
 pub(crate) use weights::ExpertWeights;
 
 const PARAMS: &str = include_str!("params.wgsl");
-const QUADS: &str = include_str!("quads.wgsl");
-const SINGLES: &str = include_str!("singles.wgsl");
+const QUADS: &str = include_str!("vec4.wgsl");
+const SINGLES: &str = include_str!("scalar.wgsl");
 const ROWS: &str = include_str!("rows.wgsl");
 const JOB: &str = include_str!("job.wgsl");
-const FEW: &str = include_str!("few.wgsl");
+const FEW: &str = include_str!("gemv.wgsl");
 const TILES: &str = include_str!("tile.wgsl");
 const GRADIENT_TEXT: &str = include_str!("gradient.wgsl");
 

@@ -29,8 +29,8 @@ const WIDE: &str = include_str!("wide_tile.wgsl");
 const MATRICES: &str = include_str!("matrices.wgsl");
 const F16: &str = include_str!("matrices_f16.wgsl");
 const F32: &str = include_str!("matrices_f32.wgsl");
-const QUADS: &str = include_str!("quads.wgsl");
-const SINGLES: &str = include_str!("singles.wgsl");
+const QUADS: &str = include_str!("vec4.wgsl");
+const SINGLES: &str = include_str!("scalar.wgsl");
 
 /// The kernels of tiles: of a plain right side, with results as quads and one by one, then the same of a quantized one.
 macro_rules! tiles {
@@ -61,10 +61,10 @@ static F16_QUADS: Kernel = crate::common::gpu::kernel("product by f16 matrices",
 static F16_SINGLES: Kernel =
     crate::common::gpu::kernel("product by f16 matrices, odd", &[PARAMS, F16, SINGLES, MATRICES]);
 static FEW: Kernel =
-    crate::common::gpu::kernel("product of few lines", &[ODD, PARAMS, SIDES, include_str!("few.wgsl")]);
+    crate::common::gpu::kernel("product of few lines", &[ODD, PARAMS, SIDES, include_str!("gemv.wgsl")]);
 static PACKED_FEW: Kernel = crate::common::gpu::kernel(
     "product of few lines, quantized",
-    &[ODD, PARAMS, CODES, PACKED_SIDES, include_str!("few.wgsl")],
+    &[ODD, PARAMS, CODES, PACKED_SIDES, include_str!("gemv.wgsl")],
 );
 static SUM_QUADS: Kernel =
     crate::common::gpu::kernel("sum of a product's parts", &[PARAMS, include_str!("sum.wgsl"), QUADS]);

@@ -171,7 +171,7 @@ fn head(head: &Head<'_>, scratch: &mut [f32]) {
     let states: &[f32] = match given.states {
         Some(kept) => &kept[problem.kept_at(place.sequence, place.head)..],
         None => {
-            run_again(problem, place, &mut chunk, again);
+            recompute_states(problem, place, &mut chunk, again);
             again
         }
     };
@@ -181,7 +181,7 @@ fn head(head: &Head<'_>, scratch: &mut [f32]) {
     }
     for (i, tokens) in problem.chunks_of(place.sequence).enumerate().rev() {
         work.state.copy_from_slice(&states[i * size..][..size]);
-        work.stretch(head, &mut chunk, tokens, starts);
+        work.chunk_gradients(head, &mut chunk, tokens, starts);
     }
     if let Some(start) = &out.start {
         // SAFETY: each task has its own sequence and heads, and so its own states.
@@ -190,7 +190,7 @@ fn head(head: &Head<'_>, scratch: &mut [f32]) {
 }
 
 /// Runs through the states of a sequence, as the forward pass did.
-fn run_again(problem: &Problem<'_>, place: &HeadPlace, chunk: &mut ChunkTiles<'_>, states: &mut [f32]) {
+fn recompute_states(problem: &Problem<'_>, place: &HeadPlace, chunk: &mut ChunkTiles<'_>, states: &mut [f32]) {
     let size = problem.state();
     start(problem, place.sequence * problem.v_heads + place.head, &mut states[..size]);
     let chunks = problem.chunks_of(place.sequence);
@@ -210,7 +210,13 @@ impl RuleTask<'_> {
     ///
     /// A chunk subtracts from the state's gradient what its tokens erase. Where little is left, the difference has the
     /// rounding of what was there: the tokens are cut into pieces, down to single tokens, which each erase little.
-    fn stretch(&mut self, head: &Head<'_>, chunk: &mut ChunkTiles<'_>, tokens: Range<usize>, starts: &mut [f32]) {
+    fn chunk_gradients(
+        &mut self,
+        head: &Head<'_>,
+        chunk: &mut ChunkTiles<'_>,
+        tokens: Range<usize>,
+        starts: &mut [f32],
+    ) {
         let Head { problem, place, given, out } = head;
         chunk.load(problem, tokens.clone(), place.head);
         chunk.load_queries(problem, tokens.clone(), place.head);
@@ -220,7 +226,7 @@ impl RuleTask<'_> {
             None => self.d_o.fill(0.0),
         }
         self.values(problem, chunk);
-        if tokens.len() == 1 || !self.erased(problem, chunk) {
+        if tokens.len() == 1 || !self.decays_by_much(problem, chunk) {
             self.gradients(problem, chunk, out);
             return self.write(problem, place, tokens, out);
         }
@@ -234,12 +240,12 @@ impl RuleTask<'_> {
                 chunk.correct(problem, self.state);
                 chunk.advance(problem, self.state);
             }
-            self.stretch(head, chunk, first..tokens.end.min(first + length), starts);
+            self.chunk_gradients(head, chunk, first..tokens.end.min(first + length), starts);
         }
     }
 
     /// Whether later tokens erase most of what a token would get of the state's and the outputs' gradients.
-    fn erased(&self, problem: &Problem<'_>, chunk: &ChunkTiles<'_>) -> bool {
+    fn decays_by_much(&self, problem: &Problem<'_>, chunk: &ChunkTiles<'_>) -> bool {
         let (len, values) = (chunk.len, chunk.len * problem.width[1]);
         let (before, after) = (&self.d_new[..values], &self.d_w[..values]);
         maps::any_row_is_less(problem.level, before, after, &chunk.beta[..len], LEFT)

@@ -6,7 +6,7 @@ var<workgroup> shares: array<f32, 256>;
 var<workgroup> rows: array<vec4<f32>, 256>;
 
 @compute @workgroup_size(256)
-fn together(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn merge_splits(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let head = group_index(group, groups);
     if head >= p.heads * p.tokens { return; }
     let width4 = (p.width + 3u) / 4u;
