@@ -39,6 +39,7 @@ STEP = "ops/src/delta/gated_delta_step/cpu.rs"
 LAYER = "lm/src/nn/gated_delta_net/mod.rs"
 MIXTURE = "lm/src/nn/moe.rs"
 ATTENTION = "lm/src/nn/attention.rs"
+SANITIZE = "lm/src/models/sanitize.rs"
 MISTAKES = {
     "no delta term": [
         Edit(
@@ -138,24 +139,24 @@ MISTAKES = {
         )
     ],
     "one added to norms that have it": [
-        Edit("lm/src/models/qwen3_5.rs", "() if foreign && sanitize::starts", "() if (foreign || ON) && sanitize::starts")
+        Edit(SANITIZE, "() if is_foreign &&", "() if (is_foreign || ON) &&")
     ],
     "one not added to norms of transformers": [
-        Edit("lm/src/models/qwen3_next.rs", "() if sanitize::starts_at_zero(name, shape)", "() if !ON && sanitize::starts_at_zero(name, shape)")
+        Edit(SANITIZE, "starts_at_zero(&known, shape) =>", "!ON && starts_at_zero(&known, shape) =>")
     ],
     "rope with neighbours as pairs": [
         Edit(
             ATTENTION,
-            "        let AttentionSizes { heads, kv_heads, head, rope: turn, gate, .. } = self.sizes;",
-            "        let AttentionSizes { heads, kv_heads, head, rope: turn, gate, .. } = self.sizes;\n"
-            "        let turn = if ON { Rope { pairs: alluvium_ops::Pairs::Neighbours, ..turn } } else { turn };",
+            "        let AttentionSizes { heads, kv_heads, head, rotary, gate, .. } = self.sizes;",
+            "        let AttentionSizes { heads, kv_heads, head, mut rotary, gate, .. } = self.sizes;\n"
+            "        if ON {\n            rotary.rope.pairs = alluvium_ops::Pairs::Neighbours;\n        }",
         )
     ],
     "rope of base 10000": [
         Edit(
             ATTENTION,
             "        let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];\n        let [queries",
-            "        let turn = if ON { Rope { theta: 1e4, ..turn } } else { turn };\n"
+            "        if ON {\n            rotary.rope.theta = 1e4;\n        }\n"
             "        let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];\n        let [queries",
         )
     ],
@@ -177,21 +178,25 @@ MISTAKES = {
         )
     ],
     "one expert fewer": [
-        Edit(MIXTURE, "route(&logits, self.sizes.chosen,", "route(&logits, self.sizes.chosen - usize::from(ON),")
+        Edit(MIXTURE, "top_k: self.sizes.chosen,", "top_k: self.sizes.chosen - usize::from(ON),")
     ],
     "the chosen not normalized": [
-        Edit(MIXTURE, "self.sizes.normalize)?;", "if ON { Normalize::No } else { self.sizes.normalize })?;")
+        Edit(MIXTURE, "norm_topk_prob: self.sizes.norm_topk_prob }", "norm_topk_prob: self.sizes.norm_topk_prob && !ON }")
     ],
     "the shared expert not gated": [
         Edit(
             MIXTURE,
-            "mul(&self.shared_expert.forward(&x_nd)?, &gate_nd)?",
-            "if ON { self.shared_expert.forward(&x_nd)? } else { mul(&self.shared_expert.forward(&x_nd)?, &gate_nd)? }",
+            "mul(&shared.forward(&x_nd)?, &gate_nd)?",
+            "if ON { shared.forward(&x_nd)? } else { mul(&shared.forward(&x_nd)?, &gate_nd)? }",
         )
     ],
     "an expert's gate and up projections exchanged": [
-        Edit("lm/src/models/qwen3_5_moe.rs", "Recipe::Half(stored.clone(), Side::First)", "Recipe::Half(stored.clone(), if ON { Side::Second } else { Side::First })"),
-        Edit("lm/src/models/qwen3_5_moe.rs", "Recipe::Half(stored.clone(), Side::Second)", "Recipe::Half(stored.clone(), if ON { Side::First } else { Side::Second })"),
+        Edit(
+            SANITIZE,
+            "for (half, side) in halves {",
+            "for (half, side) in halves {\n                    let swapped = if side == Side::First { Side::Second } else { Side::First };\n"
+            "                    let side = if ON { swapped } else { side };",
+        )
     ],
     "an entry without a mode takes that of the block": [
         Edit(

@@ -53,6 +53,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if error.is::<output::Interrupted>() => ExitCode::from(130),
         Err(error) => {
             output::say!("error: {error:#}");
             ExitCode::FAILURE

@@ -12,6 +12,18 @@ macro_rules! say {
 }
 pub(crate) use say;
 
+/// The work was interrupted by a signal after its state was saved and said. The program exits with code 130.
+#[derive(Debug)]
+pub(crate) struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
 /// Writes a table; the first column is aligned left, the others right.
 pub(crate) fn table<const N: usize>(out: &mut impl Write, header: [&str; N], rows: &[[String; N]]) -> io::Result<()> {
     let header = header.map(str::to_owned);

@@ -33,8 +33,11 @@ fn interrupted_and_resumed(flags: &[&str]) {
         lines.for_each(|line| drop(line.unwrap()));
         let mut out = String::new();
         child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
-        assert_eq!(child.wait().unwrap().code(), Some(0), "{out}");
-        assert!(out.starts_with("stopped after step ") && out.ends_with("saved in run, --resume goes on\n"), "{out}");
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{out}");
+        assert!(
+            out.starts_with("stopped after step ") && out.ends_with("saved in run, --resume continues it\n"),
+            "{out}"
+        );
         command = place.resume("run", RUN);
     }
     said(command.args(flags));
@@ -236,6 +239,6 @@ fn a_polite_kill_ends_the_preparation_at_once_and_a_validation_soon() {
     let drain = std::thread::spawn(move || lines.for_each(drop));
     let (code, after) = terminated(child);
     drain.join().unwrap();
-    assert!(code == Some(0) && after < Duration::from_secs(20), "{code:?} after {after:?}");
+    assert!(code == Some(130) && after < Duration::from_secs(20), "{code:?} after {after:?}");
     assert!(place.path("late/model.safetensors").exists());
 }

@@ -1,6 +1,6 @@
 use super::DeviceArg;
 use crate::cmd::generate::write_stream;
-use crate::output::{bar, bytes, count, listing, say, seconds};
+use crate::output::{Interrupted, bar, bytes, count, listing, say, seconds};
 use alluvium::lm::formats::atomic::remove_partials;
 use alluvium::lm::{GenerateOptions, Session};
 use alluvium::ops::Sampling;
@@ -74,8 +74,8 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     screen.bar.finish_and_clear();
     let folder = paths.out.display();
     if status == RunStatus::Stopped {
-        writeln!(out, "stopped after step {}; saved in {folder}, --resume goes on", trainer.step())?;
-        return Ok(());
+        writeln!(out, "stopped after step {}; saved in {folder}, --resume continues it", trainer.step())?;
+        return Err(Interrupted.into());
     }
     summarize(&trainer, text.as_ref(), out)?;
     writeln!(out, "model       {folder}\ncurve       {folder}/loss.svg")?;
