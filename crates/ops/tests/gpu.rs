@@ -3,7 +3,7 @@
 
 use alluvium_core::gpu::{Builder, Gpu, Shader, adapters};
 use alluvium_core::{DType, Device};
-use alluvium_ops::check::{Zeros, check};
+use alluvium_ops::check::{Zeros, check, need};
 use alluvium_ops::{Case, OPS, Op, Oversize, unreached_shaders};
 
 mod metal;
@@ -55,6 +55,19 @@ fn as_metal(shaders: &[Shader]) -> Vec<String> {
 fn every_operation_matches_its_reference() {
     let Some(device) = open(Gpu::builder()) else { return };
     prove(DType::F32, &device, LARGEST);
+}
+
+#[test]
+fn inputs_that_are_not_traced_cost_nothing() {
+    let Some(device) = open(Gpu::builder()) else { return };
+    let mut faults = Vec::new();
+    for op in OPS {
+        for case in op.cases.iter().filter(|case| work(op, case) < LARGEST / 10) {
+            let found = need(op, case, &device).unwrap();
+            faults.extend(found.iter().map(|fault| format!("{}, {}: {fault}", op.name(), case.name)));
+        }
+    }
+    assert!(faults.is_empty(), "{} faults on {device:?}:\n{}", faults.len(), faults.join("\n"));
 }
 
 #[test]

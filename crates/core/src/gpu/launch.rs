@@ -5,6 +5,7 @@ use super::{Gpu, Kernel, Variant, failed};
 use crate::{DType, Error, Kind, Result, Tensor};
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 /// One run of a kernel.
 #[derive(Debug)]
@@ -61,6 +62,11 @@ impl View<'_> {
 }
 
 impl Gpu {
+    /// Launches that were enqueued since the handle was opened.
+    pub fn launches(&self) -> u64 {
+        self.0.launches.load(Ordering::Relaxed)
+    }
+
     /// Enqueues a run of a kernel and returns at once.
     ///
     /// # Errors
@@ -92,6 +98,7 @@ impl Gpu {
             }
             written.tensor.gpu_bytes()?.invalidate_mirror();
         }
+        self.0.launches.fetch_add(1, Ordering::Relaxed);
         self.engine().dispatch(&pipeline, &bindings, launch.params, grid)
     }
 

@@ -37,6 +37,7 @@ use crate::{Error, Kind, Result};
 use engine::Engine;
 use kernel::Variant;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use tables::Tables;
 
@@ -51,6 +52,7 @@ struct Inner {
     memory: Memory,
     poison: bool,
     tables: Tables,
+    launches: AtomicU64,
 }
 
 /// Two handles are equal when they share a queue and memory.
@@ -156,7 +158,8 @@ impl Builder {
         let engine = Arc::new(Engine::Wgpu(engine));
         let memory = Memory::new(&adapter.device, &engine, self.memory_limit, limits.buffer);
         let tables = Tables::default();
-        Ok(Gpu(Arc::new(Inner { adapter, limits, engine, memory, poison: self.poison, tables })))
+        let launches = AtomicU64::new(0);
+        Ok(Gpu(Arc::new(Inner { adapter, limits, engine, memory, poison: self.poison, tables, launches })))
     }
 }
 

@@ -31,7 +31,7 @@ pub fn need(op: &Op, case: &Case, device: &Device) -> Result<Vec<String>> {
     }
     let bytes_of = |x: &Tensor| x.elements() * x.dtype().size();
     let total: usize = all.gradients.iter().flatten().map(bytes_of).sum();
-    let peak_of_all = peak(op, case, device, None)?;
+    let of_all = cost(op, case, device, None)?;
     for name in names {
         let (one, _) = run(op, case, device, Some(name))?;
         for (i, (alone, together)) in one.gradients.iter().zip(&all.gradients).enumerate() {
@@ -48,13 +48,17 @@ pub fn need(op: &Op, case: &Case, device: &Device) -> Result<Vec<String>> {
             }
         }
         let own = one.gradients.iter().flatten().map(bytes_of).sum::<usize>();
-        let (Some(peak_of_all), Some(peak)) = (peak_of_all, peak(op, case, device, Some(name))?) else { continue };
+        let alone = cost(op, case, device, Some(name))?;
         let visible = total - own > VISIBLE && !SHARED.contains(&op.name());
-        if peak > peak_of_all || visible && peak == peak_of_all {
-            let others = total - own;
+        if alone.peak > of_all.peak || visible && alone.peak == of_all.peak {
+            let (peak, peak_of_all, others) = (alone.peak, of_all.peak, total - own);
             faults.push(format!(
                 "d {name}: {peak} bytes alone, {peak_of_all} with all gradients, of which the others are {others}"
             ));
+        }
+        if alone.launches > of_all.launches {
+            let (launches, of_all) = (alone.launches, of_all.launches);
+            faults.push(format!("d {name}: {launches} launches alone, {of_all} with all gradients"));
         }
     }
     Ok(faults)
@@ -69,12 +73,23 @@ fn run(op: &Op, case: &Case, device: &Device, only: Option<&str>) -> Result<(Ran
     Ok((once(op, &inputs, &seeds, only)?, inputs))
 }
 
-/// The most memory that such a run holds on a CPU of its own; none on other devices, whose pools outlive a run.
-fn peak(op: &Op, case: &Case, device: &Device, only: Option<&str>) -> Result<Option<usize>> {
-    if !matches!(device, Device::Cpu(_)) {
-        return Ok(None);
-    }
-    let device: Device = Cpu::builder().threads(1).open()?.into();
-    run(op, case, &device, only)?;
-    Ok(Some(device.peak_memory()))
+/// What a run takes of a device.
+struct Costs {
+    /// The most bytes that it holds at once.
+    peak: usize,
+    /// Launches on a GPU.
+    launches: u64,
+}
+
+/// The costs of a run: on a GPU those of this handle, otherwise of a CPU that nothing else uses.
+fn cost(op: &Op, case: &Case, device: &Device, only: Option<&str>) -> Result<Costs> {
+    let Device::Gpu(gpu) = device else {
+        let device: Device = Cpu::builder().threads(1).open()?.into();
+        run(op, case, &device, only)?;
+        return Ok(Costs { peak: device.peak_memory(), launches: 0 });
+    };
+    device.reset_peak();
+    let (before, launches) = (gpu.memory().in_use(), gpu.launches());
+    run(op, case, device, only)?;
+    Ok(Costs { peak: gpu.memory().peak() - before, launches: gpu.launches() - launches })
 }

@@ -17,10 +17,17 @@ pub(super) fn backward(gpu: &Gpu, args: &Grad, dl: &Tensor, need: [bool; 3]) -> 
     let gates = chunks.gates(&args.g_cum, Decay::Summed, Some(&args.beta))?;
     let m = chunks.gated(dl, &gates.gamma, Keep::Below)?;
     let k = gpu.widen(&args.k)?;
-    let [dk, dbeta, dg] = chunks.kkt_gradient(&k, &gates, &m, &chunks.scores(&k, &k)?)?;
-    let dk = || gpu.convert(&chunks.sum_over_v_heads(dk)?, args.k.dtype())?.reshape(args.k.shape());
+    let dk = || {
+        let dk = chunks.kkt_gradient_of_keys(&k, &gates, &m)?;
+        gpu.convert(&chunks.sum_over_v_heads(dk)?, args.k.dtype())?.reshape(args.k.shape())
+    };
+    let dk = need[0].then(dk).transpose()?;
+    if !need[1] && !need[2] {
+        return Ok([dk, None, None]);
+    }
+    let [dbeta, dg] = chunks.kkt_gradient_of_gates(&gates, &m, &chunks.scores(&k, &k)?)?;
     Ok([
-        need[0].then(dk).transpose()?,
+        dk,
         need[1].then(|| dbeta.reshape(args.beta.shape())).transpose()?,
         need[2].then(|| dg.reshape(args.g_cum.shape())).transpose()?,
     ])

@@ -130,15 +130,18 @@ pub(super) fn backward(
     }
     let keys = Written { a, x: k, dy: &state.dw, gates, factor: Factor::BetaFromStart };
     let [dk, of_keys] = chunks.written_gradient(&keys, &da, Write::Add)?;
-    let [dbeta, written] = chunks.write_gates(&of_values, &of_keys, gates)?;
     let m = chunks.solve_gradient(a, &da, Some(gates))?;
-    let kk = chunks.scores(k, k)?;
-    let [dk_inside, dbeta_inside, _] = chunks.kkt_gradient(k, gates, &m, &kk)?;
-
     let dk = || {
-        let dk = [&state.dk, &dk_inside, &dk].into_iter().try_fold(out.dk, accumulate)?;
+        let dk =
+            [&state.dk, &chunks.kkt_gradient_of_keys(k, gates, &m)?, &dk].into_iter().try_fold(out.dk, accumulate)?;
         stored(&chunks.sum_over_v_heads(dk)?, &args.k)
     };
+    let dk = of_k.then(dk).transpose()?;
+    if !of_g && !of_beta {
+        return Ok([dq, dk, dv, None, None, start]);
+    }
+    let [dbeta, written] = chunks.write_gates(&of_values, &of_keys, gates)?;
+    let kk = chunks.scores(k, k)?;
     let dg = || {
         let dg = chunks.empty(1)?;
         let ends = Some([&state.to_end, &chunks.whole([&h, &out.dh], gates)?]);
@@ -148,7 +151,9 @@ pub(super) fn backward(
         chunks.step_gradients(&inside, gates, &dg, Write::Add)?;
         stored(&dg, &args.g)
     };
-    let dbeta = || stored(&accumulate(dbeta, &dbeta_inside)?, &args.beta);
-    let dk = of_k.then(dk).transpose()?;
+    let dbeta = || {
+        let [dbeta_inside, _] = chunks.kkt_gradient_of_gates(gates, &m, &kk)?;
+        stored(&accumulate(dbeta, &dbeta_inside)?, &args.beta)
+    };
     Ok([dq, dk, dv, of_g.then(dg).transpose()?, of_beta.then(dbeta).transpose()?, start])
 }

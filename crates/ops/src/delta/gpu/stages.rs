@@ -43,16 +43,20 @@ impl Chunks {
         Ok(l)
     }
 
-    /// Of `M = Γ ⊙ dL` and the keys' products `kk`: `dk`, `dβ` and the gradient of the running sums of `g`.
-    pub(crate) fn kkt_gradient(&self, k: &Tensor, gates: &ChunkGates, m: &Tensor, kk: &Tensor) -> Result<[Tensor; 3]> {
+    /// Of `M = Γ ⊙ dL`: `dk`.
+    pub(crate) fn kkt_gradient_of_keys(&self, k: &Tensor, gates: &ChunkGates, m: &Tensor) -> Result<Tensor> {
         let dk = self.empty(width(k))?;
         let sizes = [TOKENS, Size::Of(width(k)), TOKENS];
         let own = ChunkProduct::new(sizes, [self.square(m), self.side(k), self.side(&dk)]);
         own.rows(gates, Factor::Beta).run(self)?;
         let others = ChunkProduct::new(sizes, [self.square(m).t(), self.side(k), self.side(&dk)]);
         others.inner(gates, Factor::Beta, DType::F32).added().run(self)?;
-        let [dbeta, dg] = self.row_sums(m, kk, gates, Weight::Beta)?;
-        Ok([dk, dbeta, dg])
+        Ok(dk)
+    }
+
+    /// Of `M = Γ ⊙ dL` and the keys' products `kk`: `dβ` and the gradient of the running sums of `g`.
+    pub(crate) fn kkt_gradient_of_gates(&self, gates: &ChunkGates, m: &Tensor, kk: &Tensor) -> Result<[Tensor; 2]> {
+        self.row_sums(m, kk, gates, Weight::Beta)
     }
 
     /// `dL = −Aᵀ dA Aᵀ` below the diagonal; gated, it is `Γ ⊙ dL`.
