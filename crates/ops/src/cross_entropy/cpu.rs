@@ -112,22 +112,46 @@ struct TokenLoss {
     weight: f64,
 }
 
+/// The softmax of one token: its terms relative to the largest logit.
+struct Softmax {
+    max: f32,
+    /// `exp(target's logit − max)`.
+    own: f64,
+    /// `Σ exp(z − max)` over the other words. With the target among them, `1 − p` of a likely target would cancel.
+    others: f64,
+}
+
+impl Softmax {
+    fn sum(&self) -> f64 {
+        self.own + self.others
+    }
+
+    fn lse(&self) -> f64 {
+        f64::from(self.max) + self.sum().ln()
+    }
+}
+
 impl TokenLoss {
-    /// The loss, the largest logit and `Σ exp(z − max)`; the logits stay.
-    fn loss(&self, level: Level, z: &[f32]) -> (f64, f32, f64) {
-        let max = largest(level, z);
-        let sum: f64 = z.chunks(BLOCK).map(|z| f64::from(sum_of_exp(level, z, max))).sum();
-        let lse = f64::from(max) + sum.ln();
-        (lse - f64::from(z[self.target]) + self.z_loss * lse * lse, max, sum)
+    /// The loss and the softmax; the logits stay.
+    fn loss(&self, level: Level, z: &mut [f32]) -> (f64, Softmax) {
+        let (max, own) = (largest(level, z), z[self.target]);
+        z[self.target] = f32::NEG_INFINITY;
+        let others = z.chunks(BLOCK).map(|z| f64::from(sum_of_exp(level, z, max))).sum();
+        z[self.target] = own;
+        let below = f64::from(max) - f64::from(own);
+        let softmax = Softmax { max, own: (-below).exp(), others };
+        let loss = if below == 0.0 { others.ln_1p() } else { below + softmax.sum().ln() };
+        let lse = softmax.lse();
+        (loss + self.z_loss * lse * lse, softmax)
     }
 
     /// The loss; the logits become the gradient.
     fn loss_and_gradient(&self, level: Level, z: &mut [f32]) -> f64 {
-        let (loss, max, sum) = self.loss(level, z);
-        let lse = f64::from(max) + sum.ln();
-        let scale = self.weight * (1.0 + 2.0 * self.z_loss * lse) / sum;
-        scaled_exp(level, z, max, scale as f32);
-        z[self.target] -= self.weight as f32;
+        let (loss, softmax) = self.loss(level, z);
+        let (of_lse, sum) = (2.0 * self.z_loss * softmax.lse(), softmax.sum());
+        scaled_exp(level, z, softmax.max, (self.weight * (1.0 + of_lse) / sum) as f32);
+        // p − 1, as what the other words have of the sum
+        z[self.target] = (self.weight * (of_lse * softmax.own - softmax.others) / sum) as f32;
         loss
     }
 }

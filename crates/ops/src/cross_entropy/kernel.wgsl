@@ -15,6 +15,27 @@ fn logits(base: u32, i: u32) -> vec4<f32> {
     return select(vec4<f32>(LEAST), z[base + i], vec4<u32>(4u * i) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.words));
 }
 
+// log(1 + x) for x >= 0, to its own size
+fn log_of_1_and(x: f32) -> f32 {
+    if x > 1.0 { return log(1.0 + x); }
+    // 2 atanh(r) with r at most 1/3, where the series converges fast
+    let r = x / (2.0 + x);
+    let q = r * r;
+    var p = 1.0 / 15.0;
+    p = fma(p, q, 1.0 / 13.0);
+    p = fma(p, q, 1.0 / 11.0);
+    p = fma(p, q, 1.0 / 9.0);
+    p = fma(p, q, 1.0 / 7.0);
+    p = fma(p, q, 0.2);
+    p = fma(p, q, 1.0 / 3.0);
+    p = fma(p, q, 1.0);
+    return 2.0 * r * p;
+}
+
+fn is_word(i: u32, word: u32) -> vec4<bool> {
+    return vec4<u32>(4u * i) + vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(word);
+}
+
 // One workgroup a token: the loss, and where it is wanted the gradient, which takes the logits' place.
 @compute @workgroup_size(WG)
 fn token(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, lane: Lane) {
@@ -34,12 +55,15 @@ fn token(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
             sum *= exp1(top - most);
             top = most;
         }
-        sum += exp4(x - vec4<f32>(top));
+        // the target is left out: of a likely one, 1 - p would cancel
+        sum += select(exp4(x - vec4<f32>(top)), vec4<f32>(0.0), is_word(i, word));
     }
     let largest = group_max(top, lane);
     // an invocation without words has summed nothing
-    let all = group_sum(((sum.x + sum.y) + (sum.z + sum.w)) * exp1(top - largest), lane);
-    let logs = log(all);
+    let others = group_sum(((sum.x + sum.y) + (sum.z + sum.w)) * exp1(top - largest), lane);
+    let own = exp1(right - largest);
+    let all = own + others;
+    let logs = select(log(all), log_of_1_and(others), right == largest);
     let lse = largest + logs;
     let counted = counts(given);
     if lane.index == 0u {
@@ -47,11 +71,14 @@ fn token(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
     }
     if GRADIENT == 1u {
         storageBarrier();
-        let scale = weight[0] * (1.0 + 2.0 * p.z_loss * lse) / all;
+        let of_lse = 2.0 * p.z_loss * lse;
+        let scale = weight[0] * (1.0 + of_lse) / all;
+        // p - 1, as what the other words have of the sum
+        let of_target = weight[0] * (of_lse * own - others) / all;
         for (var i = lane.index; i < quads; i += WG) {
             let x = scale * exp4(logits(base, i) - vec4<f32>(largest));
-            let hit = vec4<u32>(4u * i) + vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(word);
-            z[base + i] = select(vec4<f32>(0.0), x - select(vec4<f32>(0.0), vec4<f32>(weight[0]), hit), counted);
+            let gradient = select(x, vec4<f32>(of_target), is_word(i, word));
+            z[base + i] = select(vec4<f32>(0.0), gradient, counted);
         }
     }
 }

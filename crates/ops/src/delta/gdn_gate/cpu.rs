@@ -37,9 +37,9 @@ pub(super) fn backward(
     [dg, dbeta]: [Option<&Tensor>; 2],
     need: [bool; 4],
 ) -> Result<[Option<Tensor>; 4]> {
-    let Grad { a, a_log, dt_bias, g, beta } = saved;
+    let Grad { a, a_log, dt_bias, g, b } = saved;
     let (xs, rates, bias) = (cpu.read(a)?, cpu.read(a_log)?, cpu.read(dt_bias)?);
-    let (gs, betas, heads) = (cpu.read(g)?, cpu.read(beta)?, rates.len());
+    let (gs, bs, heads) = (cpu.read(g)?, cpu.read(b)?, rates.len());
     let seeds = |x: Option<&Tensor>| -> Result<Vec<f32>> {
         x.map_or_else(|| Ok(vec![0.0; xs.len()]), |x| Ok(cpu.read(x)?.to_vec()))
     };
@@ -61,7 +61,8 @@ pub(super) fn backward(
                 }
             }
             if need[1] {
-                db[at] = betas[i] * (1.0 - betas[i]) * dbeta[i];
+                // σ(−b) is 1 − β without the cancellation
+                db[at] = sigmoid(bs[i]) * sigmoid(-bs[i]) * dbeta[i];
             }
             if need[2] {
                 d_log[head] += gs[i] * dg[i];

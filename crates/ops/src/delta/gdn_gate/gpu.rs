@@ -85,7 +85,7 @@ pub(super) fn backward(
     dy: [Option<&Tensor>; 2],
     need: [bool; 4],
 ) -> Result<[Option<Tensor>; 4]> {
-    let Grad { a, a_log, dt_bias, g, beta } = saved;
+    let Grad { a, a_log, dt_bias, g, b } = saved;
     let given = |dy: Option<&Tensor>| dy.map_or_else(|| gpu.zeros(a.shape(), DType::F32), |dy| Ok(dy.clone()));
     let [dg, dbeta] = [given(dy[0])?, given(dy[1])?];
     let sizes = GateLaunch { need: [need[0], need[1]], ..GateLaunch::of(a) };
@@ -93,7 +93,7 @@ pub(super) fn backward(
     let room = |need: bool| if need { gpu.empty(a.shape(), a.dtype()) } else { gpu.empty([4], DType::F32) };
     let (da, db) = (room(need[0])?, room(need[1])?);
     if need[0] || need[1] {
-        let more = [a_log, dt_bias, beta, &dg, &dbeta, &da, &db];
+        let more = [a_log, dt_bias, b, &dg, &dbeta, &da, &db];
         sizes.launch(gpu, "backward", sizes.n.div_ceil(4 * GROUP), a, &more)?;
     }
     let [da, db] = [need[0].then_some(da), need[1].then_some(db)];

@@ -27,6 +27,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
     beta[i] = sigmoid4(widen_X(b[i]));
 }
 
+@group(0) @binding(3) var<storage, read> logits: array<X4>;
 @group(0) @binding(4) var<storage, read> dg: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read> dbeta: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> da: array<X4>;
@@ -38,7 +39,11 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     if i >= p.n { return; }
     let heads = heads_from(4u * i);
     if DA == 1u { da[i] = narrow_X(-rates(heads) * sigmoid4(biased(widen_X(a[i]), heads)) * dg[i]); }
-    if DB == 1u { db[i] = narrow_X(beta[i] * (1.0 - beta[i]) * dbeta[i]); }
+    if DB == 1u {
+        // sigmoid(-x) is 1 - beta without the cancellation
+        let x = widen_X(logits[i]);
+        db[i] = narrow_X(sigmoid4(x) * sigmoid4(-x) * dbeta[i]);
+    }
 }
 
 @group(0) @binding(3) var<storage, read> gates: array<f32>;

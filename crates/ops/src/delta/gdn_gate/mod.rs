@@ -41,7 +41,7 @@ pub struct Gates {
 /// | `a_log`, `dt_bias` | `G`     | f32            | yes      |
 /// | `g`, `beta`        | `R.. G` | f32            |          |
 ///
-/// The backward pass keeps the arguments and both results.
+/// The backward pass keeps the arguments and `g`.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold.
@@ -55,19 +55,18 @@ pub fn gdn_gate(a: &Tensor, b: &Tensor, a_log: &Tensor, dt_bias: &Tensor) -> Res
         Device::Cpu(cpu) => cpu::forward(cpu, [a, b, a_log, dt_bias], dims['R'])?,
         Device::Gpu(gpu) => gpu::forward(gpu, [a, b, a_log, dt_bias])?,
     };
-    let grad =
-        || Grad { a: a.detach(), a_log: a_log.detach(), dt_bias: dt_bias.detach(), g: g.clone(), beta: beta.clone() };
+    let grad = || Grad { a: a.detach(), a_log: a_log.detach(), dt_bias: dt_bias.detach(), g: g.clone(), b: b.detach() };
     let [g, beta] = tape::record_many([a, b, a_log, dt_bias], [g.clone(), beta.clone()], grad)?;
     Ok(Gates { g, beta })
 }
 
-/// With `x = a + dt_bias`: `da = −e^{a_log} σ(x) dg`, `ddt_bias = Σ da`, `da_log = Σ g dg`, `db = β (1 − β) dβ`.
+/// With `x = a + dt_bias`: `da = −e^{a_log} σ(x) dg`, `ddt_bias = Σ da`, `da_log = Σ g dg`, `db = σ(b) σ(−b) dβ`.
 struct Grad {
     a: Tensor,
     a_log: Tensor,
     dt_bias: Tensor,
     g: Tensor,
-    beta: Tensor,
+    b: Tensor,
 }
 
 impl BackwardMany<4, 2> for Grad {
