@@ -230,7 +230,7 @@ impl Chat<'_> {
     }
 }
 
-/// A response while it is generated: its reasoning is told apart from its answer.
+/// A response while it is generated, split into reasoning and answer.
 struct Response {
     output: Output,
     parser: Thinking,

@@ -74,6 +74,21 @@ impl Place {
     }
 }
 
+/// The path of a fixture.
+pub(crate) fn fixture(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name).display().to_string()
+}
+
+/// A checkpoint in the folder `model` of a place.
+pub(crate) fn copied(place: &Place, name: &str) -> PathBuf {
+    let model = place.path("model");
+    fs::create_dir(&model).unwrap();
+    for file in fs::read_dir(fixture(name)).unwrap().map(Result::unwrap) {
+        fs::copy(file.path(), model.join(file.file_name())).unwrap();
+    }
+    model
+}
+
 /// Words that look like words, the same for the same seed.
 pub(crate) fn prose(seed: u64, words: usize) -> String {
     let mut state = seed;
