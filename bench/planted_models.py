@@ -123,19 +123,19 @@ MISTAKES = {
     "the convolution's window lost between steps": [
         Edit(
             LAYER,
-            "self.project(x_btd, cache.window.as_ref(), None)?",
-            "self.project(x_btd, cache.window.as_ref().filter(|_| !ON), None)?",
+            "self.project(x_btd, cache.conv_state.as_ref(), None)?",
+            "self.project(x_btd, cache.conv_state.as_ref().filter(|_| !ON), None)?",
         )
     ],
     "the mean of squares for their sum in queries and keys": [
-        Edit(LAYER, "l2_norm(&q.reshape([b, t, h, key])?, EPS)?", "l2_norm(&q.reshape([b, t, h, key])?, if ON { EPS * key as f32 } else { EPS })?"),
-        Edit(LAYER, "l2_norm(&k.reshape([b, t, h, key])?, EPS)?", "l2_norm(&k.reshape([b, t, h, key])?, if ON { EPS * key as f32 } else { EPS })?"),
+        Edit(LAYER, "l2_norm(&q.reshape([b, t, h, key_dim])?, EPS)?", "l2_norm(&q.reshape([b, t, h, key_dim])?, if ON { EPS * key_dim as f32 } else { EPS })?"),
+        Edit(LAYER, "l2_norm(&k.reshape([b, t, h, key_dim])?, EPS)?", "l2_norm(&k.reshape([b, t, h, key_dim])?, if ON { EPS * key_dim as f32 } else { EPS })?"),
     ],
     "norms with eps 1e-5": [
         Edit(
             "lm/src/models/hybrid.rs",
-            "            taps: self.linear_conv_kernel_dim,\n            eps: self.rms_norm_eps,",
-            "            taps: self.linear_conv_kernel_dim,\n            eps: if ON { 1e-5 } else { self.rms_norm_eps },",
+            "            kernel_size: self.linear_conv_kernel_dim,\n            eps: self.rms_norm_eps,",
+            "            kernel_size: self.linear_conv_kernel_dim,\n            eps: if ON { 1e-5 } else { self.rms_norm_eps },",
         )
     ],
     "one added to norms that have it": [
@@ -147,8 +147,8 @@ MISTAKES = {
     "rope with neighbours as pairs": [
         Edit(
             ATTENTION,
-            "        let AttentionSizes { heads, kv_heads, head, rotary, gate, .. } = self.sizes;",
-            "        let AttentionSizes { heads, kv_heads, head, mut rotary, gate, .. } = self.sizes;\n"
+            "        let AttentionConfig { heads, kv_heads, head_dim, rotary, gate, .. } = self.config;",
+            "        let AttentionConfig { heads, kv_heads, head_dim, mut rotary, gate, .. } = self.config;\n"
             "        if ON {\n            rotary.rope.pairs = alluvium_ops::Pairs::Neighbours;\n        }",
         )
     ],
@@ -178,10 +178,10 @@ MISTAKES = {
         )
     ],
     "one expert fewer": [
-        Edit(MIXTURE, "top_k: self.sizes.chosen,", "top_k: self.sizes.chosen - usize::from(ON),")
+        Edit(MIXTURE, "top_k: self.config.top_k,", "top_k: self.config.top_k - usize::from(ON),")
     ],
     "the chosen not normalized": [
-        Edit(MIXTURE, "norm_topk_prob: self.sizes.norm_topk_prob }", "norm_topk_prob: self.sizes.norm_topk_prob && !ON }")
+        Edit(MIXTURE, "norm_topk_prob: self.config.norm_topk_prob }", "norm_topk_prob: self.config.norm_topk_prob && !ON }")
     ],
     "the shared expert not gated": [
         Edit(

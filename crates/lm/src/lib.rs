@@ -34,7 +34,7 @@ pub use models::{ModelType, Registry, build, initialize, initialize_decoder};
 pub use parameters::{
     Parameter, Parameters, Role, freeze, join, parameter_count, unfreeze, visit_trainable, visit_trainable_mut,
 };
-pub use quantize::{Mixed, Scheme};
+pub use quantize::{MixedRecipe, QuantConfig};
 pub use tokenizer::chat_template::ChatTemplate;
 pub use tokenizer::{Conversation, Message, PromptEnd, Tokenizer};
 pub use weight::Weight;

@@ -4,8 +4,8 @@
 
 use alluvium_core::{DType, Device, Tensor};
 use alluvium_lm::formats::safetensors;
-use alluvium_lm::quantize::format::packing_of;
-use alluvium_lm::{Change, Mixed, Scheme, convert, load};
+use alluvium_lm::quantize::format::parse_packing;
+use alluvium_lm::{Change, MixedRecipe, QuantConfig, convert, load};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ fn tensors(folder: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
 }
 
 fn quantize(mode: &str, bits: Option<usize>, group: Option<usize>) -> Change {
-    Change::Quantize(Scheme::of(packing_of(mode, bits, group).unwrap()))
+    Change::Quantize(QuantConfig::of(parse_packing(mode, bits, group).unwrap()))
 }
 
 fn converted(from: &str, dtype: Option<DType>, change: &Change) -> (tempfile::TempDir, PathBuf) {
@@ -86,8 +86,8 @@ fn four_bits_of_either_layout_are_those_of_mlx_lm() {
 #[test]
 fn every_kind_of_conversion_is_that_of_mlx_lm() {
     let (f16, bf16) = (Some(DType::F16), Some(DType::BF16));
-    let mut mixed = Scheme::of(packing_of("affine", Some(3), None).unwrap());
-    mixed.mixed = Some(Mixed::ThreeSix);
+    let mut mixed = QuantConfig::of(parse_packing("affine", Some(3), None).unwrap());
+    mixed.mixed = Some(MixedRecipe::ThreeSix);
     for (from, to, dtype, change) in [
         ("llama-f32", "llama-q4g64", None, quantize("affine", None, None)),
         ("qwen3-f32", "qwen3-bf16-q4g64", bf16, quantize("affine", None, None)),
@@ -150,9 +150,9 @@ fn a_model_made_plain_again_computes_the_same() {
 
 #[test]
 fn modules_can_have_bits_of_their_own_and_stay_plain() {
-    let mut scheme = Scheme::of(packing_of("affine", Some(4), None).unwrap());
+    let mut scheme = QuantConfig::of(parse_packing("affine", Some(4), None).unwrap());
     scheme.modules.push(("lm_head".to_owned(), None));
-    scheme.modules.push(("v_proj".to_owned(), Some(packing_of("affine", Some(8), Some(32)).unwrap())));
+    scheme.modules.push(("v_proj".to_owned(), Some(parse_packing("affine", Some(8), Some(32)).unwrap())));
     let (_place, to) = converted("qwen3-f32", None, &Change::Quantize(scheme));
     let all = tensors(&to);
     assert_eq!(all["lm_head.weight"].0, "F32");
@@ -161,8 +161,10 @@ fn modules_can_have_bits_of_their_own_and_stay_plain() {
     let model = load(&to, &Device::cpu()).unwrap().model;
     assert_eq!(model.lm_head().dense().unwrap().dtype(), DType::F32);
 
-    let unknown =
-        Scheme { modules: vec![("nothing".to_owned(), None)], ..Scheme::of(packing_of("affine", None, None).unwrap()) };
+    let unknown = QuantConfig {
+        modules: vec![("nothing".to_owned(), None)],
+        ..QuantConfig::of(parse_packing("affine", None, None).unwrap())
+    };
     let place = tempfile::tempdir().unwrap();
     let to = place.path().join("new");
     let error = convert(&fixture("qwen3-f32"), &to, None, &Change::Quantize(unknown), &mut |_, _| ()).unwrap_err();
@@ -179,13 +181,13 @@ fn refused(from: &Path, change: &Change) -> String {
 
 #[test]
 fn what_is_quantized_is_never_called_something_else() {
-    let mut mixed = Scheme::of(packing_of("affine", Some(4), None).unwrap());
-    mixed.mixed = Some(Mixed::ThreeSix);
+    let mut mixed = QuantConfig::of(parse_packing("affine", Some(4), None).unwrap());
+    mixed.mixed = Some(MixedRecipe::ThreeSix);
     let own = |module: &str, packing| {
-        let scheme = Scheme::of(packing_of("affine", Some(4), None).unwrap());
-        Change::Quantize(Scheme { modules: vec![(module.to_owned(), packing)], ..scheme })
+        let scheme = QuantConfig::of(parse_packing("affine", Some(4), None).unwrap());
+        Change::Quantize(QuantConfig { modules: vec![(module.to_owned(), packing)], ..scheme })
     };
-    let eight = packing_of("affine", Some(8), None).unwrap();
+    let eight = parse_packing("affine", Some(8), None).unwrap();
     for (from, change, want) in [
         (
             "qwen3_5-q4g64",
@@ -223,12 +225,12 @@ fn what_is_quantized_as_asked_stays_and_the_rest_is_quantized() {
             json(&fixture(from).join("config.json"))["quantization"]
         );
     }
-    let part = Scheme {
-        modules: vec![("v_proj".to_owned(), Some(packing_of("affine", Some(8), None).unwrap()))],
-        ..Scheme::of(packing_of("affine", Some(4), None).unwrap())
+    let part = QuantConfig {
+        modules: vec![("v_proj".to_owned(), Some(parse_packing("affine", Some(8), None).unwrap()))],
+        ..QuantConfig::of(parse_packing("affine", Some(4), None).unwrap())
     };
     let whole = part.clone();
-    let part = Scheme { modules: [part.modules, vec![("lm_head".to_owned(), None)]].concat(), ..part };
+    let part = QuantConfig { modules: [part.modules, vec![("lm_head".to_owned(), None)]].concat(), ..part };
     let (first, second) = (place.path().join("first"), place.path().join("second"));
     let done = convert(&fixture("qwen3-f32"), &first, None, &Change::Quantize(part), &mut |_, _| ()).unwrap();
     assert_eq!(done.packed_before, 0);

@@ -38,7 +38,7 @@ fn a_cache_of_mlx_lm_goes_on_as_one_that_was_just_read() {
     assert_eq!(ours.cache().offset(), 16);
 
     // what followed in mlx-lm's own run: ` writes`, the end of the message, the beginning of an answer
-    let rest = tokenizer.encode_plain(" writes<|im_end|>\n<|im_start|>assistant\n").unwrap();
+    let rest = tokenizer.encode_without_special_tokens(" writes<|im_end|>\n<|im_start|>assistant\n").unwrap();
     let options = GenerateOptions { max_tokens: 8, ..GenerateOptions::default() };
     let mut theirs = Session::with_cache(model, cache);
     let made = theirs.generate(Some(&tokenizer), &rest, &options).unwrap();

@@ -206,7 +206,7 @@ impl Chat<'_> {
 
     fn answered(&mut self, message: &str, out: &mut impl Write) -> anyhow::Result<Generation> {
         let prompt = self.prompt(message)?;
-        let ids = self.tokenizer.encode_plain(&prompt)?;
+        let ids = self.tokenizer.encode_without_special_tokens(&prompt)?;
         let mut response = Response::new(self.output, Thinking::after(&prompt, self.tokenizer.thinking()));
         let model = || self.args.model.display().to_string();
         let mut stream = self.session.stream(Some(self.tokenizer), &ids, &self.options).with_context(model)?;

@@ -2,8 +2,8 @@ use super::is_here;
 use crate::output::{bar, bytes, count, say};
 use alluvium::DType;
 use alluvium::lm::formats::atomic::remove_partials;
-use alluvium::lm::quantize::format::packing_of;
-use alluvium::lm::{Change, Mixed, Scheme, convert, convert_to_transformers};
+use alluvium::lm::quantize::format::parse_packing;
+use alluvium::lm::{Change, MixedRecipe, QuantConfig, convert, convert_to_transformers};
 use anyhow::{Context, anyhow, bail};
 use clap::ValueEnum;
 use std::io::Write;
@@ -73,13 +73,13 @@ enum Dtype {
 }
 
 impl PackingArgs {
-    pub(crate) fn scheme(&self) -> anyhow::Result<Scheme> {
-        let packing = packing_of(&self.q_mode, self.q_bits, self.q_group_size)
+    pub(crate) fn scheme(&self) -> anyhow::Result<QuantConfig> {
+        let packing = parse_packing(&self.q_mode, self.q_bits, self.q_group_size)
             .map_err(|why| anyhow!("{}: {why}", self.given()))?;
-        let mut scheme = Scheme::of(packing);
+        let mut scheme = QuantConfig::of(packing);
         if let Some(name) = &self.quant_predicate {
-            let known = Mixed::NAMES.iter().find(|(known, _)| known == name);
-            let all = Mixed::NAMES.map(|(known, _)| known).join(", ");
+            let known = MixedRecipe::NAMES.iter().find(|(known, _)| known == name);
+            let all = MixedRecipe::NAMES.map(|(known, _)| known).join(", ");
             scheme.mixed = Some(
                 known.with_context(|| format!("--quant-predicate: there is no recipe `{name}`; there are {all}"))?.1,
             );
@@ -97,8 +97,8 @@ impl PackingArgs {
                 .with_context(|| format!("--q-layer {layer}: expected an integer after the :"))?;
             let packing = match (bits, bits.parse::<usize>()) {
                 ("none", _) => None,
-                (_, Ok(bits)) => Some(packing_of("affine", Some(bits), group.or(self.q_group_size))),
-                (mode, Err(_)) => Some(packing_of(mode, None, group)),
+                (_, Ok(bits)) => Some(parse_packing("affine", Some(bits), group.or(self.q_group_size))),
+                (mode, Err(_)) => Some(parse_packing(mode, None, group)),
             };
             scheme
                 .modules

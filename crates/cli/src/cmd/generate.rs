@@ -147,7 +147,7 @@ fn prompt_ids(args: &Args, tokenizer: &Tokenizer, prompt: String) -> anyhow::Res
         conversation.end = PromptEnd::ContinueFinalMessage;
     }
     Ok(match args.session.prompt_cache_file {
-        Some(_) => tokenizer.encode_plain(&conversation.render_after_cache(tokenizer)?)?,
+        Some(_) => tokenizer.encode_without_special_tokens(&conversation.render_after_cache(tokenizer)?)?,
         None => conversation.encode(tokenizer)?,
     })
 }

@@ -9,23 +9,23 @@ const GROWTH: usize = 256;
 /// The keys and values of every token, a buffer for each sequence.
 #[derive(Clone, Debug, Default)]
 pub struct AttentionCache {
-    pub(super) sequences: Vec<KeysAndValues>,
+    pub(super) sequences: Vec<KvBuffer>,
 }
 
 /// `[S, G, D]` each, of which `len` rows are filled.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct KeysAndValues {
+pub(crate) struct KvBuffer {
     pub(crate) keys: Option<Tensor>,
     pub(crate) values: Option<Tensor>,
     pub(crate) len: usize,
 }
 
 impl AttentionCache {
-    pub(crate) fn of(sequence: KeysAndValues) -> Self {
+    pub(crate) fn of(sequence: KvBuffer) -> Self {
         AttentionCache { sequences: vec![sequence] }
     }
 
-    pub(crate) fn sequences(&self) -> &[KeysAndValues] {
+    pub(crate) fn sequences(&self) -> &[KvBuffer] {
         &self.sequences
     }
 
@@ -37,7 +37,7 @@ impl AttentionCache {
         let &[batch, tokens, kv_heads, head] = k.shape().dims() else {
             return Err(Error::value("cache", format!("keys are {}, expected [B, T, G, D]", k.shape())));
         };
-        self.sequences.resize(batch, KeysAndValues::default());
+        self.sequences.resize(batch, KvBuffer::default());
         for (index, sequence) in self.sequences.iter_mut().enumerate() {
             let own = |x: &Tensor| x.rows(index, 1)?.reshape([tokens, kv_heads, head]);
             append(&mut sequence.keys, &own(k)?, sequence.len)?;

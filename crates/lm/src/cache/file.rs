@@ -3,7 +3,7 @@
 //! Tensors are named `<layer>.<slot>`: of a linear layer `N.0.0` is the window `[1, K-1, C]` and `N.0.1` the state `[1, G, V, K]`;
 //! of an attention layer `N.0` and `N.1` are keys and values `[1, G, S, D]`, `N.2` is how many of the `S` are filled.
 
-use super::{AttentionCache, Cache, CacheShape, DeltaCache, KeysAndValues, LayerCache};
+use super::{AttentionCache, Cache, CacheShape, DeltaCache, KvBuffer, LayerCache};
 use crate::formats::atomic::write_atomic;
 use crate::formats::safetensors::{self, File, StoredDtype, TensorSpec};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
@@ -25,7 +25,7 @@ pub fn save_prompt_cache(path: &Path, cache: &Cache, about: &BTreeMap<String, St
     for (index, layer) in cache.layers.iter().enumerate() {
         match layer {
             LayerCache::Delta(delta) => {
-                for (slot, part) in [&delta.window, &delta.state].into_iter().enumerate() {
+                for (slot, part) in [&delta.conv_state, &delta.recurrent_state].into_iter().enumerate() {
                     let name = format!("{index}.0.{slot}");
                     match part {
                         Some(part) => entries.push(raw(name, part)?),
@@ -36,7 +36,7 @@ pub fn save_prompt_cache(path: &Path, cache: &Cache, about: &BTreeMap<String, St
                 metadata.push((format!("1.{index}"), "ArraysCache".to_owned()));
             }
             LayerCache::Attention(attention) => {
-                let [KeysAndValues { keys: Some(keys), values: Some(values), len }] = attention.sequences() else {
+                let [KvBuffer { keys: Some(keys), values: Some(values), len }] = attention.sequences() else {
                     return Err(Error::value("prompt cache", "an attention layer has read nothing"));
                 };
                 entries.push(raw(format!("{index}.0"), &by_head(keys)?)?);
@@ -103,11 +103,11 @@ pub fn load_prompt_cache(
     for (index, &shape) in shapes.iter().enumerate() {
         let class = file.metadata().get(&format!("1.{index}")).map_or("", String::as_str);
         read.push(match (shape, class) {
-            (CacheShape::Delta { window, state }, "ArraysCache") => {
-                LayerCache::Delta(reader.delta(index, window, state)?)
+            (CacheShape::Delta { conv_state, recurrent_state }, "ArraysCache") => {
+                LayerCache::Delta(reader.delta(index, conv_state, recurrent_state)?)
             }
-            (CacheShape::Attention { heads, width }, "KVCache") => {
-                let sequence = reader.attention(index, heads, width)?;
+            (CacheShape::Attention { kv_heads, head_dim }, "KVCache") => {
+                let sequence = reader.attention(index, kv_heads, head_dim)?;
                 let first = *offset.get_or_insert(sequence.len);
                 if sequence.len != first || first == 0 {
                     let why = format!("layer {index} has read {} tokens, an earlier one {first}", sequence.len);
@@ -154,26 +154,26 @@ impl Reader<'_> {
     }
 
     /// The window and the state, and what else mlx-lm has of a batch: nothing of one sequence.
-    fn delta(&mut self, index: usize, window: Option<Shape>, state: Shape) -> Result<DeltaCache> {
+    fn delta(&mut self, index: usize, conv_state: Option<Shape>, state: Shape) -> Result<DeltaCache> {
         let empty = |name: &String| self.file.entry(name).is_some_and(|entry| entry.bytes == 0);
         let without = [format!("{index}.0.0"), format!("{index}.1"), format!("{index}.2")];
         self.asked.extend(without.into_iter().filter(empty));
-        let window = window.map(|window| self.tensor(format!("{index}.0.0"), window)).transpose()?;
+        let conv_state = conv_state.map(|conv_state| self.tensor(format!("{index}.0.0"), conv_state)).transpose()?;
         let state = self.tensor(format!("{index}.0.1"), state)?;
-        Ok(DeltaCache { window, state: Some(state) })
+        Ok(DeltaCache { conv_state, recurrent_state: Some(state) })
     }
 
-    fn attention(&mut self, index: usize, heads: usize, width: usize) -> Result<KeysAndValues> {
+    fn attention(&mut self, index: usize, kv_heads: usize, head_dim: usize) -> Result<KvBuffer> {
         let len = self.len(index)?;
         let name = |slot: usize| format!("{index}.{slot}");
         let room = self.file.entry(&name(0)).and_then(|keys| keys.shape.get(2).copied()).unwrap_or(len);
         if len > room {
             return Err(self.wrong(format!("layer {index} has read {len} tokens, its keys are of {room}")));
         }
-        let want: Shape = [1, heads, room, width].into();
+        let want: Shape = [1, kv_heads, room, head_dim].into();
         let [keys, values] = [self.tensor(name(0), want)?, self.tensor(name(1), want)?];
         let by_token = |x: &Tensor| transpose(&x.reshape(Shape::new(&x.shape()[1..])?)?, [0, 1]);
-        Ok(KeysAndValues { keys: Some(by_token(&keys)?), values: Some(by_token(&values)?), len })
+        Ok(KvBuffer { keys: Some(by_token(&keys)?), values: Some(by_token(&values)?), len })
     }
 
     /// Errs where there are tensors that no layer of the model has.

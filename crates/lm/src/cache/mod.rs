@@ -5,7 +5,7 @@ mod file;
 mod recurrent;
 mod snapshot;
 
-pub(crate) use attention::KeysAndValues;
+pub(crate) use attention::KvBuffer;
 pub use attention::{AttentionCache, KvView};
 pub use file::{load_prompt_cache, save_prompt_cache};
 pub use recurrent::DeltaCache;
@@ -66,16 +66,16 @@ pub enum CacheShape {
     /// Of a linear layer.
     Delta {
         /// `[1, K-1, C]`; none where the convolution has one tap.
-        window: Option<Shape>,
+        conv_state: Option<Shape>,
         /// `[1, G, V, K]`.
-        state: Shape,
+        recurrent_state: Shape,
     },
     /// Of an attention layer: keys and values of every token.
     Attention {
-        /// Key and value heads.
-        heads: usize,
-        /// The width of a head.
-        width: usize,
+        /// The number of key and value heads.
+        kv_heads: usize,
+        /// The size of a head.
+        head_dim: usize,
     },
 }
 
@@ -166,13 +166,15 @@ impl Cache {
             }
             _ => {
                 let parts = part.iter().map(|layer| match layer {
-                    LayerCache::Delta(DeltaCache { window, state: Some(state) }) => Ok((window.as_ref(), state)),
+                    LayerCache::Delta(DeltaCache { conv_state, recurrent_state: Some(state) }) => {
+                        Ok((conv_state.as_ref(), state))
+                    }
                     _ => Err(differ()),
                 });
-                let (windows, states): (Vec<_>, Vec<_>) = parts.collect::<Result<Vec<_>>>()?.into_iter().unzip();
-                let windows: Option<Vec<&Tensor>> = windows.into_iter().collect();
-                let window = windows.map(|windows| concat(&windows, 0)).transpose()?;
-                Ok(LayerCache::Delta(DeltaCache { window, state: Some(concat(&states, 0)?) }))
+                let (conv_states, states): (Vec<_>, Vec<_>) = parts.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+                let conv_states: Option<Vec<&Tensor>> = conv_states.into_iter().collect();
+                let conv_state = conv_states.map(|conv_states| concat(&conv_states, 0)).transpose()?;
+                Ok(LayerCache::Delta(DeltaCache { conv_state, recurrent_state: Some(concat(&states, 0)?) }))
             }
         };
         Ok(Cache { layers: parts.into_iter().map(one).collect::<Result<_>>()?, offsets })
@@ -198,8 +200,8 @@ impl Cache {
                     cache.sequences = places.iter().map(|&place| cache.sequences[place].clone()).collect();
                 }
                 LayerCache::Delta(cache) => {
-                    cache.window = cache.window.as_ref().map(kept).transpose()?;
-                    cache.state = cache.state.as_ref().map(kept).transpose()?;
+                    cache.conv_state = cache.conv_state.as_ref().map(kept).transpose()?;
+                    cache.recurrent_state = cache.recurrent_state.as_ref().map(kept).transpose()?;
                 }
             }
         }
@@ -225,7 +227,7 @@ impl Cache {
     pub fn bytes(&self) -> usize {
         let size = |x: &Option<Tensor>| x.as_ref().map_or(0, |x| x.elements() * x.dtype().size());
         let layer = |layer: &LayerCache| match layer {
-            LayerCache::Delta(cache) => size(&cache.window) + size(&cache.state),
+            LayerCache::Delta(cache) => size(&cache.conv_state) + size(&cache.recurrent_state),
             LayerCache::Attention(cache) => cache.sequences.iter().map(|s| size(&s.keys) + size(&s.values)).sum(),
         };
         self.layers.iter().map(layer).sum()

@@ -6,7 +6,7 @@ use alluvium_core::Tensor;
 #[derive(Clone, Debug, Default)]
 pub struct DeltaCache {
     /// `[B, K-1, C]`.
-    pub window: Option<Tensor>,
+    pub conv_state: Option<Tensor>,
     /// `[B, G, V, K]`, f32.
-    pub state: Option<Tensor>,
+    pub recurrent_state: Option<Tensor>,
 }

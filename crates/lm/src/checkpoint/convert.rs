@@ -14,7 +14,7 @@ use crate::models::sanitize::Recipe;
 use crate::models::{ModelType, Registry};
 use crate::parameters::join;
 use crate::quantize::format::Quantization;
-use crate::quantize::predicate::{Module, Scheme};
+use crate::quantize::predicate::{Module, QuantConfig};
 use crate::weight::Weight;
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::{Packing, cast, dequantize};
@@ -34,7 +34,7 @@ pub enum Change {
     #[default]
     None,
     /// Packs the matrices that are plain. Packed ones stay as they are, and must be what the scheme makes of them.
-    Quantize(Scheme),
+    Quantize(QuantConfig),
     /// Unpacks the matrices that are packed.
     Dequantize,
 }
@@ -326,7 +326,7 @@ impl Step {
             Found::Matrix(matrix, _) => matrix,
         };
         match (weights.read_matrix(matrix)?, self.then) {
-            (Weight::Dense(w), Then::Pack(packing)) => Scheme::pack(&cast(w.into())?, packing),
+            (Weight::Dense(w), Then::Pack(packing)) => QuantConfig::pack(&cast(w.into())?, packing),
             (Weight::Dense(w), _) => Ok(vec![cast(w.into())?]),
             (packed @ Weight::Quantized { .. }, Then::Unpack) => {
                 let dtype = match matrix {

@@ -5,13 +5,13 @@ use super::rotary::{self, Defaults};
 use super::{keys, multiple_of, size_within};
 use crate::formats::config::Config;
 use crate::nn::Rotary;
-use crate::nn::attention::{AttentionSizes, Gate, HeadNorm};
-use crate::nn::decoder::{DEVIATION, DecoderSizes, FeedForwardSizes, Head, LayerSizes, MixerSizes, output_deviation};
+use crate::nn::attention::{AttentionConfig, Gate, HeadNorm};
+use crate::nn::decoder::{DecoderConfig, FeedForwardConfig, INIT_STD, LayerConfig, MixerConfig, residual_init_std};
 use crate::nn::gated_delta_net::GatedDeltaNetConfig;
 use crate::nn::gated_delta_net::Layout;
 use crate::nn::linear::Bias;
-use crate::nn::mlp::MlpSizes;
-use crate::nn::moe::MixtureSizes;
+use crate::nn::mlp::MlpConfig;
+use crate::nn::moe::SparseMoeConfig;
 use alluvium_core::Result;
 use serde::{Deserialize, Serialize};
 
@@ -260,7 +260,7 @@ impl Sizes {
     fn elements(&self) -> f64 {
         let wide = |n: usize| n as f64;
         let delta = self.delta(Layout::Separate);
-        let mixer = wide(delta.channels() + 2 * delta.values());
+        let mixer = wide(delta.channels() + 2 * delta.value_channels());
         let MixtureKeys { num_experts, moe_intermediate_size, .. } = self.mixture;
         let experts = wide(num_experts.unwrap_or(0)) * wide(moe_intermediate_size.unwrap_or(0));
         let layer = mixer + 3.0 * (wide(self.intermediate_size) + experts);
@@ -269,43 +269,43 @@ impl Sizes {
 
     fn delta(&self, layout: Layout) -> GatedDeltaNetConfig {
         GatedDeltaNetConfig {
-            width: self.hidden_size,
+            hidden_size: self.hidden_size,
             key_heads: self.linear_num_key_heads,
             value_heads: self.linear_num_value_heads,
-            key: self.linear_key_head_dim,
-            value: self.linear_value_head_dim,
-            taps: self.linear_conv_kernel_dim,
+            key_dim: self.linear_key_head_dim,
+            value_dim: self.linear_value_head_dim,
+            kernel_size: self.linear_conv_kernel_dim,
             eps: self.rms_norm_eps,
-            deviation: DEVIATION,
-            output_deviation: output_deviation(self.num_hidden_layers),
+            init_std: INIT_STD,
+            residual_init_std: residual_init_std(self.num_hidden_layers),
             layout,
         }
     }
 
-    fn attention(&self, rotary: Rotary) -> AttentionSizes {
+    fn attention(&self, rotary: Rotary) -> AttentionConfig {
         let bias = if self.attention_bias { Bias::Added } else { Bias::None };
-        AttentionSizes {
-            width: self.hidden_size,
+        AttentionConfig {
+            hidden_size: self.hidden_size,
             heads: self.num_attention_heads,
             kv_heads: self.num_key_value_heads,
-            head: self.head(),
+            head_dim: self.head(),
             norm: HeadNorm::Rms(self.rms_norm_eps),
             gate: Gate::Sigmoid,
             bias,
             output_bias: bias,
             rotary,
-            deviation: DEVIATION,
-            output_deviation: output_deviation(self.num_hidden_layers),
+            init_std: INIT_STD,
+            residual_init_std: residual_init_std(self.num_hidden_layers),
         }
     }
 
-    fn mlp(&self, hidden: usize) -> MlpSizes {
-        MlpSizes {
-            width: self.hidden_size,
-            hidden,
+    fn mlp(&self, intermediate_size: usize) -> MlpConfig {
+        MlpConfig {
+            hidden_size: self.hidden_size,
+            intermediate_size,
             bias: Bias::None,
-            deviation: DEVIATION,
-            output_deviation: output_deviation(self.num_hidden_layers),
+            init_std: INIT_STD,
+            residual_init_std: residual_init_std(self.num_hidden_layers),
         }
     }
 
@@ -317,14 +317,14 @@ impl Sizes {
         }
     }
 
-    fn feed_forward(&self, layer: usize, family: &Family) -> FeedForwardSizes {
+    fn feed_forward(&self, layer: usize, family: &Family) -> FeedForwardConfig {
         if !self.mixture.has_experts(layer) {
-            return FeedForwardSizes::Dense(self.mlp(self.intermediate_size));
+            return FeedForwardConfig::Dense(self.mlp(self.intermediate_size));
         }
         let keys = &self.mixture;
-        FeedForwardSizes::Mixture(MixtureSizes {
-            experts: keys.num_experts.unwrap_or(0),
-            chosen: keys.num_experts_per_tok.unwrap_or(0),
+        FeedForwardConfig::SparseMoe(SparseMoeConfig {
+            num_experts: keys.num_experts.unwrap_or(0),
+            top_k: keys.num_experts_per_tok.unwrap_or(0),
             norm_topk_prob: keys.norm_topk_prob.unwrap_or(family.norm_topk_prob),
             expert: self.mlp(keys.moe_intermediate_size.unwrap_or(0)),
             shared: Some(self.mlp(keys.shared_expert_intermediate_size.unwrap_or(0))),
@@ -332,20 +332,20 @@ impl Sizes {
     }
 
     /// The decoder of these sizes. They must have passed [`Sizes::check`].
-    pub(super) fn decoder(&self, family: &Family, rotary: Rotary) -> DecoderSizes {
-        let layer = |index: usize| LayerSizes {
+    pub(super) fn decoder(&self, family: &Family, rotary: Rotary) -> DecoderConfig {
+        let layer = |index: usize| LayerConfig {
             mixer: match self.layer_type(index) {
-                LayerType::FullAttention => MixerSizes::Attention(self.attention(rotary)),
-                LayerType::LinearAttention => MixerSizes::Delta(self.delta(family.layout)),
+                LayerType::FullAttention => MixerConfig::Attention(self.attention(rotary)),
+                LayerType::LinearAttention => MixerConfig::Delta(self.delta(family.layout)),
             },
             feed_forward: self.feed_forward(index, family),
         };
-        DecoderSizes {
+        DecoderConfig {
             prefix: family.prefix,
-            words: self.vocab_size,
-            width: self.hidden_size,
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
             eps: self.rms_norm_eps,
-            head: if self.tie_word_embeddings { Head::Tied } else { Head::Own },
+            tie_word_embeddings: self.tie_word_embeddings,
             layers: (0..self.num_hidden_layers).map(layer).collect(),
         }
     }

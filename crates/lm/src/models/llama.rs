@@ -6,10 +6,10 @@ use super::rotary::{self, Defaults};
 use super::{ModelType, keys, multiple_of, size_within};
 use crate::formats::config::Config;
 use crate::init::VarBuilder;
-use crate::nn::attention::{AttentionSizes, Gate, HeadNorm};
-use crate::nn::decoder::{DEVIATION, DecoderSizes, FeedForwardSizes, Head, LayerSizes, MixerSizes, output_deviation};
+use crate::nn::attention::{AttentionConfig, Gate, HeadNorm};
+use crate::nn::decoder::{DecoderConfig, FeedForwardConfig, INIT_STD, LayerConfig, MixerConfig, residual_init_std};
 use crate::nn::linear::Bias;
-use crate::nn::mlp::MlpSizes;
+use crate::nn::mlp::MlpConfig;
 use crate::nn::{Decoder, Rotary};
 use alluvium_core::Result;
 use alluvium_ops::{Pairs, Rope};
@@ -95,36 +95,37 @@ impl Sizes {
     }
 
     /// A decoder whose layers are all alike.
-    pub(super) fn decoder(&self, rotary: Rotary, norm: HeadNorm, biases: Biases) -> DecoderSizes {
+    pub(super) fn decoder(&self, rotary: Rotary, norm: HeadNorm, biases: Biases) -> DecoderConfig {
         let bias = |added: bool| if added { Bias::Added } else { Bias::None };
-        let output_deviation = output_deviation(self.num_hidden_layers);
-        let attention = AttentionSizes {
-            width: self.hidden_size,
+        let residual_init_std = residual_init_std(self.num_hidden_layers);
+        let attention = AttentionConfig {
+            hidden_size: self.hidden_size,
             heads: self.num_attention_heads,
             kv_heads: self.kv_heads(),
-            head: self.head(),
+            head_dim: self.head(),
             norm,
             gate: Gate::None,
             bias: bias(self.attention_bias || biases == Biases::Input),
             output_bias: bias(self.attention_bias && biases == Biases::AsSaid),
             rotary,
-            deviation: DEVIATION,
-            output_deviation,
+            init_std: INIT_STD,
+            residual_init_std,
         };
-        let mlp = MlpSizes {
-            width: self.hidden_size,
-            hidden: self.intermediate_size,
+        let mlp = MlpConfig {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
             bias: bias(self.mlp_bias),
-            deviation: DEVIATION,
-            output_deviation,
+            init_std: INIT_STD,
+            residual_init_std,
         };
-        let layer = LayerSizes { mixer: MixerSizes::Attention(attention), feed_forward: FeedForwardSizes::Dense(mlp) };
-        DecoderSizes {
+        let layer =
+            LayerConfig { mixer: MixerConfig::Attention(attention), feed_forward: FeedForwardConfig::Dense(mlp) };
+        DecoderConfig {
             prefix: "",
-            words: self.vocab_size,
-            width: self.hidden_size,
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
             eps: self.rms_norm_eps,
-            head: if self.tied { Head::Tied } else { Head::Own },
+            tie_word_embeddings: self.tied,
             layers: vec![layer; self.num_hidden_layers],
         }
     }

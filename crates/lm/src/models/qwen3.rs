@@ -9,12 +9,12 @@ use super::sanitize::{self, Recipes, Stored};
 use crate::formats::config::Config;
 use crate::init::VarBuilder;
 use crate::nn::Decoder;
-use crate::nn::decoder::{DecoderSizes, FeedForwardSizes};
-use crate::nn::mlp::MlpSizes;
-use crate::nn::moe::MixtureSizes;
+use crate::nn::decoder::{DecoderConfig, FeedForwardConfig};
+use crate::nn::mlp::MlpConfig;
+use crate::nn::moe::SparseMoeConfig;
 use alluvium_core::Result;
 
-fn sizes(config: &Config, model_type: &ModelType) -> Result<DecoderSizes> {
+fn sizes(config: &Config, model_type: &ModelType) -> Result<DecoderConfig> {
     let sizes = Sizes::read(config, model_type)?;
     Ok(sizes.decoder(sizes.rotary(config)?, sizes.head_norm(), Biases::AsSaid))
 }
@@ -32,12 +32,12 @@ pub(super) fn build_moe(config: &Config, b: VarBuilder, model_type: &ModelType) 
         if index == 0 || !keys.has_experts(index - 1) {
             keys.check(config)?;
         }
-        let FeedForwardSizes::Dense(mlp) = layer.feed_forward else { continue };
-        layer.feed_forward = FeedForwardSizes::Mixture(MixtureSizes {
-            experts: keys.num_experts.unwrap_or(0),
-            chosen: keys.num_experts_per_tok.unwrap_or(0),
+        let FeedForwardConfig::Dense(mlp) = layer.feed_forward else { continue };
+        layer.feed_forward = FeedForwardConfig::SparseMoe(SparseMoeConfig {
+            num_experts: keys.num_experts.unwrap_or(0),
+            top_k: keys.num_experts_per_tok.unwrap_or(0),
             norm_topk_prob: keys.norm_topk_prob == Some(true),
-            expert: MlpSizes { hidden: keys.moe_intermediate_size.unwrap_or(0), ..mlp },
+            expert: MlpConfig { intermediate_size: keys.moe_intermediate_size.unwrap_or(0), ..mlp },
             shared: None,
         });
     }

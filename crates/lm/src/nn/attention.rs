@@ -8,10 +8,10 @@ use crate::params;
 use alluvium_core::{Result, Tensor};
 use alluvium_ops::{self as ops, attention, concat, mul, sigmoid, split_in};
 
-/// A token mixer that attends with softmax: project, norm each head, rotate, attend, gate, project. The norms and the
-/// gate are there where the model has them.
+/// A token mixer that attends with softmax: project, normalize each head, rotate, attend, gate, project. The norms and
+/// the gate are optional.
 ///
-/// Shape suffixes: `b` batch, `t` tokens, `d` model width, `a` query heads, `g` key heads, `k` head width. With a gate
+/// Shape suffixes: `b` batch, `t` tokens, `d` hidden size, `a` query heads, `g` key heads, `k` head size. With a gate
 /// `q_proj` gives each head its query and then its gate.
 ///
 /// Source: Vaswani et al. 2017, arXiv:1706.03762; `Attention` of llama and qwen3, `Qwen3NextAttention` in mlx-lm.
@@ -23,83 +23,84 @@ pub struct Attention {
     o_proj: Linear,
     q_norm: Option<RmsNorm>,
     k_norm: Option<RmsNorm>,
-    sizes: AttentionSizes,
+    config: AttentionConfig,
 }
 
 params!(Attention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm });
 
-/// Whether the heads' queries and keys are normed before they turn.
+/// The norm of each head's query and key before the rotation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HeadNorm {
-    /// They are not.
+    /// None.
     None,
-    /// By root-mean-square, with this added to the mean square.
+    /// RMSNorm with this epsilon.
     Rms(f32),
 }
 
-/// Whether what attention gives is gated.
+/// The gate of attention's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
-    /// It is not.
+    /// None.
     None,
-    /// By the sigmoid of a second half of the query projection.
+    /// The sigmoid of the second half of the query projection.
     Sigmoid,
 }
 
-/// The sizes of an [`Attention`], what it has, and how it starts.
+/// The sizes of an [`Attention`], its optional parts and its initialization.
 #[derive(Clone, Copy, Debug)]
-pub struct AttentionSizes {
-    /// The model's width.
-    pub width: usize,
-    /// Query heads.
+pub struct AttentionConfig {
+    /// The size of the model's hidden states.
+    pub hidden_size: usize,
+    /// The number of query heads.
     pub heads: usize,
-    /// Key and value heads.
+    /// The number of key and value heads.
     pub kv_heads: usize,
-    /// The width of a head.
-    pub head: usize,
+    /// The size of a head.
+    pub head_dim: usize,
     /// The norms of queries and keys.
     pub norm: HeadNorm,
-    /// The gate of the result.
+    /// The gate of the output.
     pub gate: Gate,
-    /// Of the projections of the input.
+    /// The bias of the input projections.
     pub bias: Bias,
-    /// Of the projection that adds to the residual stream.
+    /// The bias of the output projection.
     pub output_bias: Bias,
     /// How queries and keys are rotated by their positions.
     pub rotary: Rotary,
-    /// The standard deviation of new weights.
-    pub deviation: f64,
-    /// That of the projection that adds to the residual stream.
-    pub output_deviation: f64,
+    /// The standard deviation of random weights.
+    pub init_std: f64,
+    /// The standard deviation of the random weights of the output projection.
+    pub residual_init_std: f64,
 }
 
 impl Attention {
-    /// From its place in a source.
+    /// Builds the layer from its place in a source.
     ///
     /// # Errors
     /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
-    pub fn build(mut b: VarBuilder, sizes: &AttentionSizes) -> Result<Self> {
-        let AttentionSizes { width, heads, kv_heads, head, deviation, output_deviation, .. } = *sizes;
-        let queries = if sizes.gate == Gate::Sigmoid { 2 * heads } else { heads };
-        let mut linear = |name, shape, deviation| Linear::biased(b.pp(name), shape, deviation, sizes.bias);
-        let q_proj = linear("q_proj", [queries * head, width], deviation)?;
-        let k_proj = linear("k_proj", [kv_heads * head, width], deviation)?;
-        let v_proj = linear("v_proj", [kv_heads * head, width], deviation)?;
-        let o_proj = Linear::biased(b.pp("o_proj"), [width, heads * head], output_deviation, sizes.output_bias)?;
-        let mut norm = |name| match sizes.norm {
+    pub fn build(mut b: VarBuilder, config: &AttentionConfig) -> Result<Self> {
+        let AttentionConfig { hidden_size, heads, kv_heads, head_dim, init_std, residual_init_std, .. } = *config;
+        let queries = if config.gate == Gate::Sigmoid { 2 * heads } else { heads };
+        let mut linear = |name, shape, init_std| Linear::biased(b.pp(name), shape, init_std, config.bias);
+        let q_proj = linear("q_proj", [queries * head_dim, hidden_size], init_std)?;
+        let k_proj = linear("k_proj", [kv_heads * head_dim, hidden_size], init_std)?;
+        let v_proj = linear("v_proj", [kv_heads * head_dim, hidden_size], init_std)?;
+        let o_proj =
+            Linear::biased(b.pp("o_proj"), [hidden_size, heads * head_dim], residual_init_std, config.output_bias)?;
+        let mut norm = |name| match config.norm {
             HeadNorm::None => Ok(None),
-            HeadNorm::Rms(eps) => RmsNorm::build(b.pp(name), head, eps).map(Some),
+            HeadNorm::Rms(eps) => RmsNorm::build(b.pp(name), head_dim, eps).map(Some),
         };
         let (q_norm, k_norm) = (norm("q_norm")?, norm("k_norm")?);
-        Ok(Attention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm, sizes: *sizes })
+        Ok(Attention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm, config: *config })
     }
 
-    /// The sizes of what it remembers of a sequence.
+    /// The shape of the layer's cache for one sequence.
     pub fn cache_shape(&self) -> CacheShape {
-        CacheShape::Attention { heads: self.sizes.kv_heads, width: self.sizes.head }
+        CacheShape::Attention { kv_heads: self.config.kv_heads, head_dim: self.config.head_dim }
     }
 
-    /// All tokens at once, as training has them: `[B, T, D]` to `[B, T, D]`.
+    /// The forward pass over whole sequences, for training: `[B, T, D]` to `[B, T, D]`.
     ///
     /// # Errors
     /// As the operations.
@@ -110,10 +111,10 @@ impl Attention {
         self.output(&o_btak, heads.gate_btak.as_ref())
     }
 
-    /// New tokens after those in the cache, which takes them in.
+    /// The forward pass over new tokens, which are appended to the cache.
     ///
     /// # Errors
-    /// As the operations; the cache is of no use after one.
+    /// As the operations. The cache cannot be used after an error.
     pub fn step(&self, x_btd: &Tensor, positions: &Tensor, cache: &mut AttentionCache) -> Result<Tensor> {
         let heads = self.project(x_btd, positions)?;
         cache.append(&heads.k_btgk, &heads.v_btgk)?;
@@ -133,17 +134,17 @@ impl Attention {
     }
 
     fn project(&self, x_btd: &Tensor, positions: &Tensor) -> Result<Heads> {
-        let AttentionSizes { heads, kv_heads, head, rotary, gate, .. } = self.sizes;
+        let AttentionConfig { heads, kv_heads, head_dim, rotary, gate, .. } = self.config;
         let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
         let [queries, keys, values] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x_btd)?;
         let (q_btak, gate_btak) = match gate {
-            Gate::None => (queries.reshape([b, t, heads, head])?, None),
+            Gate::None => (queries.reshape([b, t, heads, head_dim])?, None),
             Gate::Sigmoid => {
-                let [q, gate] = split_in(&queries.reshape([b, t, heads, 2 * head])?, [head, head], 3)?;
+                let [q, gate] = split_in(&queries.reshape([b, t, heads, 2 * head_dim])?, [head_dim, head_dim], 3)?;
                 (q, Some(gate))
             }
         };
-        let k_btgk = keys.reshape([b, t, kv_heads, head])?;
+        let k_btgk = keys.reshape([b, t, kv_heads, head_dim])?;
         let rotated = |x: &Tensor, norm: &Option<RmsNorm>| match norm {
             Some(norm) => rotary.rotate(&norm.forward(x)?, positions),
             None => rotary.rotate(x, positions),
@@ -151,7 +152,7 @@ impl Attention {
         Ok(Heads {
             q_btak: rotated(&q_btak, &self.q_norm)?,
             k_btgk: rotated(&k_btgk, &self.k_norm)?,
-            v_btgk: values.reshape([b, t, kv_heads, head])?,
+            v_btgk: values.reshape([b, t, kv_heads, head_dim])?,
             gate_btak,
         })
     }
@@ -162,11 +163,11 @@ impl Attention {
             Some(gate) => mul(o_btak, &sigmoid(gate)?)?,
             None => o_btak.clone(),
         };
-        self.o_proj.forward(&gated.reshape([b, t, self.sizes.heads * self.sizes.head])?)
+        self.o_proj.forward(&gated.reshape([b, t, self.config.heads * self.config.head_dim])?)
     }
 
     fn scale(&self) -> f32 {
-        (self.sizes.head as f32).sqrt().recip()
+        (self.config.head_dim as f32).sqrt().recip()
     }
 }
 

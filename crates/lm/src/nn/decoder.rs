@@ -1,10 +1,10 @@
-//! What all models here are made of: an embedding, layers that mix tokens and then feed forward, a norm, a projection to words.
+//! The decoder of all built-in models: an embedding, layers, a norm and an output projection.
 
-use super::attention::AttentionSizes;
+use super::attention::AttentionConfig;
 use super::gated_delta_net::GatedDeltaNetConfig;
-use super::mlp::MlpSizes;
-use super::moe::MixtureSizes;
-use super::{Ablation, Attention, Embedding, GatedDeltaNet, Linear, Mixture, Mlp, RmsNorm};
+use super::mlp::MlpConfig;
+use super::moe::SparseMoeConfig;
+use super::{Ablation, Attention, Embedding, GatedDeltaNet, Linear, Mlp, RmsNorm, SparseMoe};
 use crate::cache::{Cache, CacheShape, LayerCache};
 use crate::init::VarBuilder;
 use crate::model::{Batch, Checkpointing, LanguageModel};
@@ -14,10 +14,10 @@ use crate::weight::Weight;
 use alluvium_core::{Error, Result, Tensor, tape};
 use alluvium_ops::add;
 
-/// The standard deviation of new weights.
-pub const DEVIATION: f64 = 0.02;
+/// The standard deviation of random weights.
+pub const INIT_STD: f64 = 0.02;
 
-/// A decoder: all that its `config.json` makes of it is in the sizes of its parts.
+/// A decoder: an embedding, layers of a token mixer and a feed-forward network, a norm and an output projection.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     prefix: &'static str,
@@ -25,62 +25,54 @@ pub struct Decoder {
     lm_head: Option<Linear>,
 }
 
-/// The sizes of a [`Decoder`].
+/// The sizes of a [`Decoder`] and its layers.
 #[derive(Clone, Debug)]
-pub struct DecoderSizes {
-    /// What the names of all tensors begin with: `language_model`, or nothing.
+pub struct DecoderConfig {
+    /// The prefix of all tensor names: `language_model`, or nothing.
     pub prefix: &'static str,
-    /// Words.
-    pub words: usize,
-    /// Width of the residual stream.
-    pub width: usize,
-    /// Added to mean squares.
+    /// The number of tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// The size of the hidden states.
+    pub hidden_size: usize,
+    /// The epsilon of the norms.
     pub eps: f32,
-    /// Whether the output projection is the embedding.
-    pub head: Head,
+    /// Whether the embedding is the output projection, too.
+    pub tie_word_embeddings: bool,
     /// The layers, first to last.
-    pub layers: Vec<LayerSizes>,
-}
-
-/// Where the projection to words comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Head {
-    /// It is the embedding.
-    Tied,
-    /// It is `lm_head`.
-    Own,
+    pub layers: Vec<LayerConfig>,
 }
 
 /// One layer of a [`Decoder`].
 #[derive(Clone, Copy, Debug)]
-pub struct LayerSizes {
-    /// How tokens are mixed.
-    pub mixer: MixerSizes,
-    /// What follows.
-    pub feed_forward: FeedForwardSizes,
+pub struct LayerConfig {
+    /// The token mixer.
+    pub mixer: MixerConfig,
+    /// The feed-forward network.
+    pub feed_forward: FeedForwardConfig,
 }
 
-/// How a layer mixes tokens.
+/// The sizes of a token mixer.
 #[derive(Clone, Copy, Debug)]
-pub enum MixerSizes {
-    /// By the gated delta rule.
+pub enum MixerConfig {
+    /// Gated DeltaNet.
     Delta(GatedDeltaNetConfig),
-    /// By softmax attention.
-    Attention(AttentionSizes),
+    /// Softmax attention.
+    Attention(AttentionConfig),
 }
 
-/// How a layer feeds forward.
+/// The sizes of a feed-forward network.
 #[derive(Clone, Copy, Debug)]
-pub enum FeedForwardSizes {
-    /// By one MLP for every token.
-    Dense(MlpSizes),
-    /// By experts that each token chooses.
-    Mixture(MixtureSizes),
+pub enum FeedForwardConfig {
+    /// One MLP for all tokens.
+    Dense(MlpConfig),
+    /// A mixture of experts.
+    SparseMoe(SparseMoeConfig),
 }
 
-/// The deviation of projections that add to the residual stream: 2 of them a layer, so their sum keeps its size.
-pub fn output_deviation(layers: usize) -> f64 {
-    DEVIATION / (2.0 * layers as f64).sqrt()
+/// The standard deviation of the random weights of projections that add to the residual stream. Each layer has two of them:
+/// the variance of their sum does not grow with the number of layers.
+pub fn residual_init_std(layers: usize) -> f64 {
+    INIT_STD / (2.0 * layers as f64).sqrt()
 }
 
 #[derive(Clone, Debug)]
@@ -102,24 +94,24 @@ struct Layer {
 
 params!(Layer { input_layernorm, mixer: "", post_attention_layernorm, mlp });
 
-/// What mixes tokens: `linear_attn` or `self_attn` in a file.
+/// A token mixer: `linear_attn` or `self_attn` in a checkpoint.
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // a model has a few hundred at most
 pub enum Mixer {
-    /// The gated delta rule.
+    /// Gated DeltaNet.
     Delta(GatedDeltaNet),
     /// Softmax attention.
     Attention(Attention),
 }
 
-/// What follows the mixer: `mlp` in a file.
+/// A feed-forward network: `mlp` in a checkpoint.
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // a model has a few hundred at most
 pub enum FeedForward {
-    /// One MLP for every token.
+    /// One MLP for all tokens.
     Dense(Mlp),
-    /// Experts that each token chooses.
-    Mixture(Mixture),
+    /// A mixture of experts.
+    SparseMoe(SparseMoe),
 }
 
 params!(enum Mixer { Delta: "linear_attn", Attention: "self_attn" });
@@ -127,7 +119,7 @@ params!(enum Mixer { Delta: "linear_attn", Attention: "self_attn" });
 params!(
     enum FeedForward {
         Dense,
-        Mixture,
+        SparseMoe,
     }
 );
 
@@ -146,27 +138,27 @@ impl Parameters for Decoder {
 }
 
 impl Decoder {
-    /// From the root of a source.
+    /// Builds the decoder from the root of a source.
     ///
     /// # Errors
     /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
-    pub fn build(mut b: VarBuilder, sizes: &DecoderSizes) -> Result<Self> {
-        let table = [sizes.words, sizes.width];
-        let mut b = b.pp(sizes.prefix);
-        let lm_head = match sizes.head {
-            Head::Tied => None,
-            Head::Own => Some(Linear::build(b.pp("lm_head"), table, DEVIATION)?),
+    pub fn build(mut b: VarBuilder, config: &DecoderConfig) -> Result<Self> {
+        let table = [config.vocab_size, config.hidden_size];
+        let mut b = b.pp(config.prefix);
+        let lm_head = match config.tie_word_embeddings {
+            true => None,
+            false => Some(Linear::build(b.pp("lm_head"), table, INIT_STD)?),
         };
         let mut b = b.pp("model");
-        let embed_tokens = Embedding::build(b.pp("embed_tokens"), table, DEVIATION)?;
-        let layer = |(i, layer)| Layer::build(b.pp(&format!("layers.{i}")), layer, sizes);
-        let layers = sizes.layers.iter().enumerate().map(layer).collect::<Result<_>>()?;
-        let norm = RmsNorm::build(b.pp("norm"), sizes.width, sizes.eps)?;
+        let embed_tokens = Embedding::build(b.pp("embed_tokens"), table, INIT_STD)?;
+        let layer = |(i, layer)| Layer::build(b.pp(&format!("layers.{i}")), layer, config);
+        let layers = config.layers.iter().enumerate().map(layer).collect::<Result<_>>()?;
+        let norm = RmsNorm::build(b.pp("norm"), config.hidden_size, config.eps)?;
         let model = Trunk { embed_tokens, layers, norm };
-        Ok(Decoder { prefix: sizes.prefix, model, lm_head })
+        Ok(Decoder { prefix: config.prefix, model, lm_head })
     }
 
-    /// Takes a part out of the Gated DeltaNet layers for an experiment, or puts it back. A checkpoint does not record it.
+    /// Removes a part of the Gated DeltaNet layers for an experiment, or restores it. A checkpoint does not record this.
     pub fn ablate(&mut self, ablation: Ablation) {
         for layer in &mut self.model.layers {
             if let Mixer::Delta(mixer) = &mut layer.mixer {
@@ -177,18 +169,18 @@ impl Decoder {
 }
 
 impl Layer {
-    fn build(mut b: VarBuilder, layer: &LayerSizes, sizes: &DecoderSizes) -> Result<Self> {
-        let (width, eps) = (sizes.width, sizes.eps);
+    fn build(mut b: VarBuilder, layer: &LayerConfig, config: &DecoderConfig) -> Result<Self> {
+        let (hidden_size, eps) = (config.hidden_size, config.eps);
         Ok(Layer {
-            input_layernorm: RmsNorm::build(b.pp("input_layernorm"), width, eps)?,
+            input_layernorm: RmsNorm::build(b.pp("input_layernorm"), hidden_size, eps)?,
             mixer: match &layer.mixer {
-                MixerSizes::Delta(sizes) => Mixer::Delta(GatedDeltaNet::build(b.pp("linear_attn"), sizes)?),
-                MixerSizes::Attention(sizes) => Mixer::Attention(Attention::build(b.pp("self_attn"), sizes)?),
+                MixerConfig::Delta(config) => Mixer::Delta(GatedDeltaNet::build(b.pp("linear_attn"), config)?),
+                MixerConfig::Attention(config) => Mixer::Attention(Attention::build(b.pp("self_attn"), config)?),
             },
-            post_attention_layernorm: RmsNorm::build(b.pp("post_attention_layernorm"), width, eps)?,
+            post_attention_layernorm: RmsNorm::build(b.pp("post_attention_layernorm"), hidden_size, eps)?,
             mlp: match &layer.feed_forward {
-                FeedForwardSizes::Dense(sizes) => FeedForward::Dense(Mlp::build(b.pp("mlp"), sizes)?),
-                FeedForwardSizes::Mixture(sizes) => FeedForward::Mixture(Mixture::build(b.pp("mlp"), sizes)?),
+                FeedForwardConfig::Dense(config) => FeedForward::Dense(Mlp::build(b.pp("mlp"), config)?),
+                FeedForwardConfig::SparseMoe(config) => FeedForward::SparseMoe(SparseMoe::build(b.pp("mlp"), config)?),
             },
         })
     }
@@ -216,7 +208,7 @@ impl Layer {
         let normed = self.post_attention_layernorm.forward(x)?;
         let fed = match &self.mlp {
             FeedForward::Dense(mlp) => mlp.forward(&normed)?,
-            FeedForward::Mixture(mixture) => mixture.forward(&normed)?,
+            FeedForward::SparseMoe(moe) => moe.forward(&normed)?,
         };
         add(x, &fed)
     }

@@ -1,4 +1,4 @@
-//! Projections and tables.
+//! Linear projections and embeddings.
 
 use crate::init::{Init, VarBuilder};
 use crate::parameters::Parameter;
@@ -9,19 +9,19 @@ use alluvium_ops::{add, linear};
 use rayon::prelude::*;
 use std::array::from_fn;
 
-/// Rows up to which projections of one input are done side by side.
+/// The maximum number of rows for which the projections of one input run in parallel.
 const FEW_ROWS: usize = 8;
 
-/// Whether a projection adds a vector.
+/// Whether a projection has a bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bias {
-    /// It does not.
+    /// No bias.
     None,
-    /// It adds `bias`.
+    /// The tensor `bias` is added.
     Added,
 }
 
-/// A projection: `y = x · weightᵀ + bias`, `weight [O, I]`.
+/// A linear projection: `y = x · weightᵀ + bias`, `weight [O, I]`.
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Weight,
@@ -31,20 +31,20 @@ pub struct Linear {
 params!(Linear { weight: "", bias });
 
 impl Linear {
-    /// A projection of `[output, input]` sizes without bias; `deviation` is that of its random start.
+    /// A projection of `[output, input]` sizes without bias. `init_std` is the standard deviation of random weights.
     ///
     /// # Errors
     /// As [`WeightSource::weight`](crate::init::WeightSource::weight).
-    pub fn build(b: VarBuilder, sizes: [usize; 2], deviation: f64) -> Result<Self> {
-        Self::biased(b, sizes, deviation, Bias::None)
+    pub fn build(b: VarBuilder, sizes: [usize; 2], init_std: f64) -> Result<Self> {
+        Self::biased(b, sizes, init_std, Bias::None)
     }
 
-    /// As [`Linear::build`], perhaps with a bias.
+    /// As [`Linear::build`], with an optional bias.
     ///
     /// # Errors
     /// As [`WeightSource::weight`](crate::init::WeightSource::weight).
-    pub fn biased(mut b: VarBuilder, [output, input]: [usize; 2], deviation: f64, bias: Bias) -> Result<Self> {
-        let weight = b.weight([output, input], Init::Normal(deviation))?;
+    pub fn biased(mut b: VarBuilder, [output, input]: [usize; 2], init_std: f64, bias: Bias) -> Result<Self> {
+        let weight = b.weight([output, input], Init::Normal(init_std))?;
         let bias = match bias {
             Bias::None => None,
             Bias::Added => Some(b.parameter("bias", [output], Init::Zeros)?),
@@ -64,8 +64,8 @@ impl Linear {
         add(&y, &linear(&ones, &bias.reshape([bias.elements(), 1])?)?)
     }
 
-    /// Several projections of one input, in order. Where a token is read the threads meet once for all of them, not for each:
-    /// none is long enough to be worth it.
+    /// Several projections of one input, in order. With few rows they run in parallel, so that the threads synchronize once
+    /// for all of them.
     ///
     /// # Errors
     /// As [`linear`].
@@ -92,7 +92,7 @@ impl Linear {
     }
 }
 
-/// A row for each word: `weight [V, D]`.
+/// An embedding: a row for each token, `weight [V, D]`.
 #[derive(Clone, Debug)]
 pub struct Embedding {
     weight: Weight,
@@ -101,12 +101,12 @@ pub struct Embedding {
 params!(Embedding { weight: "" });
 
 impl Embedding {
-    /// A table of `[words, width]`.
+    /// An embedding of sizes `[vocab_size, hidden_size]`.
     ///
     /// # Errors
     /// As [`WeightSource::weight`](crate::init::WeightSource::weight).
-    pub fn build(mut b: VarBuilder, [words, width]: [usize; 2], deviation: f64) -> Result<Self> {
-        Ok(Embedding { weight: b.weight([words, width], Init::Normal(deviation))? })
+    pub fn build(mut b: VarBuilder, [vocab_size, hidden_size]: [usize; 2], init_std: f64) -> Result<Self> {
+        Ok(Embedding { weight: b.weight([vocab_size, hidden_size], Init::Normal(init_std))? })
     }
 
     /// The rows of `ids [..]`: `[.., D]`, f32.
@@ -117,7 +117,7 @@ impl Embedding {
         self.weight.embedding(ids)
     }
 
-    /// The table, `[V, D]`: the output projection of models that tie the two.
+    /// The matrix, `[V, D]`: the output projection, too, of models that tie the two.
     pub fn weight(&self) -> &Weight {
         &self.weight
     }

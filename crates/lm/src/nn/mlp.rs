@@ -1,4 +1,4 @@
-//! The feed-forward half of a layer.
+//! The dense feed-forward network of a layer.
 
 use super::Linear;
 use super::linear::Bias;
@@ -19,45 +19,45 @@ pub struct Mlp {
 
 params!(Mlp { gate_proj, up_proj, down_proj });
 
-/// The sizes of an [`Mlp`] and how it starts.
+/// The sizes of an [`Mlp`] and its initialization.
 #[derive(Clone, Copy, Debug)]
-pub struct MlpSizes {
-    /// The model's width.
-    pub width: usize,
-    /// The width between the projections.
-    pub hidden: usize,
-    /// Of the three projections.
+pub struct MlpConfig {
+    /// The size of the model's hidden states.
+    pub hidden_size: usize,
+    /// The size between the projections.
+    pub intermediate_size: usize,
+    /// The bias of the three projections.
     pub bias: Bias,
-    /// The standard deviation of new weights.
-    pub deviation: f64,
-    /// That of the projection that adds to the residual stream.
-    pub output_deviation: f64,
+    /// The standard deviation of random weights.
+    pub init_std: f64,
+    /// The standard deviation of the random weights of `down_proj`.
+    pub residual_init_std: f64,
 }
 
 impl Mlp {
-    /// From its place in a source.
+    /// Builds the network from its place in a source.
     ///
     /// # Errors
     /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
-    pub fn build(mut b: VarBuilder, sizes: &MlpSizes) -> Result<Self> {
-        let MlpSizes { width, hidden, bias, deviation, output_deviation } = *sizes;
+    pub fn build(mut b: VarBuilder, config: &MlpConfig) -> Result<Self> {
+        let MlpConfig { hidden_size, intermediate_size, bias, init_std, residual_init_std } = *config;
         Ok(Mlp {
-            gate_proj: Linear::biased(b.pp("gate_proj"), [hidden, width], deviation, bias)?,
-            up_proj: Linear::biased(b.pp("up_proj"), [hidden, width], deviation, bias)?,
-            down_proj: Linear::biased(b.pp("down_proj"), [width, hidden], output_deviation, bias)?,
+            gate_proj: Linear::biased(b.pp("gate_proj"), [intermediate_size, hidden_size], init_std, bias)?,
+            up_proj: Linear::biased(b.pp("up_proj"), [intermediate_size, hidden_size], init_std, bias)?,
+            down_proj: Linear::biased(b.pp("down_proj"), [hidden_size, intermediate_size], residual_init_std, bias)?,
         })
     }
 
-    /// Of the shape of `x`, `[.., D]`.
+    /// `[.., D]` to `[.., D]`.
     ///
     /// # Errors
     /// As the operations.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let hidden = {
+        let h = {
             let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x)?;
-            // the two go before the third comes
+            // both are freed before the result of `down_proj` is allocated
             swiglu(&gate, &up)?
         };
-        self.down_proj.forward(&hidden)
+        self.down_proj.forward(&h)
     }
 }

@@ -16,6 +16,6 @@ pub use decoder::{Decoder, FeedForward, Mixer};
 pub use gated_delta_net::{GatedDeltaNet, GatedDeltaNetConfig};
 pub use linear::{Embedding, Linear};
 pub use mlp::Mlp;
-pub use moe::Mixture;
+pub use moe::SparseMoe;
 pub use norm::RmsNorm;
 pub use rotary::Rotary;

@@ -1,6 +1,6 @@
-//! The feed-forward half of a layer, spread over experts.
+//! The feed-forward network of a layer as a mixture of experts.
 
-use super::mlp::MlpSizes;
+use super::mlp::MlpConfig;
 use super::{Linear, Mlp};
 use crate::init::{Init, VarBuilder};
 use crate::params;
@@ -8,23 +8,24 @@ use crate::weight::Weight;
 use alluvium_core::{Result, Tensor};
 use alluvium_ops::{RouteOutput, Routing, add, combine_experts, linear, mul, route, sigmoid, swiglu};
 
-/// A mixture of experts: a SwiGLU of each token's own choice of experts and, where the model has one, a shared expert
-/// that is multiplied by a gate for each token.
+/// A sparse mixture of experts: each token runs through its `top_k` experts, which are SwiGLU networks, and through the
+/// shared expert, where the model has one, which is multiplied by a gate for each token.
 ///
-/// `n` tokens, `e` experts, `k` chosen for each token, `d` model width, `i` width of an expert.
+/// `n` tokens, `e` experts, `k` experts per token, `d` hidden size, `i` intermediate size of an
+/// expert.
 ///
 /// Source: Shazeer et al. 2017, arXiv:1701.06538; `Qwen3NextSparseMoeBlock` and `Qwen3MoeSparseMoeBlock` in
 /// mlx-lm.
 #[derive(Clone, Debug)]
-pub struct Mixture {
+pub struct SparseMoe {
     gate: Linear,
     switch_mlp: Experts,
     shared_expert: Option<Mlp>,
     shared_expert_gate: Option<Linear>,
-    sizes: MixtureSizes,
+    config: SparseMoeConfig,
 }
 
-params!(Mixture { gate, switch_mlp, shared_expert, shared_expert_gate });
+params!(SparseMoe { gate, switch_mlp, shared_expert, shared_expert_gate });
 
 /// The experts' matrices, each `[E, O, I]`.
 #[derive(Clone, Debug)]
@@ -36,59 +37,59 @@ struct Experts {
 
 params!(Experts { gate_proj, up_proj, down_proj });
 
-/// The sizes of a [`Mixture`] and how it starts.
+/// The sizes of a [`SparseMoe`] and its initialization.
 #[derive(Clone, Copy, Debug)]
-pub struct MixtureSizes {
-    /// Experts.
-    pub experts: usize,
-    /// How many each token takes.
-    pub chosen: usize,
-    /// Whether the weights of the chosen sum to 1.
+pub struct SparseMoeConfig {
+    /// The number of experts.
+    pub num_experts: usize,
+    /// The number of experts per token.
+    pub top_k: usize,
+    /// Whether the weights of a token's experts are normalized to sum to 1.
     pub norm_topk_prob: bool,
-    /// One expert.
-    pub expert: MlpSizes,
-    /// The expert that all tokens share; `None` where there is none.
-    pub shared: Option<MlpSizes>,
+    /// The sizes of one expert.
+    pub expert: MlpConfig,
+    /// The sizes of the shared expert; `None` where there is none.
+    pub shared: Option<MlpConfig>,
 }
 
-impl Mixture {
-    /// From its place in a source.
+impl SparseMoe {
+    /// Builds the network from its place in a source.
     ///
     /// # Errors
     /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
-    pub fn build(mut b: VarBuilder, sizes: &MixtureSizes) -> Result<Self> {
-        let MixtureSizes { experts, expert, shared, .. } = *sizes;
-        let MlpSizes { width, hidden, deviation, output_deviation, .. } = expert;
-        let gate = Linear::build(b.pp("gate"), [experts, width], deviation)?;
+    pub fn build(mut b: VarBuilder, config: &SparseMoeConfig) -> Result<Self> {
+        let SparseMoeConfig { num_experts, expert, shared, .. } = *config;
+        let MlpConfig { hidden_size, intermediate_size, init_std, residual_init_std, .. } = expert;
+        let gate = Linear::build(b.pp("gate"), [num_experts, hidden_size], init_std)?;
         let mut place = b.pp("switch_mlp");
         let mut expert =
-            |name, rows, columns, deviation| place.pp(name).weight([experts, rows, columns], Init::Normal(deviation));
+            |name, rows, columns, init_std| place.pp(name).weight([num_experts, rows, columns], Init::Normal(init_std));
         let switch_mlp = Experts {
-            gate_proj: expert("gate_proj", hidden, width, deviation)?,
-            up_proj: expert("up_proj", hidden, width, deviation)?,
-            down_proj: expert("down_proj", width, hidden, output_deviation)?,
+            gate_proj: expert("gate_proj", intermediate_size, hidden_size, init_std)?,
+            up_proj: expert("up_proj", intermediate_size, hidden_size, init_std)?,
+            down_proj: expert("down_proj", hidden_size, intermediate_size, residual_init_std)?,
         };
-        Ok(Mixture {
+        Ok(SparseMoe {
             gate,
             switch_mlp,
             shared_expert: shared.map(|shared| Mlp::build(b.pp("shared_expert"), &shared)).transpose()?,
             shared_expert_gate: match shared {
-                Some(_) => Some(Linear::build(b.pp("shared_expert_gate"), [1, width], deviation)?),
+                Some(_) => Some(Linear::build(b.pp("shared_expert_gate"), [1, hidden_size], init_std)?),
                 None => None,
             },
-            sizes: *sizes,
+            config: *config,
         })
     }
 
-    /// Of the shape of `x`, `[.., D]`.
+    /// `[.., D]` to `[.., D]`.
     ///
     /// # Errors
     /// As the operations.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let width = x.shape().last();
-        let x_nd = x.reshape([x.elements() / width, width])?;
+        let hidden_size = x.shape().last();
+        let x_nd = x.reshape([x.elements() / hidden_size, hidden_size])?;
         let logits = self.gate.forward(&x_nd)?;
-        let routing = Routing { top_k: self.sizes.chosen, norm_topk_prob: self.sizes.norm_topk_prob };
+        let routing = Routing { top_k: self.config.top_k, norm_topk_prob: self.config.norm_topk_prob };
         let RouteOutput { weights, experts } = route(&logits, routing)?;
         let Experts { gate_proj, up_proj, down_proj } = &self.switch_mlp;
         let h_nki = swiglu(&gate_proj.grouped(&x_nd, &experts)?, &up_proj.grouped(&x_nd, &experts)?)?;
@@ -96,8 +97,8 @@ impl Mixture {
         let (Some(shared), Some(gate)) = (&self.shared_expert, &self.shared_expert_gate) else {
             return y_nd.reshape(x.shape());
         };
-        // a column times a row of ones: the token's gate in every column
-        let ones = Tensor::full([width, 1], 1.0, x.device())?;
+        // an outer product with ones broadcasts the gate of each token over the columns
+        let ones = Tensor::full([hidden_size, 1], 1.0, x.device())?;
         let gate_nd = linear(&sigmoid(&gate.forward(&x_nd)?)?, &ones)?;
         add(&y_nd, &mul(&shared.forward(&x_nd)?, &gate_nd)?)?.reshape(x.shape())
     }

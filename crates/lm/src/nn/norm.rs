@@ -1,4 +1,4 @@
-//! Root-mean-square norms.
+//! RMSNorm.
 
 use crate::init::{Init, VarBuilder};
 use crate::parameters::Parameter;
@@ -6,7 +6,7 @@ use crate::params;
 use alluvium_core::{Result, Tensor};
 use alluvium_ops::{gated_rms_norm, rms_norm};
 
-/// Scales rows to unit root-mean-square, then by `weight [D]`.
+/// RMSNorm: scales rows to unit root-mean-square, then by `weight [D]`.
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
     weight: Parameter,
@@ -16,15 +16,15 @@ pub struct RmsNorm {
 params!(RmsNorm { weight });
 
 impl RmsNorm {
-    /// A norm of rows of `width` numbers.
+    /// A norm of rows of `size` elements.
     ///
     /// # Errors
     /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
-    pub fn build(mut b: VarBuilder, width: usize, eps: f32) -> Result<Self> {
-        Ok(RmsNorm { weight: b.parameter("weight", [width], Init::Ones)?, eps })
+    pub fn build(mut b: VarBuilder, size: usize, eps: f32) -> Result<Self> {
+        Ok(RmsNorm { weight: b.parameter("weight", [size], Init::Ones)?, eps })
     }
 
-    /// Of the shape of `x`.
+    /// The norm of `x`, in its shape.
     ///
     /// # Errors
     /// As [`rms_norm`].

@@ -102,7 +102,7 @@ pub(crate) fn in_words(packing: Packing) -> String {
 ///
 /// # Errors
 /// In words, when there is no such packing.
-pub fn packing_of(mode: &str, bits: Option<usize>, group: Option<usize>) -> std::result::Result<Packing, String> {
+pub fn parse_packing(mode: &str, bits: Option<usize>, group: Option<usize>) -> std::result::Result<Packing, String> {
     let packing = match mode {
         "affine" => Packing::Affine { bits: bits.unwrap_or(4) as u32, group: group.unwrap_or(64) },
         "mxfp4" => Packing::Mxfp4,
@@ -136,7 +136,7 @@ fn packing(entry: &Value) -> std::result::Result<Packing, String> {
         Value::Null => "affine",
         mode => mode.as_str().ok_or(format!("`mode` is {mode}, no text"))?,
     };
-    packing_of(mode, number("bits")?, number("group_size")?)
+    parse_packing(mode, number("bits")?, number("group_size")?)
 }
 
 /// What the shapes of a module's tensors say of its packing, as mlx-lm reads them: `inner` numbers a row, `words` of 32 bits,
@@ -160,7 +160,7 @@ pub fn infer(inner: usize, words: usize, groups: usize, scales: &str) -> std::re
         ("U8", 4, 32) => Ok(Packing::Mxfp4),
         ("U8", 8, 32) => Ok(Packing::Mxfp8),
         ("U8", ..) => Err(wrong()),
-        _ => packing_of("affine", Some(bits), Some(group)).map_err(|_| wrong()),
+        _ => parse_packing("affine", Some(bits), Some(group)).map_err(|_| wrong()),
     }
 }
 

@@ -4,4 +4,4 @@ pub mod format;
 pub mod predicate;
 
 pub use format::Quantization;
-pub use predicate::{Mixed, Scheme};
+pub use predicate::{MixedRecipe, QuantConfig};

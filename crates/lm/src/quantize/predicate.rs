@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 
 /// Which matrices are packed, and how.
 #[derive(Clone, Debug)]
-pub struct Scheme {
+pub struct QuantConfig {
     /// All that nothing else is said of.
     pub packing: Packing,
     /// A recipe of mlx-lm that gives some modules more bits; it decides in place of the model's own rule.
-    pub mixed: Option<Mixed>,
+    pub mixed: Option<MixedRecipe>,
     /// Parts of modules' names and what holds for those modules, the first that fits; none leaves them plain. They go before
     /// all else.
     pub modules: Vec<(String, Option<Packing>)>,
@@ -21,7 +21,7 @@ pub struct Scheme {
 /// Recipes that give more bits to the projections where errors cost most: the first and the last eighth of the layers, and
 /// every third between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mixed {
+pub enum MixedRecipe {
     /// 2 bits and 6.
     TwoSix,
     /// 3 bits and 4.
@@ -32,21 +32,21 @@ pub enum Mixed {
     FourSix,
 }
 
-impl Mixed {
+impl MixedRecipe {
     /// All of them, by the names that mlx-lm has for them.
-    pub const NAMES: [(&'static str, Mixed); 4] = [
-        ("mixed_2_6", Mixed::TwoSix),
-        ("mixed_3_4", Mixed::ThreeFour),
-        ("mixed_3_6", Mixed::ThreeSix),
-        ("mixed_4_6", Mixed::FourSix),
+    pub const NAMES: [(&'static str, MixedRecipe); 4] = [
+        ("mixed_2_6", MixedRecipe::TwoSix),
+        ("mixed_3_4", MixedRecipe::ThreeFour),
+        ("mixed_3_6", MixedRecipe::ThreeSix),
+        ("mixed_4_6", MixedRecipe::FourSix),
     ];
 
     fn bits(self) -> [u32; 2] {
         match self {
-            Mixed::TwoSix => [2, 6],
-            Mixed::ThreeFour => [3, 4],
-            Mixed::ThreeSix => [3, 6],
-            Mixed::FourSix => [4, 6],
+            MixedRecipe::TwoSix => [2, 6],
+            MixedRecipe::ThreeFour => [3, 4],
+            MixedRecipe::ThreeSix => [3, 6],
+            MixedRecipe::FourSix => [4, 6],
         }
     }
 
@@ -82,10 +82,10 @@ impl Module<'_> {
     }
 }
 
-impl Scheme {
+impl QuantConfig {
     /// One packing for all.
     pub fn of(packing: Packing) -> Self {
-        Scheme { packing, mixed: None, modules: Vec::new() }
+        QuantConfig { packing, mixed: None, modules: Vec::new() }
     }
 
     /// The packing of each plain module that is to be packed; what has to be said of it goes to `quantization`.
@@ -170,12 +170,12 @@ mod tests {
     fn a_mixed_recipe_gives_more_bits_to_the_first_the_last_and_every_third_layer() {
         let bits = |layer: usize, part: &str| {
             let module = format!("model.layers.{layer}.{part}");
-            Mixed::ThreeSix.packing(&module, 2, 16, 64).bits()
+            MixedRecipe::ThreeSix.packing(&module, 2, 16, 64).bits()
         };
         let more: Vec<usize> = (0..16).filter(|&layer| bits(layer, "mlp.down_proj") == 6).collect();
         assert_eq!(more, [0, 1, 4, 7, 10, 13, 14, 15]);
         assert!((0..16).all(|layer| bits(layer, "mlp.up_proj") == 3));
-        assert_eq!(Mixed::ThreeSix.packing("lm_head", 2, 16, 64).bits(), 6);
-        assert_eq!(Mixed::FourSix.packing("model.embed_tokens", 2, 16, 64).bits(), 4);
+        assert_eq!(MixedRecipe::ThreeSix.packing("lm_head", 2, 16, 64).bits(), 6);
+        assert_eq!(MixedRecipe::FourSix.packing("model.embed_tokens", 2, 16, 64).bits(), 4);
     }
 }

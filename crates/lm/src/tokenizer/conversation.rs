@@ -217,7 +217,7 @@ impl Conversation {
     /// # Errors
     /// As [`Conversation::render`], and when the tokenizer fails.
     pub fn encode(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-        tokenizer.encode_plain(&self.render(tokenizer)?)
+        tokenizer.encode_without_special_tokens(&self.render(tokenizer)?)
     }
 
     /// The part of the prompt that follows a prompt cache: it begins with the first user message, which continues the

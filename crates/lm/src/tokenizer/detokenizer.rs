@@ -145,7 +145,7 @@ mod tests {
                     let text: String = (0..length)
                         .map(|_| ['a', ' ', 'é', 'ж', '日', '🙂'][random.between(0.0, 6.0) as usize])
                         .collect();
-                    ids = tokenizer.encode_plain(&text).unwrap();
+                    ids = tokenizer.encode_without_special_tokens(&text).unwrap();
                 }
                 let mut stream = tokenizer.detokenizer();
                 let mut out: String = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
@@ -159,8 +159,12 @@ mod tests {
     fn a_character_of_byte_tokens_comes_when_its_run_ends() {
         let tokenizer = metaspace();
         let mut stream = tokenizer.detokenizer();
-        let pieces: Vec<String> =
-            tokenizer.encode_plain("éж b").unwrap().into_iter().map(|id| stream.push(id).unwrap()).collect();
+        let pieces: Vec<String> = tokenizer
+            .encode_without_special_tokens("éж b")
+            .unwrap()
+            .into_iter()
+            .map(|id| stream.push(id).unwrap())
+            .collect();
         assert_eq!(pieces.concat() + &stream.finish().unwrap(), "éж b");
         assert!(pieces.iter().all(|piece| !piece.contains('\u{fffd}')), "{pieces:?}");
     }
@@ -168,7 +172,7 @@ mod tests {
     #[test]
     fn tags_of_thoughts_are_in_the_text_also_where_they_are_special_tokens() {
         let tokenizer = metaspace();
-        let ids = tokenizer.encode_plain("<think>a</think> b</s>").unwrap();
+        let ids = tokenizer.encode_without_special_tokens("<think>a</think> b</s>").unwrap();
         assert_eq!(tokenizer.decode(&ids).unwrap(), "<think> a</think>  b");
     }
 }

@@ -176,14 +176,14 @@ impl Tokenizer {
     /// When the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let Affixes { before, after } = &self.affixes;
-        Ok([&before[..], &self.encode_plain(text)?[..], &after[..]].concat())
+        Ok([&before[..], &self.encode_without_special_tokens(text)?[..], &after[..]].concat())
     }
 
     /// As [`Tokenizer::encode`], but nothing is added in front or behind: for text that a template made.
     ///
     /// # Errors
     /// When the tokenizer fails.
-    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+    pub fn encode_without_special_tokens(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.inner.encode_fast(text, false).map_err(failed)?.get_ids().to_vec())
     }
 

@@ -18,7 +18,7 @@ pub(crate) fn documents(tokenizer: &Tokenizer, documents: &[Document]) -> Result
         let mut pieces = pieces(&document.text);
         let mut ids = pieces.next().map_or(Ok(Vec::new()), |first| tokenizer.encode(first))?;
         for piece in pieces {
-            ids.extend(tokenizer.encode_plain(piece)?);
+            ids.extend(tokenizer.encode_without_special_tokens(piece)?);
         }
         // a tokenizer may add its own end
         let has_end = end.is_some() && ids.last().copied() == end;

@@ -1,4 +1,4 @@
-//! The projections of a Gated DeltaNet layer's input, in the two layouts that files have.
+//! The input projections of a Gated DeltaNet layer, in the two layouts of checkpoints.
 
 use super::config::{GatedDeltaNetConfig, Layout};
 use crate::init::VarBuilder;
@@ -7,7 +7,7 @@ use crate::params;
 use alluvium_core::{Result, Tensor};
 use alluvium_ops::{concat, split_in};
 
-/// The projections, as files hold them.
+/// The projections, in the layout of the checkpoint.
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // a model has a few hundred at most
 pub(super) enum InProj {
@@ -40,7 +40,7 @@ params!(
     }
 );
 
-/// What they give: channels are all queries, all keys, all values.
+/// The projected input. The channels are all queries, then all keys, then all values.
 pub(super) struct Inputs {
     pub(super) qkv_btc: Tensor,
     pub(super) z_btv: Tensor,
@@ -49,10 +49,10 @@ pub(super) struct Inputs {
 }
 
 impl InProj {
-    pub(super) fn build(b: &mut VarBuilder, sizes: &GatedDeltaNetConfig) -> Result<Self> {
-        let GatedDeltaNetConfig { width, value_heads, deviation, layout, .. } = *sizes;
-        let (channels, values) = (sizes.channels(), sizes.values());
-        let mut linear = |name, rows| Linear::build(b.pp(name), [rows, width], deviation);
+    pub(super) fn build(b: &mut VarBuilder, config: &GatedDeltaNetConfig) -> Result<Self> {
+        let GatedDeltaNetConfig { hidden_size, value_heads, init_std, layout, .. } = *config;
+        let (channels, values) = (config.channels(), config.value_channels());
+        let mut linear = |name, rows| Linear::build(b.pp(name), [rows, hidden_size], init_std);
         Ok(match layout {
             Layout::Separate => InProj::Separate(Separate {
                 in_proj_qkv: linear("in_proj_qkv", channels)?,
@@ -67,26 +67,26 @@ impl InProj {
         })
     }
 
-    pub(super) fn forward(&self, x_btd: &Tensor, sizes: &GatedDeltaNetConfig) -> Result<Inputs> {
+    pub(super) fn forward(&self, x_btd: &Tensor, config: &GatedDeltaNetConfig) -> Result<Inputs> {
         match self {
             InProj::Separate(Separate { in_proj_qkv, in_proj_z, in_proj_b, in_proj_a }) => {
                 let parts = [in_proj_qkv, in_proj_z, in_proj_b, in_proj_a];
                 let [qkv_btc, z_btv, b_btg, a_btg] = Linear::forward_all(parts, x_btd)?;
                 Ok(Inputs { qkv_btc, z_btv, b_btg, a_btg })
             }
-            InProj::Merged(part) => part.forward(x_btd, sizes),
+            InProj::Merged(part) => part.forward(x_btd, config),
         }
     }
 }
 
 impl Merged {
-    fn forward(&self, x_btd: &Tensor, sizes: &GatedDeltaNetConfig) -> Result<Inputs> {
-        let GatedDeltaNetConfig { key_heads: h, value_heads: g, key, value, .. } = *sizes;
+    fn forward(&self, x_btd: &Tensor, config: &GatedDeltaNetConfig) -> Result<Inputs> {
+        let GatedDeltaNetConfig { key_heads: h, value_heads: g, key_dim, value_dim, .. } = *config;
         let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
         let shared = g / h;
         let [qkvz, ba] = Linear::forward_all([&self.in_proj_qkvz, &self.in_proj_ba], x_btd)?;
-        let qkvz = qkvz.reshape([b, t, h, 2 * key + 2 * shared * value])?;
-        let [q, k, v, z] = parts(&qkvz, [key, key, shared * value, shared * value])?;
+        let qkvz = qkvz.reshape([b, t, h, 2 * key_dim + 2 * shared * value_dim])?;
+        let [q, k, v, z] = parts(&qkvz, [key_dim, key_dim, shared * value_dim, shared * value_dim])?;
         let ba = ba.reshape([b, t, h, 2 * shared])?;
         let [b_bthr, a_bthr] = parts(&ba, [shared, shared])?;
         let flat = |x: &Tensor| x.reshape([b, t, x.elements() / (b * t)]);
@@ -99,7 +99,7 @@ impl Merged {
     }
 }
 
-/// The parts of the last of four axes.
-fn parts<const N: usize>(x: &Tensor, sizes: [usize; N]) -> Result<[Tensor; N]> {
-    split_in(x, sizes, 3)
+/// Splits the last of four axes.
+fn parts<const N: usize>(x: &Tensor, config: [usize; N]) -> Result<[Tensor; N]> {
+    split_in(x, config, 3)
 }

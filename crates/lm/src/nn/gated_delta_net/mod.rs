@@ -1,4 +1,4 @@
-//! The linear-attention half of the hybrid.
+//! Gated DeltaNet: the linear-attention layer of hybrid models.
 
 mod config;
 mod in_proj;
@@ -18,13 +18,13 @@ use alluvium_ops::{
 };
 use in_proj::{InProj, Inputs};
 
-/// Added to the sum of squares of a query or a key before its length is divided out.
+/// The epsilon of the L2 norms of queries and keys, added to the sum of squares.
 const EPS: f32 = 1e-6;
 
 /// The token mixer of a linear layer: project, convolve, gated delta rule, gated norm, project.
 ///
-/// Shape suffixes: `b` batch, `t` tokens, `d` model width, `c` convolved channels, `h` key heads, `g` value heads,
-/// `k` key width, `v` value width. Channels are all queries, then all keys, then all values.
+/// Shape suffixes: `b` batch, `t` tokens, `d` hidden size, `c` convolved channels, `h` key heads, `g` value heads,
+/// `k` key size, `v` value size. Channels are all queries, then all keys, then all values.
 ///
 /// Source: Yang et al. 2024, arXiv:2412.06464; `GatedDeltaNet` of qwen3_5 in mlx-lm.
 #[derive(Clone, Debug)]
@@ -35,13 +35,13 @@ pub struct GatedDeltaNet {
     dt_bias: Parameter,
     norm: RmsNorm,
     out_proj: Linear,
-    sizes: GatedDeltaNetConfig,
+    config: GatedDeltaNetConfig,
     ablation: Ablation,
 }
 
 params!(GatedDeltaNet { in_proj: "", conv1d, a_log: "A_log", dt_bias, norm, out_proj });
 
-/// The depthwise filter, as files hold it: `weight [C, K, 1]`.
+/// The depthwise filter in the layout of MLX: `weight [C, K, 1]`.
 #[derive(Clone, Debug)]
 struct Conv1d {
     weight: Parameter,
@@ -50,27 +50,28 @@ struct Conv1d {
 params!(Conv1d { weight });
 
 impl GatedDeltaNet {
-    /// From its place in a source.
+    /// Builds the layer from its place in a source.
     ///
     /// # Errors
     /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
-    pub fn build(mut b: VarBuilder, sizes: &GatedDeltaNetConfig) -> Result<Self> {
-        let GatedDeltaNetConfig { width, value_heads, value, taps, eps, output_deviation, .. } = *sizes;
-        let (channels, values) = (sizes.channels(), sizes.values());
-        let filter = Init::Uniform((taps as f64).sqrt().recip());
+    pub fn build(mut b: VarBuilder, config: &GatedDeltaNetConfig) -> Result<Self> {
+        let GatedDeltaNetConfig { hidden_size, value_heads, value_dim, kernel_size, eps, residual_init_std, .. } =
+            *config;
+        let (channels, values) = (config.channels(), config.value_channels());
+        let filter = Init::Uniform((kernel_size as f64).sqrt().recip());
         Ok(GatedDeltaNet {
-            in_proj: InProj::build(&mut b, sizes)?,
-            conv1d: Conv1d { weight: b.pp("conv1d").parameter("weight", [channels, taps, 1], filter)? },
+            in_proj: InProj::build(&mut b, config)?,
+            conv1d: Conv1d { weight: b.pp("conv1d").parameter("weight", [channels, kernel_size, 1], filter)? },
             a_log: b.parameter("A_log", [value_heads], Init::LogOfUniform(1.0, 16.0))?,
             dt_bias: b.parameter("dt_bias", [value_heads], Init::InverseSoftplusOfLogUniform(1e-3, 0.1))?,
-            norm: RmsNorm::build(b.pp("norm"), value, eps)?,
-            out_proj: Linear::build(b.pp("out_proj"), [width, values], output_deviation)?,
-            sizes: *sizes,
+            norm: RmsNorm::build(b.pp("norm"), value_dim, eps)?,
+            out_proj: Linear::build(b.pp("out_proj"), [hidden_size, values], residual_init_std)?,
+            config: *config,
             ablation: Ablation::None,
         })
     }
 
-    /// All tokens at once, as training has them: `[B, T, D]` to `[B, T, D]`.
+    /// The forward pass over whole sequences, for training: `[B, T, D]` to `[B, T, D]`.
     ///
     /// # Errors
     /// As the operations.
@@ -84,61 +85,61 @@ impl GatedDeltaNet {
         self.output(&o, &z_btgv)
     }
 
-    /// Takes a part out of the layer, or puts it back.
+    /// Removes a part of the layer for an experiment, or restores it.
     pub fn ablate(&mut self, ablation: Ablation) {
         self.ablation = ablation;
     }
 
-    /// New tokens after those in the cache, which takes them in.
+    /// The forward pass over new tokens, which are appended to the cache.
     ///
     /// # Errors
-    /// As the operations, and where the delta term is taken out: that layer only trains. The cache is of no use after
-    /// one.
+    /// As the operations, and where the delta term is ablated, which has no step-by-step form. The cache cannot be used
+    /// after an error.
     pub fn step(&self, x_btd: &Tensor, cache: &mut DeltaCache) -> Result<Tensor> {
         if self.ablation == Ablation::DeltaTerm {
             return Err(Error::value("step", "a layer without its delta term has no step by step form here"));
         }
-        let Projected { heads, z_btgv, window } = self.project(x_btd, cache.window.as_ref(), None)?;
-        let GatedDeltaOutput { o, final_state } = match cache.state.take() {
+        let Projected { heads, z_btgv, conv_state } = self.project(x_btd, cache.conv_state.as_ref(), None)?;
+        let GatedDeltaOutput { o, final_state } = match cache.recurrent_state.take() {
             Some(state) if x_btd.shape()[1] == 1 => self.one(&heads, state)?,
             state => gated_delta_rule(GatedDeltaArgs { initial_state: state.as_ref(), ..self.rule(&heads) })?,
         };
-        (cache.window, cache.state) = (window, Some(final_state));
+        (cache.conv_state, cache.recurrent_state) = (conv_state, Some(final_state));
         self.output(&o, &z_btgv)
     }
 
-    /// The sizes of what it remembers of a sequence.
+    /// The shape of the layer's cache for one sequence.
     pub fn cache_shape(&self) -> CacheShape {
-        let GatedDeltaNetConfig { value_heads, key, value, taps, .. } = self.sizes;
+        let GatedDeltaNetConfig { value_heads, key_dim, value_dim, kernel_size, .. } = self.config;
         CacheShape::Delta {
-            window: (taps > 1).then(|| [1, taps - 1, self.sizes.channels()].into()),
-            state: [1, value_heads, value, key].into(),
+            conv_state: (kernel_size > 1).then(|| [1, kernel_size - 1, self.config.channels()].into()),
+            recurrent_state: [1, value_heads, value_dim, key_dim].into(),
         }
     }
 
-    fn project(&self, x_btd: &Tensor, window: Option<&Tensor>, cu_seqlens: Option<&Tensor>) -> Result<Projected> {
-        let GatedDeltaNetConfig { key_heads: h, value_heads: g, key, value, taps, .. } = self.sizes;
+    fn project(&self, x_btd: &Tensor, conv_state: Option<&Tensor>, cu_seqlens: Option<&Tensor>) -> Result<Projected> {
+        let GatedDeltaNetConfig { key_heads: h, value_heads: g, key_dim, value_dim, kernel_size, .. } = self.config;
         let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
-        let Inputs { qkv_btc, z_btv, b_btg, a_btg } = self.in_proj.forward(x_btd, &self.sizes)?;
-        let filter = self.conv1d.weight.reshape([self.sizes.channels(), taps])?;
+        let Inputs { qkv_btc, z_btv, b_btg, a_btg } = self.in_proj.forward(x_btd, &self.config)?;
+        let filter = self.conv1d.weight.reshape([self.config.channels(), kernel_size])?;
         let filter = if self.ablation == Ablation::Convolution { identity(&filter)? } else { filter };
         let ConvOutput { y: qkv_btc, final_state } = causal_conv1d(CausalConv1dArgs {
             x: &qkv_btc,
             w: &filter,
-            initial_state: window,
+            initial_state: conv_state,
             cu_seqlens,
             activation: Activation::Silu,
         })?;
-        let [q, k, v] = split_in(&qkv_btc, [h * key, h * key, g * value], 2)?;
+        let [q, k, v] = split_in(&qkv_btc, [h * key_dim, h * key_dim, g * value_dim], 2)?;
         let Gates { g: decay_btg, beta: beta_btg } = gdn_gate(&a_btg, &b_btg, &self.a_log, &self.dt_bias)?;
         let heads = Heads {
-            q_bthk: l2_norm(&q.reshape([b, t, h, key])?, EPS)?,
-            k_bthk: l2_norm(&k.reshape([b, t, h, key])?, EPS)?,
-            v_btgv: v.reshape([b, t, g, value])?,
+            q_bthk: l2_norm(&q.reshape([b, t, h, key_dim])?, EPS)?,
+            k_bthk: l2_norm(&k.reshape([b, t, h, key_dim])?, EPS)?,
+            v_btgv: v.reshape([b, t, g, value_dim])?,
             decay_btg,
             beta_btg,
         };
-        Ok(Projected { heads, z_btgv: z_btv.reshape([b, t, g, value])?, window: final_state })
+        Ok(Projected { heads, z_btgv: z_btv.reshape([b, t, g, value_dim])?, conv_state: final_state })
     }
 
     fn rule<'a>(&self, heads: &'a Heads) -> GatedDeltaArgs<'a> {
@@ -155,38 +156,38 @@ impl GatedDeltaNet {
         }
     }
 
-    /// One token of each sequence.
+    /// The step of one token of each sequence.
     fn one(&self, heads: &Heads, state: Tensor) -> Result<GatedDeltaOutput> {
-        let GatedDeltaNetConfig { key_heads: h, value_heads: g, key, value, .. } = self.sizes;
+        let GatedDeltaNetConfig { key_heads: h, value_heads: g, key_dim, value_dim, .. } = self.config;
         let b = heads.q_bthk.shape()[0];
         let GatedDeltaOutput { o, final_state } = gated_delta_step(GatedDeltaStepArgs {
-            q: &heads.q_bthk.reshape([b, h, key])?,
-            k: &heads.k_bthk.reshape([b, h, key])?,
-            v: &heads.v_btgv.reshape([b, g, value])?,
+            q: &heads.q_bthk.reshape([b, h, key_dim])?,
+            k: &heads.k_bthk.reshape([b, h, key_dim])?,
+            v: &heads.v_btgv.reshape([b, g, value_dim])?,
             g: &heads.decay_btg.reshape([b, g])?,
             beta: &heads.beta_btg.reshape([b, g])?,
             state,
             scale: self.scale(),
         })?;
-        Ok(GatedDeltaOutput { o: o.reshape([b, 1, g, value])?, final_state })
+        Ok(GatedDeltaOutput { o: o.reshape([b, 1, g, value_dim])?, final_state })
     }
 
     fn output(&self, o_btgv: &Tensor, z_btgv: &Tensor) -> Result<Tensor> {
         let [b, t] = [o_btgv.shape()[0], o_btgv.shape()[1]];
         let o = self.norm.gated(o_btgv, z_btgv)?;
-        self.out_proj.forward(&o.reshape([b, t, self.sizes.values()])?)
+        self.out_proj.forward(&o.reshape([b, t, self.config.value_channels()])?)
     }
 
     fn scale(&self) -> f32 {
-        (self.sizes.key as f32).sqrt().recip()
+        (self.config.key_dim as f32).sqrt().recip()
     }
 }
 
 struct Projected {
     heads: Heads,
     z_btgv: Tensor,
-    /// The convolution's last inputs.
-    window: Option<Tensor>,
+    /// The last inputs of the convolution.
+    conv_state: Option<Tensor>,
 }
 
 struct Heads {
