@@ -233,7 +233,7 @@ impl<T> Given<T> {
 }
 
 impl Given<Tensor> {
-    /// An argument, given away: an operation that overwrites it does so in place where nobody else holds it.
+    /// An argument, given away: an operation that overwrites it does so in place if it is not shared.
     ///
     /// # Errors
     /// When it was left out or taken before.

@@ -1,4 +1,4 @@
-//! One pass: four numbers are read for each weight and three are written.
+//! One pass: four elements are read for each weight and three are written.
 
 use super::{AdamW, AdamWState};
 use alluvium_core::cpu::simd::F32s;
@@ -28,7 +28,7 @@ pub(super) fn step(cpu: &Cpu, state: AdamWState, grad: &Tensor, numbers: &AdamW)
     Ok(AdamWState { p, m, v })
 }
 
-/// The tensor in f32 memory that nobody else holds: its own where that is so, or a copy.
+/// The tensor in f32 memory that is not shared: the tensor itself, or a copy.
 fn unshared(cpu: &Cpu, mut x: Tensor) -> Result<Tensor> {
     if x.slice_mut::<f32>().is_some() {
         return Ok(x);

@@ -1,4 +1,4 @@
-//! One pass: four numbers are read for each weight and three are written.
+//! One pass: four elements are read for each weight and three are written.
 
 use super::cpu::Factors;
 use super::{AdamW, AdamWState};

@@ -65,7 +65,7 @@ impl AdamW {
         if self.bias_correction { 1.0 - beta.powf(f64::from(self.step)) } else { 1.0 }
     }
 
-    /// Refuses numbers that no step can be made with.
+    /// Refuses settings outside of their range.
     fn check(&self) -> Result<()> {
         let within = |x: f32, below: f32| x >= 0.0 && x < below;
         let numbers = [
@@ -98,7 +98,7 @@ pub struct AdamWState {
     pub v: Tensor,
 }
 
-/// One step of AdamW; `p`, `m` and `v` are given away and updated in place where nobody else holds them.
+/// One step of AdamW; `p`, `m` and `v` are given away and updated in place if they are not shared.
 ///
 /// `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`,
 /// `p ← p·(1 − lr·decay) − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + eps)`. Arithmetic in f32; a half-precision `p` is rounded once.
@@ -115,7 +115,7 @@ pub struct AdamWState {
 /// of the step is out of range; `NoGradient` when a traced tensor comes: detach it.
 ///
 /// # Source
-/// Loshchilov and Hutter 2019, arXiv:1711.05101. Same numbers as `torch.optim.AdamW` and as `mlx.optimizers.AdamW` with
+/// Loshchilov and Hutter 2019, arXiv:1711.05101. Same values as `torch.optim.AdamW` and as `mlx.optimizers.AdamW` with
 /// `bias_correction=True`; its default, `bias_correction=False`, sets both divisors `1 − βᵗ` to 1.
 pub fn adamw(p: Tensor, grad: &Tensor, m: Tensor, v: Tensor, numbers: &AdamW) -> Result<AdamWState> {
     CONTRACT.check(&[&p, grad, &m, &v])?;

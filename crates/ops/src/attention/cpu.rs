@@ -15,9 +15,9 @@ use alluvium_core::{DType, Dims, Result, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Queries of a tile: at most so many.
+/// The most queries of a tile.
 const QUERIES: usize = 64;
-/// Keys of a tile: at most so many.
+/// The most keys of a tile.
 const KEYS: usize = 64;
 /// Queries of a tile are filled up to a multiple of this, so that every register is whole.
 const WIDEST: usize = 16;

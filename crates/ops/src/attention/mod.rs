@@ -61,7 +61,7 @@ pub struct AttentionArgs<'a> {
 ///
 /// # Source
 /// Milakov and Gimelshein 2018, arXiv:1805.02867, for the streaming softmax; Dao 2023, arXiv:2307.08691, for the backward
-/// pass. Same numbers as `mlx.fast.scaled_dot_product_attention(mask="causal")`.
+/// pass. Same values as `mlx.fast.scaled_dot_product_attention(mask="causal")`.
 pub fn attention(args: AttentionArgs<'_>) -> Result<Tensor> {
     let AttentionArgs { q, k, v, cu_seqlens, scale } = args;
     let dims = CONTRACT.check(&[Some(q), Some(k), Some(v), cu_seqlens])?;

@@ -26,7 +26,7 @@ const PACKED: &[&str] = &["initial_state"];
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "each channel convolved with its own taps over the past",
+    summary: "causal depthwise convolution",
     results: &["y", "final_state"],
     run,
     reference: |t| reference::forward(t, activation(t)),

@@ -36,7 +36,7 @@ const GROUP: usize = 64;
 /// Invocations that fill a large GPU.
 const PLENTY: usize = 1 << 16;
 
-/// Rows of a run, so that there are enough runs: between the two numbers, in whole steps.
+/// Rows of a run, so that there are enough runs: between the two bounds, in whole steps.
 fn block(units: usize, smallest: usize, largest: usize) -> usize {
     (units / PLENTY).clamp(smallest, largest).next_multiple_of(4)
 }

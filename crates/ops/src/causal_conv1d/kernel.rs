@@ -27,7 +27,7 @@ pub(super) struct Window<'a> {
 /// Channels whose taps lie side by side: a cache line, and a multiple of every register.
 const LINE: usize = 16;
 
-/// Room for `rows` numbers of each channel.
+/// Room for `rows` values of each channel.
 pub(super) fn room(rows: usize, channels: usize) -> usize {
     rows * channels.next_multiple_of(LINE)
 }
@@ -80,7 +80,7 @@ pub(super) struct Cotangent<'a, 'b> {
     pub(super) before: &'a mut [f32],
     /// Sums over the block's tokens, as [`place`] says; none where the tokens belong to a neighbour.
     pub(super) dw: Option<&'a mut [f32]>,
-    /// Gradients of the inputs `K-1` tokens before the block's, which are complete now; none where nobody wants them.
+    /// Gradients of the inputs `K-1` tokens before the block's, which are complete now; `None` where they are not needed.
     pub(super) dx: &'a mut [Option<&'b mut [f32]>],
 }
 
@@ -258,7 +258,7 @@ fn sums<S: F32s, const ROWS: usize, const WHOLE: bool>(
     z
 }
 
-/// `n` numbers from `at` on: a register's worth where `WHOLE`.
+/// `n` values from `at` on: a register's worth where `WHOLE`.
 #[inline(always)]
 fn read<S: F32s, const WHOLE: bool>(row: &[f32], at: usize, n: usize) -> S {
     if WHOLE {
@@ -279,7 +279,7 @@ fn write<S: F32s, const WHOLE: bool>(row: &mut [f32], at: usize, n: usize, x: S)
     }
 }
 
-/// Stores a result of `n` numbers to the start of a row.
+/// Stores a result of `n` values to the start of a row.
 #[inline(always)]
 fn put<S: F32s, const WHOLE: bool>(row: &mut [f32], n: usize, x: S, stores: StoreHint<'_>) {
     if WHOLE { x.put(row, stores) } else { x.store_head(&mut row[..n]) }

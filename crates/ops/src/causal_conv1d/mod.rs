@@ -1,4 +1,4 @@
-//! Causal depthwise convolution over time.
+//! Causal depthwise convolution along the tokens.
 
 mod cpu;
 mod entry;

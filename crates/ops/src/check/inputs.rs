@@ -1,4 +1,4 @@
-//! The inputs of a case, made from the contract: the same numbers as tensors of a device and as arrays of f64.
+//! The inputs of a case, made from the contract: the same values as tensors of a device and as arrays of f64.
 
 use crate::op::{Array, Case, Fill, Given, Op, Options};
 use alluvium_core::contract::Arg;
@@ -14,7 +14,7 @@ const CHUNK: usize = 64;
 pub struct Inputs {
     /// On the device.
     pub tensors: Given<Tensor>,
-    /// The same numbers, after rounding to the storage, in f64.
+    /// The same values, after rounding to the storage, in f64.
     pub arrays: Given<Array>,
     name: String,
     dtype: DType,
@@ -22,7 +22,7 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Inputs for a case; the numbers depend on the operation's and the case's name only.
+    /// Inputs for a case; the values depend on the operation's and the case's name only.
     ///
     /// # Errors
     /// When the device is out of memory or the case's sizes do not fit a shape.

@@ -1,4 +1,4 @@
-//! The proof of an operation on a device: the same for every entry of the list.
+//! The proof of an operation on a device. It reads the entry and is the same for every operation.
 //!
 //! A case passes when every result and every gradient is near its f64 reference, a result of zeros would not be, the
 //! same inputs give the same bits twice, and half-precision storage costs no more than its roundings. The reference's
@@ -124,7 +124,7 @@ impl Proof<'_> {
             self.hold(name, got, want)?;
         }
         if let Gradient::Of(gradient) = self.op.gradient {
-            // the reference starts from the numbers that the tape started from
+            // the reference starts from the values that the tape started from
             let rounded = |(seed, y): (&Tensor, &Tensor)| array(&inputs.like(seed, y)?);
             let seeds = seeds.iter().zip(&first.results).map(rounded).collect::<Result<Vec<_>>>()?;
             let want = gradient(&inputs.arrays, &seeds);

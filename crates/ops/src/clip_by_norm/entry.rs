@@ -9,7 +9,7 @@ fn most<T>(t: &Given<T>) -> f32 {
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "gradients no longer than a bound",
+    summary: "a tensor scaled so that a norm stays below a bound",
     results: &["clipped"],
     run: |t| Ok(vec![clip_by_norm(t["x"].clone(), &t["norm"], most(t))?]),
     reference: |t| vec![reference::clip(&t["x"], &t["norm"], f64::from(most(t)))],

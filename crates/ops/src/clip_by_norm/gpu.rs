@@ -1,4 +1,4 @@
-//! One pass, in place where nobody else holds the memory.
+//! One pass, in place if the memory is not shared.
 
 use crate::common::gpu::to_u32;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
@@ -6,7 +6,7 @@ use alluvium_core::{Result, Tensor};
 
 static KERNEL: Kernel = crate::common::gpu::kernel("clip_by_norm", &[include_str!("kernel.wgsl")]);
 
-/// Invocations of a workgroup; each takes four numbers.
+/// Invocations of a workgroup; each takes four elements.
 const GROUP: usize = 256;
 
 #[repr(C)]

@@ -1,4 +1,4 @@
-//! Gradients made no longer than a bound.
+//! Gradient clipping: `x` scaled so that a norm stays below a bound.
 
 mod entry;
 mod gpu;

@@ -1,4 +1,4 @@
-//! Pieces shared by kernels.
+//! Code that operations of several families share.
 
 pub(crate) mod entries;
 mod few;
@@ -21,12 +21,12 @@ use alluvium_core::cpu::{Buffer, Cpu};
 use std::ops::Range;
 use writer::Share;
 
-/// Sums over rows in a fixed number of parts, whatever the threads, so that the bits are the same everywhere.
+/// Sums over rows in a fixed number of parts, whatever the threads, so that results are bit-identical everywhere.
 const PARTS: usize = 32;
 
 /// Runs `work(rows, out rows, sums)` over parts of the rows on all threads; returns the parts' sums added in order.
 ///
-/// Each of `out` has `rows` rows of equal width, or none. `sums` has `width` numbers, perhaps none, and starts at zero.
+/// Each of `out` has `rows` rows of equal width, or none. `sums` has `width` values, perhaps none, and starts at zero.
 pub(crate) fn partial_sums<const M: usize, O: Share>(
     cpu: &Cpu,
     rows: usize,

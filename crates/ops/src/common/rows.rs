@@ -16,7 +16,7 @@ fn at_once(width: usize) -> usize {
     (BLOCK / width).max(1)
 }
 
-/// What a kernel writes at once: these columns of every row of a block, which are these numbers of the block.
+/// What a kernel writes at once: these columns of every row of a block, which are these values of the block.
 pub(crate) struct RowBlock {
     pub(crate) columns: Range<usize>,
     pub(crate) numbers: Range<usize>,

@@ -11,22 +11,22 @@ pub(crate) const BLOCK: usize = 1024;
 
 /// A floating element that kernels see as f32, block by block.
 pub(crate) trait Stored: Element {
-    /// The numbers to read: themselves, or widened into the start of `wide`.
+    /// The values to read: themselves, or widened into the start of `wide`.
     fn widen<'a>(from: &'a [Self], wide: &'a mut [f32]) -> &'a [f32];
-    /// A register of numbers, unchecked: innermost loops.
+    /// A register of values, unchecked: innermost loops.
     ///
     /// # Safety
-    /// `src` is valid for reading [`F32s::LANES`] numbers.
+    /// `src` is valid for reading [`F32s::LANES`] values.
     unsafe fn load<S: F32s>(src: *const Self) -> S;
     /// Scratch that [`Stored::widen`] needs for this many elements.
     fn room(numbers: usize) -> Vec<f32>;
-    /// The numbers to change: themselves, or widened into the start of `wide` until [`Stored::close`].
+    /// The values to change: themselves, or widened into the start of `wide` until [`Stored::close`].
     fn open<'a>(block: &'a mut [Self], wide: &'a mut [f32]) -> &'a mut [f32];
-    /// The numbers to write: the block itself, or the start of `wide` until [`Stored::close`].
+    /// The values to write: the block itself, or the start of `wide` until [`Stored::close`].
     fn fresh<'a>(block: &'a mut [Self], wide: &'a mut [f32]) -> &'a mut [f32];
     /// Rounds what was changed back into the block, once.
     fn close(block: &mut [Self], wide: &[f32]);
-    /// The numbers to read before those of a block are written: themselves; or none, and they are widened into the block.
+    /// The values to read before those of a block are written: themselves; or none, and they are widened into the block.
     fn source<'a>(from: &'a [Self], to: &mut [f32]) -> Option<&'a [f32]>;
     /// The next elements to write without the caches: memory itself, or the start of `wide` until [`Stored::finish`].
     fn next<'a>(

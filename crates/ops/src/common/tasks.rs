@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Runs `work(task, scratch)` for every task. Each worker has `length` numbers of scratch for the whole call.
+/// Runs `work(task, scratch)` for every task. Each worker has `length` values of scratch for the whole call.
 ///
 /// # Errors
 /// When the scratch does not fit into memory.
@@ -37,7 +37,7 @@ pub(crate) struct Shared<'a> {
     memory: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: it is a slice of numbers; `part` leaves the duty that parts are disjoint to its caller.
+// SAFETY: it is a slice of values; `part` leaves the duty that parts are disjoint to its caller.
 unsafe impl Send for Shared<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Shared<'_> {}
@@ -52,13 +52,13 @@ impl<'a> Shared<'a> {
         self.len == 0
     }
 
-    /// The numbers `from .. from + len`.
+    /// The values `from .. from + len`.
     ///
     /// # Safety
     /// Nothing else touches them while the result lives.
     pub(crate) unsafe fn part(&self, from: usize, len: usize) -> &'a mut [f32] {
         assert!(from.checked_add(len).is_some_and(|end| end <= self.len));
-        // SAFETY: the range lies inside the memory, and the caller promises that it is touched by nobody else.
+        // SAFETY: the range lies inside the memory, and the caller promises that nothing else touches it.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
     }
 }

@@ -47,7 +47,7 @@ pub(crate) struct Product<'a> {
     pub(crate) b: &'a [f32],
     /// How far apart they are.
     pub(crate) b_stride: usize,
-    /// What stays of the result's old numbers; with 0 they are not read.
+    /// What stays of the result's old values; with 0 they are not read.
     pub(crate) old: f32,
     /// Where the left operand is not zero. Zeros near the diagonal are still multiplied, so they have to be there.
     pub(crate) left: Part,

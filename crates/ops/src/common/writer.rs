@@ -24,12 +24,12 @@ impl<'a, T: Stored> Target<'a, T> {
         Target { to, before: Before::Nothing, large }
     }
 
-    /// Memory whose numbers the kernel changes.
+    /// Memory whose values the kernel changes.
     pub(crate) fn over(to: &'a mut [T]) -> Self {
         Target { to, before: Before::Itself, large: false }
     }
 
-    /// New memory; the kernel finds the numbers of `before`, which has the same length.
+    /// New memory; the kernel finds the values of `before`, which has the same length.
     pub(crate) fn after(before: &'a [T], to: &'a mut [T]) -> Self {
         Target { before: Before::Other(before), ..Target::new(to) }
     }
@@ -114,13 +114,13 @@ enum WritePlace<'a, T: Stored> {
 }
 
 impl<T: Stored> Writer<'_, T> {
-    /// Lets `kernel` fill the next `len` numbers, at most [`BLOCK`].
+    /// Lets `kernel` fill the next `len` values, at most [`BLOCK`].
     pub(crate) fn write(&mut self, len: usize, kernel: impl FnOnce(WriteBlock<'_>)) {
         kernel(self.open(len));
         self.close(len);
     }
 
-    /// The next `len` numbers, for a kernel; [`Writer::close`] must follow.
+    /// The next `len` values, for a kernel; [`Writer::close`] must follow.
     pub(crate) fn open(&mut self, len: usize) -> WriteBlock<'_> {
         let (to, stores) = match &mut self.place {
             WritePlace::NonTemporal(stream) => T::next(stream, len, &mut self.wide),

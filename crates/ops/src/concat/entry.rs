@@ -9,7 +9,7 @@ fn parts<T>(t: &Given<T>) -> Vec<&T> {
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "joined along an axis",
+    summary: "concatenation along an axis",
     results: &["y"],
     run: |t| Ok(vec![concat(&parts(t), 1)?]),
     reference: |t| vec![reference::forward(&parts(t))],

@@ -1,4 +1,4 @@
-//! Tensors joined along an axis.
+//! Concatenation of tensors along an axis.
 
 mod entry;
 mod reference;

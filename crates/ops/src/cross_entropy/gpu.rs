@@ -98,7 +98,7 @@ fn chunks(targets: &Tensor, ignored: Option<u32>, tokens: usize, most: usize) ->
     })
 }
 
-/// Errs, naming the token, if a target is no word.
+/// Errs, naming the token, if a target is no token.
 fn check(targets: &[u32], ignored: Option<u32>, words: usize) -> Result<()> {
     let wrong = targets.iter().position(|&target| Some(target) != ignored && target as usize >= words);
     match wrong {

@@ -18,12 +18,12 @@ static CONTRACT: Contract = Contract {
     rules: &[],
 };
 
-/// How the losses of the tokens become one number.
+/// How the losses of the tokens are reduced to one value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduction {
-    /// The mean over the targets that count.
+    /// The mean over the targets that are not ignored.
     Mean,
-    /// The sum over the targets that count.
+    /// The sum over the targets that are not ignored.
     Sum,
 }
 
@@ -34,23 +34,23 @@ pub struct CrossEntropyArgs<'a> {
     pub x: &'a Tensor,
     /// The output projection, `[V, D]`.
     pub w: &'a Tensor,
-    /// The right words, `[N]`, u32.
+    /// The ids of the target tokens, `[N]`, u32.
     pub targets: &'a Tensor,
-    /// A target that does not count: prompts, padding.
+    /// The id that marks ignored targets: prompts, padding.
     pub ignore_index: Option<u32>,
-    /// How the tokens' losses are put together.
+    /// Mean or sum over the tokens.
     pub reduction: Reduction,
-    /// Adds `z_loss · logsumexp²` to each token's loss, which keeps logits from drifting; 0 is off.
+    /// Adds `z_loss · logsumexp²` to each token's loss, which keeps logits from drifting; 0 disables it.
     pub z_loss: f32,
-    /// Tokens whose logits exist at once.
+    /// The number of tokens whose logits are in memory at once.
     pub chunk: usize,
 }
 
-/// The negative log-likelihood of `targets` under `softmax(x·wᵀ)`, without ever holding all logits.
+/// The negative log-likelihood of `targets` under `softmax(x·wᵀ)`, without materializing all logits.
 ///
 /// `loss = Σ_n (lse_n − z_n[target_n] + z_loss·lse_n²)` with `z_n = w·x_n` and `lse_n = log Σ_v exp z_n[v]`, over the
-/// tokens whose target is not `ignore_index`; the mean divides by their number. Where none counts, the loss is 0 and so
-/// are its gradients.
+/// tokens whose target is not `ignore_index`; the mean divides by their count. If all targets are ignored, the loss and
+/// its gradients are 0.
 ///
 /// | tensor    | shape | dtype          | gradient |
 /// |-----------|-------|----------------|----------|
@@ -59,14 +59,14 @@ pub struct CrossEntropyArgs<'a> {
 /// | `targets` | `N`   | u32            | no       |
 /// | result    | `[]`  | f32            |          |
 ///
-/// Targets that a GPU made are not read back: one that is no entry of the vocabulary counts there as the last entry.
+/// Targets that a GPU computed are not read back: one of `V` or more is taken as `V − 1`.
 ///
-/// Logits exist in f32 for `chunk` tokens at a time, and only for tokens that count. Where `x` or `w` is traced, their
+/// Logits are computed in f32 for `chunk` tokens at a time, and only for tokens that are not ignored. Where `x` or `w` is traced, their
 /// gradients are computed in the same pass and kept in f32; the backward pass only scales them.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when a target
-/// that the host knows is no entry of the vocabulary, `chunk` is 0 or `z_loss` is negative or not finite.
+/// that the host knows is `V` or more, `chunk` is 0 or `z_loss` is negative or not finite.
 ///
 /// # Source
 /// Wijmans et al. 2024, arXiv:2411.09009, for the fusion; Chowdhery et al. 2022, arXiv:2204.02311, for the z-loss.

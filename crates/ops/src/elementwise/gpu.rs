@@ -38,7 +38,7 @@ pub(super) fn values<F: WgslMap, const N: usize>(gpu: &Gpu, f: F, inputs: [&Tens
     Ok(y)
 }
 
-/// `dy · f′(x)`, in the memory of `dy` where nobody else holds it.
+/// `dy · f′(x)`, in the memory of `dy` if it is not shared.
 pub(super) fn derivative<F: WgslMap>(gpu: &Gpu, f: F, x: &Tensor, mut dy: Tensor) -> Result<Tensor> {
     if dy.is_unique() {
         launch(gpu, f, "backward_in_place", &[x, &dy])?;
@@ -49,7 +49,7 @@ pub(super) fn derivative<F: WgslMap>(gpu: &Gpu, f: F, x: &Tensor, mut dy: Tensor
     Ok(dx)
 }
 
-/// `dy · ∂f/∂a` and `dy · ∂f/∂b`, those that are needed; the first of them in the memory of `dy` where nobody else holds it.
+/// `dy · ∂f/∂a` and `dy · ∂f/∂b`, those that are needed; the first of them in the memory of `dy` if it is not shared.
 pub(super) fn derivatives<F: WgslMap>(
     gpu: &Gpu,
     f: F,

@@ -99,7 +99,7 @@ pub(super) fn map2<F: Binary + WgslMap>(a: &Tensor, b: &Tensor, f: F) -> Result<
     }
 }
 
-/// `dx = dy · f′(x)`, in the memory of `dy` where nobody else holds it.
+/// `dx = dy · f′(x)`, in the memory of `dy` if it is not shared.
 struct UnaryGrad<F> {
     op: &'static str,
     x: Tensor,
@@ -125,7 +125,7 @@ impl<F: UnaryDerivative + WgslMap> Backward<1> for UnaryGrad<F> {
     }
 }
 
-/// `da = dy · ∂f/∂a`, in the memory of `dy` where nobody else holds it, and `db = dy · ∂f/∂b`.
+/// `da = dy · ∂f/∂a`, in the memory of `dy` if it is not shared, and `db = dy · ∂f/∂b`.
 struct BinaryGrad<F> {
     op: &'static str,
     a: Tensor,
@@ -186,7 +186,7 @@ pub(super) fn new_result<const N: usize>(
     Ok(y)
 }
 
-/// What `work` makes of a gradient: in its memory where nobody else holds it, or in new memory.
+/// What `work` makes of a gradient: in its memory if it is not shared, or in new memory.
 fn in_place<T: Stored>(cpu: &Cpu, mut dy: Tensor, work: impl FnOnce(Target<'_, T>)) -> Result<Tensor> {
     if let Some(over) = dy.slice_mut::<T>() {
         work(Target::over(over));

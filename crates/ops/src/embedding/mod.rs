@@ -1,4 +1,4 @@
-//! Rows of a table, by their ids.
+//! Embedding: rows of a table, gathered by id.
 
 mod cpu;
 mod entry;
@@ -31,7 +31,7 @@ static CONTRACT: Contract =
 /// nobody gets its gradient.
 ///
 /// # Source
-/// The layer that checkpoints store as `embed_tokens.weight`; same numbers as `mlx.nn.Embedding`.
+/// The layer that checkpoints store as `embed_tokens.weight`; same values as `mlx.nn.Embedding`.
 pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     let dims = CONTRACT.check(&[table, ids])?;
     let y = match table.device() {

@@ -9,7 +9,7 @@ fn eps<T>(t: &Given<T>) -> f32 {
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "unit root-mean-square rows, scaled and gated",
+    summary: "RMSNorm with a SiLU gate",
     results: &["y"],
     run: |t| Ok(vec![gated_rms_norm(&t["x"], &t["z"], &t["w"], eps(t))?]),
     reference: |t| vec![reference::forward(t, f64::from(eps(t)))],

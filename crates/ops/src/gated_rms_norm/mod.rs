@@ -1,4 +1,4 @@
-//! Root-mean-square normalization behind a gate.
+//! RMSNorm with a SiLU gate.
 
 mod cpu;
 mod entry;

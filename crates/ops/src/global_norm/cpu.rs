@@ -4,7 +4,7 @@ use alluvium_core::cpu::Cpu;
 use alluvium_core::{Result, Tensor};
 use rayon::prelude::*;
 
-/// Elements of a task: a fixed number, so that the bits do not depend on the threads.
+/// Elements of a task: a fixed number, so that results do not depend on the threads.
 const SPAN: usize = 1 << 15;
 
 pub(super) fn norm(cpu: &Cpu, tensors: &[&Tensor]) -> Result<Tensor> {

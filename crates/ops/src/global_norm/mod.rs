@@ -1,4 +1,4 @@
-//! The norm of all gradients together.
+//! The Euclidean norm over all elements of a list of tensors.
 
 mod cpu;
 mod entry;

@@ -74,7 +74,7 @@ fn divergence(level: Level, s: &[f32], t: &[f32]) -> ([f64; 2], f64) {
     (lse, mixed / teacher - (logs[1] - logs[0]))
 }
 
-/// The difference of two logits; a word that neither takes is no difference, where −∞ − −∞ would be NaN.
+/// The difference of two logits; a token that neither takes is no difference, where −∞ − −∞ would be NaN.
 #[inline(always)]
 fn apart<S: F32s>(t: S, s: S) -> S {
     let least = S::splat(f32::MIN);

@@ -3,12 +3,12 @@
 use super::{CONTRACT, kl_div, reference};
 use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 
-/// A few words take most of a row, as in a trained model; f16 cannot hold the gradients of thousands of equal ones.
+/// A few tokens take most of a row, as in a trained model; f16 cannot hold the gradients of thousands of equal ones.
 const SHARP: &[(&str, Fill)] = &[("logits", Fill::Normal(4.0)), ("teacher", Fill::Normal(4.0))];
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "divergence of a student's words from a teacher's",
+    summary: "Kullback-Leibler divergence of a student from a teacher",
     results: &["loss"],
     run: |t| Ok(vec![kl_div(&t["logits"], &t["teacher"])?]),
     reference: |t| vec![reference::forward(&t["logits"], &t["teacher"])],

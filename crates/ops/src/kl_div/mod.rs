@@ -1,4 +1,4 @@
-//! The divergence of a student's words from a teacher's.
+//! The Kullback-Leibler divergence of a student from a teacher, from logits.
 
 mod cpu;
 mod entry;
@@ -17,10 +17,10 @@ static CONTRACT: Contract = Contract {
     rules: &[],
 };
 
-/// How many nats a student's words are away from a teacher's: the loss of distillation.
+/// The Kullback-Leibler divergence of a student from a teacher in nats: the loss of distillation.
 ///
 /// The mean over rows of `Σ_v p_t[v]·(log p_t[v] − log p_s[v])`, with `p_t` the softmax of the teacher's row and `p_s` that
-/// of the student's. Divide both by a temperature before, if one is wanted. A word that the teacher never takes adds 0.
+/// of the student's. For a temperature, divide both by it first. A token to which the teacher gives probability 0 adds 0.
 ///
 /// | tensor    | shape   | dtype          | gradient |
 /// |-----------|---------|----------------|----------|

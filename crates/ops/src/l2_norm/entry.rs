@@ -9,7 +9,7 @@ fn eps<T>(t: &Given<T>) -> f32 {
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "rows of unit length",
+    summary: "L2 normalization of rows",
     results: &["y"],
     run: |t| Ok(vec![l2_norm(&t["x"], eps(t))?]),
     reference: |t| vec![reference::forward(&t["x"], f64::from(eps(t)))],

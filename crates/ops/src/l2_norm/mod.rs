@@ -1,4 +1,4 @@
-//! Rows of unit length.
+//! L2 normalization of rows.
 
 mod cpu;
 mod entry;

@@ -1,7 +1,7 @@
-//! Weight matrices that are stored in few bits or in half precision, of which no copy as numbers exists.
+//! Products with weight matrices in packed codes or half precision, without an f32 copy of the matrix.
 //!
 //! A few rows are multiplied with the weights as they are stored: bound by reading them. Many rows are worth a general
-//! product, whose threads make the numbers that they are about to multiply.
+//! product, whose threads dequantize or widen one block at a time.
 
 use crate::common::InlineVec;
 use crate::common::stored::Stored;
@@ -15,7 +15,7 @@ use std::ops::Range;
 pub(crate) const FEW_ROWS: usize = 8;
 /// Products of a task of few rows: some microseconds of work.
 const TASK: usize = 1 << 16;
-/// Numbers of scratch that a task of few rows has without asking the system.
+/// Elements of scratch that a task of few rows has without asking the system.
 const SCRATCH: usize = 1 << 8;
 
 /// Rows of weights, one after the other whatever axes they have.
@@ -23,7 +23,7 @@ pub(crate) trait Weights: Source {
     /// Rows of another matrix, made ready to be multiplied with these as they are stored.
     type Ready<'x>: Sync;
 
-    /// Numbers of a row.
+    /// Elements of a row.
     fn inner(&self) -> usize;
 
     /// Some rows as the right factor of a product.
@@ -32,10 +32,10 @@ pub(crate) trait Weights: Source {
     /// Makes rows ready for [`Weights::few`].
     fn ready<'x>(&self, cpu: &Cpu, x: &'x [f32]) -> Result<Self::Ready<'x>>;
 
-    /// `out[o][r] = x[picks[r]] · w[first + o]` for some of the rows; `scratch` is [`Weights::scratch`] numbers.
+    /// `out[o][r] = x[picks[r]] · w[first + o]` for some of the rows; `scratch` is [`Weights::scratch`] values.
     fn dots(&self, cpu: &Cpu, first: usize, x: (&Self::Ready<'_>, &[usize]), scratch: &mut [f32], out: &mut [f32]);
 
-    /// Numbers of scratch that [`Weights::dots`] needs.
+    /// Elements of scratch that [`Weights::dots`] needs.
     fn scratch(&self) -> usize {
         0
     }
@@ -112,7 +112,7 @@ impl<T: Stored> Source for Dense<'_, T> {
 }
 
 alluvium_core::simd! {
-    /// Columns of the first rows of a matrix, and of how many numbers a row has, as f32.
+    /// Columns of the first rows of a matrix, and of how many values a row has, as f32.
     fn widen<S, T: Stored>(from: (&[T], usize), cols: Range<usize>, to: &mut [f32]) {
         let (data, inner) = from;
         let (len, line) = (cols.len(), 64 / size_of::<T>());
@@ -120,12 +120,12 @@ alluvium_core::simd! {
         for (row, to) in to.chunks_exact_mut(len).enumerate() {
             let start = row * inner + cols.start;
             let from = &data[start..start + len];
-            // pieces of rows that lie apart are nothing that a processor foresees; the next ones are these rows' next columns
+            // pieces of rows that lie apart are nothing that the hardware prefetcher follows; the next ones are these rows' next columns
             for at in (0..len).step_by(line) {
                 prefetch(data, start + len + at);
             }
             for i in (0..whole).step_by(S::LANES) {
-                // SAFETY: the register's numbers lie inside the piece.
+                // SAFETY: the register's values lie inside the piece.
                 unsafe { T::load::<S>(from.as_ptr().add(i)) }.store(&mut to[i..i + S::LANES]);
             }
             if let Some(numbers) = T::source(&from[whole..], &mut to[whole..]) {
@@ -160,7 +160,7 @@ impl<T: Stored> Weights for Dense<'_, T> {
 }
 
 alluvium_core::simd! {
-    /// `out[o][r] = x.1[picks[r]] · w[o]`, with as many numbers to a row of `w` as it says.
+    /// `out[o][r] = x.1[picks[r]] · w[o]`, with as many values to a row of `w` as it says.
     fn products<S, T: Stored>(w: (&[T], usize), x: (&[f32], &[usize]), out: &mut [f32]) {
         let (w, inner) = w;
         for (o, out) in out.chunks_exact_mut(x.1.len()).enumerate() {

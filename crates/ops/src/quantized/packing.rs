@@ -7,7 +7,7 @@ use std::ops::Range;
 /// The dtypes of scales: floating for affine packing, u8 for the others.
 pub(crate) const SCALES: &[DType] = &[DType::F32, DType::F16, DType::BF16, DType::U8];
 
-/// How a row of numbers is packed into words of 32 bits.
+/// How a row of floats is packed into words of 32 bits.
 ///
 /// Every row is one stream of bits, the lowest first, and is cut into groups that share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum Packing {
     Affine {
         /// Bits of a code: 1, 2, 3, 4, 5, 6 or 8.
         bits: u32,
-        /// Numbers of a group: 32, 64 or 128.
+        /// Elements of a group: 32, 64 or 128.
         group: usize,
     },
     /// Codes are e2m1 floats, groups of 32 have a power of two (e8m0) as their scale.
@@ -37,7 +37,7 @@ impl Packing {
         }
     }
 
-    /// Numbers of a group.
+    /// Elements of a group.
     pub fn group(self) -> usize {
         match self {
             Packing::Affine { group, .. } => group,
@@ -60,7 +60,7 @@ impl Packing {
     }
 }
 
-/// A quantized matrix, borrowed: rows of `I` numbers in `I · bits / 32` words.
+/// A quantized matrix, borrowed: rows of `I` values in `I · bits / 32` words.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantized<'a> {
     /// The codes, u32, `R.. W`.
@@ -121,7 +121,7 @@ pub(crate) struct PackedLayout {
     pub(crate) words: usize,
     /// Groups of a row.
     pub(crate) groups: usize,
-    /// Numbers of a row.
+    /// Elements of a row.
     pub(crate) inner: usize,
 }
 
@@ -161,7 +161,7 @@ impl Quantized<'_> {
 }
 
 impl PackedLayout {
-    /// Errs unless an argument's rows have as many numbers as this matrix.
+    /// Errs unless an argument's rows have as many values as this matrix.
     pub(crate) fn fits(&self, op: &'static str, arg: &'static str, got: Shape) -> Result<()> {
         if got.last() == self.inner {
             return Ok(());

@@ -21,7 +21,7 @@ pub(crate) fn given(t: &Given<Tensor>) -> Quantized<'_> {
     Quantized { w: &t["w"], scales: &t["scales"], biases: t.get("biases"), packing: packing(t) }
 }
 
-/// The numbers of the codes, without scales: `R.. I`.
+/// The values of the codes, without scales: `R.. I`.
 fn codes(w: &Array, packing: Packing) -> Array {
     let bits = packing.bits();
     let mut values = Vec::new();
@@ -74,7 +74,7 @@ fn scale(stored: f64, packing: Packing) -> f64 {
     }
 }
 
-/// The matrix as numbers.
+/// The matrix as floats.
 pub(crate) fn weights(t: &Given<Array>) -> Array {
     let packing = packing(t);
     let mut w = codes(&t["w"], packing);
@@ -85,7 +85,7 @@ pub(crate) fn weights(t: &Given<Array>) -> Array {
     w
 }
 
-/// The gradients of scales and biases from that of the numbers; none for a packing whose scales are integers.
+/// The gradients of scales and biases from that of the elements; none for a packing whose scales are integers.
 pub(crate) fn gradients(t: &Given<Array>, dw: &Array) -> [Option<Array>; 2] {
     let Some(biases) = t.get("biases") else { return [None, None] };
     let packing = packing(t);

@@ -1,4 +1,4 @@
-// The largest of each row, cut into `parts` of `each` numbers; the first of equal ones. Numbers are compared as whole
+// The largest of each row, cut into `parts` of `each` values; the first of equal ones. Values are compared as whole
 // integers in the same order, in which NaN comes first.
 const NONE = 0xffffffffu;
 struct Params { rows: u32, width: u32, parts: u32, each: u32 }

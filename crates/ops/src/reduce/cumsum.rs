@@ -66,7 +66,7 @@ fn gradient(x: &Array, dy: &Array) -> Array {
 /// The entry of `cumsum` in the list.
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "running sums of rows",
+    summary: "cumulative sums of rows",
     run: |t| Ok(vec![cumsum(&t["x"])?]),
     reference: |t| vec![forward(&t["x"])],
     gradient: Gradient::Of(|t, dy| vec![Some(gradient(&t["x"], &dy[0]))]),

@@ -115,7 +115,7 @@ pub(super) fn sums(gpu: &Gpu, x: &Tensor, width: usize, factor: f32, shape: Shap
 /// Each row of `width` elements of the result is `factor` times the row's element in `dy`.
 pub(super) fn spread(gpu: &Gpu, dy: &Tensor, width: usize, factor: f32, shape: Shape) -> Result<Tensor> {
     let single = dy.elements() == 1;
-    // a single row may be cut anywhere and end within a quad: what is past its end is nobody's
+    // a single row may be cut anywhere and end within a vec4: what is past its end is nobody's
     let form = Form::of(if single { 4 } else { width }, dy.dtype());
     let (from, y) = (gpu.widen(dy)?, gpu.empty(shape, form.dtype())?);
     let end = shape.elements() * form.dtype().size();

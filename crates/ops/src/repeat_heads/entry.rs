@@ -9,7 +9,7 @@ fn times<T>(t: &Given<T>) -> usize {
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "key and value heads for the queries that share them",
+    summary: "key and value heads repeated for grouped queries",
     results: &["y"],
     run: |t| Ok(vec![repeat_heads(&t["x"], times(t))?]),
     reference: |t| vec![reference::forward(&t["x"], times(t))],

@@ -1,4 +1,4 @@
-//! Key and value heads repeated for the query heads that share them.
+//! Repetition of key and value heads for grouped queries.
 
 mod cpu;
 mod entry;

@@ -68,7 +68,7 @@ struct NormRows<'a> {
     dy: &'a [f32],
     w: &'a [f32],
     rstd: &'a [f32],
-    /// What is taken of each number of a row for its share in the row's norm.
+    /// What is taken of each element of a row for its share in the row's norm.
     shrink: &'a [f32],
     /// Distance of the next rows, which are prefetched meanwhile.
     ahead: usize,

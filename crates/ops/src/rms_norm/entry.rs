@@ -9,7 +9,7 @@ fn eps<T>(t: &Given<T>) -> f32 {
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "unit root-mean-square rows, scaled",
+    summary: "root-mean-square normalization of rows, scaled",
     results: &["y"],
     run: |t| Ok(vec![rms_norm(&t["x"], &t["w"], eps(t))?]),
     reference: |t| vec![reference::forward(&t["x"], &t["w"], f64::from(eps(t)))],

@@ -1,4 +1,4 @@
-//! Root-mean-square normalization.
+//! RMSNorm: root-mean-square normalization of rows.
 
 mod cpu;
 mod entry;
@@ -31,7 +31,7 @@ static CONTRACT: Contract =
 /// is negative or not finite.
 ///
 /// # Source
-/// Zhang and Sennrich 2019, arXiv:1910.07467. Same numbers as `mlx.fast.rms_norm`.
+/// Zhang and Sennrich 2019, arXiv:1910.07467. Same values as `mlx.fast.rms_norm`.
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
     let dims = CONTRACT.check(&[x, w])?;
     if !(eps >= 0.0 && eps.is_finite()) {

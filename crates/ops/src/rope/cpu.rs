@@ -6,7 +6,7 @@ use alluvium_core::cpu::Cpu;
 use alluvium_core::{Result, Tensor};
 use rayon::prelude::*;
 
-/// Pairs of numbers of a head that usually turn, at most.
+/// Pairs of values of a head that usually turn, at most.
 const PAIRS: usize = 128;
 
 pub(super) fn rotate(cpu: &Cpu, x: &Tensor, positions: &Tensor, turn: Rope, way: Rotation) -> Result<Tensor> {

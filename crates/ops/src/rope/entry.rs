@@ -25,7 +25,7 @@ fn turn<T>(t: &Given<T>) -> Rope {
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "pairs of elements turned by the token's position",
+    summary: "rotary position embedding",
     results: &["y"],
     run: |t| Ok(vec![rope(&t["x"], &t["positions"], turn(t))?]),
     reference: |t| vec![reference::forward(&t["x"], &t["positions"], turn(t))],

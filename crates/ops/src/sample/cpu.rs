@@ -54,7 +54,7 @@ fn choose(level: Level, row: usize, logits: &[f32], sampling: &Sampling, draw: f
     Ok(among(logits, &kept, max, temperature, draw))
 }
 
-/// The fewest words whose probability together reaches `top_p`, at most `most`.
+/// The fewest tokens whose probability together reaches `top_p`, at most `most`.
 fn likeliest(level: Level, logits: &[f32], max: f32, top_p: f32, most: usize) -> Vec<u32> {
     let total: f64 = logits.chunks(BLOCK).map(|x| f64::from(sum_of_exp(level, x, max, 1.0))).sum();
     let enough = f64::from(top_p) * total;
@@ -77,7 +77,7 @@ fn likeliest(level: Level, logits: &[f32], max: f32, top_p: f32, most: usize) ->
     }
 }
 
-/// The `count` words with the largest logits in descending order, equals by their ids.
+/// The `count` tokens with the largest logits in descending order, equals by their ids.
 fn best(logits: &[f32], count: usize) -> Vec<u32> {
     let mut heap = BinaryHeap::with_capacity(count + 1);
     let mut least = f32::NEG_INFINITY;
@@ -95,9 +95,9 @@ fn best(logits: &[f32], count: usize) -> Vec<u32> {
     heap.into_sorted_vec().into_iter().map(|Reverse(rank)| id_of(rank)).collect()
 }
 
-/// A number that orders words: by logit, of equals the lower id above.
+/// A number that orders tokens: by logit, of equals the lower id above.
 fn rank(x: f32, id: u32) -> u64 {
-    // −0 is 0; the bits of negative floats fall where the numbers rise
+    // −0 is 0; the bits of negative floats fall where the values rise
     let bits = (x + 0.0).to_bits();
     let ordered = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
     u64::from(ordered) << 32 | u64::from(!id)
@@ -107,14 +107,14 @@ fn id_of(rank: u64) -> u32 {
     !(rank as u32)
 }
 
-/// Draws one of a few words, whose ids rise.
+/// Draws one of a few tokens, whose ids rise.
 fn among(logits: &[f32], kept: &[u32], max: f32, temperature: f32, draw: f64) -> u32 {
     let weight = |id: u32| ((f64::from(logits[id as usize]) - f64::from(max)) / f64::from(temperature)).exp();
     let total: f64 = kept.iter().map(|&id| weight(id)).sum();
     pick(kept.iter().map(|&id| (id, weight(id))), 0.0, draw * total)
 }
 
-/// Draws one of all words: first the block, then the word.
+/// Draws one of all tokens: first the block, then the token.
 fn among_all(level: Level, logits: &[f32], max: f32, temperature: f32, draw: f64) -> u32 {
     let inv_temperature = temperature.recip();
     let sums: Vec<f64> = logits.chunks(BLOCK).map(|x| f64::from(sum_of_exp(level, x, max, inv_temperature))).collect();
@@ -131,7 +131,7 @@ fn among_all(level: Level, logits: &[f32], max: f32, temperature: f32, draw: f64
     pick(weights.iter().zip(block * BLOCK..).map(|(&w, id)| (id as u32, f64::from(w))), before, goal)
 }
 
-/// The first word at which the running sum passes the goal, or the last that weighs anything.
+/// The first token at which the running sum passes the goal, or the last that weighs anything.
 fn pick(words: impl Iterator<Item = (u32, f64)>, mut sum: f64, goal: f64) -> u32 {
     let mut chosen = 0;
     for (id, weight) in words.filter(|&(_, weight)| weight > 0.0) {

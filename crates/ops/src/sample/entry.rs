@@ -22,7 +22,7 @@ fn draws<T>(t: &Given<T>) -> Vec<f32> {
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "the next word, by temperature, top-k, top-p and min-p",
+    summary: "the next token, by temperature, top-k, top-p and min-p",
     results: &["ids"],
     run: |t| Ok(vec![sample(&t["logits"], &sampling(t), &draws(t))?]),
     reference: |t| vec![reference::sample(&t["logits"], &sampling(t), &draws(t))],

@@ -1,4 +1,4 @@
-// One workgroup a row of logits. The words that stay are the first in the order of descending logits: what is looked
+// One workgroup a row of logits. The tokens that stay are the first in the order of descending logits: what is looked
 // for is the last of them, four bits of its place in that order at a time.
 struct Params { rows: u32, words: u32, top_k: u32, temperature: f32, top_p: f32, least: f32 }
 var<immediate> p: Params;
@@ -18,7 +18,7 @@ fn logit(row: u32, id: u32) -> f32 {
     return widen_X(logits[at / 4u])[at % 4u];
 }
 
-// a number that orders words as their logits do; −0 is 0
+// a number that orders tokens as their logits do; −0 is 0
 fn rank(x: f32) -> u32 {
     let bits = bitcast<u32>(x + 0.0);
     return select(bits | 0x80000000u, ~bits, (bits >> 31u) == 1u);
@@ -46,11 +46,11 @@ fn least_of_all(x: u32, lane: u32) -> u32 {
     return places[0];
 }
 
-// where the words end whose values, from the largest logit on, together reach the goal: the rank of the last, and how
-// many of the words of that rank are needed
+// where the tokens end whose values, from the largest logit on, together reach the goal: the rank of the last, and how
+// many of the tokens of that rank are needed
 struct End { rank: u32, equals: u32 }
 
-// the value of a word: 1 to count, its probability times a constant to add up probabilities
+// the value of a token: 1 to count, its probability times a constant to add up probabilities
 fn value(x: f32, top: f32, counting: bool) -> f32 {
     if counting { return 1.0; }
     return exp1(x - top);
@@ -89,7 +89,7 @@ fn end_of(row: u32, lane: u32, top: f32, share: f32, counting: bool) -> End {
             before += sums[bin];
             bin -= 1u;
         }
-        // rounding may leave the goal unreached: then all words stay
+        // rounding may leave the goal unreached: then all tokens stay
         found |= bin << shift;
         workgroupBarrier();
         if shift == 0u { break; }
@@ -119,7 +119,7 @@ fn choose(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
         if first == NONE && logit(row, id) == top { first = id; }
     }
     first = least_of_all(first, lane);
-    // without a largest word there is nothing to choose
+    // without a largest token there is nothing to choose
     let sound = least_of_all(select(1u, 0u, wrong == 1u || first == NONE), lane) == 1u;
 
     var chosen = first;
@@ -130,7 +130,7 @@ fn choose(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
             let other = end_of(row, lane, top, p.top_p, false);
             if other.rank > end.rank || (other.rank == end.rank && other.equals < end.equals) { end = other; }
         }
-        // each invocation has a run of words: first how many equals of the last word come before the run
+        // each invocation has a run of tokens: first how many equals of the last token come before the run
         let run = (p.words + LANES - 1u) / LANES;
         let begin = min(lane * run, p.words);
         let stop = min(begin + run, p.words);
@@ -185,7 +185,7 @@ fn choose(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
     if lane == 0u { ids[row] = select(NONE, chosen, sound); }
 }
 
-// what a word weighs in the draw; `seen` counts the equals of the last word that stays
+// what a token weighs in the draw; `seen` counts the equals of the last token that stays
 fn weight_of(x: f32, top: f32, end: End, seen: ptr<function, u32>) -> f32 {
     let r = rank(x);
     var stays = r > end.rank;

@@ -1,4 +1,4 @@
-//! The choice of the next word.
+//! Sampling of the next token from logits.
 
 mod cpu;
 mod entry;
@@ -16,20 +16,20 @@ static CONTRACT: Contract = Contract { op: "sample", args: &[Arg::new("logits", 
 /// Why there is no gradient.
 const WHY: &str = "a choice does not move with its logits";
 
-/// How the next word is chosen.
+/// The settings of [`sample`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// What logits are divided by; 0 takes the likeliest word. Subnormal values count as the smallest normal f32.
+    /// The divisor of the logits; 0 takes the most likely token. Subnormal values count as the smallest normal f32.
     pub temperature: f32,
     /// Sample from the `top_k` most likely tokens; 0 disables it.
     pub top_k: usize,
-    /// Only the likeliest words that together have this probability; 1 is off.
+    /// Keep the fewest most likely tokens whose probabilities sum to `top_p`; 1 disables it.
     pub top_p: f32,
-    /// Only words with at least this fraction of the likeliest one's probability; 0 is off.
+    /// Keep tokens with at least this fraction of the probability of the most likely token; 0 disables it.
     pub min_p: f32,
 }
 
-/// The likeliest word, always.
+/// Greedy sampling.
 impl Default for Sampling {
     fn default() -> Self {
         Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
@@ -44,7 +44,7 @@ impl Sampling {
         Sampling { temperature, ..self }
     }
 
-    /// Refuses numbers that nothing can be chosen by.
+    /// Refuses settings outside of their range.
     fn check(&self) -> Result<()> {
         let Sampling { temperature, top_p, min_p, .. } = *self;
         let numbers = [
@@ -59,20 +59,20 @@ impl Sampling {
     }
 }
 
-/// Chooses a word for each row of logits, by one number in `[0, 1)` a row.
+/// Samples a token for each row of logits with one uniform draw in `[0, 1)` per row.
 ///
-/// At temperature 0: the largest logit, the first of equals. Else the filters choose which words stay, each by the
-/// probabilities at temperature 1, in the order of descending logits, equal ones by their ids: `top_p` the fewest words
-/// whose probability reaches it, `min_p` the words with that fraction of the likeliest one's, `top_k` so many. Of
-/// those, by `softmax(logits / temperature)`, the first in the order of ids at which the running sum passes the draw.
+/// At temperature 0 the result is the largest logit, the lowest id among equal ones. Otherwise the filters select tokens by
+/// their probabilities at temperature 1, in descending order of logits, then ids: `top_p` keeps the fewest tokens whose
+/// probabilities sum to it, `min_p` those with that fraction of the largest probability, `top_k` that many. Of the tokens
+/// that pass all filters, weighted by `softmax(logits / temperature)`, the result is the first in the order of ids at
+/// which the cumulative sum passes the draw.
 ///
 /// | tensor   | shape | dtype          | gradient |
 /// |----------|-------|----------------|----------|
 /// | `logits` | `B V` | f32, f16, bf16 | no       |
 /// | result   | `B`   | u32            |          |
 ///
-/// On a GPU nothing waits for the choice, so a row of logits that has NaN, +∞ or nothing but −∞ is no error there: its
-/// choice is `u32::MAX`, which is no word.
+/// A GPU is not waited for: a row of logits with NaN, +∞ or only −∞ gives `u32::MAX` there and no error.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape) or `Dtype` where the table does not hold; `Value` when a number of

@@ -1,4 +1,4 @@
-//! The definition, in plain loops and f64: everything is sorted and every filter looks at every word.
+//! The definition, in plain loops and f64: everything is sorted and every filter looks at every token.
 
 use super::Sampling;
 use crate::op::Array;

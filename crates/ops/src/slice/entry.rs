@@ -13,7 +13,7 @@ fn range<T>(t: &Given<T>) -> (usize, Range<usize>) {
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "a stretch of an axis",
+    summary: "a slice of an axis",
     results: &["y"],
     run: |t| {
         let (axis, range) = range(t);

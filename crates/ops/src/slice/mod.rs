@@ -1,4 +1,4 @@
-//! A stretch of an axis.
+//! A slice of an axis.
 
 mod entry;
 pub(crate) mod reference;

@@ -1,4 +1,4 @@
-//! An axis cut into parts.
+//! Splits of an axis into parts.
 
 mod entry;
 mod reference;

@@ -12,7 +12,7 @@ fn axes<T>(t: &Given<T>) -> [usize; 2] {
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "two axes exchanged",
+    summary: "two axes swapped",
     results: &["y"],
     run: |t| Ok(vec![transpose(&seen_tensor(t)?, axes(t))?]),
     reference: |t| vec![reference::forward(&seen_array(t), axes(t))],

@@ -1,4 +1,4 @@
-//! Two axes exchanged.
+//! Transposition of two axes.
 
 mod cpu;
 mod entry;

@@ -10,7 +10,7 @@ fn at<T>(t: &Given<T>) -> usize {
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "rows written into a cache, in place where nobody else holds it",
+    summary: "rows written into a cache, in place if it is not shared",
     results: &["cache"],
     run: |t| Ok(vec![write_rows(t.take("cache")?, &t["rows"], at(t))?]),
     reference: |t| vec![reference::forward(&t["cache"], &t["rows"], at(t))],

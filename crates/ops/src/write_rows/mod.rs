@@ -1,4 +1,4 @@
-//! Rows written into a cache.
+//! Rows written into a cache in place.
 
 mod cpu;
 mod entry;
@@ -25,7 +25,7 @@ static CONTRACT: Contract = Contract {
 /// | `rows`  | `N R..` | that of `cache` | no                       |
 /// | result  | `S R..` | that of `cache` |                          |
 ///
-/// `cache` is handed over: it is written in its own memory where nobody else holds it, and copied where someone does.
+/// `cache` is handed over: it is written in its own memory if it is not shared, and copied otherwise.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when the

@@ -103,7 +103,7 @@ struct BackwardScratch {
     rows: GradientRows,
 }
 
-/// Two numbers of each query.
+/// Two elements of each query.
 struct GradientRows {
     lse: [f32; QUERIES],
     delta: [f32; QUERIES],

@@ -7,7 +7,7 @@ use alluvium_core::cpu::simd::math::exp;
 use alluvium_core::cpu::{Buffer, Cpu};
 use rayon::prelude::*;
 
-/// Keys that one task takes: a fixed number, so that the bits do not depend on the threads.
+/// Keys that one task takes: a fixed number, so that results do not depend on the threads.
 const SPAN: usize = 256;
 
 /// From memory as the tensors hold it, token by token; one query is the same head by head.

@@ -1,9 +1,9 @@
 // Products of 64 rows that a workgroup owns with 64 rows that stream past, and sums over the latter: what all passes of
-// attention are made of. The text before it gives own(which, at) and streamed(which, at), four numbers of the one pair
+// attention are made of. The text before it gives own(which, at) and streamed(which, at), four elements of the one pair
 // of inputs or the other, and own_row(row) and streamed_row(row), where a row begins.
 const SIDE: u32 = 64u;
 const DEPTH: u32 = 32u;
-// two tiles, 32 numbers of each row down and 64 rows across; afterwards the weights, streamed rows down
+// two tiles, 32 elements of each row down and 64 rows across; afterwards the weights, streamed rows down
 var<workgroup> tiles: array<vec4<f32>, 1024>;
 
 struct Block { x: vec4<f32>, y: vec4<f32>, z: vec4<f32>, w: vec4<f32> }
@@ -21,7 +21,7 @@ fn line(which: u32, is_own: bool, row: u32, end: u32, at: u32) -> vec4<f32> {
     return until(streamed(which, streamed_row(row) + at), at, p.width);
 }
 
-// the block of an invocation, in quads: along the width, along the rows
+// the block of an invocation, in vec4s: along the width, along the rows
 fn place(lane: u32) -> vec2<u32> {
     let t = lane % 128u;
     return vec2<u32>(t / 8u % 8u, t % 8u + 8u * (t / 64u));
@@ -82,7 +82,7 @@ fn share(lane: u32, weights: Block) {
     workgroupBarrier();
 }
 
-// COLS quads of each of four owned rows, 64 numbers apart, which lane % 16 counts
+// COLS vec4s of each of four owned rows, 64 elements apart, which lane % 16 counts
 var<private> sums: array<vec4<f32>, COLS * 4u>;
 
 fn clear_sums() {

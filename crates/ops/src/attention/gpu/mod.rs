@@ -16,7 +16,7 @@ const FORWARD: &str = include_str!("forward.wgsl");
 const BACKWARD: &str = include_str!("backward.wgsl");
 const MERGE_TEXT: &str = include_str!("merge_splits.wgsl");
 
-/// Kernels with results in whole quads, and with results that begin anywhere.
+/// Kernels with results in whole vec4s, and with results that begin anywhere.
 type Pair = [Kernel; 2];
 
 static PLAIN_FORWARD: Pair = [
@@ -55,7 +55,7 @@ static WITH_O: Kernel =
 
 /// Rows of a tile.
 const SIDE: usize = 64;
-/// The largest head_dim, in quads: each invocation holds this many quads of four rows.
+/// The largest head_dim, in vec4s: each invocation holds this many vec4s of four rows.
 const WIDEST: usize = 256;
 
 #[repr(C)]
@@ -94,7 +94,7 @@ impl<'a> AttentionLaunch<'a> {
         Ok(AttentionLaunch { gpu, batch: dims['B'], dtype, params, sequences })
     }
 
-    /// Whether rows begin at whole quads.
+    /// Whether rows begin at whole vec4s.
     fn is_even(&self) -> bool {
         self.params.width.is_multiple_of(4)
     }

@@ -44,7 +44,7 @@ struct Params {
     last: u32,
 }
 
-/// The elements of a tensor in memory that nobody else holds.
+/// The elements of a tensor in memory that is not shared.
 pub(crate) fn duplicate(gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
     let y = gpu.empty(x.shape(), x.dtype())?;
     let place = |tensor| CopyPlace { tensor, first: 0, stride: x.elements() };

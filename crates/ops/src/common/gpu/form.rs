@@ -1,11 +1,11 @@
-//! How kernels read rows: four numbers at once where the width allows it, else number by number.
+//! How kernels read rows: four elements at once where the width allows it, else element by element.
 
 use alluvium_core::DType;
 use alluvium_core::gpu::Kernel;
 
-/// Text before a kernel that takes `Num`, `Stored`, `widen`, `narrow` and `total` as four numbers.
+/// Text before a kernel that takes `Num`, `Stored`, `widen`, `narrow` and `total` as four elements.
 pub(crate) const QUADS: &str = include_str!("vec4.wgsl");
-/// The same names for one number.
+/// The same names for one value.
 pub(crate) const SINGLES: &str = include_str!("scalar.wgsl");
 /// Text after [`MATH`](super::MATH) and [`QUADS`]: `silu` and `silu_and_derivative` of a `Num`.
 pub(crate) const QUADS_MATH: &str = include_str!("vec4_math.wgsl");
@@ -15,19 +15,19 @@ pub(crate) const SINGLES_MATH: &str = include_str!("scalar_math.wgsl");
 /// How rows of one width are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// Four numbers at once, as they are stored.
+    /// Four elements at once, as they are stored.
     Quads(DType),
     /// One number at once, always in f32: half-precision tensors are converted before and after.
     Singles,
 }
 
 impl Form {
-    /// The form for rows of `width` numbers stored as `dtype`.
+    /// The form for rows of `width` values stored as `dtype`.
     pub(crate) fn of(width: usize, dtype: DType) -> Self {
         if width.is_multiple_of(4) { Form::Quads(dtype) } else { Form::Singles }
     }
 
-    /// Numbers of a unit.
+    /// Elements of a unit.
     pub(crate) fn unit(self) -> usize {
         match self {
             Form::Quads(_) => 4,
@@ -48,7 +48,7 @@ impl Form {
         [("X", self.dtype())]
     }
 
-    /// The kernel for this form, of one over quads and one over single numbers.
+    /// The kernel for this form, of one over vec4s and one over single elements.
     pub(crate) fn choose(self, kernels: &'static [Kernel; 2]) -> &'static Kernel {
         match self {
             Form::Quads(_) => &kernels[0],

@@ -1,4 +1,4 @@
-//! Pieces shared by the launches of operations on a GPU.
+//! Code that GPU launches of several families share.
 
 pub(crate) mod copy;
 pub(crate) mod form;
@@ -16,7 +16,7 @@ pub(crate) const ALIGNMENT: usize = 256;
 /// Functions that kernels call: exponentials, gates, an error function.
 pub(crate) const MATH: &str = include_str!("math.wgsl");
 
-/// Functions for lines that do not begin or end at whole quads.
+/// Functions for lines that do not begin or end at whole vec4s.
 pub(crate) const ODD: &str = include_str!("odd.wgsl");
 
 /// A kernel of this crate.

@@ -16,13 +16,13 @@ pub(crate) const NORM_GRADIENT: &str = include_str!("norm_gradient.wgsl");
 /// A norm of rows, and what else its kernels read.
 #[derive(Clone, Copy)]
 pub(crate) struct Norm<'a> {
-    /// Over quads, and over single numbers.
+    /// Over vec4s, and over single elements.
     pub(crate) kernels: &'static [Kernel; 2],
     /// `[R.., D]`
     pub(crate) x: &'a Tensor,
     /// The weight of each column.
     pub(crate) w: Option<&'a Tensor>,
-    /// The gate of each number.
+    /// The gate of each element.
     pub(crate) z: Option<&'a Tensor>,
     /// What the sum of a row's squares is multiplied with: 1, or one over the width.
     pub(crate) share: f32,

@@ -1,5 +1,5 @@
 // Gradients of normalized rows and of their weights: a workgroup takes `each` rows, one batch of ROWS after the other,
-// and leaves one row of sums. The operation's text gives `dy`, `sums`, gain(column, at) and, for each number once,
+// and leaves one row of sums. The operation's text gives `dy`, `sums`, gain(column, at) and, for each element once,
 // finish(at, d, gain) with d = dy · x · scale. DX, DW and DZ are 1 where the gradients to x, w and z are needed.
 var<workgroup> combined: array<Num, WG>;
 

@@ -1,6 +1,6 @@
-// Numbers that do not begin or end at whole quads.
+// Elements that do not begin or end at whole vec4s.
 
-// four numbers out of eight
+// four elements out of eight
 fn shifted(x: vec4<f32>, y: vec4<f32>, by: u32) -> vec4<f32> {
     switch by {
         case 0u: { return x; }

@@ -1,4 +1,4 @@
-// A row is read number by number: its width is no multiple of four.
+// A row is read element by element: its width is no multiple of four.
 alias Num = f32;
 alias Stored = f32;
 fn widen(x: Stored) -> Num { return x; }

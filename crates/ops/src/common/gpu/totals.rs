@@ -9,7 +9,7 @@ static KERNEL: Kernel = crate::common::gpu::kernel("totals", &[include_str!("tot
 /// The number of workgroups that sums over rows are left by: enough to fill a large GPU, whatever the adapter.
 pub(crate) const PARTS: usize = 512;
 
-/// The sums over the first axis of `parts` `[P, W]`, f32 with `W` a multiple of 4; the first numbers that `shape` holds.
+/// The sums over the first axis of `parts` `[P, W]`, f32 with `W` a multiple of 4; the first values that `shape` holds.
 pub(crate) fn totals(gpu: &Gpu, parts: &Tensor, shape: Shape) -> Result<Tensor> {
     let (rows, quads) = (parts.shape()[0], parts.shape()[1] / 4);
     let y = gpu.empty(shape, DType::F32)?;

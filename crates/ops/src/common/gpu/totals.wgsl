@@ -1,4 +1,4 @@
-// Sums over the rows of `x`, in order: 8 neighbouring quads and 32 slices of the rows make a workgroup.
+// Sums over the rows of `x`, in order: 8 neighbouring vec4s and 32 slices of the rows make a workgroup.
 struct Params { rows: u32, width: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;

@@ -1,4 +1,4 @@
-// A row is read four numbers at once.
+// A row is read four elements at once.
 alias Num = vec4<f32>;
 alias Stored = X4;
 fn widen(x: Stored) -> Num { return widen_X(x); }

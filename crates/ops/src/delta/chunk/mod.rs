@@ -10,7 +10,7 @@ use std::ops::Range;
 /// Tokens of a chunk.
 pub(crate) const CHUNK: usize = 64;
 
-/// Numbers of a square matrix of a chunk.
+/// Elements of a square matrix of a chunk.
 pub(crate) const SQUARE: usize = CHUNK * CHUNK;
 
 /// All ones: columns that are not scaled.
@@ -73,7 +73,7 @@ pub(crate) fn pieces(
     })
 }
 
-/// Copies rows of one head: `[heads, head, width]` of a tensor whose tokens have `heads` rows of `width` numbers.
+/// Copies rows of one head: `[heads, head, width]` of a tensor whose tokens have `heads` rows of `width` values.
 pub(crate) fn gather(from: &[f32], tokens: Range<usize>, [heads, head, width]: [usize; 3], to: &mut [f32]) {
     for (token, to) in tokens.zip(to.chunks_exact_mut(width)) {
         to.copy_from_slice(&from[(token * heads + head) * width..][..width]);
@@ -99,7 +99,7 @@ impl Write {
 /// The reverse of [`gather`]; nothing where the result has no memory.
 ///
 /// # Safety
-/// Nobody else touches these rows of this head meanwhile.
+/// No other thread touches these rows of this head meanwhile.
 pub(crate) unsafe fn scatter(
     to: Shared<'_>,
     tokens: Range<usize>,
@@ -120,7 +120,7 @@ pub(crate) unsafe fn scatter(
     }
 }
 
-/// The numbers of a token's head in an array of `B T heads ..`: for references.
+/// The values of a token's head in an array of `B T heads ..`: for references.
 pub(crate) fn row(x: &Array, token: usize, head: usize) -> &[f64] {
     let width = x.shape[3..].iter().product::<usize>();
     &x.data[(token * x.shape[2] + head) * width..][..width]

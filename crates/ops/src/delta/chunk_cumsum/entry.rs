@@ -5,7 +5,7 @@ use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "running sums of the log decay in chunks",
+    summary: "cumulative sums of the log decay in chunks",
     results: &["g_cum"],
     run: |t| Ok(vec![chunk_cumsum(&t["g"])?]),
     reference: |t| vec![reference::forward(&t["g"])],

@@ -1,4 +1,4 @@
-//! The lower triangular matrix of a chunk: products of its keys, gated.
+//! `β K Kᵀ` of each chunk with decays: the strictly lower triangular matrix of the WY form.
 
 mod cpu;
 mod entry;

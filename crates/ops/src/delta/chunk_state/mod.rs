@@ -1,4 +1,4 @@
-//! The states at the starts of the chunks, one after the other.
+//! The recurrence over chunks: the states at their starts.
 
 mod cpu;
 mod entry;

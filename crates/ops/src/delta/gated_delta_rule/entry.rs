@@ -20,7 +20,7 @@ const PACKED: &str = "cu_seqlens";
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "state that forgets and corrects itself, in chunks",
+    summary: "the gated delta rule over sequences, in chunks",
     results: &["o", "final_state"],
     run,
     reference: |t| reference::forward(t, scale(t)),

@@ -30,7 +30,7 @@ static CONTRACT: Contract = Contract {
 /// What the forward pass leaves for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkStates {
-    /// The state at the start of each chunk of 64 tokens: `V · K` numbers a chunk and head.
+    /// The state at the start of each chunk of 64 tokens: `V · K` values a chunk and head.
     Keep,
     /// None: the backward pass runs through the states again, one sequence and head at a time.
     Recompute,

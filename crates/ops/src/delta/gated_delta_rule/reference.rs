@@ -36,7 +36,7 @@ impl RuleSizes {
     }
 }
 
-/// One token's numbers.
+/// One token's values.
 struct TokenInputs<'a> {
     q: &'a [f64],
     k: &'a [f64],

@@ -41,7 +41,7 @@ pub(super) fn forward(gpu: &Gpu, args: GatedDeltaStepArgs<'_>, dims: &Dims) -> R
     gpu.launch(&Launch {
         kernel: &KERNEL,
         entry: "main",
-        // numbers of a row that an invocation has
+        // values of a row that an invocation has
         constants: &[("EACH", dims['K'].div_ceil(32) as u32)],
         stored: &[],
         binds: &[&q, &k, &x, g, beta, &state, &o].map(Bind::All),

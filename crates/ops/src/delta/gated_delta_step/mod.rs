@@ -38,7 +38,7 @@ pub struct GatedDeltaStepArgs<'a> {
     pub g: &'a Tensor,
     /// How much of what is missing is written, `B G`.
     pub beta: &'a Tensor,
-    /// The state, `B G V K`; updated in place where nobody else holds it.
+    /// The state, `B G V K`; updated in place if it is not shared.
     pub state: Tensor,
     /// What the output is multiplied with, often `K^-½`.
     pub scale: f32,

@@ -1,4 +1,4 @@
-//! Decay and beta of the gated delta rule, from what a layer projects.
+//! The log decay `g` and `β` of a Gated DeltaNet layer, from its projections.
 
 mod cpu;
 mod entry;
@@ -47,7 +47,7 @@ pub struct Gates {
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold.
 ///
 /// # Source
-/// Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464; the decay is that of Mamba2, arXiv:2405.21060. Same numbers as
+/// Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464; the decay is that of Mamba2, arXiv:2405.21060. Same values as
 /// `compute_g` in mlx-lm, which returns `e^g`.
 pub fn gdn_gate(a: &Tensor, b: &Tensor, a_log: &Tensor, dt_bias: &Tensor) -> Result<Gates> {
     let dims = CONTRACT.check(&[a, b, a_log, dt_bias])?;

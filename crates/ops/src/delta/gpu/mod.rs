@@ -1,6 +1,6 @@
 //! Chunks of the gated delta rule on a GPU: products of a chunk's matrices, and what happens between them.
 //!
-//! The stages and the whole rule are made of these. All numbers are f32; a matrix of tokens by tokens is stored like a
+//! The stages and the whole rule are made of these. All values are f32; a matrix of tokens by tokens is stored like a
 //! head of 64 channels, `[T, G, 64]`, with zeros above its diagonal.
 
 mod product;
@@ -97,7 +97,7 @@ pub(crate) enum Direction {
     Back,
 }
 
-/// Numbers of a piece of the left side as `state.wgsl` lays it out.
+/// Elements of a piece of the left side as `state.wgsl` lays it out.
 const PIECE: usize = 16 * 65;
 
 /// What passes through the chunks, see `state.wgsl`.
@@ -169,7 +169,7 @@ impl Chunks {
         &self.gpu
     }
 
-    /// Memory for `width` numbers of each token and value head.
+    /// Memory for `width` values of each token and value head.
     pub(crate) fn empty(&self, width: usize) -> Result<Tensor> {
         self.gpu.empty([self.tokens, self.v_heads, width], DType::F32)
     }

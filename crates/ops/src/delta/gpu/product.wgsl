@@ -15,7 +15,7 @@ var<immediate> p: Params;
 @group(0) @binding(4) var<storage, read> gamma: array<f32>;
 @group(0) @binding(5) var<storage, read_write> c: array<f32>;
 
-// one more than the 16 quads of a row, so that the columns of a side lie in different banks
+// one more than the 16 vec4s of a row, so that the columns of a side lie in different banks
 const STRIDE: u32 = 17u;
 var<workgroup> left: array<vec4<f32>, 272>;
 var<workgroup> right: array<vec4<f32>, 272>;
@@ -53,7 +53,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var l_first = 0u; l_first < l_end; l_first += 16u) {
         var av: vec4<f32>;
         var bv: vec4<f32>;
-        // each invocation reads four numbers of each side: neighbours read what lies side by side
+        // each invocation reads four elements of each side: neighbours read what lies side by side
         let a_l = select(lane % 16u, lane / 16u, A_ALONG == 1u);
         let a_m = select(lane / 16u, lane % 16u, A_ALONG == 1u);
         let b_l = select(lane % 16u, lane / 16u, B_ALONG == 1u);

@@ -1,4 +1,4 @@
-// Rows of numbers of a token's head.
+// Rows of floats of a token's head.
 struct Params { rows: u32, width: u32, v_heads: u32, share: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read_write> x: array<f32>;

@@ -1,4 +1,4 @@
-// Matrices of tokens by tokens, number by number.
+// Matrices of tokens by tokens, element by element.
 struct Params { chunks: u32, v_heads: u32, size: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> chunks: array<vec4<u32>>;

@@ -12,7 +12,7 @@ use alluvium_core::{DType, Result, Tensor};
 
 const TOKENS: Size = Size::Tokens;
 
-/// The numbers of a token and head.
+/// The values of a token and head.
 pub(crate) fn width(x: &Tensor) -> usize {
     x.shape().last()
 }

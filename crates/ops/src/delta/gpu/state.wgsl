@@ -77,7 +77,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
         let stride = left_heads * K;
         let source = first * stride + head / p.left_share * K;
-        // neighbours read neighbouring numbers, and the next piece is under way while this one is used
+        // neighbours read neighbouring values, and the next piece is under way while this one is used
         var ahead: array<f32, 4>;
         for (var j = 0u; j < 4u; j++) { ahead[j] = piece(source, stride, tokens, 0u, lane + 256u * j); }
         for (var k = 0u; k < K; k += PIECE) {

@@ -5,7 +5,7 @@ use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "the WY form of a chunk",
+    summary: "the WY representation of a chunk",
     results: &["w", "u"],
     run: |t| {
         let wu = recompute_w_u(&t["k"], &t["v"], &t["beta"], &t["g_cum"], &t["a"])?;

@@ -1,4 +1,4 @@
-//! The WY form of a chunk: what its tokens would write, and what they would erase.
+//! The WY representation of a chunk: `w` and `u`.
 
 mod cpu;
 mod entry;

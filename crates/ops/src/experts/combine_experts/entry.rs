@@ -5,7 +5,7 @@ use crate::op::{Case, Cost, Gradient, Op, Tolerance};
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "the weighted sum of what a token's experts gave",
+    summary: "the weighted sum of the results of each token's experts",
     results: &["z"],
     run: |t| Ok(vec![combine_experts(&t["y"], &t["weights"])?]),
     reference: reference::forward,

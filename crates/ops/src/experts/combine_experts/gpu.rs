@@ -23,7 +23,7 @@ static WEIGHTS: [Kernel; 2] = [
 /// Invocations of a workgroup.
 const GROUP: usize = 256;
 
-/// Tokens, choices of each, numbers of a row.
+/// Tokens, choices of each, values of a row.
 #[derive(Clone, Copy)]
 struct CombineSizes {
     tokens: usize,

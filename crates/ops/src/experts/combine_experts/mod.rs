@@ -1,4 +1,4 @@
-//! What a token's experts gave, added up.
+//! The weighted sum of the results of the experts of each token.
 
 mod cpu;
 mod entry;

@@ -1,4 +1,4 @@
-//! Products of rows with the weights of the experts that were chosen for them.
+//! Products of rows with the weights of their experts on the CPU.
 
 mod product;
 

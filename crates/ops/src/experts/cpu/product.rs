@@ -10,7 +10,7 @@ use std::ops::Range;
 /// One expert's work: itself, its places in the order, and what is written there.
 type Job<'a> = (usize, Range<usize>, &'a mut [f32]);
 
-/// Runs `work` for every expert that was chosen, side by side, on its rows of `out`; `width` numbers are a row.
+/// Runs `work` for every expert that was chosen, side by side, on its rows of `out`; `width` values are a row.
 fn each(
     cpu: &Cpu,
     choices: &Choices,

@@ -1,4 +1,4 @@
-// Four numbers of four rows at once.
+// Four elements of four rows at once.
 const UNIT: u32 = 4u;
 struct Units { x: vec4<f32>, y: vec4<f32>, z: vec4<f32>, w: vec4<f32> }
 

@@ -26,7 +26,7 @@ const TILES: &str = include_str!("tile.wgsl");
 const GRADIENT_TEXT: &str = include_str!("gradient.wgsl");
 
 static SORT: Kernel = crate::common::gpu::kernel("choices by expert", &[include_str!("sort.wgsl")]);
-/// Of numbers and of codes, each with results as quads and one by one.
+/// Of values and of codes, each with results as vec4s and one by one.
 static TILE_KERNELS: [[Kernel; 2]; 2] = [
     [
         crate::common::gpu::kernel(
@@ -70,7 +70,7 @@ static SUM: Kernel = crate::common::gpu::kernel("sum over choices", &[include_st
 
 /// Invocations of a workgroup.
 const GROUP: usize = 256;
-/// Numbers of a sum that a tile holds.
+/// Elements of a sum that a tile holds.
 const DEPTH: u32 = 32;
 
 #[repr(C)]
@@ -111,7 +111,7 @@ enum Pass {
 }
 
 impl<'a> RoutedChoices<'a> {
-    /// The choices that `experts` holds; `inner` numbers are a row of a matrix. Ids that the CPU knows are
+    /// The choices that `experts` holds; `inner` values are a row of a matrix. Ids that the CPU knows are
     /// checked; others are not waited for.
     ///
     /// # Errors

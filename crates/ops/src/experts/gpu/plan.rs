@@ -22,7 +22,7 @@ const THIN: usize = 16;
 /// A large GPU runs about this many invocations at once.
 const BUSY: usize = 1 << 16;
 
-/// The sizes of a product: choices of all tokens, experts, rows of a matrix, numbers of a row.
+/// The sizes of a product: choices of all tokens, experts, rows of a matrix, values of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ExpertSizes {
     pub(crate) choices: usize,
@@ -58,7 +58,7 @@ fn lanes(sets: usize, inner: usize) -> usize {
     wanted.min((inner / 8).max(1).next_power_of_two()).clamp(16, 256)
 }
 
-/// Numbers of a piece of a gradient that is never kept as a whole: 64 MiB.
+/// Elements of a piece of a gradient that is never kept as a whole: 64 MiB.
 const PIECE: usize = 1 << 24;
 
 /// Experts in a piece of the gradient of all matrices: all, or a number at which the `groups` partial sums of each begin at

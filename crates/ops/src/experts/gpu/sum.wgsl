@@ -1,4 +1,4 @@
-// Each row is the sum, in order, of `sharers` rows of `width` numbers.
+// Each row is the sum, in order, of `sharers` rows of `width` values.
 struct Params { count: u32, width: u32, sharers: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<f32>;

@@ -1,4 +1,4 @@
-// Rows of results begin at whole quads.
+// Rows of results begin at whole vec4s.
 @group(0) @binding(2) var<storage, read_write> c: array<C4>;
 
 fn put_c(row: u32, col: u32, x: vec4<f32>) {

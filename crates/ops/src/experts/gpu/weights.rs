@@ -15,7 +15,7 @@ pub(crate) enum ExpertWeights<'a> {
 }
 
 impl<'a> ExpertWeights<'a> {
-    /// Which of a pair of kernels reads them: of numbers, or of codes.
+    /// Which of a pair of kernels reads them: of values, or of codes.
     pub(super) fn number(self) -> usize {
         usize::from(matches!(self, ExpertWeights::Packed(_)))
     }
@@ -31,7 +31,7 @@ impl<'a> ExpertWeights<'a> {
         }
     }
 
-    /// What the text is compiled with besides `own`, for rows of `inner` numbers.
+    /// What the text is compiled with besides `own`, for rows of `inner` values.
     pub(super) fn constants(self, inner: usize, own: &[(&'static str, u32)]) -> Vec<(&'static str, u32)> {
         let mut all = own.to_vec();
         match self {

@@ -1,4 +1,4 @@
-//! Rows times the weights of the experts that were chosen for them.
+//! Rows times the transposed weights of their experts.
 
 mod cpu;
 mod entry;
@@ -31,7 +31,7 @@ static CONTRACT: Contract = Contract {
 /// | result    | `N K O` | that of `x`    |          |
 ///
 /// The choices are sorted by expert, so the weights of an expert are read once for all its rows, and not at all when
-/// nobody chose it. Products are summed in f32; the gradient of an expert that nobody chose is zero. The backward pass
+/// no token chose it. Products are summed in f32; the gradient of an expert that no token chose is zero. The backward pass
 /// keeps the arguments.
 ///
 /// # Errors

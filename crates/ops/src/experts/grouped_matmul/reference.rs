@@ -20,7 +20,7 @@ pub(crate) fn forward(t: &Given<Array>, w: &Array) -> Vec<Array> {
     vec![Array::new([&experts.shape[..], &[outer]].concat(), y)]
 }
 
-/// The gradients to `x` and to `w` as numbers.
+/// The gradients to `x` and to `w` as floats.
 pub(crate) fn gradient(t: &Given<Array>, w: &Array, dy: &Array) -> [Array; 2] {
     let (x, experts, width) = (&t["x"], &t["experts"], t["x"].width());
     let (mut dx, mut dw) = (x.map(|_| 0.0), w.map(|_| 0.0));

@@ -1,4 +1,4 @@
-//! The products take codes apart as they read them; gradients of scales come from those of the numbers, some experts at a
+//! The products take codes apart as they read them; gradients of scales come from those of the elements, some experts at a
 //! time.
 
 use super::{CONTRACT, Grad};

@@ -1,4 +1,4 @@
-//! Rows times the quantized weights of the experts that were chosen for them.
+//! Rows times the transposed packed weights of their experts.
 
 mod cpu;
 mod entry;

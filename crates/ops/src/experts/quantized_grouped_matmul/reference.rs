@@ -1,4 +1,4 @@
-//! The definition, in plain loops and f64: the product with the numbers that the codes stand for.
+//! The definition, in plain loops and f64: the product with the values that the codes stand for.
 
 use crate::experts::grouped_matmul::reference as dense;
 use crate::op::{Array, Given};

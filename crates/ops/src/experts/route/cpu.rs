@@ -38,7 +38,7 @@ fn rank(x: f32) -> u32 {
     }
 }
 
-/// The places of the largest numbers, in falling order; of equal ones the first comes first, and NaN comes last.
+/// The places of the largest values, in falling order; of equal ones the first comes first, and NaN comes last.
 fn largest(x: &[f32], places: &mut [u32]) {
     let mut found = 0;
     for (i, &value) in x.iter().enumerate() {

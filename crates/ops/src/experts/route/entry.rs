@@ -5,7 +5,7 @@ use crate::op::{Case, Cost, Fill, Gradient, Op, Tolerance};
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "the likeliest experts of each token and their weights",
+    summary: "the most likely experts of each token and their weights",
     results: &["weights", "experts"],
     run: |t| {
         let top_k = t.option("top_k").unwrap_or(1.0) as usize;

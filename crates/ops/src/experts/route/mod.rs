@@ -1,4 +1,4 @@
-//! Which experts a token goes to, and how much each counts.
+//! Top-k routing of tokens to experts.
 
 mod cpu;
 mod entry;

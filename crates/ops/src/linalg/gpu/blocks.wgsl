@@ -4,7 +4,7 @@ var<workgroup> tile_b: array<vec4<f32>, DEPTH * TILE / 4u>;
 
 struct Block { x: vec4<f32>, y: vec4<f32>, z: vec4<f32>, w: vec4<f32> }
 
-// the block of an invocation, in quads: along k, along m or n. Eight neighbours store to different banks, and their
+// the block of an invocation, in vec4s: along k, along m or n. Eight neighbours store to different banks, and their
 // loads fill whole sectors.
 fn place(t: u32, k_inner: bool) -> vec2<u32> {
     if k_inner {

@@ -15,7 +15,7 @@ enum MatAxis {
 
 /// Pieces have a multiple of this many lines where that many fit: whole tiles.
 const TILE: usize = 128;
-/// Columns of results are cut between quads, which are written whole.
+/// Columns of results are cut between vec4s, which are written whole.
 const QUAD: usize = 4;
 
 impl GemmSizes {

@@ -1,4 +1,4 @@
-// Four numbers of a line of either side; zeros outside of the matrix and from `k_end` on.
+// Four elements of a line of either side; zeros outside of the matrix and from `k_end` on.
 fn line_a(batch: u32, outer: u32, inner: u32, k_end: u32) -> vec4<f32> {
     let at = p.a_at + batch * p.a_batch + outer * p.a_stride + inner;
     if EDGE == 0u { return load_a(at); }

@@ -5,7 +5,7 @@
 const TILE: u32 = 8u * FRAGMENT;
 const DEPTH: u32 = 32u;
 const INVOCATIONS: u32 = 128u;
-// numbers of a line of each tile, and of a line with what keeps neighbours in different banks
+// values of a line of each tile, and of a line with what keeps neighbours in different banks
 const ACROSS_A: u32 = select(TILE, DEPTH, A_K_INNER == 1u);
 const ACROSS_B: u32 = select(TILE, DEPTH, B_K_INNER == 1u);
 const LINE_A: u32 = (ACROSS_A + UNIT) / ELEMENT;

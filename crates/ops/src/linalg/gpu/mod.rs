@@ -1,4 +1,4 @@
-//! Products of matrices on a GPU, for `matmul`, `linear` and whatever has products in its own launches.
+//! The matrix product on a GPU, for `matmul`, `linear` and other launches that multiply.
 
 mod cut;
 mod plan;
@@ -14,7 +14,7 @@ use plan::{GemmPlan, Gemv, GemvSide, OperandStorage, depth, plan};
 
 const PARAMS: &str = include_str!("params.wgsl");
 const RIGHT: &str = include_str!("right.wgsl");
-/// Text that reads both sides of a product, four numbers of either from any element on: `load_a`, `load_b`.
+/// Text that reads both sides of a product, four elements of either from any element on: `load_a`, `load_b`.
 pub(crate) const SIDES: &str = concat!(include_str!("left.wgsl"), include_str!("right.wgsl"));
 const PACKED_RIGHT: &str = include_str!("packed_right.wgsl");
 /// The same after [`CODES`] with a right side that is quantized.
@@ -32,7 +32,7 @@ const F32: &str = include_str!("matrices_f32.wgsl");
 const QUADS: &str = include_str!("vec4.wgsl");
 const SINGLES: &str = include_str!("scalar.wgsl");
 
-/// The kernels of tiles: of a plain right side, with results as quads and one by one, then the same of a quantized one.
+/// The kernels of tiles: of a plain right side, with results as vec4s and one by one, then the same of a quantized one.
 macro_rules! tiles {
     ($name:literal, [$($plain:expr),*], [$($packed:expr),*], $($sums:expr),*) => {[
         crate::common::gpu::kernel($name, &[$($plain,)* QUADS, $($sums),*]),
@@ -108,7 +108,7 @@ impl<'a> Mat<'a> {
         Mat { tensor, at: 0, stride: width, batch_stride, order: MatOrder::RowMajor, packed: None, bound_range: None }
     }
 
-    /// A quantized matrix whose rows have `width` numbers: a right side.
+    /// A quantized matrix whose rows have `width` values: a right side.
     pub(crate) fn packed(q: Quantized<'a>, width: usize) -> Self {
         Mat { packed: Some(q), ..Mat::new(q.w, width, 0) }
     }
@@ -137,7 +137,7 @@ impl<'a> Mat<'a> {
         }
     }
 
-    /// Whether each line begins at a whole quad.
+    /// Whether each line begins at a whole vec4.
     fn is_even(&self) -> bool {
         [self.at, self.stride, self.batch_stride].iter().all(|n| n.is_multiple_of(4))
     }
@@ -149,7 +149,7 @@ pub(crate) struct Gemm<'a> {
     pub(crate) a: Mat<'a>,
     /// `[K, N]`
     pub(crate) b: Mat<'a>,
-    /// `[M, N]` by rows, f32; other floating types where each line begins at a whole quad and ends at one.
+    /// `[M, N]` by rows, f32; other floating types where each line begins at a whole vec4 and ends at one.
     pub(crate) c: Mat<'a>,
     pub(crate) sizes: GemmSizes,
     pub(crate) alpha: f32,
@@ -177,7 +177,7 @@ fn place(mat: &Mat<'_>) -> Result<[u32; 3]> {
 pub(crate) fn product(gpu: &Gpu, [a, b]: [Mat<'_>; 2], sizes: GemmSizes, shape: Shape, dtype: DType) -> Result<Tensor> {
     let few = matches!(plan(sizes, stored(gpu, &a, &b)), GemmPlan::Gemv(_));
     let largest = a.bytes().max(b.bytes()).max(shape.elements() * dtype.size());
-    // half-precision results that do not fill whole quads, or that are computed in pieces, are rounded afterwards
+    // half-precision results that do not fill whole vec4s, or that are computed in pieces, are rounded afterwards
     let direct = dtype == DType::F32 || (sizes.n.is_multiple_of(4) && !few && largest <= gpu.limits().binding);
     let c = gpu.empty(shape, if direct { dtype } else { DType::F32 })?;
     let to = Mat::new(&c, sizes.n, sizes.m * sizes.n);
@@ -234,7 +234,7 @@ fn stored(gpu: &Gpu, a: &Mat<'_>, b: &Mat<'_>) -> OperandStorage {
     OperandStorage { k_inner: [a.order == MatOrder::RowMajor, b.order == MatOrder::ColumnMajor], packed, matrices }
 }
 
-/// Whether results are written as whole quads: a scratch matrix of parts may have its lines filled up.
+/// Whether results are written as whole vec4s: a scratch matrix of parts may have its lines filled up.
 fn by_quads(args: &Gemm<'_>) -> bool {
     args.c.is_even() && (args.sizes.n.is_multiple_of(4) || args.c.stride > args.sizes.n)
 }

@@ -1,4 +1,4 @@
-// The right side of a product: four numbers from any element on.
+// The right side of a product: four elements from any element on.
 @group(0) @binding(1) var<storage, read> b: array<B4>;
 
 fn load_b(at: u32) -> vec4<f32> {

@@ -1,4 +1,4 @@
-// Results whose lines begin at whole quads.
+// Results whose lines begin at whole vec4s.
 @group(0) @binding(C_AT) var<storage, read_write> c: array<C4>;
 
 fn put_c(batch: u32, row: u32, col: u32, x: vec4<f32>) {

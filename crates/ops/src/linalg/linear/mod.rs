@@ -1,4 +1,4 @@
-//! Rows times a weight matrix.
+//! Rows times a transposed weight matrix.
 
 mod cpu;
 mod entry;
@@ -29,7 +29,7 @@ static CONTRACT: Contract =
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold.
 ///
 /// # Source
-/// The layer that checkpoints store as `weight [out, in]`; same numbers as `mlx.nn.Linear(bias=False)`.
+/// The layer that checkpoints store as `weight [out, in]`; same values as `mlx.nn.Linear(bias=False)`.
 pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     let dims = CONTRACT.check(&[x, w])?;
     let y = match x.device() {

@@ -50,7 +50,7 @@ impl MatmulSizes {
     }
 }
 
-/// `count` results of `size` numbers; `product` may itself use all threads.
+/// `count` results of `size` values; `product` may itself use all threads.
 fn products(
     cpu: &Cpu,
     count: usize,

@@ -1,4 +1,4 @@
-//! Products of matrices.
+//! Batched products of matrices.
 
 mod cpu;
 mod entry;
@@ -67,7 +67,7 @@ impl Transpose {
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold.
 ///
 /// # Source
-/// The product of linear algebra; same numbers as `mlx.core.matmul`.
+/// The product of linear algebra; same values as `mlx.core.matmul`.
 pub fn matmul(a: &Tensor, b: &Tensor, transpose: Transpose) -> Result<Tensor> {
     let dims = transpose.contract().check(&[a, b])?;
     let sizes = MatmulSizes { m: dims['M'], k: dims['K'], n: dims['N'], transpose };

@@ -9,7 +9,7 @@ fn steps<T>(t: &Given<T>) -> usize {
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "Muon's orthogonalisation: singular values near 1, by a quintic",
+    summary: "orthogonalization for Muon: singular values near 1, by a quintic iteration",
     results: &["y"],
     run: |t| Ok(vec![newton_schulz(&t["x"], steps(t))?]),
     reference: |t| vec![reference::forward(&t["x"], steps(t))],

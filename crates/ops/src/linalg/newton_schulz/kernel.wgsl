@@ -1,4 +1,4 @@
-// The matrix over its norm, in two stages. Squares are of numbers over the largest, so that none is too large.
+// The matrix over its norm, in two stages. Squares are of values over the largest, so that none is too large.
 struct Params { quads: u32, parts: u32, eps: f32, elements: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;

@@ -1,4 +1,4 @@
-//! Muon's orthogonalisation.
+//! Newton-Schulz orthogonalization, as Muon uses it.
 
 mod cpu;
 mod entry;
@@ -38,7 +38,7 @@ const EPS: f64 = 1e-7;
 /// detach it.
 ///
 /// # Source
-/// Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". Same numbers as `zeropower_via_newtonschulz5`
+/// Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". Same values as `zeropower_via_newtonschulz5`
 /// there, in f32, and as `mlx.optimizers.Muon`.
 pub fn newton_schulz(x: &Tensor, steps: usize) -> Result<Tensor> {
     let dims = CONTRACT.check(&[x])?;

@@ -1,4 +1,4 @@
-//! Gradients through quantized rows, a panel of them as numbers at a time.
+//! Gradients through quantized rows, a panel of them as floats at a time.
 
 use super::Codes;
 use alluvium_core::Result;
@@ -6,7 +6,7 @@ use alluvium_core::cpu::{Cpu, Mat, gemm};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Numbers of the gradient of the matrix that are in memory at once.
+/// Elements of the gradient of the matrix that are in memory at once.
 const PANEL: usize = 1 << 19;
 
 /// Adds to the gradients of the scales and biases of the rows `w` what `dw = dyᵀ · x` means for them.
@@ -40,7 +40,7 @@ pub(crate) fn scale_gradients(
     Ok(())
 }
 
-/// Columns `from` of rows that are `width` numbers wide.
+/// Columns `from` of rows that are `width` values wide.
 fn columns(x: &[f32], width: usize, from: Range<usize>, out: &mut [f32]) {
     for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(from.len())) {
         out.copy_from_slice(&x[from.clone()]);

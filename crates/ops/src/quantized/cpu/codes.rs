@@ -1,4 +1,4 @@
-//! A quantized matrix in the CPU's memory, and its rows as numbers.
+//! A quantized matrix in the CPU's memory, and its rows as floats.
 
 use super::decode::Decode;
 use crate::linalg::weights::scratch;
@@ -56,7 +56,7 @@ impl<'a> PerGroup<'a> {
         }
     }
 
-    /// The numbers of some groups: themselves, or widened into the start of `wide`.
+    /// The values of some groups: themselves, or widened into the start of `wide`.
     #[inline(always)]
     fn read<'b>(&'b self, groups: Range<usize>, wide: &'b mut [f32]) -> &'b [f32] {
         if let PerGroup::F32(x) = self {
@@ -150,12 +150,12 @@ impl<'a> Codes<'a> {
         Groups { scales: self.scales.read(groups, first), biases }
     }
 
-    /// Row `row` as numbers.
+    /// Row `row` as floats.
     pub(crate) fn expand(&self, level: Level, row: usize, wide: &mut [f32], out: &mut [f32]) {
         self.expand_part(level, (row, 0..self.layout.groups), wide, out);
     }
 
-    /// Some groups of a row as numbers; `wide` is twice as many.
+    /// Some groups of a row as floats; `wide` is twice as many.
     fn expand_part(&self, level: Level, (row, part): (usize, Range<usize>), wide: &mut [f32], out: &mut [f32]) {
         let PackedLayout { packing, words, groups, .. } = self.layout;
         let each = packing.group() * packing.bits() / 32;
@@ -164,7 +164,7 @@ impl<'a> Codes<'a> {
         by_meaning!(packing, D => expand::<D>(level, words, &groups, packing, out));
     }
 
-    /// Some rows as numbers, on all threads.
+    /// Some rows as floats, on all threads.
     pub(crate) fn expand_rows(&self, cpu: &Cpu, rows: Range<usize>, out: &mut [f32]) {
         let (level, inner) = (cpu.level(), self.layout.inner);
         let grain = cpu.grain(rows.len(), inner);
@@ -180,7 +180,7 @@ impl<'a> Codes<'a> {
         });
     }
 
-    /// The whole matrix as numbers.
+    /// The whole matrix as floats.
     pub(crate) fn dequantized(&self, cpu: &Cpu) -> Result<Buffer<f32>> {
         let rows = self.words.len() / self.layout.words;
         let mut out = cpu.buffer(rows * self.layout.inner)?;
@@ -188,14 +188,14 @@ impl<'a> Codes<'a> {
         Ok(out)
     }
 
-    /// Adds to the gradients of one row's scales and biases what a gradient of its numbers means for them.
+    /// Adds to the gradients of one row's scales and biases what a gradient of its values means for them.
     pub(super) fn fold(&self, level: Level, row: usize, dw: &[f32], dscales: &mut [f32], dbiases: &mut [f32]) {
         let words = self.rows(&(row..row + 1));
         let packing = self.layout.packing;
         by_meaning!(packing, D => fold::<D>(level, (words, packing), dw, dscales, dbiases));
     }
 
-    /// The gradients of all scales and biases from those of some rows' numbers: `dw` holds row `rows[i]` at `i`. ArrangedRows
+    /// The gradients of all scales and biases from those of some rows' values: `dw` holds row `rows[i]` at `i`. ArrangedRows
     /// that are named twice are added up in order.
     pub(crate) fn scale_gradients_of(&self, cpu: &Cpu, rows: &[usize], dw: &[f32]) -> Result<[Buffer<f32>; 2]> {
         let PackedLayout { words, groups, inner, .. } = self.layout;
@@ -234,7 +234,7 @@ impl Source for Codes<'_> {
 }
 
 alluvium_core::simd! {
-    /// The numbers of a row, group by group.
+    /// The values of a row, group by group.
     fn expand<S, D: Decode>(words: &[u32], groups: &Groups<'_>, packing: Packing, out: &mut [f32]) {
         let (group, bits) = (packing.group(), packing.bits() as u32);
         for (g, (out, &scale)) in out.chunks_exact_mut(group).zip(groups.scales).enumerate() {

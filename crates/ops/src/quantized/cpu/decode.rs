@@ -2,13 +2,13 @@
 
 use alluvium_core::cpu::simd::{F32s, U32s};
 
-/// The numbers of e2m1: a sign, two bits of exponent, one of mantissa.
+/// The values of e2m1: a sign, two bits of exponent, one of mantissa.
 pub(super) const E2M1: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// The meaning of codes.
 pub(super) trait Decode {
-    /// The numbers of these codes, the bits above them zero.
+    /// The values of these codes, the bits above them zero.
     fn value<S: F32s>(code: S::Bits) -> S;
 }
 
@@ -18,7 +18,7 @@ pub(super) trait Octets: Decode {
     /// one never is.
     const IN_PLACE: bool = false;
 
-    /// The numbers of the codes `j` of these words.
+    /// The values of the codes `j` of these words.
     #[inline(always)]
     fn at<S: F32s>(word: S::Bits, j: u32) -> S {
         Self::value(word.shr(j * 8) & S::Bits::splat(255))
@@ -120,7 +120,7 @@ impl Decode for E2m1 {
     }
 }
 
-/// Twice the numbers, and 12 more, are whole and not negative.
+/// Twice the values, and 12 more, are whole and not negative.
 const RAISED: [u8; 16] = {
     let mut table = [0; 16];
     let mut i = 0;

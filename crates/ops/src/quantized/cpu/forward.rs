@@ -1,4 +1,4 @@
-//! Rows of numbers times the transpose of quantized rows, with the codes as they lie.
+//! Rows of floats times the transpose of quantized rows, with the codes as they lie.
 
 use super::Codes;
 use super::bytes::ByBytes;
@@ -69,7 +69,7 @@ impl Weights for Codes<'_> {
 }
 
 alluvium_core::simd! {
-    /// One row of numbers.
+    /// One row of floats.
     fn arrange<S, P: PackedProduct>(x: &[f32], row: ArrangedRowMut<'_>) {
         P::arrange::<S>(x, row);
     }

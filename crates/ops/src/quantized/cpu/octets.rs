@@ -1,11 +1,11 @@
-//! Codes of eight bits: a register of words is four registers of numbers.
+//! Codes of eight bits: a register of words is four registers of values.
 
 use super::decode::{Octets, words_at};
 use super::product::{ArrangedRowMut, PackedProduct, Tile};
 use alluvium_core::cpu::simd::{F32s, U32s};
 use std::marker::PhantomData;
 
-/// The product with codes as numbers.
+/// The product with codes as floats.
 ///
 /// A register holds words, so its lane `l` has the codes `4 · l .. 4 · (l + 1)`: the same of a row lies four apart.
 pub(super) struct ByOctets<D>(PhantomData<D>);

@@ -5,11 +5,11 @@ use alluvium_core::Result;
 use alluvium_core::cpu::simd::F32s;
 use alluvium_core::cpu::{Buffer, Cpu};
 
-/// How the numbers of a row are arranged for codes, and multiplied with them.
+/// How the values of a row are arranged for codes, and multiplied with them.
 pub(super) trait PackedProduct {
     /// Codes of a lane.
     const CODES: usize;
-    /// Words that the numbers of a lane become.
+    /// Words that the values of a lane become.
     const WORDS: usize;
     /// Whether the sums of groups count where there are no biases: with the scales.
     const RAISED: bool;
@@ -29,7 +29,7 @@ pub(super) trait PackedProduct {
     );
 }
 
-/// Rows of numbers as a [`PackedProduct`] wants them.
+/// Rows of floats as a [`PackedProduct`] wants them.
 pub(crate) struct Arranged {
     /// Each row, filled up with zeros to whole registers.
     words: Buffer<u32>,
@@ -120,7 +120,7 @@ impl<S: F32s> Shape<S> {
     }
 }
 
-/// `N` rows of the matrix and `M` rows of numbers.
+/// `N` rows of the matrix and `M` rows of floats.
 pub(super) struct Tile<'a, S: F32s, const N: usize, const M: usize> {
     /// The words of the `N` rows.
     codes: &'a [u32],

@@ -8,12 +8,12 @@ use alluvium_core::cpu::simd::F32s;
 
 /// Rows of the matrix that are multiplied at once.
 const TALL: usize = 4;
-/// Rows of numbers that are, if there are several.
+/// Rows of floats that are, if there are several.
 const WIDE: usize = 2;
 /// Rows of the matrix whose scales are made ready at once.
 const STRIP: usize = 32;
 
-/// Numbers of scratch that [`products`] needs where scales are not f32.
+/// Elements of scratch that [`products`] needs where scales are not f32.
 pub(super) fn scratch(layout: PackedLayout) -> usize {
     2 * STRIP * layout.groups
 }
@@ -29,7 +29,7 @@ struct Strip<'a, S: F32s> {
 }
 
 impl<S: F32s> Strip<'_, S> {
-    /// `N` rows from `o` on, to be multiplied with rows of numbers.
+    /// `N` rows from `o` on, to be multiplied with rows of floats.
     #[inline(always)]
     fn tile<'a, const N: usize, const M: usize>(&'a self, o: usize, rows: [ArrangedRow<'a>; M]) -> Tile<'a, S, N, M> {
         let PackedLayout { words, groups, .. } = self.shape.layout;
@@ -39,7 +39,7 @@ impl<S: F32s> Strip<'_, S> {
 }
 
 alluvium_core::simd! {
-    /// `out[o][r]`, the products of rows `first + o` with the rows `x.1[r]` of numbers.
+    /// `out[o][r]`, the products of rows `first + o` with the rows `x.1[r]` of values.
     pub(super) fn products<S, P: PackedProduct>(
         matrix: (&Codes<'_>, usize),
         x: (&Arranged, &[usize]),
@@ -73,7 +73,7 @@ alluvium_core::simd! {
     }
 }
 
-/// The products of `N` rows of the matrix from `o` on with `M` rows of numbers from `r` on.
+/// The products of `N` rows of the matrix from `o` on with `M` rows of floats from `r` on.
 #[inline(always)]
 fn multiply<S: F32s, P: PackedProduct, const N: usize, const M: usize>(
     strip: &Strip<'_, S>,
@@ -98,7 +98,7 @@ fn multiply<S: F32s, P: PackedProduct, const N: usize, const M: usize>(
         for n in 0..N {
             ahead.after(strip.words, o * layout.words + (block * N + n) * line);
         }
-        // SAFETY: the rows of numbers have all lanes of these registers, and those of the matrix are counted.
+        // SAFETY: the rows of floats have all lanes of these registers, and those of the matrix are counted.
         unsafe {
             if first + S::LANES <= lanes {
                 P::add::<S, N, M, true>(&tile, first, &mut totals);

@@ -7,7 +7,7 @@ use alluvium_core::DType;
 
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
-    summary: "the numbers that quantized codes stand for",
+    summary: "packed codes to floats",
     results: &["y"],
     run: |t| {
         let dtype = if t["scales"].dtype().is_float() { t["scales"].dtype() } else { DType::F32 };

@@ -1,4 +1,4 @@
-//! An invocation takes eight numbers, both ways.
+//! An invocation takes eight elements, both ways.
 
 use super::Grad;
 use crate::quantized::Quantized;

@@ -1,4 +1,4 @@
-//! A quantized matrix as numbers.
+//! Packed codes back to floats.
 
 mod cpu;
 mod entry;
@@ -22,7 +22,7 @@ static CONTRACT: Contract = Contract {
     rules: &[],
 };
 
-/// The numbers that quantized codes stand for, rounded to `dtype` once: `scale · code + bias`.
+/// The values that quantized codes stand for, rounded to `dtype` once: `scale · code + bias`.
 ///
 /// | tensor   | shape   | dtype                                     | gradient         |
 /// |----------|---------|-------------------------------------------|------------------|
@@ -35,7 +35,7 @@ static CONTRACT: Contract = Contract {
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` for bits or
-/// groups that do not exist, for biases that are missing or too many, or when `dtype` is none of floating numbers.
+/// groups that do not exist, for biases that are missing or too many, or when `dtype` is not a floating dtype.
 ///
 /// # Source
 /// The layout of `mlx.core.quantize`. MX formats: Open Compute Project, Microscaling Formats v1.0.

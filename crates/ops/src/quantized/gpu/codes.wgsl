@@ -1,4 +1,4 @@
-// Rows of a quantized matrix lie one after the other, so codes, scales and biases have one number each through all of it.
+// Rows of a quantized matrix lie one after the other, so codes, scales and biases have one value each through all of it.
 // Codes of BITS bits fill words, the lowest first. MEANING is 0 for integers, 1 for e2m1 floats, 2 for e4m3 floats;
 // SCALES and BIASES are 0 for f32, 1 for f16, 2 for bf16, 3 for powers of two, 4 for e4m3 floats, 5 for none.
 @group(0) @binding(1) var<storage, read> words: array<u32>;
@@ -66,7 +66,7 @@ fn stored(word: u32, i: u32, kind: u32) -> f32 {
     if kind == 0u { return bitcast<f32>(word); }
     if kind == 1u { return unpack2x16float(half & 0xffffu).x; }
     if kind == 2u { return bitcast<f32>(half << 16u); }
-    // the least power of two is below the normal numbers, the largest code means none
+    // the least power of two is below the normal range, the largest code means none
     if kind == 3u { return bitcast<f32>(max(byte << 23u, 1u << 22u) | select(0u, 1u << 22u, byte == 255u)); }
     return e4m3(vec4<u32>(byte)).x;
 }

@@ -1,5 +1,5 @@
-// The way from numbers to codes. Codes follow from the last bits of quotients, so these are those of the CPU: a
-// driver's own division may be off by some units in the last place, and may drop what is below the normal numbers.
+// The way from values to codes. Codes follow from the last bits of quotients, so these are those of the CPU: a
+// driver's own division may be off by some units in the last place, and may drop what is below the normal range.
 
 struct Scaled { whole: u32, exponent: i32 }
 
@@ -41,7 +41,7 @@ fn quotient(a: u32, b: u32) -> u32 {
         rest -= i32(y.whole);
     }
     if exponent > 254 { return sign | 0x7f800000u; }
-    // below the normal numbers fewer bits stay
+    // below the normal range fewer bits stay
     let dropped = 1u + u32(max(1 - exponent, 0));
     if dropped > 26u { return sign; }
     let kept = whole >> dropped;

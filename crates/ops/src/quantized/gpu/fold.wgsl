@@ -1,4 +1,4 @@
-// The gradients of scales and biases from those of numbers: an invocation takes eight of a group, LANES neighbours share
+// The gradients of scales and biases from those of values: an invocation takes eight of a group, LANES neighbours share
 // one and add up in order.
 struct Params { count: u32, width: u32, first: u32, rows: u32, last: u32 }
 var<immediate> p: Params;

@@ -1,4 +1,4 @@
-//! Quantized matrices on a GPU: rows as numbers, products with few rows, gradients of scales and biases.
+//! Quantized matrices on a GPU: dequantized rows, products with few rows, gradients of scales and biases.
 
 mod plan;
 
@@ -80,7 +80,7 @@ pub(crate) fn stretches(gpu: &Gpu, layout: PackedLayout, rows: usize) -> impl It
     gpu.segments(rows, 4 * layout.words.max(layout.groups))
 }
 
-/// Writes the numbers of all rows to `y`, rounded once.
+/// Writes the values of all rows to `y`, rounded once.
 pub(crate) fn expand(gpu: &Gpu, q: &Quantized<'_>, y: &Tensor) -> Result<()> {
     let (group, size) = (q.packing.group(), y.dtype().size());
     for part in gpu.segments(y.elements() / group, group * size) {
@@ -100,7 +100,7 @@ pub(crate) fn expand(gpu: &Gpu, q: &Quantized<'_>, y: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Writes the numbers of the rows that `ids` name to `y`, rounded once; NaN where there is no such row.
+/// Writes the values of the rows that `ids` name to `y`, rounded once; NaN where there is no such row.
 pub(crate) fn gather(gpu: &Gpu, q: &Quantized<'_>, layout: PackedLayout, ids: &Tensor, y: &Tensor) -> Result<()> {
     let (all, size) = (q.w.elements() / layout.words, layout.inner * y.dtype().size());
     let width = layout.inner / EIGHT;
@@ -129,7 +129,7 @@ pub(crate) fn gather(gpu: &Gpu, q: &Quantized<'_>, layout: PackedLayout, ids: &T
     Ok(())
 }
 
-/// Writes what the gradient `dw` of all numbers means for the scales and biases: `Σ dw · code` and `Σ dw` over each
+/// Writes what the gradient `dw` of all values means for the scales and biases: `Σ dw · code` and `Σ dw` over each
 /// group, f32.
 pub(crate) fn fold(gpu: &Gpu, q: &Quantized<'_>, dw: &Tensor, to: [&Tensor; 2]) -> Result<()> {
     let (group, size) = (q.packing.group(), dw.dtype().size());

@@ -22,15 +22,15 @@ pub(crate) struct DotPlan {
 const FEW: usize = 8;
 /// A large GPU runs about this many invocations at once.
 const BUSY: usize = 1 << 16;
-/// Numbers of a piece of a gradient that is never kept as a whole: 64 MiB.
+/// Elements of a piece of a gradient that is never kept as a whole: 64 MiB.
 const PIECE: usize = 1 << 24;
 
-/// How `rows` rows of `inner` numbers are multiplied with as many outputs.
+/// How `rows` rows of `inner` values are multiplied with as many outputs.
 pub(crate) fn path(rows: usize, outer: usize, inner: usize) -> Path {
     if rows > FEW {
         return Path::Product;
     }
-    // enough loads in flight, but each invocation has two of eight numbers; neighbours read whole sectors
+    // enough loads in flight, but each invocation has two of eight elements; neighbours read whole sectors
     let enough = |&lanes: &usize| lanes * outer.div_ceil(4) >= BUSY || 4 * lanes > inner / 16;
     let lanes = [16, 64].into_iter().find(enough).unwrap_or(256);
     Path::Dots(DotPlan { room: rows.next_power_of_two(), lanes })

@@ -1,4 +1,4 @@
-//! Rows of numbers in any packing.
+//! Quantization of rows in any packing.
 
 mod cpu;
 mod entry;
@@ -38,7 +38,7 @@ const NO_GRADIENT: &str = "codes are integers";
 ///
 /// # Source
 /// Open Compute Project, Microscaling Formats v1.0, with the scales of `mlx.core.quantize`, which do not let the largest
-/// number overflow; the bits are those of MLX on a processor, on every device.
+/// number overflow; the results are bit-identical to those of MLX on the CPU, on every device.
 pub fn quantize(w: &Tensor, packing: Packing) -> Result<Packed> {
     if let Packing::Affine { bits, group } = packing {
         return quantize_affine(w, bits, group);

@@ -8,7 +8,7 @@ const QUADS: u32 = GROUP / 4u;
 
 fn number(i: u32) -> vec4<u32> { return bitcast<vec4<u32>>(widen_X(w[i])); }
 
-// bits that rise as the numbers do, and back
+// bits that rise as the values do, and back
 fn ordered(bits: vec4<u32>) -> vec4<u32> {
     return bits ^ select(vec4<u32>(0x80000000u), vec4<u32>(0xffffffffu), bits >= vec4<u32>(0x80000000u));
 }

@@ -1,4 +1,4 @@
-//! Rows of numbers as whole codes of a few bits.
+//! Affine quantization: rows as integer codes with scales and biases.
 
 mod cpu;
 mod entry;
@@ -17,7 +17,7 @@ static CONTRACT: Contract = Contract { op: "quantize_affine", args: &[Arg::new("
 /// Why it has no gradient.
 const NO_GRADIENT: &str = "codes are integers";
 
-/// Packs rows into codes of `bits` bits, with a scale and a bias for each `group` numbers: `w ≈ scale · code + bias`.
+/// Packs rows into codes of `bits` bits, with a scale and a bias for each `group` values: `w ≈ scale · code + bias`.
 ///
 /// The end of a group that is larger in size is met exactly, and so is 0 where the group has both signs: the scale goes
 /// from that end to the other, and is then moved so that 0 falls on a code. All arithmetic is in f32, whatever the
@@ -35,7 +35,7 @@ const NO_GRADIENT: &str = "codes are integers";
 /// traced.
 ///
 /// # Source
-/// The layout and, bit for bit and on every device, the codes of `mlx.core.quantize` on a processor; MLX's Metal kernel
+/// The layout and, bit for bit and on every device, the codes of `mlx.core.quantize` on the CPU; MLX's Metal kernel
 /// rounds ties away from zero, so its codes may differ.
 pub fn quantize_affine(w: &Tensor, bits: u32, group: usize) -> Result<Packed> {
     let dims = CONTRACT.check(&[w])?;

@@ -1,4 +1,4 @@
-//! Threads over rows to gather; over ranges of the table to add, so that nobody shares a sum.
+//! Threads over rows to gather; over ranges of the table to add, so that no two threads share a sum.
 
 use super::{CONTRACT, Grad};
 use crate::common::ids::below;

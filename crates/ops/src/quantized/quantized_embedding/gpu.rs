@@ -1,4 +1,4 @@
-//! An invocation takes eight numbers of a row that an id names. Backward the ids are sorted with their places, and
+//! An invocation takes eight elements of a row that an id names. Backward the ids are sorted with their places, and
 //! invocations add those of each up in order.
 
 use super::{CONTRACT, Grad};

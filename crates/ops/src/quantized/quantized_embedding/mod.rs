@@ -1,4 +1,4 @@
-//! Rows of a quantized table, by their ids.
+//! Embedding from a quantized table.
 
 mod cpu;
 mod entry;
@@ -23,7 +23,7 @@ static CONTRACT: Contract = Contract {
     rules: &[],
 };
 
-/// The rows of a quantized table that `ids` name, as numbers: [`embedding`](crate::embedding) with packed weights.
+/// The rows of a quantized table that `ids` name, as floats: [`embedding`](crate::embedding) with packed weights.
 ///
 /// | tensor   | shape   | dtype                                     | gradient         |
 /// |----------|---------|-------------------------------------------|------------------|
@@ -39,7 +39,7 @@ static CONTRACT: Contract = Contract {
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when an id is
 /// `V` or more, for bits or groups that do not exist, for biases that are missing or too many, or when `dtype` is none
-/// of floating numbers. An id that a GPU made is not waited for: where it is `V` or more the row is NaN.
+/// of floating values. An id that a GPU made is not waited for: where it is `V` or more the row is NaN.
 ///
 /// # Source
 /// `mlx.nn.QuantizedEmbedding`.

@@ -1,4 +1,4 @@
-//! Rows times a quantized weight matrix.
+//! Rows times a transposed quantized matrix.
 
 mod cpu;
 mod entry;
@@ -36,14 +36,15 @@ static CONTRACT: Contract = Contract {
 /// | result   | `R.. O` | that of `x`                               |                  |
 ///
 /// `I` is `32·W / bits` and `G` is `I / group`; the dtype of scales and biases need not be that of `x`. Products are
-/// summed in f32. The backward pass keeps `x` and the codes; of the matrix as numbers no more exists than the threads are about to multiply.
+/// summed in f32. The backward pass keeps `x` and the codes. Weights are dequantized block by block;
+/// the full matrix is never materialized.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` for bits or
 /// groups that do not exist, or for biases that are missing or too many.
 ///
 /// # Source
-/// `mlx.core.quantized_matmul(transpose=True)`, which on a processor sums in the dtype of `x`: in half precision this
+/// `mlx.core.quantized_matmul(transpose=True)`, which on the CPU sums in the dtype of `x`: in half precision this
 /// one is nearer the truth.
 pub fn quantized_matmul(x: &Tensor, q: &Quantized<'_>) -> Result<Tensor> {
     let dims = CONTRACT.check(&[Some(x), Some(q.w), Some(q.scales), q.biases])?;

@@ -67,7 +67,7 @@ fn run(
     })
 }
 
-/// The digits of numbers up to `most`, as even as they can be: how far to shift each, and a mask of its bits.
+/// The digits of values up to `most`, as even as they can be: how far to shift each, and a mask of its bits.
 fn digits(most: usize) -> impl Iterator<Item = (usize, usize)> {
     let bits = (usize::BITS - most.leading_zeros()) as usize;
     let each = bits.div_ceil(bits.div_ceil(GROUP.ilog2() as usize));

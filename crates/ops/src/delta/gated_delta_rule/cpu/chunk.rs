@@ -1,4 +1,4 @@
-//! What forward and backward share: a chunk's numbers in scratch, its inverse and its corrected values.
+//! What forward and backward share: a chunk's values in scratch, its inverse and its corrected values.
 
 use super::Problem;
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
@@ -44,7 +44,7 @@ impl<'s> ChunkTiles<'s> {
         ]
     }
 
-    /// Numbers of scratch that it needs.
+    /// Elements of scratch that it needs.
     pub(super) fn scratch(width: [usize; 2]) -> usize {
         carved(&Self::lengths(width))
     }
