@@ -1,8 +1,8 @@
 //! Every operation, once: its contract, its gradient, its reference in f64, its kernels, its cases.
 //!
-//! An operation is one line in [`OPS`] and one folder, here or in its family (`delta`, `experts`, `linalg`, `quantized`); or a row of a table in
-//! `elementwise`; or a file of `reduce`. The check, the tests on every device, the benchmark, the generated documentation and `alluvium ops`
-//! read that list.
+//! An operation is one line in [`OPS`] and one folder, here or in its family (`delta`, `experts`, `linalg`,
+//! `quantized`); or a row of a table in `elementwise`; or a file of `reduce`. The check, the tests on every device, the
+//! benchmark, the generated documentation and `alluvium ops` read that list.
 
 pub mod bench;
 pub mod check;

@@ -62,8 +62,8 @@ impl Tolerance {
     pub const F32: Self = Tolerance { relative: 1e-6, worst: 1e-5 };
     /// Sums of hundreds to thousands of f32 products, or an exponential of such a sum.
     pub const F32_SUMS: Self = Tolerance { relative: 5e-6, worst: 5e-5 };
-    /// Bound on |got − want| / |want| of a single element, for the results and gradients that a case lists in `each`. The
-    /// terms of a random element may cancel by chance; `tests/gate_gradient.rs` bounds the others by 1e-4.
+    /// Bound on |got − want| / |want| of a single element, for the results and gradients that a case lists in `each`.
+    /// The terms of a random element may cancel by chance; `tests/gate_gradient.rs` bounds the others by 1e-4.
     pub const EACH: f64 = 5e-4;
     /// Nothing is computed: elements are moved.
     pub const EXACT: Self = Tolerance { relative: 0.0, worst: 0.0 };
@@ -99,7 +99,8 @@ pub enum Fill {
     Bytes(u8, u8),
     /// Rising offsets from 0 to the length of the axis with this letter: packed sequences.
     Offsets(char),
-    /// Rows of `C` elements, row `i` non-zero only left of column `i mod C`: a strictly lower triangular matrix per chunk.
+    /// Rows of `C` elements, row `i` non-zero only left of column `i mod C`: a strictly lower triangular matrix per
+    /// chunk.
     StrictLower(f64),
     /// Like [`Fill::StrictLower`] with ones on the diagonal.
     UnitLower(f64),
@@ -307,8 +308,8 @@ impl Array {
 }
 
 impl Op {
-    /// The fields that most entries leave as they are: `..Op::BASE`. An entry sets at least the contract, the summary, `run`,
-    /// `reference`, `cases` and `bench`.
+    /// The fields that most entries leave as they are: `..Op::BASE`. An entry sets at least the contract, the summary,
+    /// `run`, `reference`, `cases` and `bench`.
     pub const BASE: Op = Op {
         contract: &Contract { op: "", args: &[], rules: &[] },
         summary: "",

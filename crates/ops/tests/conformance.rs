@@ -1,4 +1,5 @@
-//! The proof: one module for each operation of the list, one test for each question. `cargo test rms_norm` proves `rms_norm`.
+//! The proof: one module for each operation of the list, one test for each question. `cargo test rms_norm` proves
+//! `rms_norm`.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_ops::check::{QUESTIONS, SMALL, work};

@@ -1,9 +1,9 @@
 //! The gradient of the log decay `g`: every token within 1e-4 of itself wherever f32 can hold that, on every device.
 //!
-//! Random problems are compared with the recurrence, token by token in f64: `dg_t = ⟨dM_t, M_t⟩` with `M_t = e^{g_t} S_{t-1}`.
-//! Where the terms of that product cancel, no method in f32 is within 1e-4. [`Exact::spread`] measures how much f32 leaves
-//! open: the error of the same recurrence in f32, and how far the f64 result moves when each input moves by half a unit
-//! in its last place. A token that misses 1e-4 must be within [`SPREADS`] times that.
+//! Random problems are compared with the recurrence, token by token in f64: `dg_t = ⟨dM_t, M_t⟩` with `M_t = e^{g_t}
+//! S_{t-1}`. Where the terms of that product cancel, no method in f32 is within 1e-4. [`Exact::spread`] measures how
+//! much f32 leaves open: the error of the same recurrence in f32, and how far the f64 result moves when each input
+//! moves by half a unit in its last place. A token that misses 1e-4 must be within [`SPREADS`] times that.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::cpu::{Cpu, Level};

@@ -1,7 +1,7 @@
 //! The same numbers as MLX: results and gradients against files that mlx and mlx-lm wrote (`fixtures/README.md`).
 //!
-//! The manifest gives the cases, and each test ends with what it leaves out and why, so that no case is forgotten. Another
-//! folder like `fixtures` in `ALLUVIUM_FIXTURES` is compared in place of it.
+//! The manifest gives the cases, and each test ends with what it leaves out and why, so that no case is forgotten.
+//! Another folder like `fixtures` in `ALLUVIUM_FIXTURES` is compared in place of it.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::{DType, Tape, Tensor};
@@ -139,8 +139,8 @@ fn rope_is_that_of_mlx() {
     file.nothing_is_left_but(&[]);
 }
 
-/// Each query alone is the last of all positions, so that it sees them all: `[B, T, A, D]` as `[B·T, 1, A, D]`, and keys for
-/// each of them.
+/// Each query alone is the last of all positions, so that it sees them all: `[B, T, A, D]` as `[B·T, 1, A, D]`, and
+/// keys for each of them.
 fn one_by_one(x: &Tensor, times: usize) -> Tensor {
     let rows: Vec<f32> = x.to_floats().unwrap();
     let repeated: Vec<f32> = rows.chunks(rows.len() / x.shape()[0]).flat_map(|b| b.repeat(times)).collect();

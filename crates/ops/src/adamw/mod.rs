@@ -40,8 +40,8 @@ pub struct AdamW {
     pub weight_decay: f32,
     /// The number of this step, from 1.
     pub step: u32,
-    /// Whether the running means, which begin at zero, are divided by `1 − βᵗ` as in the paper. MLX's optimizers do not do so
-    /// by default; their first steps are then up to three times as long.
+    /// Whether the running means, which begin at zero, are divided by `1 − βᵗ` as in the paper. MLX's optimizers do not
+    /// do so by default; their first steps are then up to three times as long.
     pub bias_correction: bool,
 }
 
@@ -101,7 +101,8 @@ pub struct AdamWState {
 /// One step of AdamW; `p`, `m` and `v` are given away and updated in place if they are not shared.
 ///
 /// `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`,
-/// `p ← p·(1 − lr·decay) − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + eps)`. Arithmetic in f32; a half-precision `p` is rounded once.
+/// `p ← p·(1 − lr·decay) − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + eps)`. Arithmetic in f32; a half-precision `p` is rounded
+/// once.
 ///
 /// | tensor    | shape | dtype          | gradient |
 /// |-----------|-------|----------------|----------|
@@ -111,8 +112,8 @@ pub struct AdamWState {
 /// | result    | `R..` | those of the arguments |  |
 ///
 /// # Errors
-/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when a number
-/// of the step is out of range; `NoGradient` when a traced tensor comes: detach it.
+/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when a
+/// number of the step is out of range; `NoGradient` when a traced tensor comes: detach it.
 ///
 /// # Source
 /// Loshchilov and Hutter 2019, arXiv:1711.05101. Same values as `torch.optim.AdamW` and as `mlx.optimizers.AdamW` with

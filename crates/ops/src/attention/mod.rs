@@ -60,8 +60,8 @@ pub struct AttentionArgs<'a> {
 /// finite.
 ///
 /// # Source
-/// Milakov and Gimelshein 2018, arXiv:1805.02867, for the streaming softmax; Dao 2023, arXiv:2307.08691, for the backward
-/// pass. Same values as `mlx.fast.scaled_dot_product_attention(mask="causal")`.
+/// Milakov and Gimelshein 2018, arXiv:1805.02867, for the streaming softmax; Dao 2023, arXiv:2307.08691, for the
+/// backward pass. Same values as `mlx.fast.scaled_dot_product_attention(mask="causal")`.
 pub fn attention(args: AttentionArgs<'_>) -> Result<Tensor> {
     let AttentionArgs { q, k, v, cu_seqlens, scale } = args;
     let dims = CONTRACT.check(&[Some(q), Some(k), Some(v), cu_seqlens])?;

@@ -1,7 +1,7 @@
 //! A few tokens at a time over a span of channels: each input is read once, its neighbours in time are in registers.
 //!
-//! Rows of a power of two of channels share a set of the first-level cache, which holds fewer lines than a block has rows.
-//! So every line is touched once a block, and what belongs to a channel's taps lies side by side, see [`place`].
+//! Rows of a power of two of channels share a set of the first-level cache, which holds fewer lines than a block has
+//! rows. So every line is touched once a block, and what belongs to a channel's taps lies side by side, see [`place`].
 
 use super::Activation;
 use alluvium_core::cpu::simd::{F32s, math};
@@ -62,8 +62,8 @@ pub(super) fn lay_out(taps_of_channels: &[f32], taps: usize, to: &mut [f32]) {
 }
 
 impl Window<'_> {
-    /// The number of channels. The unchecked reads below rely on every row having this many, and on a span that lies within
-    /// and begins at a line, so that a register's channels lie side by side at their [`place`].
+    /// The number of channels. The unchecked reads below rely on every row having this many, and on a span that lies
+    /// within and begins at a line, so that a register's channels lie side by side at their [`place`].
     fn channels(&self, taps: usize) -> usize {
         let channels = self.x[0].len();
         assert!(self.span.start <= self.span.end && self.span.end <= channels && self.span.start.is_multiple_of(LINE));
@@ -80,7 +80,8 @@ pub(super) struct Cotangent<'a, 'b> {
     pub(super) before: &'a mut [f32],
     /// Sums over the block's tokens, as [`place`] says; none where the tokens belong to a neighbour.
     pub(super) dw: Option<&'a mut [f32]>,
-    /// Gradients of the inputs `K-1` tokens before the block's, which are complete now; `None` where they are not needed.
+    /// Gradients of the inputs `K-1` tokens before the block's, which are complete now; `None` where they are not
+    /// needed.
     pub(super) dx: &'a mut [Option<&'b mut [f32]>],
 }
 
@@ -262,7 +263,8 @@ fn sums<S: F32s, const ROWS: usize, const WHOLE: bool>(
 #[inline(always)]
 fn read<S: F32s, const WHOLE: bool>(row: &[f32], at: usize, n: usize) -> S {
     if WHOLE {
-        // SAFETY: the register's channels lie in the span, and `forward` and `backward` asserted the lengths and the span.
+        // SAFETY: the register's channels lie in the span, and `forward` and `backward` asserted the lengths and the
+        // span.
         unsafe { S::load_ptr(row.as_ptr().add(at)) }
     } else {
         S::load_head(&row[at..at + n])
@@ -272,7 +274,8 @@ fn read<S: F32s, const WHOLE: bool>(row: &[f32], at: usize, n: usize) -> S {
 #[inline(always)]
 fn write<S: F32s, const WHOLE: bool>(row: &mut [f32], at: usize, n: usize, x: S) {
     if WHOLE {
-        // SAFETY: the register's channels lie in the span, and `forward` and `backward` asserted the lengths and the span.
+        // SAFETY: the register's channels lie in the span, and `forward` and `backward` asserted the lengths and the
+        // span.
         unsafe { x.store_ptr(row.as_mut_ptr().add(at)) }
     } else {
         x.store_head(&mut row[at..at + n]);

@@ -18,8 +18,8 @@ const WHY: &str = "it shortens gradients, which are not differentiated themselve
 
 /// `x · min(1, most / norm)`: `x` is given away and shortened in place where a device can.
 ///
-/// `norm` is that of all gradients, as [`global_norm`](crate::global_norm) gives it; on a GPU it stays there. Where it is
-/// NaN, so is every element of the result; where it is infinite, finite elements become 0.
+/// `norm` is that of all gradients, as [`global_norm`](crate::global_norm) gives it; on a GPU it stays there. Where it
+/// is NaN, so is every element of the result; where it is infinite, finite elements become 0.
 ///
 /// | tensor | shape | dtype          | gradient |
 /// |--------|-------|----------------|----------|
@@ -28,8 +28,8 @@ const WHY: &str = "it shortens gradients, which are not differentiated themselve
 /// | result | `R..` | that of `x`    |          |
 ///
 /// # Errors
-/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when `most` is
-/// not above 0; `NoGradient` when a traced tensor comes: detach it.
+/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when `most`
+/// is not above 0; `NoGradient` when a traced tensor comes: detach it.
 ///
 /// # Source
 /// Pascanu, Mikolov and Bengio 2013, arXiv:1211.5063. Same as `torch.nn.utils.clip_grad_norm_` without its 1e-6.

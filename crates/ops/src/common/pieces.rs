@@ -1,4 +1,4 @@
-//! RowCopy put together from pieces of other tensors' rows: joining, splitting, slicing and their gradients are one copy.
+//! Rows copied from pieces of other tensors' rows: concatenation, splits, slices and their gradients are one copy.
 
 use super::InlineVec;
 use super::gpu::copy::{CopyPlace, RowCopy};

@@ -59,8 +59,8 @@ pub(crate) fn map<T: Stored>(
     cpu.each(tasks, |(from, numbers, target)| run(from, numbers, target));
 }
 
-/// Runs `kernel(rows, the number of each, target, sums)` likewise; what rows add to the sums, as many as are asked for, is
-/// added up in an order that depends on the shapes alone.
+/// Runs `kernel(rows, the number of each, target, sums)` likewise; what rows add to the sums, as many as are asked for,
+/// is added up in an order that depends on the shapes alone.
 pub(crate) fn map_and_sum<T: Stored, const N: usize>(
     cpu: &Cpu,
     [width, sums]: [usize; 2],

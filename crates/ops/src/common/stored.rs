@@ -26,7 +26,8 @@ pub(crate) trait Stored: Element {
     fn fresh<'a>(block: &'a mut [Self], wide: &'a mut [f32]) -> &'a mut [f32];
     /// Rounds what was changed back into the block, once.
     fn close(block: &mut [Self], wide: &[f32]);
-    /// The values to read before those of a block are written: themselves; or none, and they are widened into the block.
+    /// The values to read before those of a block are written: themselves; or none, and they are widened into the
+    /// block.
     fn source<'a>(from: &'a [Self], to: &mut [f32]) -> Option<&'a [f32]>;
     /// The next elements to write without the caches: memory itself, or the start of `wide` until [`Stored::finish`].
     fn next<'a>(

@@ -1,7 +1,8 @@
 //! Products of small matrices that stay in cache: a register-tiled kernel on tiles as they lie, without packing.
 //!
-//! A chunk of the gated delta rule multiplies tiles 64 rows high. A general GEMM spends longer on packing such a tile than
-//! on the product, so here the left operand is broadcast from any strides and the right one is read in rows of vectors.
+//! A chunk of the gated delta rule multiplies tiles 64 rows high. A general GEMM spends longer on packing such a tile
+//! than on the product, so here the left operand is broadcast from any strides and the right one is read in rows of
+//! vectors.
 
 use alluvium_core::cpu::simd::F32s;
 
@@ -103,8 +104,8 @@ alluvium_core::simd! {
             while i < m {
                 let rows = match m - i { 6.. => 6, 4 | 5 => 4, _ => 1 };
                 let at = Block { i, j, width: wanted::<S>(p.result, i + rows, j, width), c, c_stride };
-                // SAFETY: `check` has asserted that all of the three matrices lies inside their slices, and i + rows ≤ m,
-                // j + width ≤ n.
+                // SAFETY: `check` has asserted that all of the three matrices lies inside their slices, and i + rows ≤
+                // m, j + width ≤ n.
                 unsafe {
                     match rows {
                         6 => strip::<S, 6>(p, at),

@@ -61,12 +61,12 @@ pub struct CrossEntropyArgs<'a> {
 ///
 /// Targets that a GPU computed are not read back: one of `V` or more is taken as `V − 1`.
 ///
-/// Logits are computed in f32 for `chunk` tokens at a time, and only for tokens that are not ignored. Where `x` or `w` is traced, their
-/// gradients are computed in the same pass and kept in f32; the backward pass only scales them.
+/// Logits are computed in f32 for `chunk` tokens at a time, and only for tokens that are not ignored. Where `x` or `w`
+/// is traced, their gradients are computed in the same pass and kept in f32; the backward pass only scales them.
 ///
 /// # Errors
-/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when a target
-/// that the host knows is `V` or more, `chunk` is 0 or `z_loss` is negative or not finite.
+/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when a
+/// target that the host knows is `V` or more, `chunk` is 0 or `z_loss` is negative or not finite.
 ///
 /// # Source
 /// Wijmans et al. 2024, arXiv:2411.09009, for the fusion; Chowdhery et al. 2022, arXiv:2204.02311, for the z-loss.

@@ -1,6 +1,7 @@
 //! The gated delta rule: whole sequences in chunks, single tokens, and the stages of a chunk as operations.
 //!
-//! For each token, `S ← e^g S (I − β k kᵀ) + β v kᵀ` and `o = scale · S q`. docs/gated_delta_rule.md derives the chunked form.
+//! For each token, `S ← e^g S (I − β k kᵀ) + β v kᵀ` and `o = scale · S q`. docs/gated_delta_rule.md derives the
+//! chunked form.
 //!
 //! | folder | what is in it |
 //! |---|---|

@@ -10,7 +10,8 @@ use alluvium_core::cpu::simd::{F32s, math};
 use alluvium_core::gpu::Kernel;
 use alluvium_core::{Arg, Backward, Contract, Result, Tensor, tape};
 
-/// Defines what all binary operations have: the contract, the formula over lanes and in WGSL, and the entry in the list.
+/// Defines what all binary operations have: the contract, the formula over lanes and in WGSL, and the entry in the
+/// list.
 ///
 /// A row has the names of its arguments; `value` and `derivatives` over lanes `S`; `wgsl` with the value and both
 /// derivatives as expressions; `reference` with the value and both derivatives in f64.

@@ -55,7 +55,7 @@ impl Backward<1> for Grad {
 /// Elements that are widened and rounded at a time.
 const BLOCK: usize = 1024;
 
-/// WriteBlock by block through f32, so that every pair of dtypes is one pass.
+/// Block by block through f32, so that every pair of dtypes is one pass.
 fn convert<From: Stored, To: Stored>(cpu: &Cpu, x: &Tensor) -> Result<Tensor> {
     let from = x.slice::<From>()?;
     let mut to = cpu.buffer::<To>(from.len())?;
@@ -82,7 +82,8 @@ fn storage<T>(t: &Given<T>) -> DType {
     }
 }
 
-/// The entry of `cast` in the list. The reference changes nothing: storage changes no element by more than its rounding.
+/// The entry of `cast` in the list. The reference changes nothing: storage changes no element by more than its
+/// rounding.
 pub(crate) static OP: Op = Op {
     contract: &CONTRACT,
     summary: "the same elements in another dtype",

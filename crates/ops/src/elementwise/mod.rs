@@ -1,7 +1,7 @@
 //! Elementwise operations: each element of the result comes from the elements at the same place.
 //!
-//! An operation is a row of a table in [`unary`] or [`binary`]: name, formula, derivative, the same in WGSL, the definition
-//! in f64. Contract, gradient, launches, cases and the table of its documentation come from the family.
+//! An operation is a row of a table in [`unary`] or [`binary`]: name, formula, derivative, the same in WGSL, the
+//! definition in f64. Contract, gradient, launches, cases and the table of its documentation come from the family.
 
 pub(crate) mod binary;
 pub(crate) mod cast;

@@ -11,9 +11,9 @@ use alluvium_core::{Arg, Contract, Result, Tensor};
 
 /// Defines unary operations.
 ///
-/// A row has the function's documentation and name, then `value(x)` and `derivative(x)` over lanes `S`; `wgsl` with both as
-/// expressions of `x: vec4<f32>`, and perhaps a file of functions that they call; `reference` with both in f64. `fill`
-/// and `cases` replace the random inputs and the cases of the family.
+/// A row has the function's documentation and name, then `value(x)` and `derivative(x)` over lanes `S`; `wgsl` with
+/// both as expressions of `x: vec4<f32>`, and perhaps a file of functions that they call; `reference` with both in f64.
+/// `fill` and `cases` replace the random inputs and the cases of the family.
 macro_rules! unary {
     ($(
         $(#[$doc:meta])*
@@ -105,10 +105,11 @@ macro_rules! unary {
 unary! {
     /// SiLU: `x·σ(x)`, element by element; also called swish.
     ///
-    /// `dx = dy · σ(x)·(1 + x·(1 − σ(x)))`. Finite for every finite `x`; −0 and infinity at the infinities, with derivatives
-    /// 0 and 1.
+    /// `dx = dy · σ(x)·(1 + x·(1 − σ(x)))`. Finite for every finite `x`; −0 and infinity at the infinities, with
+    /// derivatives 0 and 1.
     ///
-    /// Source: Hendrycks and Gimpel 2016, arXiv:1606.08415; Ramachandran et al. 2017, arXiv:1710.05941. Same as `mlx.nn.silu`.
+    /// Source: Hendrycks and Gimpel 2016, arXiv:1606.08415; Ramachandran et al. 2017, arXiv:1710.05941. Same as
+    /// `mlx.nn.silu`.
     silu: {
         summary: "x·σ(x)",
         value(x): math::silu(x),
@@ -141,7 +142,8 @@ unary! {
 
     /// GELU: `x·Φ(x)` with `Φ(x) = (1 + erf(x/√2)) / 2`, element by element: the exact one, not its tanh approximation.
     ///
-    /// `dx = dy · (Φ(x) + x·φ(x))` with `φ(x) = exp(−x²/2) / √(2π)`. 0 and infinity at the infinities, with derivatives 0 and 1.
+    /// `dx = dy · (Φ(x) + x·φ(x))` with `φ(x) = exp(−x²/2) / √(2π)`. 0 and infinity at the infinities, with derivatives
+    /// 0 and 1.
     ///
     /// Source: Hendrycks and Gimpel 2016, arXiv:1606.08415. Same as `mlx.nn.gelu`.
     gelu: {
@@ -152,11 +154,11 @@ unary! {
         reference: (formulas::exact_gelu_reference, formulas::exact_gelu_reference_derivative),
     }
 
-    /// GELU by a hyperbolic tangent: `x·(1 + tanh(u))/2` with `u = √(2/π)·(x + 0.044715·x³)`, element by element. Models that
-    /// were trained with it need it instead of [`gelu`](crate::gelu()).
+    /// GELU by a hyperbolic tangent: `x·(1 + tanh(u))/2` with `u = √(2/π)·(x + 0.044715·x³)`, element by element.
+    /// Models that were trained with it need it instead of [`gelu`](crate::gelu()).
     ///
-    /// `dx = dy · (s + 2·x·s·(1 − s)·u′)` with `s = σ(2u)` and `u′ = √(2/π)·(1 + 0.134145·x²)`. 0 and infinity at the infinities,
-    /// with derivatives 0 and 1.
+    /// `dx = dy · (s + 2·x·s·(1 − s)·u′)` with `s = σ(2u)` and `u′ = √(2/π)·(1 + 0.134145·x²)`. 0 and infinity at the
+    /// infinities, with derivatives 0 and 1.
     ///
     /// Source: Hendrycks and Gimpel 2016, arXiv:1606.08415. Same as `mlx.nn.gelu_approx`.
     gelu_approx: {

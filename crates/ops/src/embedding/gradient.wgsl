@@ -1,5 +1,5 @@
-// A workgroup sums 64 units of the rows of `dy` whose ids are the same, in the order of their places. A row of the result
-// has `width` units; this stretch of the table begins with row `first` and has `rows`.
+// A workgroup sums 64 units of the rows of `dy` whose ids are the same, in the order of their places. A row of the
+// result has `width` units; this stretch of the table begins with row `first` and has `rows`.
 struct Params { rows: u32, width: u32, first: u32, below: u32 }
 var<immediate> p: Params;
 // ids and places, sorted

@@ -22,8 +22,8 @@ static CONTRACT: Contract =
 /// | `ids`   | `R..`   | u32             |          |
 /// | result  | `R.. D` | that of `table` |          |
 ///
-/// The gradient is a whole table: the rows of `dy` are summed in f32, in an order that `ids` alone decide; the other rows
-/// are zero. The backward pass keeps `ids`.
+/// The gradient is a whole table: the rows of `dy` are summed in f32, in an order that `ids` alone decide; the other
+/// rows are zero. The backward pass keeps `ids`.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when an id

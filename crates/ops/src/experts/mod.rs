@@ -1,6 +1,7 @@
 //! Mixture of experts: routing, products with the weights of the chosen experts, and the weighted sum of their results.
 //!
-//! The choices of all tokens are sorted by expert; each expert then multiplies its rows at once. Weights are dense or packed.
+//! The choices of all tokens are sorted by expert; each expert then multiplies its rows at once. Weights are dense or
+//! packed.
 //!
 //! | folder | what is in it |
 //! |---|---|

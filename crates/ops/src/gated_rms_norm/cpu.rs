@@ -97,7 +97,7 @@ alluvium_core::simd! {
         }
     }
 
-    /// GatedRows of `dx` and `dz`, and what they add to `dw`: those that are needed.
+    /// Rows of `dx` and `dz`, and what they add to `dw`: those that are needed.
     fn gradient<S, N: Needed>(_need: N, from: GatedRows<'_>, to: [&mut [f32]; 3]) {
         let [dx, dz, dw] = to;
         let width = from.w.len();

@@ -16,7 +16,7 @@ static KERNELS: [Kernel; 2] = [
 /// Invocations of a workgroup.
 const WG: usize = 256;
 
-/// KlRows, tokens of a row, and how both sides are stored.
+/// Rows, vocabulary entries of a row, and how both sides are stored.
 struct KlRows {
     rows: usize,
     words: usize,

@@ -19,8 +19,9 @@ static CONTRACT: Contract = Contract {
 
 /// The Kullback-Leibler divergence of a student from a teacher in nats: the loss of distillation.
 ///
-/// The mean over rows of `Σ_v p_t[v]·(log p_t[v] − log p_s[v])`, with `p_t` the softmax of the teacher's row and `p_s` that
-/// of the student's. For a temperature, divide both by it first. A token to which the teacher gives probability 0 adds 0.
+/// The mean over rows of `Σ_v p_t[v]·(log p_t[v] − log p_s[v])`, with `p_t` the softmax of the teacher's row and `p_s`
+/// that of the student's. For a temperature, divide both by it first. A token to which the teacher gives probability 0
+/// adds 0.
 ///
 /// | tensor    | shape   | dtype          | gradient |
 /// |-----------|---------|----------------|----------|

@@ -1,4 +1,5 @@
-//! The definition, in plain loops and f64. Every other path is measured against this one, so it never grows a fast case.
+//! The definition, in plain loops and f64. Every other path is measured against this one, so it never grows a fast
+//! case.
 
 use crate::op::Array;
 

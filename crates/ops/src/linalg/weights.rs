@@ -120,7 +120,8 @@ alluvium_core::simd! {
         for (row, to) in to.chunks_exact_mut(len).enumerate() {
             let start = row * inner + cols.start;
             let from = &data[start..start + len];
-            // pieces of rows that lie apart are nothing that the hardware prefetcher follows; the next ones are these rows' next columns
+            // pieces of rows that lie apart are nothing that the hardware prefetcher follows; the next ones are these
+            // rows' next columns
             for at in (0..len).step_by(line) {
                 prefetch(data, start + len + at);
             }

@@ -1,7 +1,8 @@
 //! Quantized matrices: packing, unpacking, and products with packed weights.
 //!
-//! A row is a stream of codes of a few bits. Groups of a row share a scale and, in affine packing, a bias: [`Packing`]. Operations borrow a
-//! matrix as [`Quantized`] and return it as [`Packed`]. Packed weights of experts are multiplied in `experts`.
+//! A row is a stream of codes of a few bits. Groups of a row share a scale and, in affine packing, a bias: [`Packing`].
+//! Operations borrow a matrix as [`Quantized`] and return it as [`Packed`]. Packed weights of experts are multiplied in
+//! `experts`.
 //!
 //! | folder | what is in it |
 //! |---|---|

@@ -37,7 +37,8 @@ pub fn sum(x: &Tensor, over: Over) -> Result<Tensor> {
 /// | result | `R..`, or `[]` over all | that of `x`    |          |
 ///
 /// Up to 1024 elements are added in f32, the sums of such parts in f64: bit-identical on any number of threads. A GPU
-/// adds all in f32, in a tree. The gradient is that of the mean over `n`, for every element; the backward pass keeps nothing.
+/// adds all in f32, in a tree. The gradient is that of the mean over `n`, for every element; the backward pass keeps
+/// nothing.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape) or `Dtype` where the table does not hold.

@@ -1,4 +1,4 @@
-//! RowCopy are copied forward; backward an invocation sums the repeats of one unit.
+//! Rows are copied forward; backward an invocation sums the repeats of one unit.
 
 use crate::common::gpu::copy::{CopyPlace, RowCopy};
 use crate::common::gpu::form::{Form, QUADS, SINGLES};

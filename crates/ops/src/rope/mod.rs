@@ -170,8 +170,9 @@ impl Rope {
 
 /// Turns pairs of elements of each head by angles that grow with the token's position.
 ///
-/// Elements `i` and `i + dims/2` are a pair (or `2i` and `2i + 1`, see [`Pairs`]), turned by `position · theta^(−2i/dims)`,
-/// which [`RopeScaling`] may lower: the angle is computed in f64, on a GPU in 64 bits of a turn, so that positions of a million are as sharp as the first.
+/// Elements `i` and `i + dims/2` are a pair (or `2i` and `2i + 1`, see [`Pairs`]), turned by `position ·
+/// theta^(−2i/dims)`, which [`RopeScaling`] may lower: the angle is computed in f64, on a GPU in 64 bits of a turn, so
+/// that positions of a million are as sharp as the first.
 ///
 /// | tensor      | shape     | dtype          | gradient |
 /// |-------------|-----------|----------------|----------|

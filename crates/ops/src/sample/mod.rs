@@ -61,11 +61,11 @@ impl Sampling {
 
 /// Samples a token for each row of logits with one uniform draw in `[0, 1)` per row.
 ///
-/// At temperature 0 the result is the largest logit, the lowest id among equal ones. Otherwise the filters select tokens by
-/// their probabilities at temperature 1, in descending order of logits, then ids: `top_p` keeps the fewest tokens whose
-/// probabilities sum to it, `min_p` those with that fraction of the largest probability, `top_k` that many. Of the tokens
-/// that pass all filters, weighted by `softmax(logits / temperature)`, the result is the first in the order of ids at
-/// which the cumulative sum passes the draw.
+/// At temperature 0 the result is the largest logit, the lowest id among equal ones. Otherwise the filters select
+/// tokens by their probabilities at temperature 1, in descending order of logits, then ids: `top_p` keeps the fewest
+/// tokens whose probabilities sum to it, `min_p` those with that fraction of the largest probability, `top_k` that
+/// many. Of the tokens that pass all filters, weighted by `softmax(logits / temperature)`, the result is the first in
+/// the order of ids at which the cumulative sum passes the draw.
 ///
 /// | tensor   | shape | dtype          | gradient |
 /// |----------|-------|----------------|----------|
@@ -80,8 +80,8 @@ impl Sampling {
 /// are traced: detach them.
 ///
 /// # Source
-/// Holtzman et al. 2020, arXiv:1904.09751 (top-p); Nguyen et al. 2024, arXiv:2407.01082 (min-p). The filters are those of
-/// `make_sampler` in mlx-lm.
+/// Holtzman et al. 2020, arXiv:1904.09751 (top-p); Nguyen et al. 2024, arXiv:2407.01082 (min-p). The filters are those
+/// of `make_sampler` in mlx-lm.
 pub fn sample(logits: &Tensor, sampling: &Sampling, draws: &[f32]) -> Result<Tensor> {
     let dims = CONTRACT.check(&[logits])?;
     sampling.check()?;

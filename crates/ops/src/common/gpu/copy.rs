@@ -1,4 +1,4 @@
-//! RowCopy moved from one place to another: joining, slicing, repeating and writing into caches are one copy.
+//! The copy of rows on a GPU that concatenation, slices, repeats and writes into caches share.
 
 use crate::common::gpu::ALIGNMENT;
 use crate::common::gpu::to_u32s;
@@ -22,7 +22,7 @@ pub(crate) struct CopyPlace<'a> {
     pub(crate) stride: usize,
 }
 
-/// RowCopy of `width` elements to be written to `to`: those of `from`, each `repeat` times in turn, or zeros.
+/// Rows of `width` elements to be written to `to`: those of `from`, each `repeat` times in turn, or zeros.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowCopy<'a> {
     pub(crate) to: CopyPlace<'a>,

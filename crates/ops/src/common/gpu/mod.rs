@@ -21,8 +21,8 @@ pub(crate) const ODD: &str = include_str!("odd.wgsl");
 
 /// A kernel of this crate.
 pub(crate) const fn kernel(name: &'static str, wgsl: &'static [&'static str]) -> Kernel {
-    // SAFETY: kernels are private to the crate, and operations launch them only with sizes that their contracts checked;
-    // `check` runs each over poisoned memory, whose ends are NaN, and every loop has an end in its text.
+    // SAFETY: kernels are private to the crate, and operations launch them only with sizes that their contracts
+    // checked; `check` runs each over poisoned memory, whose ends are NaN, and every loop has an end in its text.
     unsafe { Kernel::trusted(name, wgsl) }
 }
 

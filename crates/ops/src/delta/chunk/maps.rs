@@ -24,8 +24,8 @@ alluvium_core::simd! {
     /// `gamma[i][j] = e^{g_{j+1} + … + g_i}` for j ≤ i and 0 above; `from_start[i] = e^{g_0 + … + g_i}`.
     ///
     /// Each exponent is summed on its own: a difference of two running sums would lose what strong decay leaves. The
-    /// relative error of an exponential is the absolute error of its exponent, so a log decay is split into a multiple of
-    /// 1/64, whose sums are exact, and a remainder of at most 1/128, whose sums stay small.
+    /// relative error of an exponential is the absolute error of its exponent, so a log decay is split into a multiple
+    /// of 1/64, whose sums are exact, and a remainder of at most 1/128, whose sums stay small.
     pub(crate) fn decays<S>(g: &[f32], gamma: &mut [f32], from_start: &mut [f32]) {
         let (mut coarse, mut fine) = ([0.0f32; CHUNK], [0.0f32; CHUNK]);
         let (mut sum, mut rests) = ([0.0f32; 2], [0.0f32; CHUNK]);

@@ -29,8 +29,8 @@ static CONTRACT: Contract = Contract {
 /// | result          | `B T G 64` | f32            |          |
 ///
 /// # Errors
-/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold or `G` is no multiple of
-/// `H`.
+/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold or `G` is no multiple
+/// of `H`.
 ///
 /// # Source
 /// Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464.
@@ -45,8 +45,8 @@ pub fn chunk_kkt(k: &Tensor, beta: &Tensor, g_cum: &Tensor) -> Result<Tensor> {
     tape::record([k, beta, g_cum], l, || saved)
 }
 
-/// With `M_ij = e^{g_i − g_j} dL_ij` below the diagonal and `E_ij = β_i M_ij (k_i · k_j)`: `dβ_i = Σ_j M_ij (k_i · k_j)`,
-/// `dk_i = Σ_j β_i M_ij k_j + Σ_j β_j M_ji k_j`, `dg_i = Σ_j E_ij − Σ_j E_ji`.
+/// With `M_ij = e^{g_i − g_j} dL_ij` below the diagonal and `E_ij = β_i M_ij (k_i · k_j)`: `dβ_i = Σ_j M_ij (k_i ·
+/// k_j)`, `dk_i = Σ_j β_i M_ij k_j + Σ_j β_j M_ji k_j`, `dg_i = Σ_j E_ij − Σ_j E_ji`.
 struct Grad {
     k: Tensor,
     beta: Tensor,

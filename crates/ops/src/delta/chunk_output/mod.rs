@@ -54,8 +54,8 @@ pub struct ChunkOutputArgs<'a> {
 /// N is the number of chunks, `⌈T / 64⌉`. Value head `i` reads key head `i / (G/H)`.
 ///
 /// # Errors
-/// [`Kind::Shape`], `Dtype` or `Device` where the table does not hold or `G` is no multiple of `H`; `Value` when `scale`
-/// is not finite.
+/// [`Kind::Shape`], `Dtype` or `Device` where the table does not hold or `G` is no multiple of `H`; `Value` when
+/// `scale` is not finite.
 ///
 /// # Source
 /// Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464.

@@ -52,8 +52,8 @@ pub struct ChunkStateOutput {
 /// `i / (G/H)`. The backward pass keeps the arguments and all results.
 ///
 /// # Errors
-/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold or `G` is no multiple of
-/// `H`.
+/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold or `G` is no multiple
+/// of `H`.
 ///
 /// # Source
 /// Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464.

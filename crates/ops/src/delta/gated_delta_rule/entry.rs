@@ -7,7 +7,8 @@ use alluvium_core::{Result, Tensor};
 
 /// Decay that empties the state within a token, and decay that hardly moves it.
 const STRONG: (&str, Fill) = ("g", Fill::Uniform(-30.0, 0.0));
-/// Decay so strong that the gradient of its logarithm, which has it as a factor, is below the rounding of its terms' sum.
+/// Decay so strong that the gradient of its logarithm, which has it as a factor, is below the rounding of its terms'
+/// sum.
 const STEEP: (&str, Fill) = ("g", Fill::Uniform(-16.0, -12.0));
 const MIXED: (&str, Fill) = ("g", Fill::Uniform(-20.0, 0.0));
 const NONE: (&str, Fill) = ("g", Fill::Uniform(0.0, 0.0));

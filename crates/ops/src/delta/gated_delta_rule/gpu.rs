@@ -1,5 +1,5 @@
-//! Composed of the stages: what is inside a chunk is done for all chunks at once, and only the states go from one to the
-//! next.
+//! Composed of the stages: what is inside a chunk is done for all chunks at once, and only the states go from one to
+//! the next.
 
 use super::{ChunkStates, GatedDeltaOutput, Grad};
 use crate::delta::chunk::{CHUNK, Write};
@@ -11,8 +11,8 @@ use alluvium_core::gpu::Gpu;
 use alluvium_core::tape::accumulate;
 use alluvium_core::{DType, Result, Tensor};
 
-/// Tokens of a chunk where only the final state has a gradient: what remains of that gradient is what a chunk's tokens have
-/// not erased, and the difference of both has the rounding of what was there, so a chunk has few tokens.
+/// Tokens of a chunk where only the final state has a gradient: what remains of that gradient is what a chunk's tokens
+/// have not erased, and the difference of both has the rounding of what was there, so a chunk has few tokens.
 const SHORT: usize = 4;
 
 /// What the chunks are before any state is known.

@@ -46,8 +46,8 @@ pub struct GatedDeltaStepArgs<'a> {
 
 /// Moves states of the gated delta rule over one token each.
 ///
-/// `S ← e^g S (I − β k kᵀ) + β v kᵀ`, `o = scale · S q`: the recurrence that [`gated_delta_rule`](crate::gated_delta_rule)
-/// computes in chunks. The state is read and written once.
+/// `S ← e^g S (I − β k kᵀ) + β v kᵀ`, `o = scale · S q`: the recurrence that
+/// [`gated_delta_rule`](crate::gated_delta_rule) computes in chunks. The state is read and written once.
 ///
 /// | tensor        | shape     | dtype          | gradient |
 /// |---------------|-----------|----------------|----------|
@@ -59,8 +59,8 @@ pub struct GatedDeltaStepArgs<'a> {
 /// | `final_state` | `B G V K` | f32            |          |
 ///
 /// # Errors
-/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold or `G` is no multiple of
-/// `H`; `Value` when `scale` is not finite; `NoGradient` when an argument is traced.
+/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold or `G` is no multiple
+/// of `H`; `Value` when `scale` is not finite; `NoGradient` when an argument is traced.
 ///
 /// # Source
 /// Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464.

@@ -1,9 +1,10 @@
-// What the decay of a chunk does: gamma[i][j] = e^(g of the tokens after j up to i) for j <= i and 0 above, and for each
-// token four factors: from the chunk's start, to its end, beta, beta from the start.
+// What the decay of a chunk does: gamma[i][j] = e^(g of the tokens after j up to i) for j <= i and 0 above, and for
+// each token four factors: from the chunk's start, to its end, beta, beta from the start.
 //
 // SUMS is 1 where g holds running sums. Otherwise each exponent is summed on its own: a difference of two running sums
-// would lose what strong decay leaves. The relative error of an exponential is the absolute error of its exponent, so a log
-// decay is split into a multiple of 1/64, whose sums are exact, and a remainder of at most 1/128, whose sums stay small.
+// would lose what strong decay leaves. The relative error of an exponential is the absolute error of its exponent, so a
+// log decay is split into a multiple of 1/64, whose sums are exact, and a remainder of at most 1/128, whose sums stay
+// small.
 struct Params { chunks: u32, v_heads: u32, size: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> chunks: array<vec4<u32>>;

@@ -1,6 +1,6 @@
-// The gradient of a chunk's whole decay, which is e^g_last * sum of (states * gradients): KEPT 1 writes it to y, one value
-// a chunk and head. KEPT 0 adds it, with the sum of x over the tokens but the last, to y at the last token; at the others
-// y -= x. The last token's x belongs to a decay over no token.
+// The gradient of a chunk's whole decay, which is e^g_last * sum of (states * gradients): KEPT 1 writes it to y, one
+// value a chunk and head. KEPT 0 adds it, with the sum of x over the tokens but the last, to y at the last token; at
+// the others y -= x. The last token's x belongs to a decay over no token.
 struct Params { chunks: u32, v_heads: u32, size: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> chunks: array<vec4<u32>>;

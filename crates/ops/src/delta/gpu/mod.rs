@@ -295,7 +295,8 @@ impl Chunks {
         Ok(y)
     }
 
-    /// `dg −= x` but at each chunk's last token `dg += e^{g_last} Σ states ⊙ gradients + Σ x`, `x` of the tokens before.
+    /// `dg −= x` but at each chunk's last token `dg += e^{g_last} Σ states ⊙ gradients + Σ x`, `x` of the tokens
+    /// before.
     pub(crate) fn whole_decay(&self, dg: &Tensor, x: &Tensor, states: [&Tensor; 2], gates: &ChunkGates) -> Result<()> {
         let size = states[0].elements() / (self.count() * self.v_heads);
         let binds = [&self.chunks, x, dg, states[0], states[1], &gates.factors];

@@ -1,10 +1,10 @@
 // c = alpha * (a b), one product for each chunk and value head. Rows and columns that are tokens end with the chunk.
 //
 // Constants: A_ALONG and B_ALONG are 1 where a's rows, b's columns lie next to each other in memory; MASK_A is 1 where
-// only a's part on and below the diagonal counts, 2 where a is such a matrix transposed; SQUARE is 1 where c is a matrix
-// of tokens by tokens, written to its 64th column; LOWER is 1 where c is kept on and below its diagonal, 2 below;
-// GAMMA is 1 where c is multiplied with the decays; FACTOR_L, FACTOR_M, FACTOR_N name the factor (0 to 3, 4 for none)
-// of b's rows, c's rows, c's columns; ADD is 1 where c is added to.
+// only a's part on and below the diagonal counts, 2 where a is such a matrix transposed; SQUARE is 1 where c is a
+// matrix of tokens by tokens, written to its 64th column; LOWER is 1 where c is kept on and below its diagonal, 2
+// below; GAMMA is 1 where c is multiplied with the decays; FACTOR_L, FACTOR_M, FACTOR_N name the factor (0 to 3, 4 for
+// none) of b's rows, c's rows, c's columns; ADD is 1 where c is added to.
 struct Side { rows: u32, cols: u32, token: u32, chunk: u32, head: u32, share: u32 }
 struct Params { a: Side, b: Side, c: Side, m: u32, n: u32, l: u32, chunks: u32, v_heads: u32, alpha: f32 }
 var<immediate> p: Params;

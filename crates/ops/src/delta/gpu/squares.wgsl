@@ -24,8 +24,8 @@ fn gated(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
 @group(0) @binding(4) var<storage, read> factors: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> rows: array<f32>;
 
-// rows = the row sums of e = x * y below the diagonal; z = those of weighted e less its column sums, the weight being beta
-// (WEIGHT 1) or 1. What lies on the diagonal would be added and taken away.
+// rows = the row sums of e = x * y below the diagonal; z = those of weighted e less its column sums, the weight being
+// beta (WEIGHT 1) or 1. What lies on the diagonal would be added and taken away.
 @compute @workgroup_size(64)
 fn sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) i: u32) {
     let at = group_index(group, groups);

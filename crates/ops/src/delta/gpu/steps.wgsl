@@ -1,9 +1,9 @@
 // The gradient of each step of the log decay from those of the exponents that the step is in: for each token t of a
-// chunk dg = sum over i >= t of (rows[i] + sum over j < t of e[i][j]), with e = x * y or (WEIGHT 1) beta of the row * x * y;
-// where ENDS is 1 also sum over j < t of columns[j], and whole. ADD is 1 where dg is added to.
+// chunk dg = sum over i >= t of (rows[i] + sum over j < t of e[i][j]), with e = x * y or (WEIGHT 1) beta of the row * x
+// * y; where ENDS is 1 also sum over j < t of columns[j], and whole. ADD is 1 where dg is added to.
 //
-// Every term has e^(g of t) as a factor. A difference of running sums would add terms without it and take them away again,
-// and leave their rounding, which is larger than the gradient where the decay is strong.
+// Every term has e^(g of t) as a factor. A difference of running sums would add terms without it and take them away
+// again, and leave their rounding, which is larger than the gradient where the decay is strong.
 struct Params { chunks: u32, v_heads: u32, size: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> chunks: array<vec4<u32>>;

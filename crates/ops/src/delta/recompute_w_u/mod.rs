@@ -49,8 +49,8 @@ pub struct WyRepr {
 /// | `u`             | `B T G V`  | that of `k`    |          |
 ///
 /// # Errors
-/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold or `G` is no multiple of
-/// `H`.
+/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold or `G` is no multiple
+/// of `H`.
 ///
 /// # Source
 /// Yang et al. 2024, arXiv:2406.06484; with the gate, Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464.

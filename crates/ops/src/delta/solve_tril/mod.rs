@@ -16,8 +16,8 @@ static CONTRACT: Contract = Contract { op: "solve_tril", args: &[Arg::new("l", "
 
 /// `A = (I + L)⁻¹` for each chunk of 64 tokens and head, where L is what `l` holds below the diagonal.
 ///
-/// Row i is token i, the column is a place in its chunk, as [`chunk_kkt`](crate::chunk_kkt) writes them. What `l` holds on
-/// and above the diagonal is not read and has no gradient. The rows of a shorter last chunk end in zeros.
+/// Row i is token i, the column is a place in its chunk, as [`chunk_kkt`](crate::chunk_kkt) writes them. What `l` holds
+/// on and above the diagonal is not read and has no gradient. The rows of a shorter last chunk end in zeros.
 ///
 /// | tensor | shape      | dtype | gradient |
 /// |--------|------------|-------|----------|

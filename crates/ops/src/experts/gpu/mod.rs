@@ -1,5 +1,5 @@
-//! Products of rows with the matrices of the experts that were chosen for them, on a GPU: the choices are sorted there, so
-//! that no routing is ever waited for.
+//! Products of rows with the matrices of the experts that were chosen for them, on a GPU: the choices are sorted there,
+//! so that no routing is ever waited for.
 
 mod plan;
 mod weights;
@@ -248,7 +248,8 @@ impl<'a> RoutedChoices<'a> {
         gpu.convert(&y, x.dtype())
     }
 
-    /// `dx`: what the choices' gradients `dy` mean for each row of `x`, summed over those that share it, in their order.
+    /// `dx`: what the choices' gradients `dy` mean for each row of `x`, summed over those that share it, in their
+    /// order.
     ///
     /// # Errors
     /// As [`RoutedChoices::forward`].

@@ -7,9 +7,9 @@ use crate::common::gpu::ALIGNMENT;
 pub(crate) enum ExpertPlan {
     /// Each choice for itself, straight from the ids: a few tokens hardly share an expert.
     Each { lanes: usize },
-    /// SortedChoices, up to `lines` choices of an expert at once: bound by reading the matrices.
+    /// Sorted choices, up to `lines` choices of an expert at once: bound by reading the matrices.
     Runs { lines: usize, lanes: usize },
-    /// SortedChoices, in tiles.
+    /// Sorted choices, in tiles.
     Tiles,
 }
 
@@ -61,8 +61,8 @@ fn lanes(sets: usize, inner: usize) -> usize {
 /// Elements of a piece of a gradient that is never kept as a whole: 64 MiB.
 const PIECE: usize = 1 << 24;
 
-/// Experts in a piece of the gradient of all matrices: all, or a number at which the `groups` partial sums of each begin at
-/// an aligned offset.
+/// Experts in a piece of the gradient of all matrices: all, or a number at which the `groups` partial sums of each
+/// begin at an aligned offset.
 pub(crate) fn piece(binding: usize, experts: usize, matrix: usize, groups: usize) -> usize {
     let most = PIECE.min(binding / 4) / matrix;
     if most >= experts {

@@ -59,8 +59,8 @@ fn sort(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 @group(0) @binding(0) var<storage, read> sorted: array<u32>;
 @group(0) @binding(1) var<storage, read_write> jobs: array<vec2<u32>>;
 
-// The places of each bucket in jobs of up to `lines`: a job is its bucket and its first place. Those that are not needed
-// are none.
+// The places of each bucket in jobs of up to `lines`: a job is its bucket and its first place. Those that are not
+// needed are none.
 @compute @workgroup_size(256)
 fn cut(@builtin(local_invocation_index) lane: u32) {
     let run = (p.experts + 256u) / 256u;

@@ -31,8 +31,8 @@ static CONTRACT: Contract = Contract {
 /// | result    | `N K O` | that of `x`    |          |
 ///
 /// The choices are sorted by expert, so the weights of an expert are read once for all its rows, and not at all when
-/// no token chose it. Products are summed in f32; the gradient of an expert that no token chose is zero. The backward pass
-/// keeps the arguments.
+/// no token chose it. Products are summed in f32; the gradient of an expert that no token chose is zero. The backward
+/// pass keeps the arguments.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when an

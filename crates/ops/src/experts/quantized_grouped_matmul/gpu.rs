@@ -1,5 +1,5 @@
-//! The products take codes apart as they read them; gradients of scales come from those of the elements, some experts at a
-//! time.
+//! The products take codes apart as they read them; gradients of scales come from those of the elements, some experts
+//! at a time.
 
 use super::{CONTRACT, Grad};
 use crate::experts::gpu::{ExpertWeights, RoutedChoices, SortedChoices, piece};

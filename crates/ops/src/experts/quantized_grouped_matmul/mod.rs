@@ -36,8 +36,8 @@ static CONTRACT: Contract = Contract {
 /// | `experts` | `N K`   | u32                                       |                  |
 /// | result    | `N K O` | that of `x`                               |                  |
 ///
-/// `R` is `N`, a row a token, or `N·K`, a row a choice; `I` is `32·W / bits` and `G` is `I / group`. Products are summed
-/// in f32. The backward pass keeps `x`, the codes and `experts`.
+/// `R` is `N`, a row a token, or `N·K`, a row a choice; `I` is `32·W / bits` and `G` is `I / group`. Products are
+/// summed in f32. The backward pass keeps `x`, the codes and `experts`.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when an

@@ -18,8 +18,8 @@ static CONTRACT: Contract = Contract { op: "route", args: &[Arg::new("logits", "
 pub struct Routing {
     /// The experts of a token.
     pub top_k: usize,
-    /// Whether the weights of a token's experts are divided by their sum; otherwise they are those of the softmax over all
-    /// experts.
+    /// Whether the weights of a token's experts are divided by their sum; otherwise they are those of the softmax over
+    /// all experts.
     pub norm_topk_prob: bool,
 }
 
@@ -34,8 +34,9 @@ pub struct RouteOutput {
 
 /// The `top_k` likeliest experts of each token: a softmax over all experts in f32, then the largest.
 ///
-/// Experts come in the order of their logits, the largest first; of equal ones the lower number first. A NaN comes after
-/// −∞, on every device; the weights of a token are NaN where a chosen logit is, and without `norm_topk_prob` where any is.
+/// Experts come in the order of their logits, the largest first; of equal ones the lower number first. A NaN comes
+/// after −∞, on every device; the weights of a token are NaN where a chosen logit is, and without `norm_topk_prob`
+/// where any is.
 ///
 /// | tensor    | shape | dtype          | gradient |
 /// |-----------|-------|----------------|----------|

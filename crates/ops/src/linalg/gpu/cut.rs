@@ -74,8 +74,8 @@ const A: [MatAxis; 2] = [MatAxis::M, MatAxis::K];
 const B: [MatAxis; 2] = [MatAxis::K, MatAxis::N];
 const C: [MatAxis; 2] = [MatAxis::M, MatAxis::N];
 
-/// Runs a product in pieces of which a binding holds all matrices: as a whole if it holds them already. Sums that are cut
-/// go on from what the piece before left.
+/// Runs a product in pieces of which a binding holds all matrices: as a whole if it holds them already. Sums that are
+/// cut go on from what the piece before left.
 pub(super) fn pieces(binding: usize, args: &Gemm<'_>, run: &dyn Fn(&Gemm<'_>) -> Result<()>) -> Result<()> {
     let Gemm { a, b, c, mut sizes, .. } = *args;
     let Some((axis, most)) = cut(binding, args) else {
@@ -92,8 +92,8 @@ pub(super) fn pieces(binding: usize, args: &Gemm<'_>, run: &dyn Fn(&Gemm<'_>) ->
     Ok(())
 }
 
-/// The next cut that brings a matrix nearer to fitting: an axis and how much of it fits. None if all fit, or if so little
-/// fits that a cut does not help; the launch says so.
+/// The next cut that brings a matrix nearer to fitting: an axis and how much of it fits. None if all fit, or if so
+/// little fits that a cut does not help; the launch says so.
 fn cut(binding: usize, args: &Gemm<'_>) -> Option<(MatAxis, usize)> {
     let mut sizes = args.sizes;
     for (mat, axes) in [(&args.a, A), (&args.b, B), (&args.c, C)] {
@@ -170,7 +170,8 @@ mod tests {
                 }
                 let tensors = [m * k, k * n, m * n].map(|elements| zeros(count * elements, dtype));
                 let [a, b, c] = mats(&tensors, sizes, columns);
-                // what was there counts once; each term of a sum has a weight of its own, so none is left out or added twice
+                // what was there counts once; each term of a sum has a weight of its own, so none is left out or added
+                // twice
                 let (c_was, results) = (1_000_000usize, RefCell::new(vec![1_000_000usize; count * m * n]));
                 let (seen, ran) = (RefCell::new(0), RefCell::new(0));
                 let run = |piece: &Gemm<'_>| {

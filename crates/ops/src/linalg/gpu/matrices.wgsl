@@ -1,7 +1,7 @@
 // needs cooperative matrices
-// One workgroup a tile of 8 × 8 fragments: each of its four subgroups of 32 has 4 × 4 of them, so that a fragment that was
-// read is multiplied four times. Both sides lie in shared memory as they lie outside, so that nothing is turned. The next
-// tile is not fetched ahead: its registers are worth more as a second workgroup on the same core.
+// One workgroup a tile of 8 × 8 fragments: each of its four subgroups of 32 has 4 × 4 of them, so that a fragment that
+// was read is multiplied four times. Both sides lie in shared memory as they lie outside, so that nothing is turned.
+// The next tile is not fetched ahead: its registers are worth more as a second workgroup on the same core.
 const TILE: u32 = 8u * FRAGMENT;
 const DEPTH: u32 = 32u;
 const INVOCATIONS: u32 = 128u;
@@ -18,8 +18,8 @@ fn place(lane: u32, nth: u32, across: u32) -> vec2<u32> {
     return vec2<u32>(i / (across / UNIT), i % (across / UNIT) * UNIT);
 }
 
-// where a unit of a side lies: its first number, that number's place in its line, and where the line ends; outside of the
-// matrix the line has ended
+// where a unit of a side lies: its first number, that number's place in its line, and where the line ends; outside of
+// the matrix the line has ended
 struct Spot { at: u32, inner: u32, end: u32 }
 
 // `across` is the tile's first row of the left side or column of the right one, of which there are `size`

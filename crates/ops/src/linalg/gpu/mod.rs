@@ -185,7 +185,8 @@ pub(crate) fn product(gpu: &Gpu, [a, b]: [Mat<'_>; 2], sizes: GemmSizes, shape: 
     gpu.convert(&c, dtype)
 }
 
-/// Writes a product into memory that is there, in pieces where a binding does not hold its tensors; then results are f32.
+/// Writes a product into memory that is there, in pieces where a binding does not hold its tensors; then results are
+/// f32.
 pub(crate) fn gemm(gpu: &Gpu, args: &Gemm<'_>) -> Result<()> {
     let run = |piece: &Gemm<'_>| by(gpu, piece, plan(piece.sizes, stored(gpu, &piece.a, &piece.b)));
     cut::pieces(gpu.limits().binding, args, &run)
@@ -360,7 +361,7 @@ fn sum(gpu: &Gpu, parts: &Tensor, args: &Gemm<'_>, params: Params) -> Result<()>
     })
 }
 
-/// Gemv lines of one side against the many of the other.
+/// A product of a few rows or columns with a matrix.
 fn lines(gpu: &Gpu, args: &Gemm<'_>, few: Gemv, params: Params) -> Result<()> {
     let Gemm { a, b, c, sizes, .. } = args;
     // of the product's transpose the sides change places

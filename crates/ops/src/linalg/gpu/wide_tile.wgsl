@@ -1,5 +1,5 @@
-// One workgroup a tile of 128 × 128 results; an invocation sums 8 × 8 of them, in four blocks of 4 × 4 that lie 64 apart,
-// so that neighbours read neighbouring vec4s.
+// One workgroup a tile of 128 × 128 results; an invocation sums 8 × 8 of them, in four blocks of 4 × 4 that lie 64
+// apart, so that neighbours read neighbouring vec4s.
 @compute @workgroup_size(256)
 fn tile(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let first = vec2<u32>(group.y, group.x) * TILE;

@@ -1,4 +1,5 @@
-//! Three products of matrices. A weight in half precision is widened in registers or block by block: no copy of it exists.
+//! Three products of matrices. A weight in half precision is widened in registers or block by block: no copy of it
+//! exists.
 
 use super::Grad;
 use crate::common::stored::by_storage;

@@ -22,8 +22,8 @@ static CONTRACT: Contract =
 /// | `w`    | `O I`   | f32, f16, bf16 | yes      |
 /// | result | `R.. O` | that of `x`    |          |
 ///
-/// Products are summed in f32. `w` may be stored in less precision than `x`: it is widened as it is read, and no copy of
-/// it is made. The backward pass keeps `x` and `w`.
+/// Products are summed in f32. `w` may be stored in less precision than `x`: it is widened as it is read, and no copy
+/// of it is made. The backward pass keeps `x` and `w`.
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold.

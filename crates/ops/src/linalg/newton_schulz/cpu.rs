@@ -1,4 +1,5 @@
-//! Three products a step. A tall matrix is not transposed: `Xᵀ·X` and `X·(…)` are the same polynomial from its other side.
+//! Three products a step. A tall matrix is not transposed: `Xᵀ·X` and `X·(…)` are the same polynomial from its other
+//! side.
 
 use super::{COEFFICIENTS, EPS};
 use crate::global_norm;

@@ -34,12 +34,12 @@ const EPS: f64 = 1e-7;
 /// | result | `M N` | that of `x`    |          |
 ///
 /// # Errors
-/// [`Kind::Shape`](alluvium_core::Kind::Shape) or `Dtype` where the table does not hold; `NoGradient` when `x` is traced:
-/// detach it.
+/// [`Kind::Shape`](alluvium_core::Kind::Shape) or `Dtype` where the table does not hold; `NoGradient` when `x` is
+/// traced: detach it.
 ///
 /// # Source
-/// Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". Same values as `zeropower_via_newtonschulz5`
-/// there, in f32, and as `mlx.optimizers.Muon`.
+/// Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". Same values as
+/// `zeropower_via_newtonschulz5` there, in f32, and as `mlx.optimizers.Muon`.
 pub fn newton_schulz(x: &Tensor, steps: usize) -> Result<Tensor> {
     let dims = CONTRACT.check(&[x])?;
     tape::no_gradient(CONTRACT.op, WHY, [x])?;

@@ -1,8 +1,8 @@
 //! Codes below 64 as bytes: products of integers, four to an instruction.
 //!
-//! Each group of a row of floats becomes `unit · X` with whole `X` of 23 bits and a sign: as exact as f32 beside the largest
-//! of the group. In three digits of base 256 from -128 to 127, `X` is multiplied digit by digit, and nothing is rounded
-//! before a group's products are scaled.
+//! Each group of a row of floats becomes `unit · X` with whole `X` of 23 bits and a sign: as exact as f32 beside the
+//! largest of the group. In three digits of base 256 from -128 to 127, `X` is multiplied digit by digit, and nothing is
+//! rounded before a group's products are scaled.
 
 use super::decode::Bytes;
 use super::product::{ArrangedRowMut, PackedProduct, Tile};

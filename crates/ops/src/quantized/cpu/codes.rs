@@ -195,8 +195,8 @@ impl<'a> Codes<'a> {
         by_meaning!(packing, D => fold::<D>(level, (words, packing), dw, dscales, dbiases));
     }
 
-    /// The gradients of all scales and biases from those of some rows' values: `dw` holds row `rows[i]` at `i`. ArrangedRows
-    /// that are named twice are added up in order.
+    /// The gradients of all scales and biases from those of some rows' values: `dw` holds row `rows[i]` at `i`.
+    /// Rows that are named twice are added up in order.
     pub(crate) fn scale_gradients_of(&self, cpu: &Cpu, rows: &[usize], dw: &[f32]) -> Result<[Buffer<f32>; 2]> {
         let PackedLayout { words, groups, inner, .. } = self.layout;
         let all = self.words.len() / words;

@@ -14,8 +14,8 @@ pub(super) trait Decode {
 
 /// Codes of eight bits, of which a word holds four.
 pub(super) trait Octets: Decode {
-    /// Whether [`Octets::at`] leaves code `j` where it lies in the word, so that it is `2^(8·j)` times too large. The last
-    /// one never is.
+    /// Whether [`Octets::at`] leaves code `j` where it lies in the word, so that it is `2^(8·j)` times too large. The
+    /// last one never is.
     const IN_PLACE: bool = false;
 
     /// The values of the codes `j` of these words.

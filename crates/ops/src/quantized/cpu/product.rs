@@ -17,8 +17,8 @@ pub(super) trait PackedProduct {
     /// Writes a row of elements; the rest stays zero.
     fn arrange<S: F32s>(x: &[f32], row: ArrangedRowMut<'_>);
 
-    /// Adds the products of a register's lanes from lane `first` on to the sums of a tile, without the contribution of the
-    /// groups' sums.
+    /// Adds the products of a register's lanes from lane `first` on to the sums of a tile, without the contribution of
+    /// the groups' sums.
     ///
     /// # Safety
     /// The rows of the tile have these lanes, those of the matrix where `WHOLE`.
@@ -157,7 +157,8 @@ impl<'a, S: F32s, const N: usize, const M: usize> Tile<'a, S, N, M> {
         let (groups, at) = (self.shape.layout.groups, first >> self.shape.shift);
         assert!(n < N);
         if WHOLE {
-            // SAFETY: `Tile::new` checked that there are `N` rows of scales, and the caller promises that the row has these lanes.
+            // SAFETY: `Tile::new` checked that there are `N` rows of scales, and the caller promises that the row has
+            // these lanes.
             return unsafe { S::load_spread(self.scales.as_ptr().add(n * groups + at), self.shape.spread) };
         }
         let mut few = [0.0; 16];

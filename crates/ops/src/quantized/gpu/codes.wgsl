@@ -1,5 +1,5 @@
-// Rows of a quantized matrix lie one after the other, so codes, scales and biases have one value each through all of it.
-// Codes of BITS bits fill words, the lowest first. MEANING is 0 for integers, 1 for e2m1 floats, 2 for e4m3 floats;
+// Rows of a quantized matrix lie one after the other, so codes, scales and biases have one value each through all of
+// it. Codes of BITS bits fill words, the lowest first. MEANING is 0 for integers, 1 for e2m1 floats, 2 for e4m3 floats;
 // SCALES and BIASES are 0 for f32, 1 for f16, 2 for bf16, 3 for powers of two, 4 for e4m3 floats, 5 for none.
 @group(0) @binding(1) var<storage, read> words: array<u32>;
 @group(0) @binding(3) var<storage, read> scales: array<u32>;

@@ -28,8 +28,8 @@ fn quotient(a: u32, b: u32) -> u32 {
         x.whole *= 2u;
         exponent -= 1;
     }
-    // 25 bits, the last below those that stay: as the driver has them, then put right. What is left over is small, so that
-    // what overflows on the way to it cancels.
+    // 25 bits, the last below those that stay: as the driver has them, then put right. What is left over is small, so
+    // that what overflows on the way to it cancels.
     var whole = u32(roughly(f32(x.whole), f32(y.whole)) * 16777216.0);
     var rest = i32((x.whole << 24u) - whole * y.whole);
     for (var i = 0u; i < 16u && rest < 0; i++) {

@@ -40,8 +40,8 @@ fn all(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups:
     fold(i, own, inside, lane);
 }
 
-// rows of `dw` that belong to the same row of codes are added up first; a stretch of the codes begins with row `first` and
-// has `rows`
+// rows of `dw` that belong to the same row of codes are added up first; a stretch of the codes begins with row `first`
+// and has `rows`
 @compute @workgroup_size(256)
 fn named(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let columns = (p.width + 255u) / 256u;

@@ -22,9 +22,9 @@ const NO_GRADIENT: &str = "codes are integers";
 /// each group.
 ///
 /// With `a` the largest size in a group and `t` the largest float of the codes (6 for e2m1, 448 for e4m3), the scale is
-/// the least power of two that is not below `a / t`, or for [`Packing::Nvfp4`] `a / t` itself, rounded to e4m3. The codes
-/// are the floats nearest to `w / scale`: e4m3 to even, of two e2m1 the smaller, which is never −0. A group of zeros has
-/// the scale 1 (for [`Packing::Nvfp4`] 0).
+/// the least power of two that is not below `a / t`, or for [`Packing::Nvfp4`] `a / t` itself, rounded to e4m3. The
+/// codes are the floats nearest to `w / scale`: e4m3 to even, of two e2m1 the smaller, which is never −0. A group of
+/// zeros has the scale 1 (for [`Packing::Nvfp4`] 0).
 ///
 /// | tensor   | shape                    | dtype          | gradient |
 /// |----------|--------------------------|----------------|----------|
@@ -37,8 +37,8 @@ const NO_GRADIENT: &str = "codes are integers";
 /// the group; `NoGradient` when `w` is traced; for affine packing those of `quantize_affine`.
 ///
 /// # Source
-/// Open Compute Project, Microscaling Formats v1.0, with the scales of `mlx.core.quantize`, which do not let the largest
-/// number overflow; the results are bit-identical to those of MLX on the CPU, on every device.
+/// Open Compute Project, Microscaling Formats v1.0, with the scales of `mlx.core.quantize`, which do not let the
+/// largest number overflow; the results are bit-identical to those of MLX on the CPU, on every device.
 pub fn quantize(w: &Tensor, packing: Packing) -> Result<Packed> {
     if let Packing::Affine { bits, group } = packing {
         return quantize_affine(w, bits, group);

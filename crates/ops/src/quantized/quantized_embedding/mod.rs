@@ -33,13 +33,13 @@ static CONTRACT: Contract = Contract {
 /// | `ids`    | `R..`   | u32                                       |                  |
 /// | result   | `R.. D` | `dtype`                                   |                  |
 ///
-/// `D` is `32·W / bits` and `G` is `D / group`. Only the rows that are named are read. The backward pass keeps the codes
-/// and `ids`.
+/// `D` is `32·W / bits` and `G` is `D / group`. Only the rows that are named are read. The backward pass keeps the
+/// codes and `ids`.
 ///
 /// # Errors
-/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when an id is
-/// `V` or more, for bits or groups that do not exist, for biases that are missing or too many, or when `dtype` is none
-/// of floating values. An id that a GPU made is not waited for: where it is `V` or more the row is NaN.
+/// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when an id
+/// is `V` or more, for bits or groups that do not exist, for biases that are missing or too many, or when `dtype` is
+/// none of floating values. An id that a GPU made is not waited for: where it is `V` or more the row is NaN.
 ///
 /// # Source
 /// `mlx.nn.QuantizedEmbedding`.

@@ -25,7 +25,8 @@ static CONTRACT: Contract = Contract {
 
 /// Every row of `x` times the transpose of a quantized matrix: [`linear`](crate::linear) with packed weights.
 ///
-/// With `s`, `b` and `c` the scales, biases and codes: `y[o] = Σ_g (s[o,g] · Σ_{i∈g} c[o,i]·x[i] + b[o,g] · Σ_{i∈g} x[i])`.
+/// With `s`, `b` and `c` the scales, biases and codes: `y[o] = Σ_g (s[o,g] · Σ_{i∈g} c[o,i]·x[i] + b[o,g] · Σ_{i∈g}
+/// x[i])`.
 ///
 /// | tensor   | shape   | dtype                                     | gradient         |
 /// |----------|---------|-------------------------------------------|------------------|

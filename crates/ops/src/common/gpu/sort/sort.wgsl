@@ -1,5 +1,5 @@
-// One digit of a sort of ids with their places, from the lowest digit to the highest. A block is `steps` times 256 pairs
-// in a row, so that pairs of the same digit stay in order.
+// One digit of a sort of ids with their places, from the lowest digit to the highest. A block is `steps` times 256
+// pairs in a row, so that pairs of the same digit stay in order.
 struct Params { count: u32, below: u32, shift: u32, mask: u32, steps: u32, blocks: u32 }
 var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read_write> counts: array<u32>;

@@ -1,5 +1,5 @@
-//! Gradients, chunk by chunk from the last: given the state `S` at a chunk's start and the gradient `dS` of the state at
-//! its end, everything else of the chunk is computed again.
+//! Gradients, chunk by chunk from the last: given the state `S` at a chunk's start and the gradient `dS` of the state
+//! at its end, everything else of the chunk is computed again.
 
 use super::Problem;
 use super::chunk::ChunkTiles;
@@ -12,7 +12,8 @@ use alluvium_core::cpu::{Cpu, Floats};
 use alluvium_core::{Result, Tensor};
 use std::ops::Range;
 
-/// A token's share of the state's gradient that later tokens of the chunk leave: below it, the chunk is cut into pieces.
+/// A token's share of the state's gradient that later tokens of the chunk leave: below it, the chunk is cut into
+/// pieces.
 const LEFT: f32 = 1.0 / 16.0;
 /// Pieces that a stretch of tokens is cut into, and how often until a piece has one token.
 const PIECES: usize = 8;
@@ -205,8 +206,8 @@ fn recompute_states(problem: &Problem<'_>, place: &HeadPlace, chunk: &mut ChunkT
 }
 
 impl RuleTask<'_> {
-    /// The gradients of at most a chunk of tokens, from the state at their start and `ds`, which moves from their end to
-    /// their start.
+    /// The gradients of at most a chunk of tokens, from the state at their start and `ds`, which moves from their end
+    /// to their start.
     ///
     /// A chunk subtracts from the state's gradient what its tokens erase. Where little is left, the difference has the
     /// rounding of what was there: the tokens are cut into pieces, down to single tokens, which each erase little.
