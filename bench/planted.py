@@ -233,8 +233,8 @@ BREAKAGES = [
         "cross_entropy: the gradient of the target's neighbour",
         "cross_entropy",
         "ops/src/cross_entropy/cpu.rs",
-        old="z[self.target] -= self.weight",
-        new="z[(self.target + 1) % z.len()] -= self.weight",
+        old="z[self.target] = (self.weight",
+        new="z[(self.target + 1) % z.len()] = (self.weight",
     ),
     Breakage(
         "kl_div: a term of the teacher's gradient missing",
