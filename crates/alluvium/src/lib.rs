@@ -19,7 +19,7 @@
 //! let w = tape.watch(&Tensor::full([2], 1.0, &device)?);
 //! let loss = sum(&rms_norm(&x, &w, 1e-6)?, Over::All)?;
 //! let gradients = loss.backward()?;
-//! assert_eq!(gradients.of(&w).unwrap().shape(), w.shape());
+//! assert_eq!(gradients.get(&w).unwrap().shape(), w.shape());
 //! # Ok::<(), alluvium::core::Error>(())
 //! ```
 //!

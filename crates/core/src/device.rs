@@ -68,7 +68,7 @@ impl Device {
     }
 
     /// Whether elements are in host memory and are read without waiting for a queue.
-    pub fn reads_at_once(&self) -> bool {
+    pub fn is_host(&self) -> bool {
         matches!(self, Device::Cpu(_))
     }
 

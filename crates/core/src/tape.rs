@@ -29,7 +29,7 @@ use std::thread::ThreadId;
 /// let x = tape.watch(&Tensor::full([2, 3], 1.0, &Device::cpu())?);
 /// let y = x.reshape([6])?;
 /// let grads = tape.backward(&[(&y, &Tensor::full([6], 2.0, &Device::cpu())?)])?;
-/// assert_eq!(grads.of(&x).unwrap().to_vec::<f32>()?, [2.0; 6]);
+/// assert_eq!(grads.get(&x).unwrap().to_vec::<f32>()?, [2.0; 6]);
 /// # Ok::<(), alluvium_core::Error>(())
 /// ```
 #[derive(Clone, Debug, Default)]
@@ -438,11 +438,11 @@ pub struct Gradients {
 
 impl Gradients {
     /// The gradient of a watched tensor; `None` where no loss depends on it.
-    pub fn of(&self, x: &Tensor) -> Option<&Tensor> {
+    pub fn get(&self, x: &Tensor) -> Option<&Tensor> {
         self.grads.get(&self.index(x)?)
     }
 
-    /// As [`Gradients::of`], removed from here.
+    /// As [`Gradients::get`], removed from here.
     pub fn take(&mut self, x: &Tensor) -> Option<Tensor> {
         let index = self.index(x)?;
         self.grads.remove(&index)
@@ -513,7 +513,7 @@ mod tests {
         let x = tape.watch(&number(3.0));
         let y = plus(&times(&x, 2.0).unwrap(), &times(&x, 5.0).unwrap()).unwrap();
         assert_eq!(y.item().unwrap(), 21.0);
-        assert_eq!(y.backward().unwrap().of(&x).unwrap().item().unwrap(), 7.0);
+        assert_eq!(y.backward().unwrap().get(&x).unwrap().item().unwrap(), 7.0);
         assert!(tape.is_empty());
     }
 
@@ -542,8 +542,8 @@ mod tests {
         let results = total(&[&x, &plain, &y, &x]);
         assert_eq!(results[0].item().unwrap(), 15.0);
         let grads = times(&results[0], 2.0).unwrap().backward().unwrap();
-        assert_eq!(grads.of(&x).unwrap().item().unwrap(), 4.0);
-        assert_eq!(grads.of(&y).unwrap().item().unwrap(), 2.0);
+        assert_eq!(grads.get(&x).unwrap().item().unwrap(), 4.0);
+        assert_eq!(grads.get(&y).unwrap().item().unwrap(), 2.0);
         assert!(!total(&[&plain])[0].is_traced());
     }
 
@@ -557,8 +557,8 @@ mod tests {
             let h = if recomputed { recompute(&h, layer) } else { layer(&h) }.unwrap();
             assert_eq!(tape.len(), if recomputed { 2 } else { 4 });
             let grads = times(&h, 1.0).unwrap().backward().unwrap();
-            assert_eq!(grads.of(&x).unwrap().item().unwrap(), 20.0);
-            assert_eq!(grads.of(&w).unwrap().item().unwrap(), 30.0);
+            assert_eq!(grads.get(&x).unwrap().item().unwrap(), 20.0);
+            assert_eq!(grads.get(&w).unwrap().item().unwrap(), 30.0);
         }
     }
 
@@ -567,7 +567,7 @@ mod tests {
         let tape = Tape::new();
         let x = tape.watch(&number(3.0));
         let y = recompute(&x, |x| Ok(x.clone())).unwrap();
-        assert_eq!(y.backward().unwrap().of(&x).unwrap().item().unwrap(), 1.0);
+        assert_eq!(y.backward().unwrap().get(&x).unwrap().item().unwrap(), 1.0);
     }
 
     #[test]
@@ -599,6 +599,6 @@ mod tests {
     fn what_the_result_does_not_depend_on_has_no_gradient() {
         let tape = Tape::new();
         let (x, other) = (tape.watch(&number(1.0)), tape.watch(&number(1.0)));
-        assert!(times(&x, 2.0).unwrap().backward().unwrap().of(&other).is_none());
+        assert!(times(&x, 2.0).unwrap().backward().unwrap().get(&other).is_none());
     }
 }

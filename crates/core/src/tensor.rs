@@ -169,7 +169,7 @@ impl Tensor {
     pub fn ids(&self) -> Result<Cow<'_, [u32]>> {
         match &self.storage {
             Storage::Cpu(_) => Ok(Cow::Borrowed(self.slice()?)),
-            Storage::Gpu(_) => match self.known() {
+            Storage::Gpu(_) => match self.host_mirror() {
                 Some(known) => Ok(Cow::Borrowed(known)),
                 None => Ok(Cow::Owned(self.to_vec()?)),
             },
@@ -177,7 +177,7 @@ impl Tensor {
     }
 
     /// Ids or offsets if the host has them: on the CPU, or as uploaded to a GPU and not written since.
-    pub fn known(&self) -> Option<&[u32]> {
+    pub fn host_mirror(&self) -> Option<&[u32]> {
         match &self.storage {
             Storage::Cpu(_) => self.slice().ok(),
             Storage::Gpu(bytes) => bytes.mirror()?.get(self.offset / 4..)?.get(..self.elements()),

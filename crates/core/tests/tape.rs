@@ -35,7 +35,7 @@ fn a_second_loss_over_consumed_entries_is_an_error_that_says_what_to_do() {
     let x = tape.watch(&vector(&Device::cpu()));
     let y = twice(&x, Some).unwrap();
     let [first, second] = [twice(&y, Some).unwrap(), twice(&y, Some).unwrap()];
-    assert!(first.backward().unwrap().of(&x).is_some());
+    assert!(first.backward().unwrap().get(&x).is_some());
     for error in [message(second.backward()), message(first.backward()), message(y.backward())] {
         assert!(error.contains("an earlier backward") && error.contains("one call"), "{error}");
     }
@@ -44,8 +44,8 @@ fn a_second_loss_over_consumed_entries_is_an_error_that_says_what_to_do() {
     assert!(error.contains("an earlier backward"), "{error}");
     // leaves live on: the next step of training uses the same tape
     let y = twice(&x, Some).unwrap();
-    assert!(y.backward().unwrap().of(&x).is_some());
-    assert!(x.backward().unwrap().of(&x).is_some());
+    assert!(y.backward().unwrap().get(&x).is_some());
+    assert!(x.backward().unwrap().get(&x).is_some());
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn a_backward_that_fails_leaves_a_tape_that_can_be_used() {
     assert!(y.backward().is_err());
     assert!(tape.is_empty());
     assert!(message(y.backward()).contains("an earlier backward"));
-    assert!(twice(&x, Some).unwrap().backward().unwrap().of(&x).is_some());
+    assert!(twice(&x, Some).unwrap().backward().unwrap().get(&x).is_some());
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_seed_of_another_device_handle_is_refused() {
     let error = message(tape.backward(&[(&y, &vector(&other))]));
     assert!(error.contains("device"), "{error}");
     // nothing was consumed
-    assert!(y.backward().unwrap().of(&x).is_some());
+    assert!(y.backward().unwrap().get(&x).is_some());
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn a_loss_in_half_precision_has_a_backward() {
         let tape = Tape::new();
         let x = tape.watch(&x);
         let grads = twice(&x, Some).unwrap().backward().unwrap();
-        let dx = grads.of(&x).unwrap();
+        let dx = grads.get(&x).unwrap();
         assert_eq!((dx.dtype(), dx.item().unwrap()), (x.dtype(), 1.0));
     }
     let tape = Tape::new();

@@ -70,7 +70,7 @@ fn gradients(model: &mut dyn LanguageModel, golden: &Value, keep: Checkpointing)
     let grads = loss.backward().unwrap();
     let mut found = BTreeMap::new();
     model.visit("", &mut |name, tensor| {
-        found.insert(name, grads.of(tensor).unwrap().clone());
+        found.insert(name, grads.get(tensor).unwrap().clone());
     });
     let value = f64::from(loss.item().unwrap());
     model.visit_mut("", &mut |_, tensor| *tensor = tensor.detach());

@@ -44,7 +44,7 @@ fn cross_entropy_of_a_likely_target_keeps_its_digits() {
                     chunk: 8,
                 })
                 .unwrap();
-                let dw = loss.backward().unwrap().of(&w).unwrap().to_vec::<f32>().unwrap();
+                let dw = loss.backward().unwrap().get(&w).unwrap().to_vec::<f32>().unwrap();
 
                 let below = |i: usize| f64::from(z[i] - top);
                 let others: f64 = (0..5).filter(|&i| i != target).map(|i| below(i).exp()).sum();
@@ -76,12 +76,12 @@ fn the_derivative_of_a_saturated_gate_keeps_its_digits() {
         let zeros = |shape: &[usize]| Tensor::full(alluvium_core::Shape::new(shape).unwrap(), 0.0f32, &device).unwrap();
         let beta = gdn_gate(&zeros(&[n, 1]), &b, &zeros(&[1]), &zeros(&[1])).unwrap().beta;
         let ones = Tensor::full([n, 1], 1.0f32, &device).unwrap();
-        let db = tape.backward(&[(&beta, &ones)]).unwrap().of(&b).unwrap().to_vec::<f32>().unwrap();
+        let db = tape.backward(&[(&beta, &ones)]).unwrap().get(&b).unwrap().to_vec::<f32>().unwrap();
         hold(&db, &want, 2e-6, &format!("gdn_gate, {device}"));
 
         let tape = Tape::new();
         let b = tape.watch(&Tensor::from_slice(&x, [n, 1], &device).unwrap());
-        let db = tape.backward(&[(&sigmoid(&b).unwrap(), &ones)]).unwrap().of(&b).unwrap().to_vec::<f32>().unwrap();
+        let db = tape.backward(&[(&sigmoid(&b).unwrap(), &ones)]).unwrap().get(&b).unwrap().to_vec::<f32>().unwrap();
         hold(&db, &want, 2e-6, &format!("sigmoid, {device}"));
     }
 }

@@ -237,7 +237,7 @@ impl Problem {
         let (d_o, d_last) = (self.d_o.as_ref().map(|x| of(x, &values)), self.d_final_state.as_ref().map(state));
         let seeds = [(&delta.o, &d_o), (&delta.final_state, &d_last)];
         let seeds: Vec<_> = seeds.into_iter().filter_map(|(y, dy)| dy.as_ref().map(|dy| (y, dy))).collect();
-        tape.backward(&seeds).unwrap().of(&g).unwrap().to_floats().unwrap()
+        tape.backward(&seeds).unwrap().get(&g).unwrap().to_floats().unwrap()
     }
 }
 
@@ -382,7 +382,7 @@ fn sums_of_a_chunk_that_cancel_are_right_to_their_own_size() {
         let g = tape.watch(&Tensor::from_slice(&x, [1, tokens, heads], &device).unwrap());
         let sums = chunk_cumsum(&g).unwrap();
         let seed = Tensor::from_slice(&x, [1, tokens, heads], &device).unwrap();
-        let dg = tape.backward(&[(&sums, &seed)]).unwrap().of(&g).unwrap().to_floats().unwrap();
+        let dg = tape.backward(&[(&sums, &seed)]).unwrap().get(&g).unwrap().to_floats().unwrap();
         for (got, back) in [(sums.to_floats().unwrap(), false), (dg, true)] {
             for i in 0..x.len() {
                 let (token, head) = (i / heads, i % heads);

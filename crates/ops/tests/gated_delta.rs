@@ -122,7 +122,7 @@ fn the_stages_together_are_the_rule_in_values_and_gradients() {
         let (o, last) = (delta.o.detach(), delta.final_state.detach());
         let grads = tape.backward(&[(&delta.o, &o), (&delta.final_state, &last)]).unwrap();
         let mut all = vec![o.to_floats().unwrap(), last.to_floats().unwrap()];
-        all.extend(x.iter().map(|x| grads.of(x).unwrap().to_floats().unwrap()));
+        all.extend(x.iter().map(|x| grads.get(x).unwrap().to_floats().unwrap()));
         all
     });
     let names = ["o", "state", "dq", "dk", "dv", "dg", "dbeta", "dstate"];

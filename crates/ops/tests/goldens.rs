@@ -28,7 +28,7 @@ fn causal_conv1d_is_the_convolution_of_mlx() {
             let grads = tape.backward(&[(&convolved.y, &file.get(case, "ct"))]).unwrap();
             for (name, x) in [("dx", &x), ("dw", &w), ("dstate", &state)] {
                 let name = format!("{prefix}{name}");
-                near(&format!("{case} {name}"), grads.of(x).unwrap(), &file.get(case, &name), bound);
+                near(&format!("{case} {name}"), grads.get(x).unwrap(), &file.get(case, &name), bound);
             }
         }
     }
@@ -45,9 +45,9 @@ fn hold_rms_norm(file: &Golden, case: &str) {
     let y = rms_norm(&x, &w, file.param(case, "eps").as_f64().unwrap() as f32).unwrap();
     near(case, &y, &file.get(case, "y"), bound);
     let grads = tape.backward(&[(&y, &file.get(case, "ct"))]).unwrap();
-    near(&format!("{case} dx"), grads.of(&x).unwrap(), &file.get(case, "dx"), bound);
+    near(&format!("{case} dx"), grads.get(&x).unwrap(), &file.get(case, "dx"), bound);
     if given {
-        near(&format!("{case} dw"), grads.of(&w).unwrap(), &file.get(case, "dw"), bound);
+        near(&format!("{case} dw"), grads.get(&w).unwrap(), &file.get(case, "dw"), bound);
     }
 }
 
@@ -59,7 +59,7 @@ fn hold_gated_rms_norm(file: &Golden, case: &str) {
     near(case, &y, &file.get(case, "y"), bound);
     let grads = tape.backward(&[(&y, &file.get(case, "ct"))]).unwrap();
     for (name, x) in [("dx", &x), ("dz", &z), ("dw", &w)] {
-        near(&format!("{case} {name}"), grads.of(x).unwrap(), &file.get(case, name), bound);
+        near(&format!("{case} {name}"), grads.get(x).unwrap(), &file.get(case, name), bound);
     }
 }
 
@@ -72,8 +72,8 @@ fn hold_l2_norm(file: &Golden, case: &str) {
     near(&format!("{case} q"), &qn, &file.get(case, "qn"), 1e-5);
     near(&format!("{case} k"), &kn, &file.get(case, "kn"), 1e-5);
     let grads = tape.backward(&[(&qn, &file.get(case, "ct_q")), (&kn, &file.get(case, "ct_k"))]).unwrap();
-    near(&format!("{case} dq"), grads.of(&q).unwrap(), &file.get(case, "dq"), 1e-5);
-    near(&format!("{case} dk"), grads.of(&k).unwrap(), &file.get(case, "dk"), 1e-5);
+    near(&format!("{case} dq"), grads.get(&q).unwrap(), &file.get(case, "dq"), 1e-5);
+    near(&format!("{case} dk"), grads.get(&k).unwrap(), &file.get(case, "dk"), 1e-5);
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn rope_is_that_of_mlx() {
         let y = rope(&x, &positions, turn).unwrap();
         near(case, &y, &swapped(&file.get(case, "y")), bound);
         let grads = tape.backward(&[(&y, &swapped(&file.get(case, "ct")))]).unwrap();
-        near(&format!("{case} dx"), grads.of(&x).unwrap(), &swapped(&file.get(case, "dx")), bound);
+        near(&format!("{case} dx"), grads.get(&x).unwrap(), &swapped(&file.get(case, "dx")), bound);
     }
     file.nothing_is_left_but(&[]);
 }
@@ -165,8 +165,8 @@ fn attend_to_all(q: &Tensor, k: &Tensor, v: &Tensor, ct: &Tensor, factor: f32) -
         Tensor::from_slice(&sums, like.shape(), like.device()).unwrap()
     };
     let back = |x: &Tensor| x.reshape(q.shape()).unwrap();
-    let (dk, dv) = (summed(grads.of(&k1).unwrap(), k), summed(grads.of(&v1).unwrap(), v));
-    [back(&o.detach()), back(grads.of(&q1).unwrap()), dk, dv]
+    let (dk, dv) = (summed(grads.get(&k1).unwrap(), k), summed(grads.get(&v1).unwrap(), v));
+    [back(&o.detach()), back(grads.get(&q1).unwrap()), dk, dv]
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn attention_is_that_of_mlx() {
             let [q, k, v] = [&q, &k, &v].map(|x| tape.watch(x));
             let o = attention(AttentionArgs { q: &q, k: &k, v: &v, cu_seqlens: None, scale: factor }).unwrap();
             let grads = tape.backward(&[(&o, &ct)]).unwrap();
-            let [dq, dk, dv] = [&q, &k, &v].map(|x| grads.of(x).unwrap().clone());
+            let [dq, dk, dv] = [&q, &k, &v].map(|x| grads.get(x).unwrap().clone());
             [o.detach(), dq, dk, dv]
         } else {
             attend_to_all(&q, &k, &v, &ct, factor)
@@ -222,7 +222,7 @@ fn hold_the_delta_rule(file: &Golden, case: &str) {
     for (name, x, bound) in all {
         let want = file.get(case, name);
         let decays = ["da", "dA_log", "ddt_bias"].contains(&name);
-        near_unless(decays && is_idle(file, case), &format!("{case} {name}"), grads.of(x).unwrap(), &want, bound);
+        near_unless(decays && is_idle(file, case), &format!("{case} {name}"), grads.get(x).unwrap(), &want, bound);
     }
 }
 
@@ -262,8 +262,8 @@ fn hold_the_gradients_of_the_gates(file: &Golden, case: &str) {
     let seeds = [file.get(case, "ct_y"), file.get(case, "ct_state")];
     let grads = tape.backward(&[(&delta.o, &seeds[0]), (&delta.final_state, &seeds[1])]).unwrap();
     let want = mul(&cast(&file.get(case, "dg"), DType::F32).unwrap(), &decay).unwrap();
-    near_unless(is_idle(file, case), &format!("{case} dg"), grads.of(&g).unwrap(), &want, 2.0 * bound);
-    near(&format!("{case} dbeta"), grads.of(&beta).unwrap(), &file.get(case, "dbeta"), 2.0 * bound);
+    near_unless(is_idle(file, case), &format!("{case} dg"), grads.get(&g).unwrap(), &want, 2.0 * bound);
+    near(&format!("{case} dbeta"), grads.get(&beta).unwrap(), &file.get(case, "dbeta"), 2.0 * bound);
 }
 
 /// The queries and keys of a case come from these.
@@ -302,10 +302,10 @@ fn hold_the_masked_rule(file: &Golden, case: &str) {
     let seeds = [packed("ct_y"), file.get(case, "ct_state")];
     let grads = tape.backward(&[(&delta.o, &seeds[0]), (&delta.final_state, &seeds[1])]).unwrap();
     for (name, x) in [("dq", &q), ("dk", &k), ("dv", &v), ("da", &a), ("db", &b)] {
-        near(&format!("{case} {name}"), grads.of(x).unwrap(), &packed(name), 2e-5);
+        near(&format!("{case} {name}"), grads.get(x).unwrap(), &packed(name), 2e-5);
     }
     for (name, x) in [("dA_log", &a_log), ("ddt_bias", &dt_bias), ("dstate", &state)] {
-        near(&format!("{case} {name}"), grads.of(x).unwrap(), &file.get(case, name), 2e-5);
+        near(&format!("{case} {name}"), grads.get(x).unwrap(), &file.get(case, name), 2e-5);
     }
 }
 
@@ -352,14 +352,14 @@ fn elementwise_functions_are_those_of_mlx() {
             let y = map(&x).unwrap();
             near(case, &y, &file.get(case, "y"), bound);
             let grads = tape.backward(&[(&y, &file.get(case, "ct"))]).unwrap();
-            near(&format!("{case} dx"), grads.of(&x).unwrap(), &file.get(case, "dx"), bound);
+            near(&format!("{case} dx"), grads.get(&x).unwrap(), &file.get(case, "dx"), bound);
         } else if name == "swiglu" {
             let [gate, up] = ["gate", "x"].map(|name| tape.watch(&file.get(case, name)));
             let y = swiglu(&gate, &up).unwrap();
             near(case, &y, &file.get(case, "y"), bound);
             let grads = tape.backward(&[(&y, &file.get(case, "ct"))]).unwrap();
-            near(&format!("{case} dgate"), grads.of(&gate).unwrap(), &file.get(case, "dgate"), bound);
-            near(&format!("{case} dx"), grads.of(&up).unwrap(), &file.get(case, "dx"), bound);
+            near(&format!("{case} dgate"), grads.get(&gate).unwrap(), &file.get(case, "dgate"), bound);
+            near(&format!("{case} dx"), grads.get(&up).unwrap(), &file.get(case, "dx"), bound);
         }
     }
     file.nothing_is_left_but(&[]);
@@ -396,7 +396,7 @@ fn cross_entropy_is_the_masked_loss_of_mlx_lm() {
         let loss = loss_of(&x, &targets);
         near(case, &loss, &file.get(case, "loss"), bound);
         let grads = loss.backward().unwrap();
-        near(&format!("{case} dlogits"), grads.of(&x).unwrap(), &file.get(case, "dlogits"), bound);
+        near(&format!("{case} dlogits"), grads.get(&x).unwrap(), &file.get(case, "dlogits"), bound);
         let x = x.detach();
         let each: Vec<f32> = all
             .iter()

@@ -96,7 +96,7 @@ fn an_id_that_a_gpu_made_is_not_waited_for_and_none_outside_the_table_reads_it()
     let mut logits = vec![0.0f32; 18];
     (logits[4], logits[9], logits[17]) = (1.0, 1.0, 1.0);
     let ids = argmax(&Tensor::from_slice(&logits, [3, 6], &device).unwrap()).unwrap();
-    assert!(ids.known().is_none());
+    assert!(ids.host_mirror().is_none());
     let y = embedding(&table, &ids).unwrap().to_vec::<f32>().unwrap();
     assert_eq!(y[..6], [12.0, 13.0, 14.0, 9.0, 10.0, 11.0]);
     assert!(y[6..].iter().all(|y| y.is_nan()));
@@ -116,7 +116,7 @@ fn rows_are_summed_whatever_ids_repeat_and_those_that_a_gpu_made_are_not_waited_
         let y = embedding(&table, ids).unwrap();
         let dy = Tensor::from_slice(&dy(ids.elements(), width), y.shape(), device).unwrap();
         let grads = tape.backward(&[(&y, &cast(&dy, dtype).unwrap())]).unwrap();
-        grads.of(&table).unwrap().to_floats().unwrap()
+        grads.get(&table).unwrap().to_floats().unwrap()
     };
     for (count, rows) in [(1, 1), (1_000, 1), (1, 257), (257, 257), (1_029, 257), (3_000, 5_000)] {
         let mixed = |i: u32| i.wrapping_mul(2_654_435_761) >> 7;
@@ -143,7 +143,7 @@ fn rows_are_summed_whatever_ids_repeat_and_those_that_a_gpu_made_are_not_waited_
     let made = [4, 3, 5, 4, 0, 5, 4];
     made.iter().enumerate().for_each(|(i, id)| logits[i * 6 + id] = 1.0);
     let ids = argmax(&Tensor::from_slice(&logits, [7, 6], &gpu).unwrap()).unwrap();
-    assert!(ids.known().is_none());
+    assert!(ids.host_mirror().is_none());
     let mut want = vec![0.0; 5 * 3];
     for (id, dy) in made.iter().zip(dy(7, 3).chunks(3)).filter(|(id, _)| **id < 5) {
         want[id * 3..][..3].iter_mut().zip(dy).for_each(|(sum, dy)| *sum += dy);
@@ -232,7 +232,7 @@ fn a_table_a_cache_and_a_long_row_larger_than_a_binding_are_cut() {
     let want: Vec<f32> = ids.iter().flat_map(|&id| &data[id as usize * 32..][..32]).copied().collect();
     assert_eq!(y.to_vec::<f32>().unwrap(), want);
     let grads = tape.backward(&[(&y, &Tensor::full([6, 32], 1.0, &device).unwrap())]).unwrap();
-    let derivatives = grads.of(&watched).unwrap().to_vec::<f32>().unwrap();
+    let derivatives = grads.get(&watched).unwrap().to_vec::<f32>().unwrap();
     for (id, row) in derivatives.chunks(32).enumerate() {
         let times = ids.iter().filter(|&&used| used as usize == id).count();
         assert_eq!(row, [times as f32; 32], "{id}");
@@ -266,7 +266,7 @@ fn products(device: &Device, dtype: DType, transpose: Transpose, sizes: [usize; 
         let (a, b) = (tape.watch(&a), tape.watch(&b));
         let y = op(&a, &b);
         let grads = tape.backward(&[(&y, &wave(&y.shape(), 2.0))]).unwrap();
-        all.extend([&y.detach(), grads.of(&a).unwrap(), grads.of(&b).unwrap()].map(|x| x.to_floats().unwrap()));
+        all.extend([&y.detach(), grads.get(&a).unwrap(), grads.get(&b).unwrap()].map(|x| x.to_floats().unwrap()));
     };
     run([wave(&a, 0.0), wave(&b, 1.0)], &|a, b| matmul(a, b, transpose).unwrap());
     if transpose == Transpose::Right {
@@ -343,7 +343,7 @@ fn a_row_whose_expert_a_gpu_chose_and_nobody_has_is_no_number_and_the_others_are
         let (x, w) = (wave(tokens * inner, 1.0), wave(experts * outer * inner, 2.0));
         let logits = Tensor::from_slice(&logits, [tokens, choices, experts + 1], &gpu).unwrap();
         let ids = argmax(&logits).unwrap();
-        assert!(ids.known().is_none());
+        assert!(ids.host_mirror().is_none());
         let on = |device: &Device, ids: &Tensor| {
             let x = Tensor::from_slice(&x, [tokens, inner], device).unwrap();
             let w = Tensor::from_slice(&w, [experts, outer, inner], device).unwrap();
@@ -391,7 +391,7 @@ fn through_quantized(packed: &Packed, device: &Device) -> Vec<Vec<f32>> {
         let dy = wave([y.shape()[0], y.shape()[1]], 2.0);
         let grads = tape.backward(&[(&y, &dy)]).unwrap();
         let inputs = [Some(&x), Some(&packed.scales), packed.biases.as_ref()];
-        let grads = inputs.into_iter().flatten().filter_map(|x| grads.of(x)).map(|dx| dx.to_floats().unwrap());
+        let grads = inputs.into_iter().flatten().filter_map(|x| grads.get(x)).map(|dx| dx.to_floats().unwrap());
         all.extend([y.to_floats().unwrap()].into_iter().chain(grads));
     };
     run(3, &|x, packed| quantized_matmul(x, &packed.quantized()).unwrap());

@@ -54,7 +54,7 @@ fn products(packed: &Packed, x: &Tensor, x2: &Tensor) -> [Tensor; 2] {
     let x = tape.watch(x);
     let y = quantized_matmul(&x, &packed.quantized()).unwrap();
     let grads = tape.backward(&[(&y, x2)]).unwrap();
-    [y.detach(), grads.of(&x).unwrap().clone()]
+    [y.detach(), grads.get(&x).unwrap().clone()]
 }
 
 /// Both products in f32 and as stored, against those with the numbers in f32 and those of mlx.
@@ -188,10 +188,10 @@ fn a_mixture_of_experts_is_that_of_mlx_lm() {
         let y = mixture(&x, of, normalize);
         near(case, &y, &file.get(case, "y"), 1e-5);
         let grads = tape.backward(&[(&y, &flat(file.get(case, "ct")))]).unwrap();
-        near(&format!("{case} dx"), grads.of(&x).unwrap(), &file.get(case, "dx"), 1e-5);
+        near(&format!("{case} dx"), grads.get(&x).unwrap(), &file.get(case, "dx"), 1e-5);
         for (name, param) in names.iter().zip(&params) {
             let want = file.get(case, &format!("d.{name}"));
-            near(&format!("{case} {name}"), grads.of(param).unwrap(), &want, 1e-5);
+            near(&format!("{case} {name}"), grads.get(param).unwrap(), &want, 1e-5);
         }
     }
     file.nothing_is_left_but(&[]);

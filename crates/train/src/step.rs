@@ -67,7 +67,7 @@ pub fn train_step<M: Parameters + Send + Sync + ?Sized, B: Sync>(
     let grad_norm = global_norm(&by_name.values().collect::<Vec<&Tensor>>())?;
     let device = loss.device().clone();
     let stats = StepStats { loss, grad_norm, weight };
-    if device.reads_at_once() {
+    if device.is_host() {
         let (loss, norm) = stats.read()?;
         if !loss.is_finite() || !norm.is_finite() {
             return Ok(stats);

@@ -247,7 +247,7 @@ impl Trainer {
         let (model, objective) = (self.parts.model.as_mut(), self.parts.objective.as_ref());
         let stats = train_step(model, objective, &mut self.optimizer, &batches, &options)?;
         self.meter.push(step, stats);
-        if self.parts.device.reads_at_once() {
+        if self.parts.device.is_host() {
             self.sync()?;
         }
         let tokens: usize = batches.iter().map(PackedBatch::tokens).sum();

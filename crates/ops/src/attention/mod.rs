@@ -191,7 +191,7 @@ mod tests {
             let v = tape.watch(&wave([1, 70, 1, 2], 1.0, &device));
             let o = attention(plain(&q, &k, &v)).unwrap();
             let grads = tape.backward(&[(&o, &wave(o.shape(), 3.0, &device))]).unwrap();
-            for x in [&o, grads.of(&q).unwrap(), grads.of(&k).unwrap(), grads.of(&v).unwrap()] {
+            for x in [&o, grads.get(&q).unwrap(), grads.get(&k).unwrap(), grads.get(&v).unwrap()] {
                 assert!(x.to_vec::<f32>().unwrap().iter().all(|x| x.is_finite()));
             }
         }

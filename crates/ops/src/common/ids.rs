@@ -16,7 +16,7 @@ pub(crate) fn below<'a>(op: &'static str, arg: &str, ids: &'a Tensor, axis: (cha
 
 /// Errs as [`below`] for ids that the CPU knows; those that a GPU made are not waited for.
 pub(crate) fn known_below(op: &'static str, arg: &str, ids: &Tensor, axis: (char, usize)) -> Result<()> {
-    let known = ids.known().unwrap_or_default();
+    let known = ids.host_mirror().unwrap_or_default();
     match known.iter().position(|&id| id as usize >= axis.1) {
         Some(place) => Err(outside(op, arg, ids, (place, known[place]), axis)),
         None => Ok(()),

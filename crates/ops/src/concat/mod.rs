@@ -108,6 +108,6 @@ mod tests {
         let x = tape.watch(&Tensor::full([1, 2], 1.0, &device).unwrap());
         let y = concat(&[&Tensor::full([1, 1], 5.0, &device).unwrap(), &x, &x], 1).unwrap();
         let dy = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0, 5.0], [1, 5], &device).unwrap();
-        assert_eq!(tape.backward(&[(&y, &dy)]).unwrap().of(&x).unwrap().to_vec::<f32>().unwrap(), [6.0, 8.0]);
+        assert_eq!(tape.backward(&[(&y, &dy)]).unwrap().get(&x).unwrap().to_vec::<f32>().unwrap(), [6.0, 8.0]);
     }
 }

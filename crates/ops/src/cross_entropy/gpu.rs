@@ -38,7 +38,7 @@ pub(super) struct GpuGradients {
 pub(super) fn forward(gpu: &Gpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Result<(Tensor, GpuGradients)> {
     let CrossEntropyArgs { x, w, targets, ignore_index, .. } = *args;
     let (tokens, width, words) = (dims['N'], dims['D'], dims['V']);
-    if let Some(targets) = targets.known() {
+    if let Some(targets) = targets.host_mirror() {
         check(targets, ignore_index, words)?;
     }
     let stride = words.next_multiple_of(4);
@@ -92,7 +92,7 @@ pub(super) fn forward(gpu: &Gpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Re
 /// The chunks in which a target counts, as far as that is known here.
 fn chunks(targets: &Tensor, ignored: Option<u32>, tokens: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     let all = (0..tokens).step_by(most).map(move |first| first..tokens.min(first + most));
-    all.filter(move |chunk| match targets.known() {
+    all.filter(move |chunk| match targets.host_mirror() {
         Some(targets) => targets[chunk.clone()].iter().any(|&target| Some(target) != ignored),
         None => true,
     })

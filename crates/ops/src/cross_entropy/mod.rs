@@ -149,8 +149,8 @@ mod tests {
         let loss = cross_entropy(plain(&x, &w, &targets, 2)).unwrap();
         assert_eq!(loss.item().unwrap(), 0.0);
         let grads = loss.backward().unwrap();
-        assert_eq!(grads.of(&x).unwrap().to_vec::<f32>().unwrap(), [0.0; 12]);
-        assert_eq!(grads.of(&w).unwrap().to_vec::<f32>().unwrap(), [0.0; 20]);
+        assert_eq!(grads.get(&x).unwrap().to_vec::<f32>().unwrap(), [0.0; 12]);
+        assert_eq!(grads.get(&w).unwrap().to_vec::<f32>().unwrap(), [0.0; 20]);
     }
 
     #[test]

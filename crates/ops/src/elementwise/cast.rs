@@ -124,7 +124,7 @@ mod tests {
         let x = tape.watch(&Tensor::full([5], 3.0, &Device::cpu()).unwrap());
         let y = cast(&x, DType::BF16).unwrap();
         let dy = cast(&Tensor::full([5], 0.5, &Device::cpu()).unwrap(), DType::BF16).unwrap();
-        assert_eq!(tape.backward(&[(&y, &dy)]).unwrap().of(&x).unwrap().to_vec::<f32>().unwrap(), [0.5; 5]);
+        assert_eq!(tape.backward(&[(&y, &dy)]).unwrap().get(&x).unwrap().to_vec::<f32>().unwrap(), [0.5; 5]);
     }
 
     #[test]

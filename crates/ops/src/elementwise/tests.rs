@@ -11,7 +11,7 @@ fn at(op: fn(&Tensor) -> Result<Tensor>, points: &[f32]) -> (Vec<f32>, Vec<f32>)
     let x = tape.watch(&Tensor::from_slice(points, [points.len()], &device).unwrap());
     let y = op(&x).unwrap();
     let grads = tape.backward(&[(&y, &Tensor::full([points.len()], 1.0, &device).unwrap())]).unwrap();
-    (y.to_vec().unwrap(), grads.of(&x).unwrap().to_vec().unwrap())
+    (y.to_vec().unwrap(), grads.get(&x).unwrap().to_vec().unwrap())
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn a_gradient_that_is_held_elsewhere_is_not_overwritten() {
     let y = silu(&x).unwrap();
     let grads = tape.backward(&[(&y, &dy)]).unwrap();
     assert_eq!(dy.to_vec::<f32>().unwrap(), [2.0; 100]);
-    assert!((grads.of(&x).unwrap().to_vec::<f32>().unwrap()[99] - 2.0 * 0.927_670_5).abs() < 1e-6);
+    assert!((grads.get(&x).unwrap().to_vec::<f32>().unwrap()[99] - 2.0 * 0.927_670_5).abs() < 1e-6);
 }
 
 #[test]

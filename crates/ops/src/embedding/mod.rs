@@ -85,6 +85,6 @@ mod tests {
         let dy = Tensor::from_slice(&[1.0f32, 2.0, 4.0, 8.0, 16.0, 32.0], [3, 2], &device).unwrap();
         let grads = tape.backward(&[(&y, &dy)]).unwrap();
         let want = [0.0, 0.0, 4.0, 8.0, 0.0, 0.0, 17.0, 34.0];
-        assert_eq!(grads.of(&table).unwrap().to_vec::<f32>().unwrap(), want);
+        assert_eq!(grads.get(&table).unwrap().to_vec::<f32>().unwrap(), want);
     }
 }

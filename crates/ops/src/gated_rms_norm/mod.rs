@@ -85,7 +85,7 @@ mod tests {
         let w = tape.watch(&Tensor::full([4], 1.0, &device).unwrap());
         let y = gated_rms_norm(&x, &z, &w, 1e-6).unwrap();
         let grads = tape.backward(&[(&y, &Tensor::full([1, 4], 1.0, &device).unwrap())]).unwrap();
-        for found in [&y, grads.of(&x).unwrap(), grads.of(&z).unwrap(), grads.of(&w).unwrap()] {
+        for found in [&y, grads.get(&x).unwrap(), grads.get(&z).unwrap(), grads.get(&w).unwrap()] {
             assert!(found.to_floats().unwrap().iter().all(|x| x.is_finite()), "{found:?}");
         }
     }

@@ -94,7 +94,7 @@ mod tests {
         assert!((loss.item().unwrap() - want).abs() < 1e-6);
         let grads = loss.backward().unwrap();
         for x in [&a, &b] {
-            let grad = grads.of(x).unwrap().to_vec::<f32>().unwrap();
+            let grad = grads.get(x).unwrap().to_vec::<f32>().unwrap();
             assert!(grad[2] == 0.0 && grad[0] != 0.0 && grad[1].is_finite());
         }
     }

@@ -74,7 +74,7 @@ mod tests {
         let y = l2_norm(&x, 1e-6).unwrap();
         let grads = tape.backward(&[(&y, &Tensor::full([2, 8], 1.0, &device).unwrap())]).unwrap();
         assert_eq!(y.to_vec::<f32>().unwrap(), [0.0; 16]);
-        let derivatives = grads.of(&x).unwrap().to_vec::<f32>().unwrap();
+        let derivatives = grads.get(&x).unwrap().to_vec::<f32>().unwrap();
         assert!(derivatives.iter().all(|derivative| (derivative - 1e3).abs() < 1e-2));
     }
 

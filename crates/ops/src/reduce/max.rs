@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(y.to_vec::<f32>().unwrap(), [7.0, -2.0]);
         let dy = Tensor::from_slice(&[1.0f32, 2.0], [2], &Device::cpu()).unwrap();
         let grads = tape.backward(&[(&y, &dy)]).unwrap();
-        assert_eq!(grads.of(&x).unwrap().to_vec::<f32>().unwrap(), [0.0, 1.0, 0.0, 0.0, 2.0, 0.0]);
+        assert_eq!(grads.get(&x).unwrap().to_vec::<f32>().unwrap(), [0.0, 1.0, 0.0, 0.0, 2.0, 0.0]);
     }
 
     #[test]

@@ -125,7 +125,7 @@ mod tests {
             let y = reduce(&x, Over::All).unwrap();
             assert_eq!((y.item().unwrap(), y.shape().rank()), (3.0, 0));
             let dx = tape.backward(&[(&y, &Tensor::full([], 2.0, &Device::cpu()).unwrap())]).unwrap();
-            assert_eq!(dx.of(&x).unwrap().item().unwrap(), 2.0);
+            assert_eq!(dx.get(&x).unwrap().item().unwrap(), 2.0);
             assert!(reduce(&x, Over::Last).is_err());
         }
     }

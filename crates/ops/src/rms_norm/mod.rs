@@ -79,7 +79,7 @@ mod tests {
         let y = rms_norm(&x, &w, 1e-6).unwrap();
         let grads = tape.backward(&[(&y, &Tensor::full([2, 8], 1.0, &device).unwrap())]).unwrap();
         assert_eq!(y.to_vec::<f32>().unwrap(), [0.0; 16]);
-        assert!(grads.of(&x).unwrap().to_vec::<f32>().unwrap().iter().all(|g| g.is_finite()));
+        assert!(grads.get(&x).unwrap().to_vec::<f32>().unwrap().iter().all(|g| g.is_finite()));
     }
 
     #[test]

@@ -120,7 +120,7 @@ mod tests {
         let parts = split(&x, &[1, 3, 1], 1).unwrap();
         let grads = tape.backward(&[(&parts[1], &Tensor::full([2, 3], 2.0, &Device::cpu()).unwrap())]).unwrap();
         let want = [0.0, 2.0, 2.0, 2.0, 0.0, 0.0, 2.0, 2.0, 2.0, 0.0];
-        assert_eq!(grads.of(&x).unwrap().to_vec::<f32>().unwrap(), want);
+        assert_eq!(grads.get(&x).unwrap().to_vec::<f32>().unwrap(), want);
     }
 
     #[test]
@@ -134,7 +134,7 @@ mod tests {
             let parts = if known { split_in(&x, [2, 3], 1).unwrap().into() } else { split(&x, &[2, 3], 1).unwrap() };
             let mut seen: Vec<Vec<f32>> = parts.iter().map(|part| part.to_vec().unwrap()).collect();
             let grads = tape.backward(&[(&parts[1], &seed)]).unwrap();
-            seen.push(grads.of(&x).unwrap().to_vec().unwrap());
+            seen.push(grads.get(&x).unwrap().to_vec().unwrap());
             all.push(seen);
         }
         assert_eq!(all[0], all[1]);

@@ -117,7 +117,7 @@ impl<'a> RoutedChoices<'a> {
     /// # Errors
     /// When an id that is known names no expert.
     pub(crate) fn new(op: &'static str, ids: &'a Tensor, dims: &Dims, inner: usize) -> Result<Self> {
-        let known = ids.known().unwrap_or_default();
+        let known = ids.host_mirror().unwrap_or_default();
         if let Some(place) = known.iter().position(|&id| id as usize >= dims['E']) {
             return Err(outside(op, "experts", ids, (place, known[place]), ('E', dims['E'])));
         }

@@ -111,7 +111,7 @@ mod tests {
         let w = tape.watch(&tensor(&[1.0; 6], [3, 1, 2]));
         let y = grouped_matmul(&x, &w, &ids(&[2, 0], [1, 2])).unwrap();
         let grads = tape.backward(&[(&y, &tensor(&[1.0, 10.0], [1, 2, 1]))]).unwrap();
-        assert_eq!(grads.of(&w).unwrap().to_vec::<f32>().unwrap(), [10.0, 20.0, 0.0, 0.0, 1.0, 2.0]);
+        assert_eq!(grads.get(&w).unwrap().to_vec::<f32>().unwrap(), [10.0, 20.0, 0.0, 0.0, 1.0, 2.0]);
     }
 
     #[test]

@@ -81,8 +81,8 @@ mod tests {
         let w = Tensor::full([2, 8], 0.5, &device).unwrap();
         let y = linear(&x, &w).unwrap();
         let grads = tape.backward(&[(&y, &Tensor::full([4, 2], 1.0, &device).unwrap())]).unwrap();
-        assert_eq!(grads.of(&x).unwrap().to_vec::<f32>().unwrap(), [1.0; 32]);
-        assert!(grads.of(&w).is_none());
+        assert_eq!(grads.get(&x).unwrap().to_vec::<f32>().unwrap(), [1.0; 32]);
+        assert!(grads.get(&w).is_none());
     }
 
     /// What a model loaded from half precision computes: f32 rows, a weight as it is stored.
@@ -108,9 +108,9 @@ mod tests {
                 let (x, w) = (tape.watch(&x), tape.watch(w));
                 let y = linear(&x, &w).unwrap();
                 let grads = tape.backward(&[(&y, &dy)]).unwrap();
-                let dw = grads.of(&w).unwrap();
+                let dw = grads.get(&w).unwrap();
                 assert_eq!(dw.dtype(), w.dtype());
-                [&y, grads.of(&x).unwrap(), dw].map(|t| t.to_floats().unwrap())
+                [&y, grads.get(&x).unwrap(), dw].map(|t| t.to_floats().unwrap())
             };
             let (half, wide) = (run(&w), run(&cast(&w, DType::F32).unwrap()));
             for (name, bound, (a, b)) in [

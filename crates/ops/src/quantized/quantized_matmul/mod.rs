@@ -111,10 +111,10 @@ mod tests {
         let x = tape.watch(&random([3, 64], 4));
         let dy = random([3, 24], 5);
         let y = quantized_matmul(&x, &packed.quantized()).unwrap();
-        let got = tape.backward(&[(&y, &dy)]).unwrap().of(&x).unwrap().to_vec::<f32>().unwrap();
+        let got = tape.backward(&[(&y, &dy)]).unwrap().get(&x).unwrap().to_vec::<f32>().unwrap();
         let x = tape.watch(&x.detach());
         let y = linear(&x, &dequantize(&packed.quantized(), DType::F32).unwrap()).unwrap();
-        let want = tape.backward(&[(&y, &dy)]).unwrap().of(&x).unwrap().to_vec::<f32>().unwrap();
+        let want = tape.backward(&[(&y, &dy)]).unwrap().get(&x).unwrap().to_vec::<f32>().unwrap();
         assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-4), "{got:?} {want:?}");
     }
 
