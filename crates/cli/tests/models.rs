@@ -318,6 +318,24 @@ fn long_to_convert(place: &Place) {
 
 #[cfg(unix)]
 #[test]
+fn info_devices_convert_and_quantize_answer_in_json() {
+    let place = Place::new();
+    let parse = |args: &[&str]| serde_json::from_str::<Value>(&said(&mut place.alluvium(args))).unwrap();
+    let hf = fixture("models/qwen3_5-f32-hf");
+    let quantized = parse(&["quantize", "--model", &hf, "--dtype", "bfloat16", "--json"]);
+    assert_eq!((&quantized["path"], &quantized["quantized_before"]), (&"mlx_model".into(), &0.into()));
+    assert!(quantized["quantized_modules"].as_u64().unwrap() > 10, "{quantized}");
+    let info = parse(&["info", "mlx_model", "--json"]);
+    assert_eq!(info["model_type"], "qwen3_5");
+    assert!(info["dtypes"].as_array().unwrap().iter().any(|entry| entry["dtype"] == "BF16"), "{info}");
+    let tensors = parse(&["info", "mlx_model", "--json", "--tensors"]);
+    assert_eq!(tensors["tensors"].as_array().unwrap().len() as u64, info["tensors"].as_u64().unwrap());
+    let converted = parse(&["convert", "--hf-path", &hf, "--mlx-path", "plain", "--json"]);
+    assert_eq!((&converted["bits_per_weight"], &converted["quantized_modules"]), (&32.0.into(), &0.into()));
+    assert_eq!(parse(&["devices", "--json"])[0]["device"], "cpu");
+}
+
+#[test]
 fn a_conversion_that_is_interrupted_leaves_nothing() {
     let place = Place::new();
     long_to_convert(&place);

@@ -3,7 +3,7 @@ use crate::output::{bar, bytes, count, say};
 use alluvium::DType;
 use alluvium::lm::formats::atomic::remove_partials;
 use alluvium::lm::quantize::format::parse_packing;
-use alluvium::lm::{Change, MixedRecipe, QuantConfig, convert, convert_to_transformers};
+use alluvium::lm::{Change, Converted, MixedRecipe, QuantConfig, convert, convert_to_transformers};
 use anyhow::{Context, anyhow, bail};
 use clap::ValueEnum;
 use std::io::Write;
@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// Dequantize a quantized model
     #[arg(long, short)]
     dequantize: bool,
+    /// Write the result as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Quantization of the matrices.
@@ -66,7 +69,7 @@ pub(crate) enum Layout {
 
 /// A floating-point dtype.
 #[derive(Clone, Copy, ValueEnum)]
-enum Dtype {
+pub(crate) enum Dtype {
     Float16,
     Bfloat16,
     Float32,
@@ -129,21 +132,73 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         _ if args.packing.asks() => bail!("the --q-* and --quant-predicate flags need -q; add it"),
         _ => Change::None,
     };
-    let dtype = args.dtype.map(|dtype| match dtype {
-        Dtype::Float16 => DType::F16,
-        Dtype::Bfloat16 => DType::BF16,
-        Dtype::Float32 => DType::F32,
-    });
-    write((&args.hf_path, &args.mlx_path), args.to, dtype, &change, out)
+    let job = Job { from: &args.hf_path, to: &args.mlx_path, layout: args.to, dtype: args.dtype, json: args.json };
+    job.run(&change, out)
 }
 
-pub(crate) fn write(
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::Float16 => DType::F16,
+            Dtype::Bfloat16 => DType::BF16,
+            Dtype::Float32 => DType::F32,
+        }
+    }
+}
+
+/// A conversion and how its result is written.
+pub(crate) struct Job<'a> {
+    pub(crate) from: &'a Path,
+    pub(crate) to: &'a Path,
+    pub(crate) layout: Layout,
+    pub(crate) dtype: Option<Dtype>,
+    pub(crate) json: bool,
+}
+
+impl Job<'_> {
+    pub(crate) fn run(&self, change: &Change, out: &mut impl Write) -> anyhow::Result<()> {
+        let &Job { from, to, layout, dtype, json } = self;
+        let converted = convert_with_progress((from, to), layout, dtype.map(DType::from), change)?;
+        match json {
+            true => writeln!(out, "{}", as_json(to, &converted))?,
+            false => writeln!(out, "{}", as_line(to, &converted))?,
+        }
+        Ok(())
+    }
+}
+
+fn as_json(to: &Path, converted: &Converted) -> serde_json::Value {
+    serde_json::json!({
+        "path": to.display().to_string(),
+        "parameters": converted.parameters,
+        "bytes": converted.bytes,
+        "bits_per_weight": converted.bits_per_weight(),
+        "quantized_modules": converted.packed,
+        "quantized_before": converted.packed_before,
+    })
+}
+
+fn as_line(to: &Path, converted: &Converted) -> String {
+    let before = match converted.packed_before {
+        0 => String::new(),
+        before => format!(", {before} of them before"),
+    };
+    format!(
+        "{}: {} parameters in {}, {:.3} bits per weight, {} modules quantized{before}",
+        to.display(),
+        count(converted.parameters as f64),
+        bytes(converted.bytes),
+        converted.bits_per_weight(),
+        converted.packed,
+    )
+}
+
+fn convert_with_progress(
     (from, to): (&Path, &Path),
     layout: Layout,
     dtype: Option<DType>,
     change: &Change,
-    out: &mut impl Write,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Converted> {
     is_here(from)?;
     tidy_on_signal()?;
     let progress = bar(0, 0);
@@ -156,20 +211,7 @@ pub(crate) fn write(
         Layout::Hf => convert_to_transformers(from, to, dtype, change, &mut show)?,
     };
     progress.finish_and_clear();
-    let before = match converted.packed_before {
-        0 => String::new(),
-        before => format!(", {before} of them before"),
-    };
-    writeln!(
-        out,
-        "{}: {} parameters in {}, {:.3} bits per weight, {} modules quantized{before}",
-        to.display(),
-        count(converted.parameters as f64),
-        bytes(converted.bytes),
-        converted.bits_per_weight(),
-        converted.packed,
-    )?;
-    Ok(())
+    Ok(converted)
 }
 
 /// Ctrl-C and SIGTERM remove the partial output and end the process.

@@ -1,5 +1,6 @@
 use crate::output::{bytes, count, listing};
-use alluvium::lm::inspect;
+use alluvium::lm::{CheckpointInfo, TensorInfo, inspect};
+use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -11,11 +12,18 @@ pub(crate) struct Args {
     /// List every tensor
     #[arg(long)]
     tensors: bool,
+    /// Write the result as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     super::is_here(&args.path)?;
     let found = inspect(&args.path)?;
+    if args.json {
+        writeln!(out, "{}", as_json(&found, args.tensors))?;
+        return Ok(());
+    }
     let mut rows = Vec::new();
     rows.push(["path".to_owned(), args.path.display().to_string()]);
     if let Some(model_type) = &found.model_type {
@@ -37,8 +45,27 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     listing(out, &rows)?;
     if args.tensors {
         writeln!(out)?;
-        let row = |t: &alluvium::lm::checkpoint::TensorInfo| [t.name.clone(), t.dtype.to_owned(), t.shape.to_string()];
+        let row = |t: &TensorInfo| [t.name.clone(), t.dtype.to_owned(), t.shape.to_string()];
         listing(out, &found.tensors.iter().map(row).collect::<Vec<_>>())?;
     }
     Ok(())
+}
+
+fn as_json(info: &CheckpointInfo, with_tensors: bool) -> Value {
+    let file = |(path, bytes): &(PathBuf, u64)| json!({"path": path.display().to_string(), "bytes": bytes});
+    let dtype = |(dtype, tensors, bytes)| json!({"dtype": dtype, "tensors": tensors, "bytes": bytes});
+    let mut object = json!({
+        "model_type": info.model_type,
+        "files": info.files.iter().map(file).collect::<Vec<_>>(),
+        "tensors": info.tensors.len(),
+        "parameters": info.parameters(),
+        "bytes": info.bytes(),
+        "dtypes": info.dtypes().into_iter().map(dtype).collect::<Vec<_>>(),
+        "quantized_modules": info.packings,
+    });
+    if with_tensors {
+        let tensor = |t: &TensorInfo| json!({"name": t.name, "dtype": t.dtype, "shape": t.shape[..], "bytes": t.bytes});
+        object["tensors"] = info.tensors.iter().map(tensor).collect();
+    }
+    object
 }

@@ -1,4 +1,4 @@
-use super::convert::{Layout, PackingArgs, write};
+use super::convert::{Dtype, Job, Layout, PackingArgs};
 use alluvium::lm::Change;
 use std::io::Write;
 use std::path::PathBuf;
@@ -7,15 +7,23 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder of the model
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, visible_alias = "hf-path", value_name = "DIR")]
     model: PathBuf,
     /// New folder; it must not exist
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, visible_alias = "output", value_name = "DIR", default_value = "mlx_model")]
     mlx_path: PathBuf,
     #[command(flatten)]
     packing: PackingArgs,
+    /// Data type of unquantized weights [default: torch_dtype from config.json, else unchanged]
+    #[arg(long)]
+    dtype: Option<Dtype>,
+    /// Write the result as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
-    write((&args.model, &args.mlx_path), Layout::Mlx, None, &Change::Quantize(args.packing.scheme()?), out)
+    let Args { model, mlx_path, packing, dtype, json } = args;
+    let job = Job { from: model, to: mlx_path, layout: Layout::Mlx, dtype: *dtype, json: *json };
+    job.run(&Change::Quantize(packing.scheme()?), out)
 }
