@@ -198,8 +198,8 @@ BREAKAGES = [
         "gated_delta_rule: the state not decayed over a chunk",
         "gated_delta_rule",
         "ops/src/delta/gated_delta_rule/cpu/chunk.rs",
-        old="self.new, v).onto(whole)",
-        new="self.new, v).onto(1.0)",
+        old="self.v_new, v).onto(whole)",
+        new="self.v_new, v).onto(1.0)",
     ),
     Breakage(
         "gated_delta_rule: a term of the decay's gradient missing",

@@ -1,4 +1,4 @@
-//! How fast an operation is on a device, against the device's own ceiling measured in the same run.
+//! Benchmarks of operations, as fractions of the limits of the device that are measured in the same run.
 
 use crate::Transpose;
 use crate::check::Inputs;
@@ -8,17 +8,17 @@ use alluvium_core::rng::Rng;
 use alluvium_core::{DType, Device, Dims, Error, Result, Shape, Tape, Tensor, tape};
 use std::time::{Duration, Instant};
 
-/// What the device can do at most: measured, not looked up.
+/// The measured limits of a device.
 #[derive(Clone, Copy, Debug)]
 pub struct Ceiling {
     /// Measured bandwidth in bytes/s of `a += b` on large f32 arrays: 12 bytes per element. A copy is as fast with
     /// non-temporal stores; with ordinary stores, which first read the lines they change, it is a third slower.
     pub bandwidth: f64,
-    /// Floating-point operations a second of a product of two square matrices.
+    /// Floating-point operations per second of a product of two square matrices.
     pub rate: f64,
     /// Rows of those matrices.
     pub side: usize,
-    /// Seconds of the host that a launch takes, with its share of a submission; none where nothing is launched.
+    /// Seconds of host time per launch, with its share of a submission; `None` on the CPU.
     pub launch: Option<f64>,
 }
 
@@ -27,40 +27,40 @@ pub struct Ceiling {
 pub struct Timing {
     /// The median of the repeats.
     pub seconds: f64,
-    /// Bytes that had to be moved.
+    /// Bytes that the case reads and writes at least.
     pub bytes: usize,
     /// Useful floating-point operations.
     pub flops: usize,
 }
 
 impl Timing {
-    /// Bytes a second.
+    /// Bytes per second.
     pub fn bandwidth(&self) -> f64 {
         self.bytes as f64 / self.seconds
     }
 
-    /// Floating-point operations a second.
+    /// Floating-point operations per second.
     pub fn rate(&self) -> f64 {
         self.flops as f64 / self.seconds
     }
 
-    /// The time the ceiling allows over the time it took: 1 is as fast as it goes.
+    /// The shortest time that the limits of the device allow, divided by the measured time.
     pub fn fraction(&self, ceiling: &Ceiling) -> f64 {
         let floor = (self.bytes as f64 / ceiling.bandwidth).max(self.flops as f64 / ceiling.rate);
         floor / self.seconds
     }
 }
 
-/// Time given to one measurement.
+/// The duration of one measurement.
 const PATIENCE: Duration = Duration::from_millis(600);
 
-/// Time given to what a GPU gets at once.
+/// The duration of a burst of launches on a GPU.
 const BURST: Duration = Duration::from_millis(40);
 
 /// The option of cases that are timed in f16.
 const HALF: (&str, f64) = ("f16", 1.0);
 
-/// Measures what the device can do.
+/// Measures the limits of a device.
 ///
 /// # Errors
 /// When it is out of memory.
@@ -83,8 +83,8 @@ pub fn ceiling(device: &Device) -> Result<Ceiling> {
     Ok(Ceiling { bandwidth: (12 * n) as f64 / add, rate: 2.0 * (side as f64).powi(3) / product, side, launch })
 }
 
-/// What a launch costs the host, from operations on one token. As many are timed as are submitted together; the GPU is
-/// done with them when the next are timed, which then put away what those before held: it never holds the host back.
+/// The host time of a launch, from operations on one token. A batch of [`BATCH`] launches is timed at once and finishes
+/// before the next batch is timed, so the time is host overhead alone, with the cleanup of the batch before.
 fn launch(device: &Device) -> Result<Option<f64>> {
     let Device::Gpu(_) = device else { return Ok(None) };
     let x = Tensor::full([1, 64], 1.0, device)?;
@@ -101,12 +101,12 @@ fn launch(device: &Device) -> Result<Option<f64>> {
     Ok(Some(times[times.len() / 2]))
 }
 
-/// Whether this is a GPU of its own, not the CPU.
+/// Whether this is a hardware GPU.
 fn is_gpu(device: &Device) -> bool {
     matches!(device, Device::Gpu(gpu) if !gpu.adapter().is_software())
 }
 
-/// The cases that are timed on a device: those that only a GPU is done with in time are left to GPUs.
+/// The cases to time on a device. The largest ones are for GPUs only.
 pub fn cases(op: &Op, device: &Device) -> impl Iterator<Item = &'static Case> {
     let (most_flops, most_bytes) =
         if is_gpu(device) { (usize::MAX, usize::MAX) } else { (40_000_000_000, 800_000_000) };
@@ -119,7 +119,7 @@ pub fn cases(op: &Op, device: &Device) -> impl Iterator<Item = &'static Case> {
 
 /// Times a case forward and, where there is a gradient, forward and backward together.
 ///
-/// The benchmark is the only holder of what an operation overwrites, so that its path in place is timed.
+/// Arguments that an operation overwrites are not shared, so the path in place is timed.
 ///
 /// # Errors
 /// When the operation fails, or does not read an option of the case.
@@ -153,7 +153,7 @@ pub fn time(op: &Op, case: &Case, device: &Device) -> Result<(Timing, Option<Tim
     Ok((forward, Some(both)))
 }
 
-/// Arguments that were taken over get the results that live in their memory: the next run goes on from there, in place.
+/// Replaces the arguments that an operation overwrote by the results in their memory, for the next run in place.
 fn hand_back(op: &Op, case: &Case, given: &mut Given<Tensor>, mut results: Vec<Tensor>) -> Result<()> {
     for (arg, (name, slot)) in op.contract.args.iter().zip(&mut given.args) {
         if slot.is_none() && !case.without.contains(name) {
@@ -173,8 +173,8 @@ fn random(shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
     crate::cast(&Tensor::from_slice(&data, shape, device)?, dtype)
 }
 
-/// The median time of repeats, after one that warms up. A GPU gets many at once and is waited for after the last: a
-/// launch takes longer to arrive than a short one runs.
+/// The median time of repeats after a warm-up. On a GPU a repeat is a burst of launches with one wait at its end,
+/// because the latency of a launch is longer than a short kernel.
 fn median(device: &Device, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
     let mut once = |repeats: usize| -> Result<f64> {
         let from = Instant::now();

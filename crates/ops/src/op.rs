@@ -1,40 +1,40 @@
-//! What an entry of the list is.
+//! The entry of an operation in the list: contract, cases, reference, tolerances, cost.
 
 use alluvium_core::{Contract, DType, Dims, Error, Result, Tensor};
 use std::ops::Index;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// An operation of the list: everything that the check, the tests, the benchmark and the documentation need of it.
+/// The entry of an operation: everything that the proof, the tests, the benchmark and the documentation read.
 #[derive(Debug)]
 pub struct Op {
-    /// What it takes.
+    /// Its arguments.
     pub contract: &'static Contract,
-    /// What it does, in a few words.
+    /// A short description.
     pub summary: &'static str,
     /// The names of its results, in order.
     pub results: &'static [&'static str],
-    /// Runs it on the arguments of a case. An argument that the operation takes over is taken out of them.
+    /// Runs it on the arguments of a case. An argument that the operation overwrites is moved out of them.
     pub run: fn(&mut Given<Tensor>) -> Result<Vec<Tensor>>,
     /// The definition, in f64.
     pub reference: fn(&Given<Array>) -> Vec<Array>,
     /// Its gradient.
     pub gradient: Gradient,
-    /// How far a result may be from the reference.
+    /// The tolerance of results and gradients.
     pub tolerance: Tolerance,
     /// The random values of arguments, by name; the others are standard normal. A case may replace them.
     pub fills: &'static [(&'static str, Fill)],
     /// What launches do with a tensor that is larger than a binding.
     pub oversize: Oversize,
-    /// What it is tested on: the odd ones, each with the reason it is there.
+    /// The cases of the proof: the odd ones, each with the reason it is there.
     pub cases: &'static [Case],
-    /// Letters that random shapes leave as the cases set them.
+    /// Letters that random shapes do not change.
     pub fixed: &'static [char],
     /// The largest size that random shapes give to a letter.
     pub largest: usize,
-    /// What it is timed on.
+    /// The cases of the benchmark.
     pub bench: &'static [Case],
-    /// The least that has to be moved and computed.
+    /// The bytes and operations that one call needs at least.
     pub cost: fn(&Dims) -> Cost,
 }
 
@@ -44,11 +44,11 @@ pub enum Gradient {
     /// Gradients to the arguments, in the contract's order, from the gradients of the results; none for an argument
     /// that has no gradient (ids, offsets) or was left out.
     Of(fn(&Given<Array>, &[Array]) -> Vec<Option<Array>>),
-    /// There is none, because.
+    /// There is none; the text says why.
     None(&'static str),
 }
 
-/// How far a tensor may be from its reference, relative to the reference's size. docs/numerics.md gives the reasons.
+/// The tolerance of a tensor, relative to the size of its reference. docs/numerics.md gives the reasons.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
     /// Bound on ‖got − want‖ / ‖want‖.
@@ -122,7 +122,7 @@ pub enum Oversize {
 /// One set of sizes and options that an operation is tested or timed on.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    /// Why it is there.
+    /// The reason for the case.
     pub name: &'static str,
     /// The contract's letters.
     pub sizes: &'static [(char, usize)],
@@ -130,9 +130,9 @@ pub struct Case {
     pub without: &'static [&'static str],
     /// Other random values than [`Op::fills`] gives.
     pub fills: &'static [(&'static str, Fill)],
-    /// Arguments whose storage the case decides, whatever storage is checked.
+    /// Arguments whose dtype the case sets, for every storage that is checked.
     pub stored: &'static [(&'static str, DType)],
-    /// Numbers that are no tensors, by name; a flag is a number, too.
+    /// Options by name; a flag is 1 or absent.
     pub options: &'static [(&'static str, f64)],
     /// Results and gradients (`"d g"`) that are truly zero here; everywhere else a result of zeros must fail.
     pub zeros: &'static [&'static str],
@@ -151,12 +151,12 @@ impl Case {
         Case { without, ..self }
     }
 
-    /// With these inputs made otherwise.
+    /// With other random values of these arguments.
     pub const fn filled(self, fills: &'static [(&'static str, Fill)]) -> Self {
         Case { fills, ..self }
     }
 
-    /// With these arguments stored so.
+    /// With these arguments stored in these dtypes.
     pub const fn stored(self, stored: &'static [(&'static str, DType)]) -> Self {
         Case { stored, ..self }
     }
@@ -209,7 +209,7 @@ impl Options {
         Some(self.values[index].1)
     }
 
-    /// The names that were never asked for.
+    /// The names of the options that were not read.
     pub fn unread(&self) -> impl Iterator<Item = &'static str> + use<> {
         let read = self.read.load(Ordering::Relaxed);
         self.values.iter().enumerate().filter(move |(i, _)| read >> i & 1 == 0).map(|(_, (name, _))| *name)
@@ -234,7 +234,7 @@ impl<T> Given<T> {
 }
 
 impl Given<Tensor> {
-    /// An argument, given away: an operation that overwrites it does so in place if it is not shared.
+    /// Moves an argument out, so that an operation can overwrite it in place.
     ///
     /// # Errors
     /// When it was left out or taken before.
@@ -256,7 +256,7 @@ impl<T> Index<&str> for Given<T> {
     }
 }
 
-/// An array of f64: what references compute with.
+/// An array of f64, for references.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array {
     /// The lengths of the axes.

@@ -1,5 +1,5 @@
-//! Results and gradients where a difference of nearly equal numbers would lose them: each element is compared relative to
-//! itself, on the CPU and on a GPU.
+//! Results and gradients where a difference of nearly equal numbers would lose them: each element is compared relative
+//! to itself, on the CPU and on a GPU.
 #![allow(clippy::unwrap_used)]
 
 use alluvium_core::gpu::{Gpu, adapters};

@@ -44,7 +44,7 @@ fn moved<T: Element>(device: &Device, data: &[T], [a, b, c]: [usize; 3]) -> Vec<
 }
 
 #[test]
-fn bytes_halves_and_words_are_moved_to_any_place_as_the_processor_moves_them() {
+fn bytes_halves_and_u32s_are_moved_to_any_offset_as_on_the_cpu() {
     let Some(gpu) = open() else { return };
     let cpu = Device::cpu();
     let bytes: Vec<u8> = (0..2_000).map(|i| (i * 7 % 251) as u8).collect();
@@ -60,7 +60,7 @@ fn bytes_halves_and_words_are_moved_to_any_place_as_the_processor_moves_them() {
 }
 
 #[test]
-fn memory_that_nobody_else_holds_is_written_in_place_and_shared_memory_is_copied() {
+fn memory_is_written_in_place_and_copied_if_it_is_shared() {
     let Some(device) = open() else { return };
     let Device::Gpu(gpu) = &device else { return };
     let full = |shape: &[usize], value| Tensor::full(Shape::new(shape).unwrap(), value, &device).unwrap();
@@ -314,7 +314,7 @@ fn full(device: &Device, shape: [usize; 2]) -> Tensor {
 }
 
 #[test]
-fn equal_experts_are_chosen_by_number_and_far_ones_overflow_nothing_as_on_the_processor() {
+fn equal_experts_are_chosen_by_index_and_distant_logits_do_not_overflow() {
     let Some(gpu) = open() else { return };
     // more choices than a workgroup has invocations
     let many: Vec<f32> = (0..3 * 130).map(|i| ((i * 7) % 13) as f32 * 0.5).collect();
@@ -334,7 +334,7 @@ fn equal_experts_are_chosen_by_number_and_far_ones_overflow_nothing_as_on_the_pr
 }
 
 #[test]
-fn a_row_whose_expert_a_gpu_chose_and_nobody_has_is_no_number_and_the_others_are_not_disturbed() {
+fn a_row_whose_expert_on_a_gpu_is_out_of_range_is_nan_and_others_are_not_changed() {
     let Some(gpu) = open() else { return };
     let wave = |n: usize, seed: f32| (0..n).map(|i| (i as f32 * 0.7 + seed).sin()).collect::<Vec<_>>();
     // one by one, a few of each expert at once, in tiles
@@ -418,7 +418,7 @@ fn a_quantized_matrix_larger_than_a_binding_is_cut() {
 }
 
 #[test]
-fn codes_that_a_gpu_makes_are_the_bits_of_those_of_the_processor() {
+fn codes_that_a_gpu_makes_are_bit_identical_to_those_of_the_cpu() {
     let Some(device) = open() else { return };
     let mut data: Vec<f32> = (0..9 * 384).map(|i| (i as f32 * 0.73).sin() * 10f32.powi(i / 384 - 4)).collect();
     // zeros, zeros of both signs beside larger numbers, numbers that f32 hardly holds, steps that fall between codes

@@ -81,7 +81,7 @@ fn hold_products(file: &Golden, case: &str) {
 }
 
 #[test]
-fn affine_packing_its_numbers_and_its_products_are_those_of_mlx() {
+fn affine_packing_its_values_and_its_products_match_mlx() {
     let file = Golden::open("quant_affine");
     for case in file.cases("b") {
         hold_packing(&file, &case);

@@ -48,7 +48,7 @@ fn floats(x: &mut Tensor) -> Result<&mut [f32]> {
     x.slice_mut().ok_or_else(|| Error::value(super::CONTRACT.op, "memory that was just made is shared"))
 }
 
-/// What every weight is multiplied with, rounded once from f64.
+/// The factors of a step, rounded once from f64.
 pub(super) struct Factors {
     pub(super) beta: [f32; 2],
     pub(super) rest: [f32; 2],

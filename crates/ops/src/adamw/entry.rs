@@ -3,7 +3,7 @@
 use super::{AdamW, AdamWState, CONTRACT, WHY, adamw, reference};
 use crate::op::{Case, Cost, Fill, Given, Gradient, Op, Oversize, Tolerance};
 
-fn numbers<T>(t: &Given<T>) -> AdamW {
+fn settings<T>(t: &Given<T>) -> AdamW {
     let default = AdamW::default();
     let or = |name: &str, default: f32| t.option(name).map_or(default, |x| x as f32);
     AdamW {
@@ -23,10 +23,10 @@ pub(crate) static OP: Op = Op {
     results: &["p", "m", "v"],
     run: |t| {
         let [p, m, v] = [t.take("p")?, t.take("m")?, t.take("v")?];
-        let AdamWState { p, m, v } = adamw(p, &t["grad"], m, v, &numbers(t))?;
+        let AdamWState { p, m, v } = adamw(p, &t["grad"], m, v, &settings(t))?;
         Ok(vec![p, m, v])
     },
-    reference: |t| reference::step(t, &numbers(t)),
+    reference: |t| reference::step(t, &settings(t)),
     gradient: Gradient::None(WHY),
     tolerance: Tolerance::F32,
     fills: &[("m", Fill::Normal(0.1)), ("v", Fill::Uniform(0.0, 0.1))],

@@ -1,4 +1,4 @@
-// A vec4 of weights an invocation, in place.
+// One vec4 of weights per invocation, in place.
 struct Params { quads: u32, beta1: f32, beta2: f32, rest1: f32, rest2: f32, keep: f32, rate: f32, root: f32, eps: f32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read_write> weights: array<P4>;

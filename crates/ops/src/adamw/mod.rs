@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::{F32, FLOATS};
 use alluvium_core::{Arg, Contract, Device, Error, Result, Tensor, tape};
 
-/// What `adamw` takes.
+/// The contract of `adamw`.
 static CONTRACT: Contract = Contract {
     op: "adamw",
     args: &[
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_nobody_else_holds_is_updated_in_place_and_gives_the_bits_of_a_copy() {
+    fn an_update_in_place_is_bit_identical_to_that_of_a_copy() {
         let (p, grad, m, v) = state(70_001);
         let copied = adamw(p.clone(), &grad, m.clone(), v.clone(), &AdamW::default()).unwrap();
         let (before, at) = (p.to_vec::<f32>().unwrap(), p.slice::<f32>().unwrap().as_ptr());
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_out_of_range_and_traced_tensors_are_refused_in_words() {
+    fn settings_out_of_range_and_traced_tensors_are_errors() {
         let (p, grad, m, v) = state(3);
         let error = |numbers: AdamW| adamw(p.clone(), &grad, m.clone(), v.clone(), &numbers).unwrap_err().to_string();
         assert_eq!(error(AdamW { step: 0, ..AdamW::default() }), "adamw: step is 0, but steps are counted from 1");

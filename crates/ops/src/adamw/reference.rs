@@ -3,8 +3,8 @@
 use super::AdamW;
 use crate::op::{Array, Given};
 
-pub(super) fn step(t: &Given<Array>, numbers: &AdamW) -> Vec<Array> {
-    let AdamW { learning_rate, beta1, beta2, eps, weight_decay, step, bias_correction } = *numbers;
+pub(super) fn step(t: &Given<Array>, settings: &AdamW) -> Vec<Array> {
+    let AdamW { learning_rate, beta1, beta2, eps, weight_decay, step, bias_correction } = *settings;
     let [lr, beta1, beta2, eps, decay] = [learning_rate, beta1, beta2, eps, weight_decay].map(f64::from);
     let g = &t["grad"];
     let m = t["m"].zip(g, |m, g| beta1 * m + (1.0 - beta1) * g);

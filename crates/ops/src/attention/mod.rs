@@ -11,7 +11,7 @@ use crate::common::packed;
 use alluvium_core::contract::{FLOATS, IDS, SAME};
 use alluvium_core::{Arg, Backward, Contract, Device, Dims, Error, Result, Rule, Tensor, tape};
 
-/// What `attention` takes: `A` query heads share `G` heads of keys and values.
+/// The contract of `attention`: `A` query heads share `G` heads of keys and values.
 static CONTRACT: Contract = Contract {
     op: "attention",
     args: &[
@@ -34,7 +34,7 @@ pub struct AttentionArgs<'a> {
     pub v: &'a Tensor,
     /// Where packed sequences begin and end, `[N+1]`, u32: no token sees another sequence.
     pub cu_seqlens: Option<&'a Tensor>,
-    /// What scores are multiplied with, usually `1/√D`.
+    /// The factor of the scores, usually `1/√D`.
     pub scale: f32,
 }
 

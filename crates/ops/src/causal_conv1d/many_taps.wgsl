@@ -1,4 +1,4 @@
-// More taps than registers hold: each row reads again what its taps see.
+// Any number of taps: each row reads the inputs of its taps again.
 @compute @workgroup_size(GROUP)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let columns = (p.width + GROUP - 1u) / GROUP;

@@ -13,7 +13,7 @@ use alluvium_core::contract::{FLOATS, IDS, SAME};
 use alluvium_core::{Arg, BackwardMany, Contract, Device, Dims, Error, Kind, Result, Tensor, tape};
 use std::ops::Range;
 
-/// What `causal_conv1d` takes.
+/// The contract of `causal_conv1d`.
 static CONTRACT: Contract = Contract {
     op: "causal_conv1d",
     args: &[
@@ -32,15 +32,15 @@ pub struct CausalConv1dArgs<'a> {
     pub x: &'a Tensor,
     /// The taps of each channel, `[C, K]`; the last is that of the current token.
     pub w: &'a Tensor,
-    /// The `K-1` tokens before the first, `[N, K-1, C]`; zeros when left out.
+    /// The `K-1` tokens before the first, `[N, K-1, C]`; zeros if `None`.
     pub initial_state: Option<&'a Tensor>,
-    /// Where packed sequences begin and end, `[N+1]`, with `B = 1`.
+    /// The `N+1` offsets of packed sequences, from 0 to `T`; `B` is then 1.
     pub cu_seqlens: Option<&'a Tensor>,
-    /// What the sums go through.
+    /// The activation of the sums.
     pub activation: Activation,
 }
 
-/// What the sums go through before they are stored.
+/// The activation of a convolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Activation {
     /// Nothing.
@@ -50,16 +50,16 @@ pub enum Activation {
     Silu,
 }
 
-/// What [`causal_conv1d`] gives.
+/// The results of [`causal_conv1d`].
 #[derive(Clone, Debug)]
 pub struct ConvOutput {
     /// The convolved tokens, `[B, T, C]`.
     pub y: Tensor,
-    /// The last `K-1` inputs of each sequence, `[N, K-1, C]`: the initial state of what comes next. None when `K = 1`.
+    /// The last `K-1` inputs of each sequence, `[N, K-1, C]`: the initial state of the next call. `None` when `K = 1`.
     pub final_state: Option<Tensor>,
 }
 
-/// Convolves each channel with its own `K` taps over the current token and those before it.
+/// Causal depthwise convolution: each channel has `K` taps over the current token and those before it.
 ///
 /// `y[t, c] = act(Σ_k w[c, k] · x[t + k − (K−1), c])`; before the start are the rows of `initial_state`, or zeros.
 ///
@@ -178,7 +178,7 @@ impl<const M: usize> BackwardMany<3, M> for Saved {
 mod tests {
     use super::*;
 
-    fn numbers(shape: [usize; 3], name: &str) -> Tensor {
+    fn random(shape: [usize; 3], name: &str) -> Tensor {
         let mut rng = alluvium_core::rng::Rng::new(1, name);
         let data: Vec<f32> = (0..shape.iter().product()).map(|_| rng.normal() as f32).collect();
         Tensor::from_slice(&data, shape, &Device::cpu()).unwrap()
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_sequence_in_pieces_gives_the_bits_of_the_whole() {
-        let (x, w) = (numbers([1, 11, 37], "x"), numbers([1, 37, 4], "w").reshape([37, 4]).unwrap());
+        let (x, w) = (random([1, 11, 37], "x"), random([1, 37, 4], "w").reshape([37, 4]).unwrap());
         let whole = causal_conv1d(conv(&x, &w, None)).unwrap();
         let (mut state, mut y) = (None, Vec::new());
         for (first, len) in [(0, 1), (1, 2), (3, 7), (10, 1)] {
@@ -205,14 +205,14 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_does_not_fit_is_refused_in_words() {
-        let (x, w) = (numbers([2, 3, 4], "x"), numbers([1, 4, 3], "w").reshape([4, 3]).unwrap());
-        let error = causal_conv1d(conv(&x, &w, Some(&numbers([3, 2, 4], "s")))).unwrap_err().to_string();
+    fn a_state_that_does_not_fit_is_an_error() {
+        let (x, w) = (random([2, 3, 4], "x"), random([1, 4, 3], "w").reshape([4, 3]).unwrap());
+        let error = causal_conv1d(conv(&x, &w, Some(&random([3, 2, 4], "s")))).unwrap_err().to_string();
         let want =
             "causal_conv1d: `initial_state` is [3, 2, 4], expected [N, K-1, C] with N = 2, the B of `x` [2, 3, 4]";
         assert_eq!(error, want);
-        let one = numbers([1, 4, 1], "w").reshape([4, 1]).unwrap();
-        let error = causal_conv1d(conv(&x, &one, Some(&numbers([2, 1, 4], "s")))).unwrap_err().to_string();
+        let one = random([1, 4, 1], "w").reshape([4, 1]).unwrap();
+        let error = causal_conv1d(conv(&x, &one, Some(&random([2, 1, 4], "s")))).unwrap_err().to_string();
         assert_eq!(error, "causal_conv1d: `initial_state` came, but with K = 1 nothing before a token matters");
     }
 }

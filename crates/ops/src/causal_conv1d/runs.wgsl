@@ -1,4 +1,4 @@
-// Runs of rows that belong to one sequence, and what lies before and in them. An invocation has a unit of channels.
+// Runs of rows of one sequence, and the rows before them. An invocation has a unit of channels.
 const BEFORE: i32 = i32(TAPS) - 1;
 // rows of a state; never a divisor of zero
 const KEPT: i32 = max(BEFORE, 1);
@@ -36,7 +36,7 @@ fn sequence_at(i: u32) -> Run {
 
 fn place(row: i32, channel: u32) -> u32 { return u32(row) * p.width + channel; }
 
-// what lies before the start is the state's, or zero
+// rows before the start come from the state, or are zero
 fn input(run: Run, row: i32, channel: u32) -> Num {
     if row >= run.start { return widen(x[place(row, channel)]); }
     if STATE == 0u { return Num(0.0); }

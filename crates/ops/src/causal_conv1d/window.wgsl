@@ -1,4 +1,4 @@
-// Few taps: the inputs that they see slide through registers, STEP rows at a time so that as many reads are under way.
+// Few taps: a window of inputs slides through registers, STEP rows at a time so that several reads are in flight.
 const STEP: i32 = 4;
 const WINDOW = TAPS + 3u;
 

@@ -1,4 +1,4 @@
-//! How far two arrays are apart.
+//! The distance of an array from its reference.
 
 use crate::op::Tolerance;
 
@@ -18,7 +18,7 @@ pub struct Gap {
     pub each: f64,
     /// Where `worst` is.
     pub at: usize,
-    /// What came there, and what was wanted.
+    /// The element that came there, and the expected one.
     pub pair: (f64, f64),
 }
 
@@ -47,10 +47,10 @@ impl std::fmt::Display for Gap {
     }
 }
 
-/// Compares element by element; a number that is not finite where the other is, is infinitely far.
+/// Compares element by element. An element that is not finite has an infinite distance unless both are equal.
 ///
-/// A reference whose root mean square is below `floor` is taken to be that large: where random sizes make a gradient
-/// cancel, what is left are the roundings of its terms.
+/// `floor` is the smallest root mean square that distances are divided by: with random sizes the terms of a gradient
+/// may cancel, and only their roundings remain.
 pub fn compare(got: &[f64], want: &[f64], floor: f64) -> Gap {
     if got.len() != want.len() {
         return Gap { relative: f64::INFINITY, worst: f64::INFINITY, each: f64::INFINITY, ..Gap::default() };

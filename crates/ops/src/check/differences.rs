@@ -1,4 +1,4 @@
-//! The reference's own gradient against central differences of the reference, in f64.
+//! Comparison of the gradient of a reference with central differences of the reference, in f64.
 
 use super::Inputs;
 use crate::op::{Array, Case, Given, Gradient, Op};
@@ -9,12 +9,12 @@ use alluvium_core::{DType, Device, Result};
 const STEP: f64 = 1e-5;
 /// Relative to the size of the gradient: the step's own error is about 1e-9 of the third derivative.
 const ALLOWED: f64 = 1e-6;
-/// Single elements that are looked at besides the random directions.
+/// The number of single elements that are compared besides random directions.
 const ELEMENTS: usize = 12;
 
-/// Holds the gradient of the reference against differences, along random directions and in single elements.
+/// Compares the gradient of the reference with differences along random directions and in single elements.
 ///
-/// Returns what is wrong, one line each.
+/// Returns one line per fault.
 ///
 /// # Errors
 /// When the inputs cannot be made.
@@ -46,7 +46,7 @@ pub fn gradient_of_reference(op: &Op, case: &Case) -> Result<Vec<String>> {
             let moved = |step: f64| loss(&shifted(given, index, &direction, step));
             let measured = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
             let gap = (derivative - measured).abs();
-            // the difference of two losses cannot be sharper than the rounding of one
+            // the difference of two losses has the rounding errors of both
             let noise = 1e-15 * loss(given).abs().max(1.0) / STEP * (n as f64).sqrt();
             if gap.is_nan() || gap > ALLOWED * norm.max(derivative.abs()) + noise {
                 faults.push(format!("d {name}: the reference says {derivative}, differences say {measured}"));

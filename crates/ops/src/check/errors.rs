@@ -1,10 +1,11 @@
-//! Every way in which arguments can break a contract, and what the operation says to it.
+//! Arguments that violate a contract, and the errors that operations return for them.
 
 use super::Inputs;
 use crate::op::{Case, Given, Op};
 use alluvium_core::{DType, Device, Kind, Result, Shape, Tensor};
 
-/// Breaks each argument of a case in turn; returns what the operation did wrong, one line each.
+/// Passes each argument of a case in a wrong shape or dtype. Returns one line per violation that is accepted or has a
+/// poor error.
 ///
 /// # Errors
 /// When the inputs cannot be made.
@@ -27,7 +28,7 @@ pub fn refusals(op: &Op, case: &Case, device: &Device) -> Result<Vec<String>> {
                     let kind = matches!(error.kind(), Kind::Shape { .. } | Kind::Dtype { .. });
                     let names = op.contract.args.iter().any(|arg| text.contains(&format!("`{}`", arg.name())));
                     if !kind || !text.starts_with(op.name()) || !names {
-                        faults.push(format!("{what} was refused with other words: {text}"));
+                        faults.push(format!("{what} was refused with an error that does not name it: {text}"));
                     }
                 }
             }

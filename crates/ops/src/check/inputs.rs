@@ -9,7 +9,7 @@ use half::{bf16, f16};
 /// The tokens of a chunk of the gated delta rule, for the fills that are made per chunk.
 const CHUNK: usize = 64;
 
-/// The arguments of a case, twice.
+/// The arguments of a case, as tensors and as arrays.
 #[derive(Debug)]
 pub struct Inputs {
     /// On the device.
@@ -39,10 +39,10 @@ impl Inputs {
             let shape = dims.shape(arg.shape())?;
             let named = |fills: &[(&str, Fill)]| fills.iter().find(|(n, _)| *n == arg.name()).map(|&(_, fill)| fill);
             let fill = named(case.fills).or_else(|| named(op.fills)).unwrap_or(Fill::Normal(1.0));
-            let data = numbers_for(fill, shape, &dims, &mut Rng::new(1, &format!("{name} {}", arg.name())));
+            let data = values_for(fill, shape, &dims, &mut Rng::new(1, &format!("{name} {}", arg.name())));
             let stored = case.stored.iter().find(|(n, _)| *n == arg.name()).map_or(storage(arg, dtype), |&(_, d)| d);
             let tensor = store(&data, shape, stored, device)?;
-            arrays.push((arg.name(), Some(Array::new(shape.to_vec(), numbers(&tensor)?))));
+            arrays.push((arg.name(), Some(Array::new(shape.to_vec(), values(&tensor)?))));
             tensors.push((arg.name(), Some(tensor)));
         }
         Ok(Inputs {
@@ -65,7 +65,7 @@ impl Inputs {
         Given { args, dims: self.tensors.dims.clone(), options: self.tensors.options.clone() }
     }
 
-    /// The tensors again, in memory of their own.
+    /// Copies of the tensors.
     pub(super) fn copied(&self) -> Result<Given<Tensor>> {
         let copy = |x: &Tensor| Tensor::from_bytes(&x.to_bytes()?, x.shape(), x.dtype(), &self.device);
         let each = |(name, x): &(&'static str, Option<Tensor>)| Ok((*name, x.as_ref().map(copy).transpose()?));
@@ -85,7 +85,7 @@ impl Inputs {
 
     /// A seed in the dtype of the result it belongs to.
     pub(super) fn like(&self, seed: &Tensor, result: &Tensor) -> Result<Tensor> {
-        store(&numbers(seed)?, seed.shape(), result.dtype(), &self.device)
+        store(&values(seed)?, seed.shape(), result.dtype(), &self.device)
     }
 }
 
@@ -98,7 +98,7 @@ fn storage(arg: &Arg, dtype: DType) -> DType {
     }
 }
 
-fn numbers_for(fill: Fill, shape: Shape, dims: &Dims, rng: &mut Rng) -> Vec<f64> {
+fn values_for(fill: Fill, shape: Shape, dims: &Dims, rng: &mut Rng) -> Vec<f64> {
     let (n, width) = (shape.elements(), shape.last());
     match fill {
         Fill::Normal(std) => (0..n).map(|_| std * rng.normal()).collect(),
@@ -165,11 +165,11 @@ fn store(data: &[f64], shape: Shape, dtype: DType, device: &Device) -> Result<Te
 }
 
 /// The elements in f64, whatever they are stored as.
-pub(super) fn numbers(x: &Tensor) -> Result<Vec<f64>> {
+pub(super) fn values(x: &Tensor) -> Result<Vec<f64>> {
     match x.dtype() {
         DType::U32 => Ok(x.to_vec::<u32>()?.into_iter().map(f64::from).collect()),
         DType::U8 => Ok(x.to_vec::<u8>()?.into_iter().map(f64::from).collect()),
         dtype if dtype.is_float() => Ok(x.to_floats()?.into_iter().map(f64::from).collect()),
-        dtype => Err(Error::value("check", format!("{dtype} has no numbers"))),
+        dtype => Err(Error::value("check", format!("{dtype} cannot be read as floats"))),
     }
 }

@@ -1,8 +1,8 @@
 //! The proof of an operation on a device. It reads the entry and is the same for every operation.
 //!
-//! A case passes when every result and every gradient is near its f64 reference, a result of zeros would not be, the
-//! same inputs give the same bits twice, and half-precision storage costs no more than its roundings. The reference's
-//! own gradient is held against central differences.
+//! A case passes if each result and gradient is within its tolerance of the f64 reference, a result of zeros would not
+//! be, two runs are bit-identical, and half-precision storage adds no more than its rounding. The gradient of the
+//! reference is compared with central differences.
 
 mod compare;
 mod differences;
@@ -23,7 +23,7 @@ pub use questions::{MEDIUM, QUESTIONS, Question, SMALL, prove, work};
 use crate::op::{Array, Case, Gradient, Op, Tolerance};
 use alluvium_core::{DType, Device, Result, Tape, Tensor};
 
-/// How near a case came, or why it failed.
+/// The result of the proof of a case.
 #[derive(Debug)]
 pub struct Report {
     /// The operation.
@@ -34,23 +34,23 @@ pub struct Report {
     pub dtype: DType,
     /// The worst gap of all results and gradients.
     pub worst: Gap,
-    /// What is wrong, one line each; empty when the case passes.
+    /// One line per fault; empty if the case passes.
     pub faults: Vec<String>,
 }
 
 impl Report {
-    /// Whether nothing is wrong.
+    /// Whether the case passed.
     pub fn passed(&self) -> bool {
         self.faults.is_empty()
     }
 }
 
-/// Whether a result of zeros must fail: not where random sizes may make a gradient truly zero.
+/// Whether a result of zeros must fail. With random sizes a gradient may truly be zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Zeros {
     /// Every result and gradient that the case does not list as zero.
     MustFail,
-    /// Not looked at.
+    /// Not checked.
     MayPass,
 }
 
@@ -73,7 +73,7 @@ pub fn check(op: &Op, case: &Case, dtype: DType, device: &Device, zeros: Zeros) 
     Ok(Report { op: op.name(), case: case.name, dtype, worst, faults })
 }
 
-/// The bytes of every result and gradient of a case on a device: what devices that differ in threads alone agree on.
+/// The bytes of all results and gradients of a case on a device. They do not depend on the number of threads.
 ///
 /// # Errors
 /// When the inputs cannot be made, or the operation fails.
@@ -85,7 +85,7 @@ pub fn bytes(op: &Op, case: &Case, dtype: DType, device: &Device) -> Result<Vec<
     results.iter().chain(gradients.iter().flatten()).map(Tensor::to_bytes).collect()
 }
 
-/// With random sizes a gradient may cancel; its error is then measured against this much instead of its own size.
+/// The smallest size that errors are divided by with random sizes, whose gradients may cancel.
 const SMALLEST: f64 = 1e-2;
 
 struct Proof<'a> {
@@ -112,7 +112,7 @@ impl Proof<'_> {
         self.same_bits(&first, &again, "the second time")?;
         if !self.op.differentiable() {
             let results = (self.op.run)(&mut inputs.copied()?)?;
-            self.same_bits(&first, &Ran { results, gradients: Vec::new() }, "in memory that nobody else holds")?;
+            self.same_bits(&first, &Ran { results, gradients: Vec::new() }, "in memory that is not shared")?;
         }
 
         if first.results.len() != want.len() || self.op.results.len() < want.len() {
@@ -161,7 +161,7 @@ impl Proof<'_> {
         Ok(())
     }
 
-    /// Holds one tensor against its reference, and a tensor of zeros, too.
+    /// Compares a tensor with its reference, and checks that a tensor of zeros would fail.
     fn hold(&mut self, name: &str, got: &Tensor, want: &Array) -> Result<()> {
         if got.shape()[..] != want.shape[..] {
             self.faults.push(format!("{name}: {} came, the reference is {:?}", got.shape(), want.shape));
@@ -169,7 +169,7 @@ impl Proof<'_> {
         }
         let tolerance = self.tolerance(got.dtype());
         let floor = if self.zeros == Zeros::MayPass { SMALLEST } else { 0.0 };
-        let gap = compare(&inputs::numbers(got)?, &want.data, floor);
+        let gap = compare(&inputs::values(got)?, &want.data, floor);
         self.worst = self.worst.worse(gap);
         if !gap.within(tolerance) {
             self.faults.push(format!("{name}: {gap}, allowed {:.1e} and {:.1e}", tolerance.relative, tolerance.worst));
@@ -223,5 +223,5 @@ fn once(op: &Op, inputs: &Inputs, seeds: &[Tensor], only: Option<&str>) -> Resul
 }
 
 fn array(x: &Tensor) -> Result<Array> {
-    Ok(Array::new(x.shape().to_vec(), inputs::numbers(x)?))
+    Ok(Array::new(x.shape().to_vec(), inputs::values(x)?))
 }

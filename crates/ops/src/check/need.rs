@@ -1,4 +1,4 @@
-//! Whether a gradient costs what it needs: an input that is not traced takes neither time nor memory.
+//! The cost of gradients: an input that is not traced takes neither time nor memory.
 
 use super::inputs::Inputs;
 use super::{Ran, once};
@@ -14,7 +14,7 @@ const SHARED: &[&str] = &["add", "sub"];
 /// Runs a case with each input traced alone: its gradient must be bit-identical to the one of all inputs together, and
 /// the others must cost no memory.
 ///
-/// Returns what is wrong, one line each.
+/// Returns one line per fault.
 ///
 /// # Errors
 /// When the inputs cannot be made, or the operation fails.

@@ -1,4 +1,4 @@
-//! Every question about one operation: what its tests ask one by one, and `alluvium check --all` at once.
+//! The questions of the proof: tests ask them one by one, `alluvium check --all` asks all of them.
 
 use super::{Zeros, bytes, check, gradient_of_reference, need, refusals};
 use crate::op::{Case, Fill, Op};
@@ -6,12 +6,12 @@ use alluvium_core::cpu::{Cpu, Level};
 use alluvium_core::rng::Rng;
 use alluvium_core::{DType, Device, Dims, Result, Rule};
 
-/// Work of a case above which the slow questions leave it out; every operation has smaller cases, too.
+/// The work above which slow questions skip a case. Every operation has smaller cases.
 pub const SMALL: usize = 300_000;
 /// The same for questions that are asked of every instruction set or input.
 pub const MEDIUM: usize = 40 * SMALL;
 
-/// A question: answered by what is wrong, one line each.
+/// A question about an operation; the answer has one line per fault.
 pub type Question = fn(&Op) -> Result<Vec<String>>;
 
 /// All questions that are asked on the CPU, by name.
@@ -32,7 +32,7 @@ pub fn work(op: &Op, case: &Case) -> usize {
     cost.flops.max(cost.bytes)
 }
 
-/// Proves the cases up to some work on a device; answers with the faults.
+/// Proves the cases whose work is below `most` on a device. Returns the faults.
 ///
 /// # Errors
 /// When the inputs cannot be made.
@@ -98,7 +98,7 @@ fn computes_only_what_is_needed(op: &Op) -> Result<Vec<String>> {
     each(op, MEDIUM, |case| need(op, case, &device))
 }
 
-/// Cases with random sizes: the same in every run, so that a fault can be seen again.
+/// The number of cases with random sizes. They are the same in every run, so that a fault is reproducible.
 const RANDOM: usize = 24;
 
 fn matches_on_random_shapes(op: &Op) -> Result<Vec<String>> {

@@ -9,7 +9,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::{F32, FLOATS};
 use alluvium_core::{Arg, Contract, Device, Error, Result, Tensor, tape};
 
-/// What `clip_by_norm` takes.
+/// The contract of `clip_by_norm`.
 static CONTRACT: Contract =
     Contract { op: "clip_by_norm", args: &[Arg::new("x", "R..", FLOATS), Arg::new("norm", "", F32)], rules: &[] };
 

@@ -1,4 +1,4 @@
-//! What entries of operations along an axis share: cases and how they are seen.
+//! Cases that the entries of operations along an axis share.
 
 use crate::op::{Array, Case, Given};
 use alluvium_core::{Result, Shape, Tensor};

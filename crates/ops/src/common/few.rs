@@ -1,8 +1,8 @@
-//! Lists that are short in practice: decoding asks the system for no memory.
+//! Lists that are usually short and then need no heap allocation, as in decoding.
 
 use std::ops::{Deref, DerefMut};
 
-/// A list of at most `N` elements on the stack, of more in memory of its own.
+/// A list with up to `N` elements on the stack and more on the heap.
 pub(crate) struct InlineVec<T, const N: usize> {
     few: [T; N],
     many: Vec<T>,
@@ -10,7 +10,7 @@ pub(crate) struct InlineVec<T, const N: usize> {
 }
 
 impl<T: Copy, const N: usize> InlineVec<T, N> {
-    /// `len` times the same.
+    /// `len` copies of a value.
     pub(crate) fn new(len: usize, value: T) -> Self {
         InlineVec { few: [value; N], many: if len > N { vec![value; len] } else { Vec::new() }, len }
     }

@@ -1,4 +1,4 @@
-//! Ids that tensors hold: each has to be below the length of an axis.
+//! Checks that ids are below the length of an axis.
 
 use alluvium_core::{Error, Result, Tensor};
 

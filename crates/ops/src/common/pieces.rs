@@ -9,7 +9,7 @@ use alluvium_core::{DType, Device, Element, Error, Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// What a stretch of each row of the result holds.
+/// The source of a part of each row of the result.
 #[derive(Clone)]
 pub(crate) enum Piece<'a> {
     /// These places along the axis of a tensor.

@@ -1,6 +1,6 @@
-//! Kernels over rows that pass twice over each: once for a number of the row, once to write.
+//! Kernels that read each row twice: once for a statistic of the row, once to write the result.
 //!
-//! Rows come in blocks that stay in the first-level cache; half precision is widened and rounded block by block.
+//! Rows are processed in blocks that stay in the first-level cache. Half precision is widened and rounded per block.
 
 use super::stored::{BLOCK, Stored};
 use super::writer::{Share, Target, Writer};
@@ -11,27 +11,27 @@ use std::ops::Range;
 /// The most rows of a block.
 pub(crate) const MOST: usize = BLOCK;
 
-/// How many rows a kernel gets at once.
+/// The number of rows of a block.
 fn at_once(width: usize) -> usize {
     (BLOCK / width).max(1)
 }
 
-/// What a kernel writes at once: these columns of every row of a block, which are these values of the block.
+/// A part of a block that a kernel writes at once: its columns in every row, and its elements in the block.
 pub(crate) struct RowBlock {
     pub(crate) columns: Range<usize>,
-    pub(crate) numbers: Range<usize>,
+    pub(crate) elements: Range<usize>,
 }
 
-/// The pieces of a block of `numbers`: all of it where rows are short, or stretches of its one row.
-pub(crate) fn pieces(width: usize, numbers: usize) -> impl Iterator<Item = RowBlock> {
-    let each = if width > BLOCK { BLOCK } else { numbers };
-    (0..numbers).step_by(each).map(move |first| {
-        let numbers = first..numbers.min(first + each);
-        RowBlock { columns: if width > BLOCK { numbers.clone() } else { 0..width }, numbers }
+/// The parts of a block of `elements` elements: the whole block if rows are short, or parts of its only row.
+pub(crate) fn pieces(width: usize, elements: usize) -> impl Iterator<Item = RowBlock> {
+    let each = if width > BLOCK { BLOCK } else { elements };
+    (0..elements).step_by(each).map(move |first| {
+        let elements = first..elements.min(first + each);
+        RowBlock { columns: if width > BLOCK { elements.clone() } else { 0..width }, elements }
     })
 }
 
-/// Runs `kernel(rows, one number of each, target)` over all rows, block by block, on all threads.
+/// Runs `kernel(rows, one statistic of each, target)` over all rows, block by block, on all threads.
 pub(crate) fn map<T: Stored>(
     cpu: &Cpu,
     width: usize,
@@ -39,36 +39,36 @@ pub(crate) fn map<T: Stored>(
     to: (Target<'_, T>, &mut [f32]),
     kernel: impl Fn(&[f32], &mut [f32], &mut Writer<'_, T>) + Sync,
 ) {
-    let (mut target, mut numbers) = to;
-    let grain = cpu.grain(numbers.len(), width).next_multiple_of(at_once(width));
-    let run = |from: &[T], numbers: &mut [f32], target: Target<'_, T>| {
+    let (mut target, mut stats) = to;
+    let grain = cpu.grain(stats.len(), width).next_multiple_of(at_once(width));
+    let run = |from: &[T], stats: &mut [f32], target: Target<'_, T>| {
         let mut wide = T::room(width * at_once(width));
         target.write_with(|target| {
-            for (from, numbers) in from.chunks(width * at_once(width)).zip(numbers.chunks_mut(at_once(width))) {
-                kernel(T::widen(from, &mut wide), numbers, target);
+            for (from, stats) in from.chunks(width * at_once(width)).zip(stats.chunks_mut(at_once(width))) {
+                kernel(T::widen(from, &mut wide), stats, target);
             }
         });
     };
-    if numbers.len() <= grain {
-        return run(from, numbers, target);
+    if stats.len() <= grain {
+        return run(from, stats, target);
     }
-    let mut tasks = Vec::with_capacity(numbers.len().div_ceil(grain));
+    let mut tasks = Vec::with_capacity(stats.len().div_ceil(grain));
     for from in from.chunks(grain * width) {
-        tasks.push((from, numbers.cut(from.len() / width), target.cut(from.len())));
+        tasks.push((from, stats.cut(from.len() / width), target.cut(from.len())));
     }
-    cpu.each(tasks, |(from, numbers, target)| run(from, numbers, target));
+    cpu.each(tasks, |(from, stats, target)| run(from, stats, target));
 }
 
-/// Runs `kernel(rows, the number of each, target, sums)` likewise; what rows add to the sums, as many as are asked for,
-/// is added up in an order that depends on the shapes alone.
+/// Runs `kernel(rows, one statistic of each, target, sums)` over all rows. The kernel adds to `sums`; the total is
+/// added in an order that depends on the shapes alone.
 pub(crate) fn map_and_sum<T: Stored, const N: usize>(
     cpu: &Cpu,
     [width, sums]: [usize; 2],
     from: [&[T]; N],
-    (numbers, to): (&[f32], Target<'_, T>),
+    (stats, to): (&[f32], Target<'_, T>),
     kernel: impl Fn([&[f32]; N], &[f32], &mut Writer<'_, T>, &mut [f32]) + Sync,
 ) -> Result<Buffer<f32>> {
-    super::partial_sums(cpu, numbers.len(), sums, [to], |part, [to], sums| {
+    super::partial_sums(cpu, stats.len(), sums, [to], |part, [to], sums| {
         let mut wide = from.map(|_| T::room(width * at_once(width)));
         to.write_with(|target| {
             for first in part.clone().step_by(at_once(width)) {
@@ -78,7 +78,7 @@ pub(crate) fn map_and_sum<T: Stored, const N: usize>(
                     let wide = wide.next().map_or(&mut [][..], |wide| &mut wide[..]);
                     T::widen(&from[rows.start * width..rows.end * width], wide)
                 });
-                kernel(block, &numbers[rows], target, sums);
+                kernel(block, &stats[rows], target, sums);
             }
         });
     })
@@ -89,10 +89,10 @@ pub(crate) fn sum<T: Stored, const N: usize>(
     cpu: &Cpu,
     width: usize,
     from: [&[T]; N],
-    numbers: &[f32],
+    stats: &[f32],
     kernel: impl Fn([&[f32]; N], &[f32], &mut [f32]) + Sync,
 ) -> Result<Buffer<f32>> {
-    super::partial_sums(cpu, numbers.len(), width, [&mut [][..]; 0], |part, _: [&mut [f32]; 0], sums| {
+    super::partial_sums(cpu, stats.len(), width, [&mut [][..]; 0], |part, _: [&mut [f32]; 0], sums| {
         let mut wide = from.map(|_| T::room(width * at_once(width)));
         for first in part.clone().step_by(at_once(width)) {
             let rows = first..part.end.min(first + at_once(width));
@@ -101,7 +101,7 @@ pub(crate) fn sum<T: Stored, const N: usize>(
                 let wide = wide.next().map_or(&mut [][..], |wide| &mut wide[..]);
                 T::widen(&from[rows.start * width..rows.end * width], wide)
             });
-            kernel(block, &numbers[rows], sums);
+            kernel(block, &stats[rows], sums);
         }
     })
 }

@@ -29,7 +29,7 @@ mod tests {
     use alluvium_core::Device;
 
     #[test]
-    fn offsets_that_are_none_are_refused_in_words() {
+    fn offsets_that_do_not_rise_from_0_to_t_are_errors() {
         let words = |offsets: &[u32], batch| {
             let tensor = Tensor::from_slice(offsets, [offsets.len()], &Device::cpu()).unwrap();
             packed("conv", &tensor, batch, 5).map_err(|error| error.to_string())

@@ -145,7 +145,7 @@ macro_rules! by_storage {
                 type $T = half::bf16;
                 $body
             }
-            other => return Err(alluvium_core::Error::value("read", format!("{other} does not hold floating numbers"))),
+            other => return Err(alluvium_core::Error::value("read", format!("{other} is not a floating dtype"))),
         }
     };
 }

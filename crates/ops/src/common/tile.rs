@@ -1,4 +1,4 @@
-//! Products of small matrices that stay in cache: a register-tiled kernel on tiles as they lie, without packing.
+//! Products of small matrices in cache: a register-tiled kernel that reads its operands without packing.
 //!
 //! A chunk of the gated delta rule multiplies tiles 64 rows high. A general GEMM spends longer on packing such a tile
 //! than on the product, so here the left operand is broadcast from any strides and the right one is read in rows of
@@ -26,7 +26,7 @@ impl<'a> Left<'a> {
     }
 }
 
-/// Which part of a matrix is not zero, or is wanted.
+/// The part of a matrix that is not zero, or that is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     /// All of it.
@@ -46,9 +46,9 @@ pub(crate) struct Product<'a> {
     pub(crate) a: Left<'a>,
     /// The right operand's rows.
     pub(crate) b: &'a [f32],
-    /// How far apart they are.
+    /// The stride of its rows.
     pub(crate) b_stride: usize,
-    /// What stays of the result's old values; with 0 they are not read.
+    /// The factor of the old result (beta); with 0 it is not read.
     pub(crate) old: f32,
     /// Where the left operand is not zero. Zeros near the diagonal are still multiplied, so they have to be there.
     pub(crate) left: Part,

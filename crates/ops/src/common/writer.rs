@@ -1,9 +1,9 @@
-//! Where kernels write: block by block, in f32, whatever the storage and wherever the result lives.
+//! Writers of results: kernels write f32 blocks, which are rounded to the storage and written with or without cache.
 
 use super::stored::{BLOCK, Stored};
 use alluvium_core::cpu::{NonTemporalWriter, StoreHint};
 
-/// A result's memory, or a task's share of it, and what a kernel finds in a block before it writes.
+/// The memory of a result, or the share of a task, and the old values that a kernel may read.
 pub(crate) struct Target<'a, T> {
     to: &'a mut [T],
     before: Before<'a, T>,
@@ -18,18 +18,18 @@ enum Before<'a, T> {
 }
 
 impl<'a, T: Stored> Target<'a, T> {
-    /// New memory: a kernel must not look at what it holds.
+    /// New memory, whose old values must not be read.
     pub(crate) fn new(to: &'a mut [T]) -> Self {
         let large = size_of_val(to) >= NonTemporalWriter::<T>::THRESHOLD;
         Target { to, before: Before::Nothing, large }
     }
 
-    /// Memory whose values the kernel changes.
+    /// Memory whose values the kernel updates.
     pub(crate) fn over(to: &'a mut [T]) -> Self {
         Target { to, before: Before::Itself, large: false }
     }
 
-    /// New memory; the kernel finds the values of `before`, which has the same length.
+    /// New memory; the kernel reads the old values from `before`, which has the same length.
     pub(crate) fn after(before: &'a [T], to: &'a mut [T]) -> Self {
         Target { before: Before::Other(before), ..Target::new(to) }
     }
@@ -60,7 +60,7 @@ impl<'a, T: Stored> Target<'a, T> {
     }
 }
 
-/// What can be cut into tasks' shares.
+/// Memory that can be cut into the shares of tasks.
 pub(crate) trait Share: Send {
     /// The number of elements.
     fn len(&self) -> usize;
@@ -92,7 +92,7 @@ impl<T: Send> Share for &mut [T] {
     }
 }
 
-/// What a kernel writes at once.
+/// A block that a kernel writes.
 pub(crate) struct WriteBlock<'a> {
     /// All of it is to be written.
     pub(crate) to: &'a mut [f32],

@@ -9,7 +9,8 @@ use crate::common::pieces::{Axis, Piece, join};
 use alluvium_core::contract::{ANY, SAME};
 use alluvium_core::{Arg, BackwardAll, Contract, Error, Kind, Result, Tensor, tape};
 
-/// What `concat` takes, for the check: any number of parts of any rank may come, so the function words its own errors.
+/// The contract of `concat`: for the check: any number of parts of any rank may come, so the function words its own
+/// errors.
 static CONTRACT: Contract = Contract {
     op: "concat",
     args: &[
@@ -90,7 +91,7 @@ mod tests {
     use alluvium_core::{DType, Device, Tape};
 
     #[test]
-    fn parts_that_do_not_fit_are_refused_in_words() {
+    fn parts_that_do_not_fit_are_errors() {
         let device = Device::cpu();
         let (x, y) = (Tensor::full([2, 3], 1.0, &device).unwrap(), Tensor::full([2, 4], 1.0, &device).unwrap());
         let ids = Tensor::zeros([2, 3], DType::U32, &device).unwrap();

@@ -89,7 +89,7 @@ fn counted(targets: &[u32], ignore_index: Option<u32>, words: usize) -> Result<V
     let counted: Vec<usize> = (0..targets.len()).filter(|&i| Some(targets[i]) != ignore_index).collect();
     match counted.iter().find(|&&i| targets[i] as usize >= words) {
         Some(&i) => {
-            let why = format!("the target of token {i} is {}, but `w` has {words} words", targets[i]);
+            let why = format!("the target of token {i} is {}, expected below V = {words}", targets[i]);
             Err(Error::value(CONTRACT.op, why))
         }
         None => Ok(counted),
@@ -105,7 +105,7 @@ fn scaled(cpu: &Cpu, mut grad: Buffer<f32>, shape: Shape, by: f32, dtype: DType)
     cpu.tensor(grad, shape, dtype)
 }
 
-/// What one token needs besides its logits.
+/// The target and weights of one token.
 struct TokenLoss {
     target: usize,
     z_loss: f64,

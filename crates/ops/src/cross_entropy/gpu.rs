@@ -103,7 +103,7 @@ fn check(targets: &[u32], ignored: Option<u32>, words: usize) -> Result<()> {
     let wrong = targets.iter().position(|&target| Some(target) != ignored && target as usize >= words);
     match wrong {
         Some(i) => {
-            let why = format!("the target of token {i} is {}, but `w` has {words} words", targets[i]);
+            let why = format!("the target of token {i} is {}, expected below V = {words}", targets[i]);
             Err(Error::value(CONTRACT.op, why))
         }
         None => Ok(()),

@@ -1,4 +1,4 @@
-// `stride` is in quads; `first` is the chunk's first token
+// `stride` is in vec4s; `first` is the chunk's first token
 struct Params { tokens: u32, first: u32, words: u32, stride: u32, ignored: u32, ignores: u32, z_loss: f32, mean: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> targets: array<u32>;
@@ -10,7 +10,7 @@ fn counts(target_word: u32) -> bool { return p.ignores == 0u || target_word != p
 
 const LEAST: f32 = -3.4028234e38;
 
-// four logits; words past the end weigh nothing
+// four logits; tokens past the end have weight 0
 fn logits(base: u32, i: u32) -> vec4<f32> {
     return select(vec4<f32>(LEAST), z[base + i], vec4<u32>(4u * i) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.words));
 }
@@ -36,7 +36,7 @@ fn is_word(i: u32, word: u32) -> vec4<bool> {
     return vec4<u32>(4u * i) + vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(word);
 }
 
-// One workgroup a token: the loss, and where it is wanted the gradient, which takes the logits' place.
+// One workgroup per token: the loss, and where it is wanted the gradient, which takes the logits' place.
 @compute @workgroup_size(WG)
 fn token(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, lane: Lane) {
     let row = group_index(group, groups);

@@ -11,7 +11,7 @@ use alluvium_core::contract::{FLOATS, IDS, SAME};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
-/// What `cross_entropy` takes.
+/// The contract of `cross_entropy`.
 static CONTRACT: Contract = Contract {
     op: "cross_entropy",
     args: &[Arg::new("x", "N D", FLOATS), Arg::new("w", "V D", SAME), Arg::new("targets", "N", IDS)],
@@ -134,7 +134,7 @@ mod tests {
         let (x, w) = tensors(&device, 3, 4, 5);
         let targets = Tensor::from_slice(&[1u32, 7, 5], [3], &device).unwrap();
         let error = cross_entropy(plain(&x, &w, &targets, 2)).unwrap_err().to_string();
-        assert_eq!(error, "cross_entropy: the target of token 2 is 5, but `w` has 5 words");
+        assert_eq!(error, "cross_entropy: the target of token 2 is 5, expected below V = 5");
         let error = cross_entropy(plain(&x, &w, &targets, 0)).unwrap_err().to_string();
         assert_eq!(error, "cross_entropy: chunk is 0, expected the number of tokens at once");
     }

@@ -3,7 +3,7 @@
 use super::Reduction;
 use crate::op::Array;
 
-/// What is not a tensor.
+/// The options in f64.
 pub(super) struct ReferenceOptions {
     pub ignore_index: Option<usize>,
     pub reduction: Reduction,

@@ -1,4 +1,4 @@
-// A kept gradient times that of the loss.
+// A saved gradient times the gradient of the loss.
 struct Params { quads: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> by: array<f32>;

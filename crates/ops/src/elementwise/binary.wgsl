@@ -1,4 +1,5 @@
-// Maps of two arguments: the operation's text gives value(a, b) and derivatives(a, b) of four elements at once.
+// Elementwise operations of two arguments: the text of the operation defines value(a, b) and derivatives(a, b) of four
+// elements at once.
 struct Params { quads: u32, scalar: f32 }
 struct Derivatives { a: vec4<f32>, b: vec4<f32> }
 var<immediate> p: Params;

@@ -8,7 +8,7 @@ use alluvium_core::cpu::Cpu;
 use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Tensor, tape};
 use rayon::prelude::*;
 
-/// What `cast` takes.
+/// The contract of `cast`.
 static CONTRACT: Contract = Contract { op: "cast", args: &[Arg::new("x", "R..", FLOATS)], rules: &[] };
 
 /// The elements of `x` stored as `dtype`: rounded to nearest, ties to even. To the dtype it has, it is `x` itself.

@@ -1,4 +1,4 @@
-//! Maps on a GPU: an operation gives its formula and its derivative as WGSL; the launch is here, once.
+//! Elementwise operations on a GPU: each gives its formula and derivative as WGSL and shares this launch.
 
 use crate::common::gpu::to_u32;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
@@ -17,7 +17,7 @@ pub(super) trait WgslMap: Copy {
     /// The formula, with [`UNARY`] or [`BINARY`] before it.
     fn kernel(self) -> &'static Kernel;
 
-    /// What the text calls `p.scalar`.
+    /// The value of `p.scalar` in the kernel.
     fn scalar(self) -> f32 {
         0.0
     }
@@ -78,7 +78,8 @@ pub(super) fn derivatives<F: WgslMap>(
     Ok(if need[0] { [Some(dy), second] } else { [None, Some(dy)] })
 }
 
-/// Runs an entry of the kernel over tensors of one length and dtype, in as many launches as bindings need.
+/// Runs an entry of the kernel over tensors of the same length and dtype, with one launch per segment that a binding
+/// holds.
 fn launch<F: WgslMap>(gpu: &Gpu, f: F, entry: &'static str, tensors: &[&Tensor]) -> Result<()> {
     let (elements, dtype) = (tensors[0].elements(), tensors[0].dtype());
     let quad = 4 * dtype.size();

@@ -1,8 +1,7 @@
-//! Maps: each element of the result comes from the elements at the same place.
+//! Elementwise operations on the CPU and their gradients on all devices.
 //!
-//! An operation gives its formula and its derivative over lanes; the launch, the threads, half-precision storage and
-//! the entry on the tape are here, once. Half precision is widened and rounded block by block, so that a map is one
-//! pass over memory whatever the storage.
+//! An operation gives its formula and derivative over SIMD lanes. Threads, half-precision storage and the entry on the
+//! tape are shared. Half precision is widened and rounded block by block, so an operation is one pass over memory.
 
 use super::gpu::{self, WgslMap};
 use crate::common::stored::BLOCK;

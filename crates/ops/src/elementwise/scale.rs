@@ -8,7 +8,7 @@ use alluvium_core::cpu::simd::F32s;
 use alluvium_core::gpu::Kernel;
 use alluvium_core::{Arg, Backward, Contract, Result, Tensor, tape};
 
-/// What `scale` takes.
+/// The contract of `scale`.
 static CONTRACT: Contract = Contract { op: "scale", args: &[Arg::new("x", "R..", FLOATS)], rules: &[] };
 
 static KERNEL: Kernel = crate::common::gpu::kernel(

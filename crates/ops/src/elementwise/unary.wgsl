@@ -1,4 +1,5 @@
-// Maps of one argument: the operation's text gives value(x) and derivative(x) of four elements at once.
+// Elementwise operations of one argument: the text of the operation defines value(x) and derivative(x) of four elements
+// at once.
 struct Params { quads: u32, scalar: f32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<X4>;

@@ -12,10 +12,10 @@ const GATHER: &str = include_str!("kernel.wgsl");
 const GRADIENT: &str = include_str!("gradient.wgsl");
 
 static BY_QUAD: Kernel = crate::common::gpu::kernel("embedding by quads", &["alias Unit = vec4<u32>;\n", GATHER]);
-static BY_WORD: Kernel = crate::common::gpu::kernel("embedding by words", &["alias Unit = u32;\n", GATHER]);
+static BY_WORD: Kernel = crate::common::gpu::kernel("embedding by u32", &["alias Unit = u32;\n", GATHER]);
 static GRADIENTS: [Kernel; 2] = [
     crate::common::gpu::kernel("gradient of embedding", &[QUADS, GRADIENT]),
-    crate::common::gpu::kernel("gradient of embedding of single numbers", &[SINGLES, GRADIENT]),
+    crate::common::gpu::kernel("gradient of embedding, scalar", &[SINGLES, GRADIENT]),
 ];
 
 /// Invocations of a workgroup, forward and backward.

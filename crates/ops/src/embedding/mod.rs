@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, DType, Device, Result, Shape, Tensor, tape};
 
-/// What `embedding` takes.
+/// The contract of `embedding`.
 static CONTRACT: Contract =
     Contract { op: "embedding", args: &[Arg::new("table", "V D", FLOATS), Arg::new("ids", "R..", IDS)], rules: &[] };
 

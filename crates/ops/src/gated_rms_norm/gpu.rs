@@ -14,7 +14,7 @@ static KERNELS: [Kernel; 2] = [
     crate::common::gpu::kernel("gated_rms_norm", &[MATH, QUADS, QUADS_MATH, ROWS, NORM, NORM_GRADIENT, TEXT])
         .reducing(),
     crate::common::gpu::kernel(
-        "gated_rms_norm of single numbers",
+        "gated_rms_norm, scalar",
         &[MATH, SINGLES, SINGLES_MATH, ROWS, NORM, NORM_GRADIENT, TEXT],
     )
     .reducing(),

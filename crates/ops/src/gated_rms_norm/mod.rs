@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::{FLOATS, SAME};
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
-/// What `gated_rms_norm` takes.
+/// The contract of `gated_rms_norm`.
 static CONTRACT: Contract = Contract {
     op: "gated_rms_norm",
     args: &[Arg::new("x", "R.. D", FLOATS), Arg::new("z", "R.. D", SAME), Arg::new("w", "D", SAME)],

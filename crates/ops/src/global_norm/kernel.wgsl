@@ -25,7 +25,7 @@ fn squares(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
     var small = vec4<f32>(0.0);
     for (var i = number * WG + lane.index; i * 4u < p.n; i += p.groups * WG) {
         var numbers = widen_X(x[i]);
-        // past the end lies anything
+        // values past the end are undefined
         numbers = select(vec4<f32>(0.0), numbers, vec4<u32>(4u * i) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.n));
         let size = abs(numbers);
         let above = size > vec4<f32>(LARGE);

@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Contract, Device, Error, Kind, Result, Tensor, tape};
 
-/// What `global_norm` takes: any number of such tensors.
+/// The contract of `global_norm`: any number of such tensors.
 static CONTRACT: Contract = Contract { op: "global_norm", args: &[Arg::new("x", "R..", FLOATS)], rules: &[] };
 
 /// Why there is no gradient.

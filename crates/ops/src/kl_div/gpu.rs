@@ -10,7 +10,7 @@ const TEXT: &str = include_str!("kernel.wgsl");
 
 static KERNELS: [Kernel; 2] = [
     crate::common::gpu::kernel("kl_div", &[MATH, ODD, include_str!("vec4.wgsl"), TEXT]).reducing(),
-    crate::common::gpu::kernel("kl_div of odd rows", &[MATH, ODD, include_str!("scalar.wgsl"), TEXT]).reducing(),
+    crate::common::gpu::kernel("kl_div, scalar", &[MATH, ODD, include_str!("scalar.wgsl"), TEXT]).reducing(),
 ];
 
 /// Invocations of a workgroup.

@@ -1,4 +1,4 @@
-// One workgroup a row of tokens of a student and a teacher.
+// One workgroup per row of tokens of a student and a teacher.
 struct Params { rows: u32, words: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> s: array<S4>;
@@ -79,7 +79,7 @@ fn mean(lane: Lane) {
 @group(0) @binding(2) var<storage, read> found: array<f32>;
 @group(0) @binding(3) var<storage, read> dy: array<f32>;
 
-// One invocation four tokens: the gradient to the student's values, or to the teacher's.
+// Four tokens per invocation: the gradient to the student's values, or to the teacher's.
 @compute @workgroup_size(WG)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let quads = (p.words + 3u) / 4u;

@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
-/// What `kl_div` takes.
+/// The contract of `kl_div`.
 static CONTRACT: Contract = Contract {
     op: "kl_div",
     args: &[Arg::new("logits", "R.. V", FLOATS), Arg::new("teacher", "R.. V", FLOATS)],

@@ -11,7 +11,7 @@ const TEXT: &str = include_str!("kernel.wgsl");
 
 static KERNELS: [Kernel; 2] = [
     crate::common::gpu::kernel("l2_norm", &[QUADS, ROWS, NORM, TEXT]).reducing(),
-    crate::common::gpu::kernel("l2_norm of single numbers", &[SINGLES, ROWS, NORM, TEXT]).reducing(),
+    crate::common::gpu::kernel("l2_norm, scalar", &[SINGLES, ROWS, NORM, TEXT]).reducing(),
 ];
 
 fn norm(x: &Tensor) -> Norm<'_> {

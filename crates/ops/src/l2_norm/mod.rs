@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
-/// What `l2_norm` takes.
+/// The contract of `l2_norm`.
 static CONTRACT: Contract = Contract { op: "l2_norm", args: &[Arg::new("x", "R.. D", FLOATS)], rules: &[] };
 
 /// Scales every row of `x` to unit length.

@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Contract, Device, Error, Result, Tensor, tape};
 
-/// What `argmax` takes.
+/// The contract of `argmax`.
 static CONTRACT: Contract = Contract { op: "argmax", args: &[Arg::new("x", "R.. D", FLOATS)], rules: &[] };
 
 /// Why there is no gradient.

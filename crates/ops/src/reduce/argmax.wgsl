@@ -1,4 +1,4 @@
-// The largest of each row, cut into `parts` of `each` values; the first of equal ones. Values are compared as whole
+// Argmax of each row, cut into `parts` of `each` values; the first of equal ones. Values are compared as
 // integers in the same order, in which NaN comes first.
 const NONE = 0xffffffffu;
 struct Params { rows: u32, width: u32, parts: u32, each: u32 }

@@ -1,4 +1,4 @@
-//! Threads over rows; a long row is shared by the threads.
+//! Reductions on the CPU: rows go to threads, and a long row is shared by all threads.
 
 use super::From;
 use alluvium_core::cpu::{Buffer, Cpu, Level};

@@ -5,7 +5,7 @@ use crate::op::{Array, Case, Cost, Gradient, Op};
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
-/// What `cumsum` takes.
+/// The contract of `cumsum`.
 static CONTRACT: Contract = Contract { op: "cumsum", args: &[Arg::new("x", "R.. D", FLOATS)], rules: &[] };
 
 /// `y[j] = Σ_(i ≤ j) x[i]` along the last axis.

@@ -1,4 +1,4 @@
-// A workgroup a row, block after block of four elements for each invocation; from the row's end where BACK is 1.
+// One workgroup per row, block after block of four elements for each invocation; from the row's end where BACK is 1.
 struct Params { rows: u32, width: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<f32>;

@@ -14,11 +14,11 @@ const SPREAD_TEXT: &str = include_str!("spread.wgsl");
 
 static SUMS: [Kernel; 2] = [
     crate::common::gpu::kernel("sums", &[QUADS, ROWS, SUMS_TEXT]).reducing(),
-    crate::common::gpu::kernel("sums of single numbers", &[SINGLES, ROWS, SUMS_TEXT]).reducing(),
+    crate::common::gpu::kernel("sums, scalar", &[SINGLES, ROWS, SUMS_TEXT]).reducing(),
 ];
 static SPREAD: [Kernel; 2] = [
     crate::common::gpu::kernel("spread", &[QUADS, SPREAD_TEXT]),
-    crate::common::gpu::kernel("spread of single numbers", &[SINGLES, SPREAD_TEXT]),
+    crate::common::gpu::kernel("spread, scalar", &[SINGLES, SPREAD_TEXT]),
 ];
 static ARGMAX: Kernel = crate::common::gpu::kernel("argmax", &[include_str!("argmax.wgsl")]);
 static MAX: Kernel = crate::common::gpu::kernel("max", &[include_str!("max.wgsl")]);

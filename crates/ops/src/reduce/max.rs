@@ -5,10 +5,10 @@ use crate::op::{Array, Case, Gradient, Op, Tolerance};
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Shape, Tensor, tape};
 
-/// What `max` takes.
+/// The contract of `max`.
 static CONTRACT: Contract = Contract { op: "max", args: &[Arg::new("x", "R.. D", FLOATS)], rules: &[] };
 
-/// What `argmax` takes.
+/// The contract of `argmax`.
 static ARGMAX_CONTRACT: Contract = Contract { op: "argmax", args: &[Arg::new("x", "R.. D", FLOATS)], rules: &[] };
 
 /// Why `argmax` has no gradient.

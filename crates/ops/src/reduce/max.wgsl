@@ -1,4 +1,4 @@
-// A number of each row by its place, and a gradient back to it.
+// Gathers one element of each row by its index, and scatters its gradient.
 struct Params { count: u32, width: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> at: array<u32>;

@@ -1,4 +1,4 @@
-// Each row of `width` units has its number, times `factor`.
+// Broadcasts one value per row over `width` units, times `factor`.
 struct Params { count: u32, width: u32, factor: f32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> dy: array<f32>;

@@ -5,10 +5,10 @@ use crate::op::{Case, Fill, Gradient, Op, Tolerance};
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Shape, Tensor, tape};
 
-/// What `sum` takes. In tests most elements have one sign: a sum near zero is all rounding.
+/// The contract of `sum`. In tests most elements have one sign: a sum near zero is all rounding.
 static SUM_CONTRACT: Contract = Contract { op: "sum", args: &[Arg::new("x", "R.. D", FLOATS)], rules: &[] };
 
-/// What `mean` takes.
+/// The contract of `mean`.
 static MEAN_CONTRACT: Contract = Contract { op: "mean", args: &[Arg::new("x", "R.. D", FLOATS)], rules: &[] };
 
 /// `Σ x`, over all elements or over the last axis.

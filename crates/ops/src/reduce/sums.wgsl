@@ -1,5 +1,5 @@
-// Sums of rows, each cut into `parts` of `each` units; a part is a row of its own for the invocations. The sums go to
-// `y` from `first` on.
+// Sums of rows. Each row is cut into `parts` of `each` units; LANES invocations sum a part. Results start at
+// `y[first]`.
 struct Params { rows: u32, width: u32, parts: u32, each: u32, first: u32, factor: f32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<Stored>;
@@ -15,7 +15,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let start = base + number % p.parts * p.each;
     let end = select(0u, base + min((number % p.parts + 1u) * p.each, p.width), row < p.rows);
     var sum = Num(0.0);
-    // four reads under way
+    // four independent reads in flight
     for (var i = start + lane.index % LANES; i < end; i += 4u * LANES) {
         var read: array<Num, 4>;
         for (var k = 0u; k < 4u; k++) {

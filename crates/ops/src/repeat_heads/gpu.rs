@@ -10,7 +10,7 @@ const TEXT: &str = include_str!("kernel.wgsl");
 
 static KERNELS: [Kernel; 2] = [
     crate::common::gpu::kernel("repeat_heads", &[QUADS, TEXT]),
-    crate::common::gpu::kernel("repeat_heads of single numbers", &[SINGLES, TEXT]),
+    crate::common::gpu::kernel("repeat_heads, scalar", &[SINGLES, TEXT]),
 ];
 
 /// Invocations of a workgroup.

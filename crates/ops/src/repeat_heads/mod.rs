@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Shape, Tensor, tape};
 
-/// What `repeat_heads` takes.
+/// The contract of `repeat_heads`.
 static CONTRACT: Contract = Contract { op: "repeat_heads", args: &[Arg::new("x", "B T H D", FLOATS)], rules: &[] };
 
 /// Each head `times` times in a row: head `i` of the result is head `i / times` of `x`.

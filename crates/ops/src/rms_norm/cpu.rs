@@ -1,4 +1,4 @@
-//! Threads over rows; each row is read once from memory and stays in cache for its second pass.
+//! RMSNorm on the CPU: rows go to threads, and a row stays in cache between its two passes.
 
 use super::Grad;
 use crate::common::rows::{self, RowBlock};
@@ -14,8 +14,8 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, eps: f32, dims: &Dims) 
         let mut y = cpu.buffer::<T>(x.elements())?;
         rows::map(cpu, width, x.slice::<T>()?, (Target::new(&mut y), &mut rstd), |x, rstd, y| {
             rows::scales(level, x, 1.0 / width as f32, eps, rstd);
-            for RowBlock { columns, numbers } in rows::pieces(width, x.len()) {
-                y.write(numbers.len(), |y| normalize(level, &x[numbers], &ws[columns], (rstd, x.len()), y));
+            for RowBlock { columns, elements } in rows::pieces(width, x.len()) {
+                y.write(elements.len(), |y| normalize(level, &x[elements], &ws[columns], (rstd, x.len()), y));
             }
         });
         cpu.wrap(y, x.shape())?
@@ -31,9 +31,9 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
         let dw = by_storage!(x.dtype(), T => {
             let from = [x.slice::<T>()?, dy.slice::<T>()?];
             rows::sum(cpu, width, from, &rs, |[x, dy], rstd, dw| {
-                for RowBlock { columns, numbers } in rows::pieces(width, x.len()) {
-                    let (x, dy, w) = (&x[numbers.clone()], &dy[numbers], &mut dw[columns]);
-                    weights_gradient(level, [x, dy, rstd], w);
+                for RowBlock { columns, elements } in rows::pieces(width, x.len()) {
+                    let (x, dy, w) = (&x[elements.clone()], &dy[elements], &mut dw[columns]);
+                    dw_only(level, [x, dy, rstd], w);
                 }
             })?
         });
@@ -47,13 +47,13 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
             let mut shrink = [0.0; rows::MOST];
             let ahead = x.len();
             dots(level, [x, dy, &ws], rstd, &mut shrink);
-            for RowBlock { columns, numbers } in rows::pieces(width, x.len()) {
-                let (x, dy, w) = (&x[numbers.clone()], &dy[numbers.clone()], &ws[columns.clone()]);
+            for RowBlock { columns, elements } in rows::pieces(width, x.len()) {
+                let (x, dy, w) = (&x[elements.clone()], &dy[elements.clone()], &ws[columns.clone()]);
                 let from = NormRows { x, dy, w, rstd, shrink: &shrink, ahead };
                 if need[1] {
-                    dx.write(numbers.len(), |dx| gradient(level, from, dx, &mut dw[columns]));
+                    dx.write(elements.len(), |dx| dx_and_dw(level, from, dx, &mut dw[columns]));
                 } else {
-                    dx.write(numbers.len(), |dx| inputs_gradient(level, from, dx));
+                    dx.write(elements.len(), |dx| dx_only(level, from, dx));
                 }
             }
         })?;
@@ -63,20 +63,22 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
     Ok([Some(dx), dw])
 }
 
+/// Rows of a block for the backward pass.
 struct NormRows<'a> {
     x: &'a [f32],
     dy: &'a [f32],
     w: &'a [f32],
     rstd: &'a [f32],
-    /// What is taken of each element of a row for its share in the row's norm.
+    /// `r² · mean(dy·w·x)` of each row.
     shrink: &'a [f32],
-    /// Distance of the next rows, which are prefetched meanwhile.
+    /// Prefetch distance: the next rows.
     ahead: usize,
 }
 
 alluvium_core::simd! {
+    /// `y = x · rstd · w`
     fn normalize<S>(x: &[f32], w: &[f32], rows: (&[f32], usize), y: WriteBlock<'_>) {
-        // the rows at distance `ahead` are prefetched meanwhile
+        // `ahead` is the prefetch distance: the next rows
         let ((rstd, ahead), WriteBlock { to: y, stores, .. }) = (rows, y);
         let width = w.len();
         let whole = width - width % S::LANES;
@@ -104,8 +106,8 @@ alluvium_core::simd! {
         }
     }
 
-    /// What rows add to `dw`, from `x`, `dy` and their scales.
-    fn weights_gradient<S>(from: [&[f32]; 3], dw: &mut [f32]) {
+    /// Adds the contribution of these rows to `dw`.
+    fn dw_only<S>(from: [&[f32]; 3], dw: &mut [f32]) {
         let ([x, dy, rstd], width) = (from, dw.len());
         let whole = width - width % S::LANES;
         for ((x, dy), &r) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(rstd) {
@@ -118,8 +120,8 @@ alluvium_core::simd! {
         }
     }
 
-    /// `dx` of the rows.
-    fn inputs_gradient<S>(from: NormRows<'_>, dx: WriteBlock<'_>) {
+    /// Writes `dx` of these rows.
+    fn dx_only<S>(from: NormRows<'_>, dx: WriteBlock<'_>) {
         let WriteBlock { to: dx, stores, .. } = dx;
         let width = from.w.len();
         let whole = width - width % S::LANES;
@@ -137,8 +139,8 @@ alluvium_core::simd! {
         }
     }
 
-    /// `dx` of the rows, and what they add to `dw`.
-    fn gradient<S>(from: NormRows<'_>, dx: WriteBlock<'_>, dw: &mut [f32]) {
+    /// Writes `dx` of these rows and adds their contribution to `dw`.
+    fn dx_and_dw<S>(from: NormRows<'_>, dx: WriteBlock<'_>, dw: &mut [f32]) {
         let WriteBlock { to: dx, stores, .. } = dx;
         let width = from.w.len();
         let whole = width - width % S::LANES;

@@ -1,4 +1,4 @@
-//! Rows shared by the invocations of a workgroup; the gradient to `w` in two stages.
+//! RMSNorm on a GPU: the invocations of a workgroup share rows; `dw` is summed in two stages.
 
 use super::Grad;
 use crate::common::gpu::form::{QUADS, SINGLES};
@@ -11,7 +11,7 @@ const TEXT: &str = include_str!("kernel.wgsl");
 
 static KERNELS: [Kernel; 2] = [
     crate::common::gpu::kernel("rms_norm", &[QUADS, ROWS, NORM, NORM_GRADIENT, TEXT]).reducing(),
-    crate::common::gpu::kernel("rms_norm of single numbers", &[SINGLES, ROWS, NORM, NORM_GRADIENT, TEXT]).reducing(),
+    crate::common::gpu::kernel("rms_norm, scalar", &[SINGLES, ROWS, NORM, NORM_GRADIENT, TEXT]).reducing(),
 ];
 
 fn norm<'a>(x: &'a Tensor, w: &'a Tensor) -> Norm<'a> {

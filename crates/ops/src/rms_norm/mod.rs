@@ -10,13 +10,13 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::{FLOATS, SAME};
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
-/// What `rms_norm` takes.
+/// The contract of `rms_norm`.
 static CONTRACT: Contract =
     Contract { op: "rms_norm", args: &[Arg::new("x", "R.. D", FLOATS), Arg::new("w", "D", SAME)], rules: &[] };
 
 /// Scales every row of `x` to unit root-mean-square, then by `w`.
 ///
-/// `y = x / sqrt(mean(x²) + eps) * w`: the mean over the last axis, in f32 whatever the dtype.
+/// `y = x / sqrt(mean(x²) + eps) * w`: the mean is over the last axis and in f32 for every dtype.
 ///
 /// | tensor | shape   | dtype          | gradient |
 /// |--------|---------|----------------|----------|

@@ -1,5 +1,5 @@
-// An invocation turns a unit of pairs in up to `each` heads of a token, or copies a unit that passes through. An angle
-// is an integer of 2^-32 turns: the product of position and frequency wraps around by itself and loses nothing.
+// An invocation rotates a unit of pairs in up to `each` heads of a token, or copies a unit that passes through. An
+// angle is an integer of 2^-32 turns: the product of position and frequency wraps around without loss.
 struct Params { tokens: u32, heads: u32, width: u32, pairs: u32, each: u32, back: u32, step: u32, apart: u32, magnitude: f32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<Stored>;

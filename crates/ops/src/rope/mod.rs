@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
-/// What `rope` takes.
+/// The contract of `rope`.
 static CONTRACT: Contract =
     Contract { op: "rope", args: &[Arg::new("x", "B T H D", FLOATS), Arg::new("positions", "B T", IDS)], rules: &[] };
 
@@ -55,13 +55,13 @@ pub enum RopeScaling {
     None,
     /// All by the same factor: positions come closer together.
     Linear {
-        /// What frequencies are divided by.
+        /// The divisor of the frequencies.
         factor: f32,
     },
     /// Those that turn less than `low` times in `original` tokens by `factor`, those that turn more than `high` times
     /// not at all, those between smoothly.
     Llama3 {
-        /// What the low frequencies are divided by.
+        /// The divisor of the low frequencies.
         factor: f32,
         /// Turns in the original context below which a frequency is low.
         low: f32,
@@ -75,7 +75,7 @@ pub enum RopeScaling {
     ///
     /// Source: Peng et al. 2023, arXiv:2309.00071.
     Yarn {
-        /// What the low frequencies are divided by.
+        /// The divisor of the low frequencies.
         factor: f32,
         /// Tokens of a text in the first training.
         original: f32,
@@ -83,7 +83,7 @@ pub enum RopeScaling {
         beta_fast: f32,
         /// Turns in the original context below which a frequency is divided.
         beta_slow: f32,
-        /// What rotated elements are multiplied by, so that the entropy of attention stays what it was.
+        /// The factor of rotated elements, which keeps the entropy of attention.
         attention_factor: f32,
         /// Whether the bounds of the interpolation are rounded to whole pairs.
         truncate: bool,
@@ -130,7 +130,7 @@ impl Rope {
         [low, if low == high { high + 1e-3 } else { high }]
     }
 
-    /// What rotated elements are multiplied by.
+    /// The factor of rotated elements.
     fn magnitude(&self) -> f32 {
         match self.scaling {
             RopeScaling::Yarn { attention_factor, .. } => attention_factor,

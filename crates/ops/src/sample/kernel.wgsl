@@ -1,4 +1,4 @@
-// One workgroup a row of logits. The tokens that stay are the first in the order of descending logits: what is looked
+// One workgroup per row of logits. The tokens that stay are the first in the order of descending logits: what is looked
 // for is the last of them, four bits of its place in that order at a time.
 struct Params { rows: u32, words: u32, top_k: u32, temperature: f32, top_p: f32, least: f32 }
 var<immediate> p: Params;
@@ -18,7 +18,7 @@ fn logit(row: u32, id: u32) -> f32 {
     return widen_X(logits[at / 4u])[at % 4u];
 }
 
-// a number that orders tokens as their logits do; −0 is 0
+// an integer with the order of the logits; −0 is 0
 fn rank(x: f32) -> u32 {
     let bits = bitcast<u32>(x + 0.0);
     return select(bits | 0x80000000u, ~bits, (bits >> 31u) == 1u);

@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Contract, Device, Error, Result, Tensor, tape};
 
-/// What `sample` takes.
+/// The contract of `sample`.
 static CONTRACT: Contract = Contract { op: "sample", args: &[Arg::new("logits", "B V", FLOATS)], rules: &[] };
 
 /// Why there is no gradient.
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn each_filter_keeps_the_words_it_should_and_equals_by_their_ids() {
+    fn each_filter_keeps_its_tokens_and_equal_ones_by_id() {
         // probabilities 0.1, 0.4, 0.1, 0.4
         let logits = [1.0f32, 4.0, 1.0, 4.0].map(f32::ln);
         let all = Sampling { temperature: 1.0, ..Sampling::default() };
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_drawn_as_often_as_they_are_likely() {
+    fn tokens_are_drawn_with_their_probabilities() {
         let logits: Vec<f32> = [1.0f32, 2.0, 3.0, 4.0].map(f32::ln).into_iter().cycle().take(10_000).collect();
         let tensor = row(&logits);
         for temperature in [1.0, 0.5] {
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_chosen_by_is_refused_in_words() {
+    fn settings_draws_and_logits_out_of_range_are_errors() {
         let good = Sampling { temperature: 1.0, ..Sampling::default() };
         let error = |logits: &[f32], sampling: Sampling, draws: &[f32]| {
             sample(&row(logits), &sampling, draws).unwrap_err().to_string()

@@ -10,7 +10,7 @@ use alluvium_core::contract::ANY;
 use alluvium_core::{Arg, Backward, Contract, Error, Result, Shape, Tensor, tape};
 use std::ops::Range;
 
-/// What `slice` takes.
+/// The contract of `slice`.
 static CONTRACT: Contract = Contract { op: "slice", args: &[Arg::new("x", "R.. D", ANY)], rules: &[] };
 
 /// The places `range` of an axis, all of the others.
@@ -62,7 +62,7 @@ mod tests {
     use alluvium_core::Device;
 
     #[test]
-    fn whole_numbers_are_sliced_along_any_axis() {
+    fn integers_are_sliced_along_any_axis() {
         let ids: Vec<u32> = (0..24).collect();
         let x = Tensor::from_slice(&ids, [2, 3, 4], &Device::cpu()).unwrap();
         assert_eq!(slice(&x, 0, 1..2).unwrap().to_vec::<u32>().unwrap(), ids[12..]);

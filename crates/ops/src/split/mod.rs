@@ -10,7 +10,7 @@ use alluvium_core::contract::ANY;
 use alluvium_core::{Arg, BackwardAll, BackwardMany, Contract, Error, Result, Shape, Tensor, tape};
 use std::ops::Range;
 
-/// What `split` takes.
+/// The contract of `split`.
 static CONTRACT: Contract = Contract { op: "split", args: &[Arg::new("x", "R.. D", ANY)], rules: &[] };
 
 /// Cuts an axis into parts of these sizes.

@@ -9,7 +9,7 @@ const UNITS: &str = include_str!("units.wgsl");
 const WORD: &str = "alias Unit = u32;\n";
 
 static QUADS: Kernel = crate::common::gpu::kernel("transpose of quads", &["alias Unit = vec4<u32>;\n", SIZES, UNITS]);
-static WORDS: Kernel = crate::common::gpu::kernel("transpose of words", &[WORD, SIZES, UNITS]);
+static WORDS: Kernel = crate::common::gpu::kernel("transpose of u32", &[WORD, SIZES, UNITS]);
 static TILES: Kernel = crate::common::gpu::kernel("transpose by tiles", &[WORD, SIZES, include_str!("tiles.wgsl")]);
 static ELEMENTS: Kernel =
     crate::common::gpu::kernel("transpose of elements", &[WORD, SIZES, include_str!("elements.wgsl")]);

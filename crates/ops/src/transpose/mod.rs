@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::ANY;
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
-/// What `transpose` takes.
+/// The contract of `transpose`.
 static CONTRACT: Contract = Contract { op: "transpose", args: &[Arg::new("x", "R.. D", ANY)], rules: &[] };
 
 /// `x` with two of its axes exchanged: a copy, tile by tile.
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_two_axes_of_whole_numbers_are_exchanged() {
+    fn any_two_axes_of_integers_are_swapped() {
         let x = Tensor::from_slice(&(0..24u32).collect::<Vec<_>>(), [2, 3, 4], &Device::cpu()).unwrap();
         let y = transpose(&x, [2, 0]).unwrap();
         assert_eq!(

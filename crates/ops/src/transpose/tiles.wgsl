@@ -1,4 +1,4 @@
-// Single words, tile by tile through shared memory, so that both sides are read and written along their rows.
+// Single u32s, tile by tile through shared memory, so that both sides are read and written along their rows.
 const SIDE = 32u;
 var<workgroup> tile: array<u32, 1056>;
 

@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::{ANY, SAME};
 use alluvium_core::{Arg, Contract, Device, Error, Result, Rule, Tensor, tape};
 
-/// What `write_rows` takes.
+/// The contract of `write_rows`.
 static CONTRACT: Contract = Contract {
     op: "write_rows",
     args: &[Arg::new("cache", "S R..", ANY), Arg::new("rows", "N R..", SAME)],
@@ -52,7 +52,7 @@ mod tests {
     use alluvium_core::Tape;
 
     #[test]
-    fn a_cache_that_nobody_else_holds_is_written_in_place_and_a_shared_one_is_copied() {
+    fn a_cache_is_written_in_place_and_copied_if_it_is_shared() {
         let device = Device::cpu();
         let rows = Tensor::full([1, 2], 5.0, &device).unwrap();
         let cache = Tensor::full([3, 2], 1.0, &device).unwrap();

@@ -111,5 +111,5 @@ pub(crate) fn near(what: &str, got: &Tensor, want: &Tensor, bound: f32) {
     assert_eq!(got.len(), want.len(), "{what}");
     let size = want.iter().fold(0.0f32, |size, x| size.max(x.abs()));
     let worst = got.iter().zip(&want).fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
-    assert!(size > 0.0 && worst <= bound * size, "{what}: off by {worst}, the largest number is {size}");
+    assert!(size > 0.0 && worst <= bound * size, "{what}: off by {worst}, the largest element is {size}");
 }

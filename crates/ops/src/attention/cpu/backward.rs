@@ -82,7 +82,7 @@ fn together(cpu: &Cpu, each: &[f32], sizes: &AttentionSizes) -> Result<Buffer<f3
     Ok(out)
 }
 
-/// What one query head reads.
+/// The inputs of one query head.
 struct BackwardHead<'a> {
     q: &'a [f32],
     o: &'a [f32],
@@ -94,7 +94,7 @@ struct BackwardHead<'a> {
     width: usize,
 }
 
-/// What one task works in.
+/// The scratch of one task.
 struct BackwardScratch {
     q: Vec<f32>,
     dy: Vec<f32>,

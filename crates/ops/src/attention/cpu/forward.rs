@@ -38,7 +38,7 @@ pub(super) fn forward(
     Ok((o, lse))
 }
 
-/// What the blocks of one head read.
+/// The inputs of one head.
 struct ForwardHead<'a> {
     q: &'a [f32],
     keys: &'a [f32],
@@ -47,7 +47,7 @@ struct ForwardHead<'a> {
     width: usize,
 }
 
-/// What one thread works in.
+/// The scratch of one thread.
 struct ForwardScratch {
     q: Vec<f32>,
     scores: Vec<f32>,
@@ -58,7 +58,7 @@ struct ForwardScratch {
 struct QueryRows {
     max: [f32; QUERIES],
     sum: [f32; QUERIES],
-    /// What the sums before the last tile are worth after it.
+    /// The factor that rescales the sums of earlier tiles to the new maximum.
     keep: [f32; QUERIES],
 }
 

@@ -1,4 +1,4 @@
-// One workgroup 64 rows of one gradient; the other side streams past, and its weights are computed again.
+// One workgroup per 64 rows of one gradient; the other side is streamed and its weights are recomputed.
 // For dq, queries are owned and keys stream; for dk and dv the other way round, over all heads that share the keys.
 @group(0) @binding(1) var<storage, read> lse: array<f32>;
 @group(0) @binding(2) var<storage, read> dots_with_o: array<f32>;
@@ -78,7 +78,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     var begin = max(first, past()) - past();
     var end = end_query(first + SIDE - 1u);
     if OWN_QUERIES == 1u {
-        // the last queries see most keys: they begin first
+        // the last queries attend to most keys, so they start first
         first = (groups.x - 1u - group.x) * SIDE;
         heads = vec2<u32>(head / each, head / each + 1u);
         own_end = p.tokens;

@@ -1,5 +1,5 @@
-// One workgroup 64 keys against the one query of each of up to ROWS heads that share them; a second pass puts the
-// parts together.
+// One workgroup per 64 keys against the one query of each of up to ROWS heads that share them; a second pass merges the
+// parts.
 @group(0) @binding(0) var<storage, read_write> parts: array<vec4<f32>>;
 // of each part, the largest score and the sum of the weights
 @group(0) @binding(1) var<storage, read_write> sums: array<vec2<f32>>;
@@ -48,7 +48,7 @@ fn decode(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     for (var i = row_count * 64u + lane; i < ROWS * 64u; i += 256u) { queries[i] = vec4<f32>(0.0); }
     workgroupBarrier();
 
-    // eight invocations a key
+    // eight invocations per key
     for (var half = 0u; half < SIDE; half += 32u) {
         let key = first + half + lane / 8u;
         let row = ((group.z * p.positions + key) * p.shared_heads + shared_head) * p.width;

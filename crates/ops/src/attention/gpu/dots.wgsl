@@ -1,4 +1,4 @@
-// Products of 64 rows that a workgroup owns with 64 rows that stream past, and sums over the latter: what all passes of
+// Products of 64 rows that a workgroup owns with 64 streamed rows, and sums over the latter: what all passes of
 // attention are made of. The text before it gives own(which, at) and streamed(which, at), four elements of the one pair
 // of inputs or the other, and own_row(row) and streamed_row(row), where a row begins.
 const SIDE: u32 = 64u;
@@ -51,7 +51,7 @@ fn dots(lane: u32, which: u32, first: vec2<u32>, ends: vec2<u32>) -> Block {
         tiles[slot + 32u] = next.z;
         tiles[slot + 48u] = next.w;
         workgroupBarrier();
-        // on its way while the tiles are multiplied
+        // in flight while the tiles are multiplied
         if depth + DEPTH < p.width { next = fetch(lane, which, first, ends, depth + DEPTH); }
         for (var i = 0u; i < DEPTH; i++) {
             let x = tiles[i * 16u + lane / 16u];

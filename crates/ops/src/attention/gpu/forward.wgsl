@@ -1,4 +1,4 @@
-// One workgroup 64 queries of a head: keys stream past in tiles of 64, the softmax is rescaled when the largest score
+// One workgroup per 64 queries of a head: keys are read in tiles of 64, the softmax is rescaled when the largest score
 // grows.
 @group(0) @binding(1) var<storage, read_write> lse: array<f32>;
 @group(0) @binding(2) var<storage, read> q: array<X4>;
@@ -45,7 +45,7 @@ fn total(x: vec4<f32>) -> f32 { return (x.x + x.y) + (x.z + x.w); }
 
 @compute @workgroup_size(256)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    // the last queries see most keys: they begin first
+    // the last queries attend to most keys, so they start first
     let first = (groups.x - 1u - group.x) * SIDE;
     head = group.y;
     batch = group.z;

@@ -1,4 +1,4 @@
-// One workgroup a head: the parts of its keys, each by its weight.
+// One workgroup per head: merges the splits of its keys, each weighted by its share of the softmax.
 @group(0) @binding(1) var<storage, read_write> lse: array<f32>;
 @group(0) @binding(2) var<storage, read> parts: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> sums: array<vec2<f32>>;

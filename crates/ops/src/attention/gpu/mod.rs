@@ -70,7 +70,7 @@ struct Params {
     count: u32,
 }
 
-/// What launches share.
+/// The parameters that all launches share.
 struct AttentionLaunch<'a> {
     gpu: &'a Gpu,
     batch: usize,

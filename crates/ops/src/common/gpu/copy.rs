@@ -8,7 +8,7 @@ use alluvium_core::{Result, Tensor};
 const ROWS: &str = include_str!("copy.wgsl");
 
 static QUADS: Kernel = crate::common::gpu::kernel("copy of quads", &["alias Unit = vec4<u32>;\n", ROWS]);
-static WORDS: Kernel = crate::common::gpu::kernel("copy of words", &["alias Unit = u32;\n", ROWS]);
+static WORDS: Kernel = crate::common::gpu::kernel("copy of u32", &["alias Unit = u32;\n", ROWS]);
 static ELEMENTS: Kernel = crate::common::gpu::kernel("copy of elements", &[include_str!("elements.wgsl")]);
 
 /// Invocations of a workgroup.

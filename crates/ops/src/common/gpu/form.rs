@@ -1,4 +1,4 @@
-//! How kernels read rows: four elements at once where the width allows it, else element by element.
+//! The two forms of kernels over rows: vec4 if the width is a multiple of four, scalar otherwise.
 
 use alluvium_core::DType;
 use alluvium_core::gpu::Kernel;
@@ -35,7 +35,7 @@ impl Form {
         }
     }
 
-    /// What the kernel reads and writes.
+    /// The dtype that the kernel reads and writes.
     pub(crate) fn dtype(self) -> DType {
         match self {
             Form::Quads(dtype) => dtype,
@@ -43,7 +43,7 @@ impl Form {
         }
     }
 
-    /// What fills the text's `X4`.
+    /// The dtypes of the text's `X4`.
     pub(crate) fn stored(self) -> [(&'static str, DType); 1] {
         [("X", self.dtype())]
     }

@@ -13,7 +13,8 @@ fn exp2_whole(n: vec4<f32>) -> vec4<f32> {
 fn exp4(x: vec4<f32>) -> vec4<f32> {
     let bounded = clamp(x, vec4<f32>(-105.0), vec4<f32>(89.5));
     let n = round(bounded * 1.44269504);
-    // ln 2 in two parts, the first 355/512. In integers, because drivers join two products with n: n times ln 2, rounded
+    // ln 2 in two parts, the first 355/512. In integers, because drivers join two products with n: n times ln 2,
+    // rounded
     var r = fma(vec4<f32>(vec4<i32>(n) * 355), vec4<f32>(-0.001953125), bounded);
     r = fma(n, vec4<f32>(2.12194440e-4), r);
     var p = vec4<f32>(1.984127e-4);

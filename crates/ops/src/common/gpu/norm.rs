@@ -24,7 +24,7 @@ pub(crate) struct Norm<'a> {
     pub(crate) w: Option<&'a Tensor>,
     /// The gate of each element.
     pub(crate) z: Option<&'a Tensor>,
-    /// What the sum of a row's squares is multiplied with: 1, or one over the width.
+    /// The factor of the sum of squares of a row: 1, or one over the width.
     pub(crate) share: f32,
 }
 

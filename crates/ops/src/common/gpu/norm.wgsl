@@ -1,5 +1,5 @@
-// Normalized rows: the operation's text gives gain(column, at), what a normalized number is multiplied with.
-// `each`, `first` and `stride` are for the gradients: rows of a workgroup, its row of sums, and how far those are apart
+// Normalization of rows. The operation's text defines gain(column, at), the factor of a normalized element.
+// For the gradients: `each` rows per workgroup, whose sums are row `first` + workgroup with `stride` elements.
 struct Params { rows: u32, width: u32, share: f32, eps: f32, each: u32, first: u32, stride: u32 }
 struct Gain { all: Num, gate: Num, derivative: Num }
 var<immediate> p: Params;

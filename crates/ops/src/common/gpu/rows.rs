@@ -30,7 +30,7 @@ impl Sharing {
         self.group / self.lanes
     }
 
-    /// What the text is compiled with.
+    /// The constants of the text.
     pub(crate) fn constants(self) -> [(&'static str, u32); 3] {
         [("WG", self.group as u32), ("LANES", self.lanes as u32), ("KEEP", self.keep as u32)]
     }

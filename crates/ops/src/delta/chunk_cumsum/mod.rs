@@ -11,7 +11,7 @@ use crate::delta::gpu::Direction;
 use alluvium_core::contract::F32;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
-/// What `chunk_cumsum` takes.
+/// The contract of `chunk_cumsum`.
 static CONTRACT: Contract = Contract { op: "chunk_cumsum", args: &[Arg::new("g", "B T G", F32)], rules: &[] };
 
 /// Running sums along the tokens, from zero at every multiple of 64: `g_cum_i = Σ_{j ≤ i in the chunk} g_j`.

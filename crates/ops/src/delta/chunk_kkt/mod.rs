@@ -11,7 +11,7 @@ use crate::delta::chunk::HeadLayout;
 use alluvium_core::contract::{F32, FLOATS};
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Rule, Tensor, tape};
 
-/// What `chunk_kkt` takes.
+/// The contract of `chunk_kkt`.
 static CONTRACT: Contract = Contract {
     op: "chunk_kkt",
     args: &[Arg::new("k", "B T H K", FLOATS), Arg::new("beta", "B T G", F32), Arg::new("g_cum", "B T G", F32)],

@@ -11,7 +11,7 @@ use crate::delta::chunk::{CHUNK, HeadLayout};
 use alluvium_core::contract::{F32, FLOATS, SAME};
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Kind, Result, Rule, Tensor, tape};
 
-/// What `chunk_output` takes.
+/// The contract of `chunk_output`.
 static CONTRACT: Contract = Contract {
     op: "chunk_output",
     args: &[
@@ -31,13 +31,13 @@ pub struct ChunkOutputArgs<'a> {
     pub q: &'a Tensor,
     /// Keys, `B T H K`.
     pub k: &'a Tensor,
-    /// What each token writes, `B T G V`.
+    /// The corrected values, `B T G V`: `u − w Sᵀ`.
     pub v_new: &'a Tensor,
     /// The state at the start of each chunk, `B N G V K`.
     pub h: &'a Tensor,
     /// Running sums of the log decay in chunks, `B T G`.
     pub g_cum: &'a Tensor,
-    /// What the output is multiplied with.
+    /// The factor of the output.
     pub scale: f32,
 }
 

@@ -97,7 +97,7 @@ pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<ChunkStateOutput> {
     })
 }
 
-/// What came into the backward pass, and the forward pass left.
+/// The incoming gradients and the saved values of the forward pass.
 struct Back<'a> {
     h: Floats<'a>,
     v_new: Floats<'a>,

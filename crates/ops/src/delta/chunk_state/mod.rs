@@ -11,7 +11,7 @@ use crate::delta::chunk::HeadLayout;
 use alluvium_core::contract::{F32, FLOATS, SAME};
 use alluvium_core::{Arg, BackwardMany, Contract, Device, Result, Rule, Tensor, tape};
 
-/// What `chunk_state` takes.
+/// The contract of `chunk_state`.
 static CONTRACT: Contract = Contract {
     op: "chunk_state",
     args: &[
@@ -24,12 +24,12 @@ static CONTRACT: Contract = Contract {
     rules: &[Rule::MultipleOfAxis('G', 'H')],
 };
 
-/// What [`chunk_state`] returns.
+/// The results of [`chunk_state`].
 #[derive(Clone, Debug)]
 pub struct ChunkStateOutput {
     /// The state at the start of each chunk, `B N G V K`.
     pub h: Tensor,
-    /// What each token writes, `B T G V`.
+    /// The corrected values, `B T G V`: `u − w Sᵀ`.
     pub v_new: Tensor,
     /// The state after the last token, `B G V K`.
     pub final_state: Tensor,

@@ -5,7 +5,7 @@ use super::{ChunkStates, GatedDeltaOutput, Grad};
 use crate::delta::chunk::{CHUNK, Write};
 use crate::delta::gpu::{
     ChunkGates, ChunkProduct, Chunks, Decay, Direction, Exponents, Factor, Outputs, ProductSide, Size, StateScan,
-    StateSeeds, States, Weight, Written,
+    StateSeeds, States, Weight, WyProduct,
 };
 use alluvium_core::gpu::Gpu;
 use alluvium_core::tape::accumulate;
@@ -15,7 +15,7 @@ use alluvium_core::{DType, Result, Tensor};
 /// have not erased, and the difference of both has the rounding of what was there, so a chunk has few tokens.
 const SHORT: usize = 4;
 
-/// What the chunks are before any state is known.
+/// The parts of the chunks that do not depend on states.
 struct IntraChunk {
     chunks: Chunks,
     gates: ChunkGates,
@@ -33,8 +33,8 @@ impl IntraChunk {
         let gates = chunks.gates(&args.g, Decay::Each, Some(&args.beta))?;
         let (q, k, v) = (gpu.widen(&args.q)?, gpu.widen(&args.k)?, gpu.widen(&args.v)?);
         let a = chunks.solve(&chunks.kkt(&k, &gates)?)?;
-        let w = chunks.written(&a, &k, &gates, Factor::BetaFromStart, DType::F32)?;
-        let u = chunks.written(&a, &v, &gates, Factor::Beta, DType::F32)?;
+        let w = chunks.wy_product(&a, &k, &gates, Factor::BetaFromStart, DType::F32)?;
+        let u = chunks.wy_product(&a, &v, &gates, Factor::Beta, DType::F32)?;
         Ok(IntraChunk { chunks, gates, q, k, v, a, w, u })
     }
 
@@ -52,8 +52,8 @@ impl IntraChunk {
         Ok([h, v_new, last])
     }
 
-    /// What the tokens write, from states that were kept.
-    fn written(&self, gpu: &Gpu, h: &Tensor) -> Result<Tensor> {
+    /// The corrected values, from states that were kept.
+    fn v_new(&self, gpu: &Gpu, h: &Tensor) -> Result<Tensor> {
         let (keys, values) = (self.k.shape().last(), self.v.shape().last());
         let v_new = gpu.copied(&self.u)?;
         let sides = [
@@ -92,7 +92,7 @@ pub(super) fn backward(
     let inside = IntraChunk::new(gpu, args, length)?;
     let IntraChunk { chunks, gates, q, k, v, a, w, .. } = &inside;
     let (h, v_new) = match args.states.as_ref().filter(|_| length == CHUNK) {
-        Some(h) => (h.clone(), inside.written(gpu, h)?),
+        Some(h) => (h.clone(), inside.v_new(gpu, h)?),
         None => {
             let [h, v_new, _] = inside.states(gpu, args.initial_state.as_ref())?;
             (h, v_new)
@@ -122,14 +122,14 @@ pub(super) fn backward(
         return Ok([dq, None, None, None, None, start]);
     }
     let da = chunks.empty(64)?;
-    let values = Written { a, x: v, dy: &state.du, gates, factor: Factor::Beta };
-    let [dv, of_values] = chunks.written_gradient(&values, &da, Write::Set)?;
+    let values = WyProduct { a, x: v, dy: &state.du, gates, factor: Factor::Beta };
+    let [dv, of_values] = chunks.wy_product_backward(&values, &da, Write::Set)?;
     let dv = of_v.then(|| stored(&dv, &args.v)).transpose()?;
     if !of_k && !of_g && !of_beta {
         return Ok([dq, None, dv, None, None, start]);
     }
-    let keys = Written { a, x: k, dy: &state.dw, gates, factor: Factor::BetaFromStart };
-    let [dk, of_keys] = chunks.written_gradient(&keys, &da, Write::Add)?;
+    let keys = WyProduct { a, x: k, dy: &state.dw, gates, factor: Factor::BetaFromStart };
+    let [dk, of_keys] = chunks.wy_product_backward(&keys, &da, Write::Add)?;
     let m = chunks.solve_gradient(a, &da, Some(gates))?;
     let dk = || {
         let dk =

@@ -12,7 +12,7 @@ use alluvium_core::contract::{F32, FLOATS, IDS, SAME};
 use alluvium_core::{Arg, BackwardMany, Contract, Device, Error, Kind, Result, Rule, Tensor, tape};
 use std::ops::Range;
 
-/// What `gated_delta_rule` takes.
+/// The contract of `gated_delta_rule`.
 static CONTRACT: Contract = Contract {
     op: "gated_delta_rule",
     args: &[
@@ -27,12 +27,12 @@ static CONTRACT: Contract = Contract {
     rules: &[Rule::MultipleOfAxis('G', 'H'), Rule::AtMostNumber('K', 256)],
 };
 
-/// What the forward pass leaves for the backward pass.
+/// The states that the forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkStates {
     /// The state at the start of each chunk of 64 tokens: `V · K` values a chunk and head.
     Keep,
-    /// None: the backward pass runs through the states again, one sequence and head at a time.
+    /// None: the backward pass recomputes the states, one sequence and head at a time.
     Recompute,
 }
 
@@ -47,19 +47,19 @@ pub struct GatedDeltaArgs<'a> {
     pub v: &'a Tensor,
     /// The natural logarithm of the decay, `B T G`, at most 0.
     pub g: &'a Tensor,
-    /// How much of what is missing is written, `B T G`.
+    /// The step size of the correction, `B T G`, in (0, 1).
     pub beta: &'a Tensor,
-    /// The state before the first token, `N G V K`; zeros where it is left out.
+    /// The state before the first token, `N G V K`; zeros if `None`.
     pub initial_state: Option<&'a Tensor>,
-    /// Where packed sequences begin, and the end: `N+1` offsets. Then `B` is 1.
+    /// The `N+1` offsets of packed sequences, from 0 to `T`; `B` is then 1.
     pub cu_seqlens: Option<&'a Tensor>,
-    /// What the output is multiplied with, often `K^-½`.
+    /// The factor of the output, usually `K^-½`.
     pub scale: f32,
-    /// What is kept for the backward pass.
+    /// The states that are kept for the backward pass.
     pub states: ChunkStates,
 }
 
-/// What [`gated_delta_rule`] and [`gated_delta_step`](crate::gated_delta_step) return.
+/// The results of [`gated_delta_rule`] and [`gated_delta_step`](crate::gated_delta_step).
 #[derive(Clone, Debug)]
 pub struct GatedDeltaOutput {
     /// The outputs, in the shape and dtype of `v`.
@@ -68,7 +68,8 @@ pub struct GatedDeltaOutput {
     pub final_state: Tensor,
 }
 
-/// Attention with a state that forgets and corrects itself: the token mixer of Gated DeltaNet.
+/// The gated delta rule: linear attention whose state decays and is corrected by each token. The mixer of Gated
+/// DeltaNet.
 ///
 /// For each sequence and value head, with a state `S` of `V × K`:
 /// `S_t = e^{g_t} S_{t-1} (I − β_t k_t k_tᵀ) + β_t v_t k_tᵀ`, `o_t = scale · S_t q_t`.

@@ -52,18 +52,18 @@ impl<'a> TokenInputs<'a> {
         TokenInputs { q, k, v, g: t["g"].data[gate], beta: t["beta"].data[gate], scale }
     }
 
-    /// What the decayed state is missing: `v − S k`, a number for each row of the state.
-    fn miss(&self, decayed: &[f64]) -> Vec<f64> {
+    /// The residual of the decayed state, `v − S k`: one element per row of the state.
+    fn residual(&self, decayed: &[f64]) -> Vec<f64> {
         decayed.chunks_exact(self.k.len()).zip(self.v).map(|(row, v)| v - dot(row, self.k)).collect()
     }
 
     /// Moves the state over this token; returns the output.
     fn step(&self, state: &mut [f64]) -> Vec<f64> {
         state.iter_mut().for_each(|s| *s *= self.g.exp());
-        let miss = self.miss(state);
-        let mut o = Vec::with_capacity(miss.len());
-        for (row, miss) in state.chunks_exact_mut(self.k.len()).zip(miss) {
-            row.iter_mut().zip(self.k).for_each(|(s, k)| *s += self.beta * miss * k);
+        let residual = self.residual(state);
+        let mut o = Vec::with_capacity(residual.len());
+        for (row, residual) in state.chunks_exact_mut(self.k.len()).zip(residual) {
+            row.iter_mut().zip(self.k).for_each(|(s, k)| *s += self.beta * residual * k);
             o.push(self.scale * dot(row, self.q));
         }
         o
@@ -120,7 +120,7 @@ pub(crate) fn gradient(t: &Given<Array>, scale: f64, dy: &[Array]) -> Vec<Option
                 let (key, value, gate) = at.clone();
                 let x = TokenInputs::of(t, scale, at);
                 let decayed: Vec<f64> = states[i].iter().map(|s| s * x.g.exp()).collect();
-                let (miss, o) = (x.miss(&decayed), &dy[0].data[value.clone()]);
+                let (residual, o) = (x.residual(&decayed), &dy[0].data[value.clone()]);
                 let (dq, dk) = (&mut dq.data[key.clone()], &mut dk.data[key]);
                 for row in 0..layout.v {
                     let span = row * width..(row + 1) * width;
@@ -131,11 +131,11 @@ pub(crate) fn gradient(t: &Given<Array>, scale: f64, dy: &[Array]) -> Vec<Option
                     }
                     let along = dot(ds, x.k);
                     let dm = x.beta * along;
-                    dbeta.data[gate] += miss[row] * along;
+                    dbeta.data[gate] += residual[row] * along;
                     dv.data[value.start + row] = dm;
                     for j in 0..width {
                         let s = decayed[span.start + j];
-                        dk[j] += x.beta * miss[row] * ds[j] - s * dm;
+                        dk[j] += x.beta * residual[row] * ds[j] - s * dm;
                         ds[j] -= dm * x.k[j];
                         dg.data[gate] += ds[j] * s;
                         ds[j] *= x.g.exp();

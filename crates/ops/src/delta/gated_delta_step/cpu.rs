@@ -37,7 +37,7 @@ pub(super) fn forward(cpu: &Cpu, args: GatedDeltaStepArgs<'_>, dims: &Dims) -> R
     Ok(GatedDeltaOutput { o: cpu.tensor(o, v.shape(), v.dtype())?, final_state: state })
 }
 
-/// What one row of a state meets.
+/// The inputs of one row of a state.
 struct StepRow<'a> {
     q: &'a [f32],
     k: &'a [f32],

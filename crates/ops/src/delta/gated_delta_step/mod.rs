@@ -11,7 +11,7 @@ use crate::GatedDeltaOutput;
 use alluvium_core::contract::{F32, FLOATS, SAME};
 use alluvium_core::{Arg, Contract, Device, Error, Result, Rule, Tensor, tape};
 
-/// What `gated_delta_step` takes.
+/// The contract of `gated_delta_step`.
 static CONTRACT: Contract = Contract {
     op: "gated_delta_step",
     args: &[
@@ -36,11 +36,11 @@ pub struct GatedDeltaStepArgs<'a> {
     pub v: &'a Tensor,
     /// The natural logarithm of its decay, `B G`.
     pub g: &'a Tensor,
-    /// How much of what is missing is written, `B G`.
+    /// The step size of the correction, `B G`, in (0, 1).
     pub beta: &'a Tensor,
     /// The state, `B G V K`; updated in place if it is not shared.
     pub state: Tensor,
-    /// What the output is multiplied with, often `K^-½`.
+    /// The factor of the output, usually `K^-½`.
     pub scale: f32,
 }
 
@@ -86,7 +86,7 @@ mod tests {
     use alluvium_core::DType;
 
     #[test]
-    fn the_state_is_updated_in_place_only_where_nobody_else_holds_it() {
+    fn the_state_is_updated_in_place_only_if_it_is_not_shared() {
         let device = Device::cpu();
         let ones = |shape: &[usize]| Tensor::full(alluvium_core::Shape::new(shape).unwrap(), 1.0, &device).unwrap();
         let (q, v, g) = (ones(&[1, 1, 2]), ones(&[1, 1, 3]), ones(&[1, 1]));

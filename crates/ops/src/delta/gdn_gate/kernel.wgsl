@@ -1,5 +1,5 @@
-// DA and DB are 1 where the gradients to a and b are needed. Four gates an invocation; those of a row have a head each.
-// Sums over rows: COLUMNS heads and SLOTS rows at once.
+// DA and DB are 1 where the gradients to a and b are needed. Four gates per invocation; each gate of a row belongs to a
+// head. Sums over rows: COLUMNS heads and SLOTS rows at once.
 const SLOTS = 256u / COLUMNS;
 struct Params { n: u32, heads: u32, rows: u32, each: u32, stride: u32 }
 var<immediate> p: Params;

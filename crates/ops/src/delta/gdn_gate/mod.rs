@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::{F32, FLOATS, SAME};
 use alluvium_core::{Arg, BackwardMany, Contract, Device, Result, Tensor, tape};
 
-/// What `gdn_gate` takes.
+/// The contract of `gdn_gate`.
 static CONTRACT: Contract = Contract {
     op: "gdn_gate",
     args: &[
@@ -22,12 +22,12 @@ static CONTRACT: Contract = Contract {
     rules: &[],
 };
 
-/// What [`gdn_gate`] returns.
+/// The results of [`gdn_gate`].
 #[derive(Clone, Debug)]
 pub struct Gates {
     /// The natural logarithm of the decay, f32, at most 0.
     pub g: Tensor,
-    /// How much of what is missing is written, f32, between 0 and 1.
+    /// The step size of the correction, f32, in (0, 1).
     pub beta: Tensor,
 }
 

@@ -1,4 +1,4 @@
-// What the decay of a chunk does: gamma[i][j] = e^(g of the tokens after j up to i) for j <= i and 0 above, and for
+// The decay factors of a chunk: gamma[i][j] = e^(g of the tokens after j up to i) for j <= i and 0 above, and for
 // each token four factors: from the chunk's start, to its end, beta, beta from the start.
 //
 // SUMS is 1 where g holds running sums. Otherwise each exponent is summed on its own: a difference of two running sums

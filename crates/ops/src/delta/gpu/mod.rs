@@ -7,7 +7,7 @@ mod product;
 mod stages;
 
 pub(crate) use product::{ChunkProduct, Factor, Keep, ProductMask, ProductSide, Size};
-pub(crate) use stages::{Outputs, StateSeeds, States, Written};
+pub(crate) use stages::{Outputs, StateSeeds, States, WyProduct};
 
 use crate::common::gpu::to_u32;
 use crate::delta::chunk::HeadLayout;
@@ -70,7 +70,7 @@ pub(crate) struct Chunks {
     pub(crate) v_heads: usize,
 }
 
-/// What the decays of the chunks do.
+/// The decay factors of the chunks.
 #[derive(Clone, Debug)]
 pub(crate) struct ChunkGates {
     /// `e^{g_{j+1} + … + g_i}`, `[T, G, 64]`.
@@ -79,7 +79,7 @@ pub(crate) struct ChunkGates {
     pub(crate) factors: Tensor,
 }
 
-/// What the log decays are.
+/// The kind of the log decays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decay {
     /// Of each token.
@@ -100,7 +100,7 @@ pub(crate) enum Direction {
 /// Elements of a piece of the left side as `state.wgsl` lays it out.
 const PIECE: usize = 16 * 65;
 
-/// What passes through the chunks, see `state.wgsl`.
+/// The scan over chunks of `state.wgsl`.
 pub(crate) struct StateScan<'a> {
     pub(crate) way: Direction,
     /// Meets the state: `[T, heads, K]`.
@@ -381,7 +381,7 @@ pub(crate) struct Exponents<'a> {
     pub(crate) ends: Option<[&'a Tensor; 2]>,
 }
 
-/// What rows are weighted with.
+/// The weights of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Weight {
     /// β of the row's token.

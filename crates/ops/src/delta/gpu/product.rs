@@ -62,9 +62,9 @@ pub(crate) enum Size {
 /// One of the four factors of a token, by its place in [`ChunkGates::factors`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Factor {
-    /// What is left at the token of what was there at the chunk's start.
+    /// The decay from the chunk's start to the token.
     FromStart,
-    /// What is left of the token at the chunk's end.
+    /// The decay from the token to the chunk's end.
     ToEnd,
     /// β
     Beta,

@@ -71,7 +71,7 @@ impl Chunks {
     }
 
     /// `A · round(factor ⊙ x)`.
-    pub(crate) fn written(
+    pub(crate) fn wy_product(
         &self,
         a: &Tensor,
         x: &Tensor,
@@ -87,8 +87,8 @@ impl Chunks {
     }
 
     /// Of `y = A (factor ⊙ x)`: `dx`, and `(Aᵀ dy) · x` of each token. `da` is set, or added to.
-    pub(crate) fn written_gradient(&self, of: &Written<'_>, da: &Tensor, write: Write) -> Result<[Tensor; 2]> {
-        let Written { a, x, dy, gates, factor } = *of;
+    pub(crate) fn wy_product_backward(&self, of: &WyProduct<'_>, da: &Tensor, write: Write) -> Result<[Tensor; 2]> {
+        let WyProduct { a, x, dy, gates, factor } = *of;
         let dx = self.empty(width(x))?;
         let back = ChunkProduct::new(
             [TOKENS, Size::Of(width(x)), TOKENS],
@@ -103,7 +103,7 @@ impl Chunks {
         Ok([dx, dots])
     }
 
-    /// `dβ` and `dg` from what [`Chunks::written_gradient`] gives for the values and the keys.
+    /// `dβ` and `dg` from what [`Chunks::wy_product_backward`] gives for the values and the keys.
     pub(crate) fn write_gates(&self, values: &Tensor, keys: &Tensor, gates: &ChunkGates) -> Result<[Tensor; 2]> {
         let [dbeta, dg] = [self.empty(1)?, self.empty(1)?];
         let n = self.tokens * self.v_heads;
@@ -190,9 +190,9 @@ impl Chunks {
     }
 }
 
-/// What [`Chunks::written_gradient`] undoes.
+/// What [`Chunks::wy_product_backward`] undoes.
 #[derive(Clone, Copy)]
-pub(crate) struct Written<'a> {
+pub(crate) struct WyProduct<'a> {
     pub(crate) a: &'a Tensor,
     pub(crate) x: &'a Tensor,
     pub(crate) dy: &'a Tensor,
@@ -200,7 +200,7 @@ pub(crate) struct Written<'a> {
     pub(crate) factor: Factor,
 }
 
-/// What outputs are made of.
+/// The inputs of the outputs.
 #[derive(Clone, Copy)]
 pub(crate) struct Outputs<'a> {
     pub(crate) q: &'a Tensor,
@@ -225,7 +225,7 @@ pub(crate) struct OutputGradient {
     pub(crate) from_start: Tensor,
 }
 
-/// What states are made of, and what they are.
+/// The inputs of the state scan, and its results.
 #[derive(Clone, Copy)]
 pub(crate) struct States<'a> {
     pub(crate) k: &'a Tensor,

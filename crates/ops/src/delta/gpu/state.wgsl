@@ -1,4 +1,4 @@
-// The one thing that goes from chunk to chunk: a tile of TILE rows of a head's state stays with its workgroup while the
+// The scan over chunks: a workgroup keeps TILE rows of the state of a head in registers and shared memory while the
 // chunks of a sequence pass, forwards or, for gradients, backwards.
 //
 // forwards (BACK 0): `states` gets the state at the chunk's start; y = x - left state; state <- decay state + sum of
@@ -77,7 +77,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
         let stride = left_heads * K;
         let source = first * stride + head / p.left_share * K;
-        // neighbours read neighbouring values, and the next piece is under way while this one is used
+        // neighbours read neighbouring values, and the next piece is in flight while this one is used
         var ahead: array<f32, 4>;
         for (var j = 0u; j < 4u; j++) { ahead[j] = piece(source, stride, tokens, 0u, lane + 256u * j); }
         for (var k = 0u; k < K; k += PIECE) {

@@ -1,4 +1,4 @@
-// Sums over a chunk.
+// Sums over the tokens of a chunk.
 struct Params { chunks: u32, v_heads: u32, size: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> chunks: array<vec4<u32>>;

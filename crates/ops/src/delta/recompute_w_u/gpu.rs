@@ -2,7 +2,7 @@
 
 use super::{Grad, WyRepr};
 use crate::delta::chunk::Write;
-use crate::delta::gpu::{Chunks, Decay, Factor, Written};
+use crate::delta::gpu::{Chunks, Decay, Factor, WyProduct};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{Result, Tensor};
 
@@ -11,8 +11,8 @@ pub(super) fn forward(gpu: &Gpu, args: &Grad) -> Result<WyRepr> {
     let chunks = Chunks::of(gpu, *layout)?;
     let gates = chunks.gates(g_cum, Decay::Summed, Some(beta))?;
     let dtype = k.dtype();
-    let w = chunks.written(a, &gpu.widen(k)?, &gates, Factor::BetaFromStart, dtype)?;
-    let u = chunks.written(a, &gpu.widen(v)?, &gates, Factor::Beta, dtype)?;
+    let w = chunks.wy_product(a, &gpu.widen(k)?, &gates, Factor::BetaFromStart, dtype)?;
+    let u = chunks.wy_product(a, &gpu.widen(v)?, &gates, Factor::Beta, dtype)?;
     let w_shape = [layout.batch, layout.tokens, layout.v_heads, k.shape().last()];
     Ok(WyRepr { w: gpu.convert(&w, dtype)?.reshape(w_shape)?, u: gpu.convert(&u, dtype)?.reshape(v.shape())? })
 }
@@ -34,10 +34,10 @@ pub(super) fn backward(
     };
     let (dw, du) = (seed(dw, k.shape().last())?, seed(du, v.shape().last())?);
     let da = chunks.empty(64)?;
-    let values = Written { a, x: &v32, dy: &du, gates: &gates, factor: Factor::Beta };
-    let [dv, of_values] = chunks.written_gradient(&values, &da, Write::Set)?;
-    let keys = Written { a, x: &k32, dy: &dw, gates: &gates, factor: Factor::BetaFromStart };
-    let [dk, of_keys] = chunks.written_gradient(&keys, &da, Write::Add)?;
+    let values = WyProduct { a, x: &v32, dy: &du, gates: &gates, factor: Factor::Beta };
+    let [dv, of_values] = chunks.wy_product_backward(&values, &da, Write::Set)?;
+    let keys = WyProduct { a, x: &k32, dy: &dw, gates: &gates, factor: Factor::BetaFromStart };
+    let [dk, of_keys] = chunks.wy_product_backward(&keys, &da, Write::Add)?;
     let [dbeta, dg] = chunks.write_gates(&of_values, &of_keys, &gates)?;
     let stored = |x: &Tensor, like: &Tensor| gpu.convert(x, like.dtype())?.reshape(like.shape());
     Ok([

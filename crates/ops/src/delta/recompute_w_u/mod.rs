@@ -11,7 +11,7 @@ use crate::delta::chunk::HeadLayout;
 use alluvium_core::contract::{F32, FLOATS, SAME};
 use alluvium_core::{Arg, BackwardMany, Contract, Device, Result, Rule, Tensor, tape};
 
-/// What `recompute_w_u` takes.
+/// The contract of `recompute_w_u`.
 static CONTRACT: Contract = Contract {
     op: "recompute_w_u",
     args: &[
@@ -24,12 +24,12 @@ static CONTRACT: Contract = Contract {
     rules: &[Rule::MultipleOfAxis('G', 'H')],
 };
 
-/// What [`recompute_w_u`] returns.
+/// The results of [`recompute_w_u`].
 #[derive(Clone, Debug)]
 pub struct WyRepr {
-    /// What a chunk erases from the state, `B T G K`.
+    /// The decayed keys of the WY representation, `B T G K`.
     pub w: Tensor,
-    /// What it would write into an empty one, `B T G V`.
+    /// The values of the WY representation, `B T G V`.
     pub u: Tensor,
 }
 

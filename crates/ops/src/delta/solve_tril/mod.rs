@@ -11,7 +11,7 @@ use crate::delta::chunk::HeadLayout;
 use alluvium_core::contract::F32;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
-/// What `solve_tril` takes.
+/// The contract of `solve_tril`.
 static CONTRACT: Contract = Contract { op: "solve_tril", args: &[Arg::new("l", "B T G 64", F32)], rules: &[] };
 
 /// `A = (I + L)⁻¹` for each chunk of 64 tokens and head, where L is what `l` holds below the diagonal.

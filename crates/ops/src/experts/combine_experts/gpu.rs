@@ -12,12 +12,11 @@ const WEIGHTS_TEXT: &str = include_str!("weights.wgsl");
 
 static KERNELS: [Kernel; 2] = [
     crate::common::gpu::kernel("combine_experts", &[QUADS, TEXT]),
-    crate::common::gpu::kernel("combine_experts of single numbers", &[SINGLES, TEXT]),
+    crate::common::gpu::kernel("combine_experts, scalar", &[SINGLES, TEXT]),
 ];
 static WEIGHTS: [Kernel; 2] = [
     crate::common::gpu::kernel("combine_experts, to weights", &[QUADS, ROWS, WEIGHTS_TEXT]).reducing(),
-    crate::common::gpu::kernel("combine_experts of single numbers, to weights", &[SINGLES, ROWS, WEIGHTS_TEXT])
-        .reducing(),
+    crate::common::gpu::kernel("combine_experts, scalar, to weights", &[SINGLES, ROWS, WEIGHTS_TEXT]).reducing(),
 ];
 
 /// Invocations of a workgroup.
@@ -31,7 +30,7 @@ struct CombineSizes {
     width: usize,
 }
 
-/// What the launches bind.
+/// The bindings of the launches.
 #[derive(Clone, Copy)]
 enum CombineSide<'a> {
     /// A row for each choice.

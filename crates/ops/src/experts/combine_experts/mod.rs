@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::{F32, FLOATS};
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
-/// What `combine_experts` takes.
+/// The contract of `combine_experts`.
 static CONTRACT: Contract = Contract {
     op: "combine_experts",
     args: &[Arg::new("y", "N K D", FLOATS), Arg::new("weights", "N K", F32)],

@@ -1,5 +1,5 @@
-// A few rows against the matrix of their expert, which is read once, as it lies: LANES invocations share the sums of
-// four of its rows.
+// A few rows against the matrix of their expert, which is read once, in storage order: LANES invocations share the sums
+// of four of its rows.
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 const SETS: u32 = 256u / LANES;
 var<workgroup> shares: array<vec4<f32>, 256>;

@@ -1,5 +1,5 @@
-// The gradient of an expert's matrix: the products of its choices' rows on both sides, summed in order. One workgroup a
-// tile; an expert that no token chose gets zeros.
+// The gradient of an expert's matrix: the products of its choices' rows on both sides, summed in order. One workgroup
+// per tile; an expert that no token chose gets zeros.
 @group(0) @binding(5) var<storage, read> order: array<u32>;
 @group(0) @binding(7) var<storage, read> starts: array<u32>;
 

@@ -4,5 +4,5 @@ struct Params { n: u32, k: u32, stride: u32, outer: u32, width: u32, sharers: u3
 var<immediate> p: Params;
 const NONE = 0xffffffffu;
 
-// what is written where an id names no expert
+// the value of rows whose id is out of range
 fn no_number(id: u32) -> vec4<f32> { return vec4<f32>(bitcast<f32>(id | 0x7fc00000u)); }

@@ -1,4 +1,4 @@
-// The choices sorted by expert, those of the same one in order. Ids that name no expert are the last bucket.
+// A stable sort of the choices by expert. Ids out of range are the last bucket.
 struct Params { count: u32, experts: u32, lines: u32, jobs: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> ids: array<u32>;
@@ -27,8 +27,8 @@ fn last_of_all(sum: u32, lane: u32) -> u32 {
     return shares[255];
 }
 
-// One workgroup a bucket: it counts the ids of the buckets before its own, which says where its places begin, and then
-// writes them; each invocation has a run of ids.
+// One workgroup per bucket: it counts the ids of the buckets before its own, which says where its places begin, and
+// then writes them; each invocation has a run of ids.
 @compute @workgroup_size(256)
 fn sort(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let bucket = group_index(group, groups);

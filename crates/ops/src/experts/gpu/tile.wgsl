@@ -1,4 +1,4 @@
-// One workgroup a tile of a job's choices.
+// One workgroup per tile of a job's choices.
 fn put_row(place: u32, end: u32, col: u32, x: vec4<f32>) {
     if place < end { put_c(order[place], col, x); }
 }

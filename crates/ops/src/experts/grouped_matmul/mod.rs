@@ -11,7 +11,7 @@ use crate::experts::cpu::check_rows;
 use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, Device, Dims, Result, Tensor, tape};
 
-/// What `grouped_matmul` takes.
+/// The contract of `grouped_matmul`.
 static CONTRACT: Contract = Contract {
     op: "grouped_matmul",
     args: &[Arg::new("x", "R.. I", FLOATS), Arg::new("w", "E O I", FLOATS), Arg::new("experts", "N K", IDS)],
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expert_that_nobody_chose_has_a_gradient_of_zeros() {
+    fn an_expert_that_no_token_chose_has_a_gradient_of_zeros() {
         let tape = Tape::new();
         let x = tensor(&[1.0, 2.0], [1, 2]);
         let w = tape.watch(&tensor(&[1.0; 6], [3, 1, 2]));

@@ -12,7 +12,7 @@ use crate::quantized::{Packed, PackedLayout, Quantized, SCALES};
 use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, Device, Dims, Result, Tensor, tape};
 
-/// What `quantized_grouped_matmul` takes.
+/// The contract of `quantized_grouped_matmul`.
 static CONTRACT: Contract = Contract {
     op: "quantized_grouped_matmul",
     args: &[

@@ -1,5 +1,5 @@
-// One workgroup a token. Experts are ordered by falling logits, equal ones by their index, and each pass finds the next
-// in that order: nothing is marked, and NaN comes last.
+// One workgroup per token. Experts are ordered by falling logits, equal ones by their index, and each pass finds the
+// next in that order: nothing is marked, and NaN comes last.
 struct Params { rows: u32, width: u32, chosen: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> logits: array<f32>;

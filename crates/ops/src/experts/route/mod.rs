@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
-/// What `route` takes.
+/// The contract of `route`.
 static CONTRACT: Contract = Contract { op: "route", args: &[Arg::new("logits", "N E", FLOATS)], rules: &[] };
 
 /// How [`route`] chooses experts and weights them.
@@ -23,10 +23,10 @@ pub struct Routing {
     pub norm_topk_prob: bool,
 }
 
-/// What [`route`] returns.
+/// The results of [`route`].
 #[derive(Clone, Debug)]
 pub struct RouteOutput {
-    /// How much each chosen expert counts, `N K`, f32.
+    /// The weights of the chosen experts, `N K`, f32.
     pub weights: Tensor,
     /// The chosen experts, `N K`, u32: the likeliest first.
     pub experts: Tensor,

@@ -4,7 +4,7 @@ use super::{Gemm, GemmSizes, Mat, MatOrder};
 use crate::common::gpu::ALIGNMENT;
 use alluvium_core::Result;
 
-/// What a product may be cut along.
+/// The axes along which a product may be cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MatAxis {
     Count,
@@ -46,7 +46,7 @@ impl Mat<'_> {
         (sizes.count - 1) * self.batch_stride + (lines - 1) * self.stride + width
     }
 
-    /// What is left after some of an axis.
+    /// The matrix without the first elements of an axis.
     fn past(self, axes: [MatAxis; 2], axis: MatAxis, by: usize) -> Self {
         let [lines, width] = self.axes(axes);
         let step = match axis {

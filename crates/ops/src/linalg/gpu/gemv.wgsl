@@ -1,5 +1,5 @@
-// A few lines `a` against many lines `b`, which are read once, as they lie: LANES invocations share the sum of four
-// results, and sums of each of the few lines go side by side.
+// A few lines `a` against many lines `b`, which are read once, in storage order: LANES invocations share the sum of
+// four results, and sums of each of the few lines go side by side.
 @group(0) @binding(2) var<storage, read_write> c: array<f32>;
 const SETS: u32 = 256u / LANES;
 var<workgroup> shares: array<vec4<f32>, 256>;

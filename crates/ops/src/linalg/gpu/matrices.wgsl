@@ -1,7 +1,7 @@
 // needs cooperative matrices
-// One workgroup a tile of 8 × 8 fragments: each of its four subgroups of 32 has 4 × 4 of them, so that a fragment that
-// was read is multiplied four times. Both sides lie in shared memory as they lie outside, so that nothing is turned.
-// The next tile is not fetched ahead: its registers are worth more as a second workgroup on the same core.
+// One workgroup per tile of 8 × 8 fragments: each of its four subgroups of 32 has 4 × 4 of them, so that a fragment
+// that was read is multiplied four times. Both sides lie in shared memory as they lie outside, so that no tile is
+// transposed. The next tile is not fetched ahead: its registers are worth more as a second workgroup on the same core.
 const TILE: u32 = 8u * FRAGMENT;
 const DEPTH: u32 = 32u;
 const INVOCATIONS: u32 = 128u;

@@ -4,7 +4,7 @@ alias Left = coop_mat16x16<f16, A>;
 alias Right = coop_mat16x16<f16, B>;
 alias Sums = coop_mat16x16<f32, C>;
 const FRAGMENT: u32 = 16u;
-// what an invocation moves at once: 16 bytes, in elements of the tiles
+// the unit that an invocation moves: 16 bytes, in elements of the tiles
 const UNIT: u32 = 8u;
 const ELEMENT: u32 = 4u;
 struct Unit { x: vec4<f16>, y: vec4<f16> }

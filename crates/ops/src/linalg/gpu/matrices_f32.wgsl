@@ -3,7 +3,7 @@ alias Left = coop_mat8x8<f32, A>;
 alias Right = coop_mat8x8<f32, B>;
 alias Sums = coop_mat8x8<f32, C>;
 const FRAGMENT: u32 = 8u;
-// what an invocation moves at once: 16 bytes, in elements of the tiles, which Metal loads fragments from by element
+// the unit that an invocation moves: 16 bytes, in elements of the tiles, which Metal loads fragments from by element
 const UNIT: u32 = 4u;
 const ELEMENT: u32 = 1u;
 struct Unit { x: vec4<f32> }

@@ -85,9 +85,9 @@ pub(crate) struct Mat<'a> {
     pub(crate) stride: usize,
     /// Elements from matrix to matrix.
     pub(crate) batch_stride: usize,
-    /// What a line is.
+    /// Whether rows or columns are contiguous.
     pub(crate) order: MatOrder,
-    /// What its words mean, if it is quantized.
+    /// The packing of its words, if it is quantized.
     pub(crate) packed: Option<Quantized<'a>>,
     /// Where the bytes that are bound begin and end: all of the tensor where it says nothing.
     pub(crate) bound_range: Option<[usize; 2]>,
@@ -113,13 +113,13 @@ impl<'a> Mat<'a> {
         Mat { packed: Some(q), ..Mat::new(q.w, width, 0) }
     }
 
-    /// What was a row is a column.
+    /// The transpose.
     pub(crate) fn t(self) -> Self {
         let order = if self.order == MatOrder::RowMajor { MatOrder::ColumnMajor } else { MatOrder::RowMajor };
         Mat { order, ..self }
     }
 
-    /// What is left after some lines.
+    /// The matrix without its first `lines` rows or columns.
     pub(crate) fn after(self, lines: usize) -> Self {
         Mat { at: self.at + lines * self.stride, ..self }
     }
@@ -245,14 +245,14 @@ fn choose(family: &'static [Kernel; 4], args: &Gemm<'_>) -> &'static Kernel {
     &family[2 * usize::from(args.b.packed.is_some()) + usize::from(!by_quads(args))]
 }
 
-/// What a kernel binds.
+/// The bindings of a kernel.
 fn sides<'a>(a: &Mat<'a>, b: &Mat<'a>, c: &Mat<'a>) -> Vec<Bind<'a>> {
     let mut binds = vec![a.bind(), b.bind(), c.bind()];
     binds.extend(b.packed.iter().flat_map(per_group));
     binds
 }
 
-/// What a kernel is compiled with, and what the words of a quantized side mean.
+/// The constants of a kernel, with those of the packing of a quantized side.
 fn with_meaning(b: &Mat<'_>, of_kernel: &[(&'static str, u32)]) -> Vec<(&'static str, u32)> {
     let meaning = b.packed.iter().flat_map(constants);
     of_kernel.iter().copied().chain(meaning).collect()

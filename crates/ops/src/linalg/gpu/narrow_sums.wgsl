@@ -12,7 +12,7 @@ fn tile_sums(lane: u32, batch: u32, first: vec2<u32>, k_first: u32, k_end: u32) 
         workgroupBarrier();
         put(lane, next);
         workgroupBarrier();
-        // on its way while the tile is multiplied
+        // in flight while the tile is multiplied
         if k + DEPTH < k_end { next = fetch(lane, batch, first, k + DEPTH, k_end); }
         for (var i = 0u; i < DEPTH; i++) {
             let x = tile_a[i * (TILE / 4u) + own.x];

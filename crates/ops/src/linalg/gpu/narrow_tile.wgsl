@@ -1,4 +1,4 @@
-// One workgroup a tile.
+// One workgroup per tile.
 @compute @workgroup_size(256)
 fn tile(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let first = vec2<u32>(group.y, group.x) * TILE;

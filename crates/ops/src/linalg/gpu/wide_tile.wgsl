@@ -1,4 +1,4 @@
-// One workgroup a tile of 128 × 128 results; an invocation sums 8 × 8 of them, in four blocks of 4 × 4 that lie 64
+// One workgroup per tile of 128 × 128 results; an invocation sums 8 × 8 of them, in four blocks of 4 × 4 that lie 64
 // apart, so that neighbours read neighbouring vec4s.
 @compute @workgroup_size(256)
 fn tile(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -28,7 +28,7 @@ fn tile(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         workgroupBarrier();
         put(lane, next);
         workgroupBarrier();
-        // on its way while the tile is multiplied
+        // in flight while the tile is multiplied
         if k + DEPTH < k_end { next = fetch(lane, batch, first, k + DEPTH, k_end); }
         for (var i = 0u; i < DEPTH; i++) {
             let x = tile_a[i * (TILE / 4u) + own.x];

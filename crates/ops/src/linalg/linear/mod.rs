@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
-/// What `linear` takes.
+/// The contract of `linear`.
 static CONTRACT: Contract =
     Contract { op: "linear", args: &[Arg::new("x", "R.. I", FLOATS), Arg::new("w", "O I", FLOATS)], rules: &[] };
 

@@ -4,12 +4,12 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> sums: array<vec2<f32>>;
 
-// what lies after the last number does not count
+// elements past the end are 0
 fn numbers(i: u32) -> vec4<f32> {
     return select(vec4<f32>(0.0), x[i], vec4<u32>(4u * i) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.elements));
 }
 
-// of each part, the largest number and the sum of squares over it
+// of each part, the largest magnitude and the sum of squares over it
 @compute @workgroup_size(WG)
 fn squares(@builtin(workgroup_id) group: vec3<u32>, lane: Lane) {
     let each = (p.quads + p.parts - 1u) / p.parts;

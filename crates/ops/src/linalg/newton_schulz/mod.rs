@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Contract, Device, Result, Tensor, tape};
 
-/// What `newton_schulz` takes.
+/// The contract of `newton_schulz`.
 static CONTRACT: Contract = Contract { op: "newton_schulz", args: &[Arg::new("x", "M N", FLOATS)], rules: &[] };
 
 /// Why there is no gradient.

@@ -1,4 +1,4 @@
-//! What the codes of each packing mean, lane by lane.
+//! The values of the codes of each packing, lane by lane.
 
 use alluvium_core::cpu::simd::{F32s, U32s};
 

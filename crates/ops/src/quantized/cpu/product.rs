@@ -33,7 +33,7 @@ pub(super) trait PackedProduct {
 pub(crate) struct Arranged {
     /// Each row, filled up with zeros to whole registers.
     words: Buffer<u32>,
-    /// What each lane is scaled with.
+    /// The scale of each lane.
     units: Buffer<f32>,
     /// The sum of each group.
     sums: Buffer<f32>,
@@ -96,7 +96,7 @@ impl Arranged {
     }
 }
 
-/// What all rows of a matrix have in common.
+/// The layout that all rows of a matrix share.
 #[derive(Clone, Copy)]
 pub(super) struct Shape<S: F32s> {
     pub(super) layout: PackedLayout,

@@ -24,7 +24,7 @@ struct Strip<'a, S: F32s> {
     /// Their words, and those of all rows after them.
     words: &'a [u32],
     scales: &'a [f32],
-    /// What the sums of their groups are multiplied with; nothing where those do not count.
+    /// The factors of the sums of their groups; empty if the sums are not needed.
     offsets: &'a [f32],
 }
 

@@ -11,7 +11,7 @@ use crate::quantized::{Packed, PackedLayout, Quantized, SCALES};
 use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Tensor, tape};
 
-/// What `dequantize` takes.
+/// The contract of `dequantize`.
 static CONTRACT: Contract = Contract {
     op: "dequantize",
     args: &[
@@ -43,7 +43,7 @@ pub fn dequantize(q: &Quantized<'_>, dtype: DType) -> Result<Tensor> {
     let dims = CONTRACT.check(&[Some(q.w), Some(q.scales), q.biases])?;
     let layout = q.layout(CONTRACT.op)?;
     if !dtype.is_float() {
-        return Err(Error::value(CONTRACT.op, format!("{dtype} does not hold floating numbers")));
+        return Err(Error::value(CONTRACT.op, format!("{dtype} is not a floating dtype")));
     }
     let shape = q.w.shape().with(dims.leading().rank(), layout.inner);
     let y = match q.w.device() {
@@ -78,7 +78,7 @@ mod tests {
     use crate::Packing;
 
     #[test]
-    fn what_does_not_belong_together_is_refused_in_words() {
+    fn arguments_that_do_not_fit_each_other_are_errors() {
         let device = Device::cpu();
         let tensor = |shape: [usize; 2], dtype| Tensor::zeros(shape, dtype, &device).unwrap();
         let (w, f32s, u8s) = (tensor([2, 8], DType::U32), tensor([2, 1], DType::F32), tensor([2, 2], DType::U8));

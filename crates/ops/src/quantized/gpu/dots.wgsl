@@ -1,5 +1,5 @@
-// A few rows of `x` against the rows of a quantized matrix, whose words are read once, as they lie: LANES invocations
-// share the sums of four outputs, and each takes eight codes of each at a time.
+// A few rows of `x` against the rows of a quantized matrix, whose words are read once, in storage order: LANES
+// invocations share the sums of four outputs, and each takes eight codes of each at a time.
 struct Params { rows: u32, outputs: u32, width: u32, first: u32, stride: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<X4>;

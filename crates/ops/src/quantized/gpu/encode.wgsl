@@ -1,4 +1,4 @@
-// The way from values to codes. Codes follow from the last bits of quotients, so these are those of the CPU: a
+// Quantization: values to codes. Codes follow from the last bits of quotients, so these are those of the CPU: a
 // driver's own division may be off by some units in the last place, and may drop what is below the normal range.
 
 struct Scaled { whole: u32, exponent: i32 }

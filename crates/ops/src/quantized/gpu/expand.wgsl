@@ -1,4 +1,4 @@
-// Rows as floats: an invocation takes eight of a group.
+// Dequantizes rows: eight codes of a group per invocation.
 struct Params { count: u32, width: u32, first: u32, rows: u32, last: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> ids: array<u32>;

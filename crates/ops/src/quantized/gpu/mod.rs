@@ -17,7 +17,7 @@ pub(crate) const CODES: &str = include_str!("codes.wgsl");
 pub(crate) const ENCODE: &str =
     concat!("fn roughly(a: f32, b: f32) -> f32 { return a / b; }\n", include_str!("encode.wgsl"));
 
-static EXPAND: Kernel = crate::common::gpu::kernel("quantized rows as numbers", &[CODES, include_str!("expand.wgsl")]);
+static EXPAND: Kernel = crate::common::gpu::kernel("dequantize rows", &[CODES, include_str!("expand.wgsl")]);
 static FOLD: Kernel = crate::common::gpu::kernel("gradients of scales", &[CODES, include_str!("fold.wgsl")]);
 static DOTS: Kernel = crate::common::gpu::kernel("few rows times quantized rows", &[CODES, include_str!("dots.wgsl")]);
 
@@ -242,7 +242,7 @@ mod tests {
     );
 
     #[test]
-    fn quotients_are_the_bits_of_the_processor_however_roughly_a_driver_divides() {
+    fn quotients_are_bit_identical_to_the_cpu_for_any_driver_division() {
         if adapters().is_empty() {
             return;
         }

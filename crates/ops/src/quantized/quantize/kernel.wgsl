@@ -7,7 +7,7 @@ const QUADS: u32 = GROUP / 4u;
 
 fn number(i: u32) -> vec4<u32> { return bitcast<vec4<u32>>(widen_X(w[i])); }
 
-// the e2m1 float nearest to a number; of two the smaller
+// the e2m1 float nearest to a value; of two the smaller
 fn e2m1(bits: u32) -> u32 {
     let size = vec4<f32>(abs(bitcast<f32>(bits)));
     let low = select(vec4<u32>(0u), vec4<u32>(1u), size > vec4<f32>(0.25, 0.75, 1.25, 1.75));
@@ -16,7 +16,7 @@ fn e2m1(bits: u32) -> u32 {
     return select(0u, code | ((bits >> 31u) << 3u), code > 0u);
 }
 
-// the e4m3 float nearest to a number, ties to even; at most 448
+// the e4m3 float nearest to a value, ties to even; at most 448
 fn e4m3(bits: u32) -> u32 {
     let size = bits & 0x7fffffffu;
     // half of the last bit that stays, less one where that bit is even, carries into it

@@ -12,7 +12,7 @@ use crate::quantized::{Packed, Packing};
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Contract, Device, Kind, Result, Tensor, tape};
 
-/// What `quantize` takes.
+/// The contract of `quantize`.
 static CONTRACT: Contract = Contract { op: "quantize", args: &[Arg::new("w", "R.. I", FLOATS)], rules: &[] };
 
 /// Why it has no gradient.
@@ -62,7 +62,7 @@ mod tests {
     use alluvium_core::DType;
 
     #[test]
-    fn numbers_that_a_packing_holds_come_back_as_they_were() {
+    fn values_that_a_packing_represents_are_unchanged() {
         let data: Vec<f32> = (0..64).map(|i| [0.0, 0.5, 1.0, -1.5, 2.0, -3.0, 4.0, 6.0][i % 8]).collect();
         let w = Tensor::from_slice(&data, [1, 64], &Device::cpu()).unwrap();
         for packing in [Packing::Mxfp4, Packing::Mxfp8, Packing::Nvfp4] {

@@ -11,7 +11,7 @@ use crate::quantized::{Packed, Packing};
 use alluvium_core::contract::FLOATS;
 use alluvium_core::{Arg, Contract, Device, Kind, Result, Tensor, tape};
 
-/// What `quantize_affine` takes.
+/// The contract of `quantize_affine`.
 static CONTRACT: Contract = Contract { op: "quantize_affine", args: &[Arg::new("w", "R.. I", FLOATS)], rules: &[] };
 
 /// Why it has no gradient.

@@ -11,7 +11,7 @@ use crate::quantized::{Packed, PackedLayout, Quantized, SCALES};
 use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Tensor, tape};
 
-/// What `quantized_embedding` takes.
+/// The contract of `quantized_embedding`.
 static CONTRACT: Contract = Contract {
     op: "quantized_embedding",
     args: &[
@@ -47,7 +47,7 @@ pub fn quantized_embedding(q: &Quantized<'_>, ids: &Tensor, dtype: DType) -> Res
     CONTRACT.check(&[Some(q.w), Some(q.scales), q.biases, Some(ids)])?;
     let layout = q.layout(CONTRACT.op)?;
     if !dtype.is_float() {
-        return Err(Error::value(CONTRACT.op, format!("{dtype} does not hold floating numbers")));
+        return Err(Error::value(CONTRACT.op, format!("{dtype} is not a floating dtype")));
     }
     let shape = ids.shape().and(&[layout.inner])?;
     let y = match q.w.device() {

@@ -11,7 +11,7 @@ use crate::quantized::{Packed, PackedLayout, Quantized, SCALES};
 use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
-/// What `quantized_matmul` takes.
+/// The contract of `quantized_matmul`.
 static CONTRACT: Contract = Contract {
     op: "quantized_matmul",
     args: &[

@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_sorted_as_the_processor_sorts_them_and_those_that_name_nothing_come_last() {
+    fn ids_are_sorted_as_on_the_cpu_and_out_of_range_ones_come_last() {
         if adapters().is_empty() {
             return;
         }

@@ -71,7 +71,7 @@ pub(in crate::delta::gated_delta_rule) fn backward(
     ])
 }
 
-/// What came into the backward pass.
+/// The incoming gradients.
 struct RuleOutputGradients<'a> {
     o: Option<Floats<'a>>,
     last: Option<Floats<'a>>,
@@ -121,7 +121,7 @@ struct RuleTask<'s> {
     ds: &'s mut [f32],
     ds_t: &'s mut [f32],
     d_o: &'s mut [f32],
-    /// Gradients of what is written, and of what is missing.
+    /// Gradients of the corrected values and of the residual.
     d_new: &'s mut [f32],
     d_w: &'s mut [f32],
     /// A tile of values, transposed.
@@ -287,8 +287,8 @@ impl RuleTask<'_> {
         maps::scale_rows(level, 1.0, &chunk.to_end().0[..len], &mut self.d_new[..len * v]);
         let inside = Product::new([len, v, len], Left::columns(chunk.p, CHUNK), self.d_o, v).left(Part::Upper);
         product(level, &inside.onto(1.0), self.d_new, v);
-        let missing = Product::new([len, v, len], Left::columns(chunk.a, CHUNK), self.d_new, v).left(Part::Upper);
-        product(level, &missing, self.d_w, v);
+        let d_residual = Product::new([len, v, len], Left::columns(chunk.a, CHUNK), self.d_new, v).left(Part::Upper);
+        product(level, &d_residual, self.d_w, v);
     }
 
     /// Gradients of the square matrices, of the decays in them and of the queries' products with the keys.
@@ -298,7 +298,7 @@ impl RuleTask<'_> {
         let d_a = Product::new([len, len, v], Left::rows(self.d_new, v), self.turned, CHUNK).lower();
         product(level, &d_a, self.x, CHUNK);
         maps::gate(level, 1.0, chunk.gamma, &ONES[..len], self.x, self.d_a);
-        transpose([len, v], chunk.new, v, self.turned, CHUNK);
+        transpose([len, v], chunk.v_new, v, self.turned, CHUNK);
         let d_p = Product::new([len, len, v], Left::rows(self.d_o, v), self.turned, CHUNK).lower();
         product(level, &d_p, self.x, CHUNK);
         self.e[..len * CHUNK].fill(0.0);
@@ -319,7 +319,7 @@ impl RuleTask<'_> {
 
         product(level, &Product::new([len, k, v], Left::rows(self.d_o, v), self.state_t, k), self.dq, k);
         maps::scale_rows(level, scale, from_start, &mut self.dq[..keys]);
-        product(level, &Product::new([len, k, v], Left::rows(chunk.new, v), self.ds_t, k), self.dk, k);
+        product(level, &Product::new([len, k, v], Left::rows(chunk.v_new, v), self.ds_t, k), self.dk, k);
         maps::scale_rows(level, 1.0, &to_end[..len], &mut self.dk[..keys]);
 
         let mut sides = Sides { from_start: [0.0; CHUNK], to_end: [0.0; CHUNK], whole: 0.0 };
@@ -334,8 +334,8 @@ impl RuleTask<'_> {
         maps::dots(level, &chunk.w[..values], &chunk.u[..values], &mut sides.from_start[..len]);
         product(level, &Product::new([len, k, v], Left::rows(chunk.w, v), self.state_t, k).onto(1.0), self.dk, k);
 
-        let erased = Product::new([k, v, len], Left::columns(chunk.k, k), chunk.w, v).onto(whole);
-        product(level, &erased, self.ds, v);
+        let decay_term = Product::new([k, v, len], Left::columns(chunk.k, k), chunk.w, v).onto(whole);
+        product(level, &decay_term, self.ds, v);
         maps::scale_rows(level, scale, from_start, &mut self.d_o[..values]);
         let read = Product::new([k, v, len], Left::columns(chunk.q, k), self.d_o, v).onto(1.0);
         product(level, &read, self.ds, v);

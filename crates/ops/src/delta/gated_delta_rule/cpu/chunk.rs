@@ -29,10 +29,10 @@ pub(super) struct ChunkTiles<'s> {
     /// Decay from token to token, and from the chunk's start.
     pub(super) gamma: &'s mut [f32],
     pub(super) from_start: &'s mut [f32],
-    /// What the state says of the values; what is missing; what is written.
+    /// The prediction of the values by the state; the residual; the corrected values.
     pub(super) u: &'s mut [f32],
     pub(super) w: &'s mut [f32],
-    pub(super) new: &'s mut [f32],
+    pub(super) v_new: &'s mut [f32],
 }
 
 impl<'s> ChunkTiles<'s> {
@@ -51,9 +51,9 @@ impl<'s> ChunkTiles<'s> {
 
     /// Cuts it from scratch.
     pub(super) fn cut(scratch: &'s mut [f32], width: [usize; 2]) -> Self {
-        let [q, k, kt, v, g, beta, kk, a0, a, p, qk, gamma, from_start, u, w, new] =
+        let [q, k, kt, v, g, beta, kk, a0, a, p, qk, gamma, from_start, u, w, v_new] =
             carve(scratch, Self::lengths(width));
-        ChunkTiles { len: 0, q, k, kt, v, g, beta, kk, a0, a, p, qk, gamma, from_start, u, w, new }
+        ChunkTiles { len: 0, q, k, kt, v, g, beta, kk, a0, a, p, qk, gamma, from_start, u, w, v_new }
     }
 
     /// Reads the tokens of a value head and computes what does not need the state, but for the queries' part.
@@ -83,22 +83,22 @@ impl<'s> ChunkTiles<'s> {
         maps::gate(level, problem.scale, self.gamma, &ONES[..len], self.qk, self.p);
     }
 
-    /// What this chunk writes, given the state at its start.
+    /// Computes the corrected values of this chunk from the state at its start.
     pub(super) fn correct(&mut self, problem: &Problem<'_>, state: &[f32]) {
         let (level, len, [k, v]) = (problem.level, self.len, problem.width);
         product(level, &Product::new([len, v, k], Left::rows(self.k, k), state, v), self.u, v);
         maps::residual(level, &self.v[..len * v], &self.from_start[..len], self.u, self.w);
         let new = Product::new([len, v, len], Left::rows(self.a, CHUNK), self.w, v).left(Part::Lower);
-        product(level, &new, self.new, v);
+        product(level, &new, self.v_new, v);
     }
 
     /// Moves the state to the chunk's end. What it writes is decayed in place, so this comes last.
     pub(super) fn advance(&mut self, problem: &Problem<'_>, state: &mut [f32]) {
         let (level, len, [k, v]) = (problem.level, self.len, problem.width);
         let (to_end, whole) = self.to_end();
-        maps::scale_rows(level, 1.0, &to_end[..len], &mut self.new[..len * v]);
-        let written = Product::new([k, v, len], Left::columns(self.k, k), self.new, v).onto(whole);
-        product(level, &written, state, v);
+        maps::scale_rows(level, 1.0, &to_end[..len], &mut self.v_new[..len * v]);
+        let update = Product::new([k, v, len], Left::columns(self.k, k), self.v_new, v).onto(whole);
+        product(level, &update, state, v);
     }
 
     /// Decay from each token to the chunk's end, and over the whole chunk.

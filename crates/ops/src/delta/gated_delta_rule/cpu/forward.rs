@@ -60,7 +60,7 @@ fn head(problem: &Problem<'_>, task: usize, scratch: &mut [f32], out: &RuleResul
         let len = tokens.len();
         maps::scale_rows(level, problem.scale, &chunk.from_start[..len], &mut chunk.q[..len * k]);
         product(level, &Product::new([len, v, k], Left::rows(chunk.q, k), state, v), o, v);
-        let inside = Product::new([len, v, len], Left::rows(chunk.p, CHUNK), chunk.new, v).left(Part::Lower);
+        let inside = Product::new([len, v, len], Left::rows(chunk.p, CHUNK), chunk.v_new, v).left(Part::Lower);
         product(level, &inside.onto(1.0), o, v);
         // SAFETY: each task has its own sequence and head, and so its own rows.
         unsafe { scatter(out.o, tokens, [problem.v_heads, head, v], o, Write::Set) };
