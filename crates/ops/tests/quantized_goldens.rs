@@ -179,7 +179,7 @@ fn a_mixture_of_experts_is_that_of_mlx_lm() {
     }
     for case in file.cases("") {
         let case = case.as_str();
-        let normalize = if file.param(case, "norm_topk_prob") == true { true } else { false };
+        let normalize = file.param(case, "norm_topk_prob") == true;
         let tape = Tape::new();
         let flat = |x: Tensor| x.reshape([x.elements() / 32, 32]).unwrap();
         let x = tape.watch(&flat(file.get(case, "x")));

@@ -75,5 +75,4 @@ pub(crate) static OP: Op = Op {
         let n = d['B'] * d['T'] * d['H'] * d['D'];
         Cost { bytes: 8 * n, flops: 3 * n, backward_bytes: 8 * n, backward_flops: 3 * n }
     },
-    ..Op::BASE
 };

@@ -66,5 +66,4 @@ pub(crate) static OP: Op = Op {
             backward_flops: 3 * numbers,
         }
     },
-    ..Op::BASE
 };
