@@ -15,7 +15,7 @@ use alluvium_core::{Error, Result, Shape, Tensor};
 use alluvium_ops::concat;
 
 /// What a model remembers of the tokens it has read, a part for each layer. The sequences of a batch may have read
-/// different numbers of tokens: each has its own position and its own keys, and none is ever padded.
+/// different numbers of tokens: each has its own position and its own keys; nothing is padded.
 #[derive(Clone, Debug)]
 pub struct Cache {
     /// In the order of the layers.
@@ -143,7 +143,7 @@ impl Cache {
         Tensor::from_slice(&positions, [batch, tokens], ids.device())
     }
 
-    /// One cache of several, each of which has read tokens of its own: from here on they step together.
+    /// Merges several caches into one, whose sequences step together from then on.
     ///
     /// # Errors
     /// When they are of different models, or one has read nothing.

@@ -42,7 +42,7 @@ pub enum Change {
 /// What came of a conversion.
 #[derive(Clone, Debug)]
 pub struct Converted {
-    /// The numbers of the model, packed ones counted as such.
+    /// The number of parameters; quantized ones count, their scales and biases do not.
     pub parameters: usize,
     /// The bytes of its tensors.
     pub bytes: usize,
@@ -140,7 +140,7 @@ struct Plan {
 struct Step {
     name: String,
     found: Found,
-    /// What its floating numbers become; none where they stay.
+    /// The dtype that floating-point tensors are cast to; `None` keeps theirs.
     dtype: Option<DType>,
     then: Then,
 }
@@ -310,7 +310,7 @@ impl Step {
         }
     }
 
-    /// The dtype of an unpacked matrix: that of its scales, and bf16 where they are no floating numbers.
+    /// The dtype of an unpacked matrix: that of its scales, or bf16 where the scales are bytes.
     fn unpacked(&self, weights: &Weights, scales: &Recipe) -> Result<DType> {
         let dtype = weights.folder().describe(scales)?.0.tensor_dtype().filter(|dtype| dtype.is_float());
         Ok(self.dtype.or(dtype).unwrap_or(DType::BF16))
@@ -345,7 +345,7 @@ impl Step {
         }
     }
 
-    /// Of the numbers that it stands for.
+    /// The shape of the dequantized matrix.
     fn shape(&self) -> Shape {
         match &self.found {
             Found::Tensor(_, shape) | Found::Matrix(_, shape) => *shape,

@@ -207,7 +207,7 @@ fn write_floats(values: &[f32], dtype: DType, bytes: &mut [u8]) {
     }
 }
 
-/// Adds one to little-endian numbers of a floating dtype, in that dtype: each sum is rounded to it.
+/// Adds one to little-endian elements of a floating dtype; each sum is rounded to that dtype.
 fn add_one(bytes: &mut [u8], dtype: DType) {
     for x in bytes.chunks_exact_mut(dtype.size()) {
         match (dtype, &mut *x) {

@@ -22,7 +22,7 @@ pub(crate) struct Weights {
     device: Device,
 }
 
-/// Where the numbers of a module's matrix are.
+/// The stored tensors of a module's matrix.
 #[derive(Clone, Debug)]
 pub(crate) enum Matrix {
     Plain(Recipe),
