@@ -1,5 +1,7 @@
 //! Tensors: shared memory of a device with a shape and a dtype.
 
+mod host;
+
 use crate::cpu::Bytes;
 use crate::tape::Node;
 use crate::{DType, Device, Element, Error, Kind, Result, Shape, gpu};
@@ -284,7 +286,7 @@ impl Tensor {
             return Err(Error::value("accumulate", format!("{self:?} and {x:?} cannot be added")));
         }
         match &x.device {
-            Device::Cpu(cpu) => crate::cpu::accumulate(cpu, self.detach_owned(), x),
+            Device::Cpu(cpu) => host::accumulate(cpu, self.detach_owned(), x),
             Device::Gpu(gpu) => crate::gpu::accumulate(gpu, self.detach_owned(), x),
         }
     }

@@ -9,14 +9,14 @@ mod spin;
 mod stream;
 
 pub use floats::Floats;
+pub(crate) use floats::{narrow, widen};
 pub use gemm::{Made, Mat, Right, Source, gemm};
 pub(crate) use memory::Bytes;
 pub use memory::{Buffer, Memory};
 pub use simd::Level;
 pub use stream::{NonTemporalWriter, Prefetch, StoreHint, prefetch};
 
-use crate::tensor::Storage;
-use crate::{DType, Element, Error, Result, Shape, Tensor};
+use crate::{Element, Error, Result};
 use spin::Spinner;
 use std::sync::{Arc, OnceLock};
 
@@ -196,50 +196,10 @@ impl Cpu {
         buffer.fill(T::zeroed());
         Ok(buffer)
     }
-
-    /// The elements of a floating tensor as f32: the tensor's own memory, or a widened copy of half-precision storage.
-    ///
-    /// # Errors
-    /// When the dtype is no floating one, the tensor is not in host memory, or memory is used up.
-    pub fn read<'a>(&self, x: &'a Tensor) -> Result<Floats<'a>> {
-        floats::read(self, x)
-    }
-
-    /// A tensor of `dtype` from f32 results, which are rounded to half precision here, once.
-    ///
-    /// # Errors
-    /// When the shape does not fit, the dtype is no floating one, or memory is used up.
-    pub fn tensor(&self, data: Buffer<f32>, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
-        floats::tensor(self, data, shape.into(), dtype)
-    }
-
-    /// A tensor that owns this buffer.
-    ///
-    /// # Errors
-    /// When the shape has another number of elements.
-    pub fn wrap<T: Element>(&self, data: Buffer<T>, shape: impl Into<Shape>) -> Result<Tensor> {
-        let shape = shape.into().checked()?;
-        if data.len() != shape.elements() {
-            return Err(Error::value("tensor", format!("{} elements do not fill {shape}", data.len())));
-        }
-        Ok(Tensor::new(Storage::Cpu(data.into_bytes()), shape, T::DTYPE, self.clone().into()))
-    }
-}
-
-/// `sum + x` of tensors of one floating dtype, in place if nothing else holds `sum`.
-pub(crate) fn accumulate(cpu: &Cpu, mut sum: Tensor, x: &Tensor) -> Result<Tensor> {
-    let add = cpu.read(x)?;
-    if sum.slice_mut::<f32>().map(|sum| add_assign(cpu, sum, &add)).is_some() {
-        return Ok(sum);
-    }
-    let mut out = cpu.buffer::<f32>(x.elements())?;
-    out.copy_from_slice(&cpu.read(&sum)?);
-    add_assign(cpu, &mut out, &add);
-    cpu.tensor(out, sum.shape(), sum.dtype())
 }
 
 /// `sum += x`, on all threads.
-fn add_assign(cpu: &Cpu, sum: &mut [f32], x: &[f32]) {
+pub(crate) fn add_assign(cpu: &Cpu, sum: &mut [f32], x: &[f32]) {
     use rayon::prelude::*;
     let grain = cpu.grain(sum.len(), 1);
     let level = cpu.level();

@@ -36,6 +36,13 @@ pub(super) struct Binding<'a> {
     pub(super) len: usize,
 }
 
+impl<'a> Binding<'a> {
+    fn of_wgpu(self) -> wgpu::Binding<'a> {
+        let Buffer::Wgpu(buffer) = self.buffer;
+        wgpu::Binding { buffer, first: self.first, len: self.len }
+    }
+}
+
 impl Pipeline {
     /// Whether the kernel may write to the binding of this number.
     pub(super) fn writes(&self, binding: usize) -> bool {
@@ -92,7 +99,10 @@ impl Engine {
         grid: [u32; 3],
     ) -> Result<()> {
         match (self, pipeline) {
-            (Engine::Wgpu(engine), Pipeline::Wgpu(pipeline)) => engine.dispatch(pipeline, bindings, params, grid),
+            (Engine::Wgpu(engine), Pipeline::Wgpu(pipeline)) => {
+                let bindings: Vec<_> = bindings.iter().map(|binding| binding.map(Binding::of_wgpu)).collect();
+                engine.dispatch(pipeline, &bindings, params, grid)
+            }
         }
     }
 

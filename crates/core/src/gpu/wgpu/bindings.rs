@@ -1,11 +1,20 @@
 //! Bind groups, cached: a training step binds the same buffers as the step before.
 
-use super::super::engine::{Binding, Buffer};
-use super::{Engine, Pipeline, failed};
+use super::{Buffer, Engine, Pipeline, failed};
 use crate::Result;
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The part of a buffer that a kernel sees.
+#[derive(Clone, Copy)]
+pub(in crate::gpu) struct Binding<'a> {
+    pub(in crate::gpu) buffer: &'a Buffer,
+    /// The first byte.
+    pub(in crate::gpu) first: usize,
+    /// Bytes from there on; not 0.
+    pub(in crate::gpu) len: usize,
+}
 
 /// The most groups that are cached.
 const CACHED: usize = 1 << 13;
@@ -37,7 +46,7 @@ impl Engine {
         key.push(std::ptr::from_ref(pipeline).addr() as u64);
         for binding in bindings {
             match binding {
-                Some(Binding { buffer: Buffer::Wgpu(buffer), first, len }) => {
+                Some(Binding { buffer, first, len }) => {
                     key.extend([buffer.number, *first as u64, *len as u64]);
                 }
                 None => key.push(0),
@@ -58,7 +67,7 @@ impl Engine {
     fn new_bind_group(&self, pipeline: &Pipeline, bindings: &[Option<Binding<'_>>]) -> Result<wgpu::BindGroup> {
         let mut entries = Vec::with_capacity(bindings.len());
         for (i, binding) in bindings.iter().enumerate() {
-            let Some(Binding { buffer: Buffer::Wgpu(buffer), first, len }) = binding else { continue };
+            let Some(Binding { buffer, first, len }) = binding else { continue };
             let (offset, size) = (*first as u64, NonZeroU64::new(*len as u64));
             let binding = wgpu::BufferBinding { buffer: &buffer.handle, offset, size };
             entries.push(wgpu::BindGroupEntry { binding: i as u32, resource: wgpu::BindingResource::Buffer(binding) });

@@ -9,6 +9,7 @@ mod pipeline;
 mod queue;
 
 pub use adapter::adapters;
+pub(super) use bindings::Binding;
 pub(super) use pipeline::Pipeline;
 pub use queue::BATCH;
 

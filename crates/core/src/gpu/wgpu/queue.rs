@@ -1,7 +1,6 @@
 //! The queue: launches are recorded, submitted in batches, and run in order.
 
-use super::super::engine::{Binding, Buffer as AnyBuffer};
-use super::{Buffer, Engine, Pipeline, failed};
+use super::{Binding, Buffer, Engine, Pipeline, failed};
 use crate::Result;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -95,7 +94,7 @@ impl Engine {
         }
         let bind_group = self.bind_group(pipeline, bindings)?;
         let mut batch = self.queue.lock();
-        for Binding { buffer: AnyBuffer::Wgpu(buffer), .. } in bindings.iter().flatten() {
+        for Binding { buffer, .. } in bindings.iter().flatten() {
             buffer.touch(&batch);
         }
         let pass = batch.pass(&self.device);
