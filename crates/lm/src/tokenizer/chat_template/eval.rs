@@ -1,9 +1,10 @@
 //! Runs the statements of a template.
 
-use super::budget::{Budget, Buffer, DEPTH, Fault, Result};
+use super::budget::{Budget, Buffer, Fault, Result};
 use super::program::{Arg, Constant, Expr, Name, Program, Stmt, StmtKind, Target};
 use super::strftime::strftime;
 use super::value::{Function, List, Loop, Macro, Namespace, Scope, Value};
+use super::vm::{Args, Vm};
 use super::{filters, methods};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -12,65 +13,12 @@ use std::time::SystemTime;
 /// As many items as jinja2's sandbox lets `range` have.
 const RANGE: usize = 100_000;
 
-/// A rendering.
-pub(super) struct Vm<'p> {
-    program: &'p Program,
-    pub(super) budget: Rc<Budget>,
-    constants: Vec<Value>,
-    scope: Rc<Scope>,
-    /// What is being written: the template's output, and above it that of macros and blocks.
-    out: Vec<Buffer>,
-    depth: usize,
-    /// The line of the statement that runs.
-    pub(super) line: u16,
-    builtins: [Option<Name>; 6],
-}
-
 /// What follows a statement.
 #[derive(PartialEq)]
 enum Flow {
     Next,
     Break,
     Continue,
-}
-
-/// The arguments of a call.
-#[derive(Default)]
-pub(super) struct Args {
-    pub(super) positional: Vec<Value>,
-    pub(super) named: Vec<(String, Value)>,
-}
-
-impl Args {
-    /// The argument at a position or of a name.
-    pub(super) fn get(&self, index: usize, name: &str) -> Option<&Value> {
-        let named = || self.named.iter().find(|(known, _)| known == name).map(|(_, value)| value);
-        self.positional.get(index).or_else(named)
-    }
-
-    /// As [`Args::get`], where it must be there.
-    pub(super) fn need(&self, index: usize, name: &str) -> Result<&Value> {
-        self.get(index, name).ok_or_else(|| format!("the argument `{name}` is missing"))
-    }
-
-    pub(super) fn text(&self, index: usize, name: &str) -> Result<&str> {
-        let value = self.need(index, name)?;
-        value.as_str().ok_or_else(|| format!("the argument `{name}` is {}, expected a string", value.kind()))
-    }
-
-    pub(super) fn int(&self, index: usize, name: &str) -> Result<Option<i128>> {
-        match self.get(index, name) {
-            None | Some(Value::None | Value::Undefined) => Ok(None),
-            Some(value) => value
-                .as_int()
-                .map(Some)
-                .ok_or_else(|| format!("the argument `{name}` is {}, expected an integer", value.kind())),
-        }
-    }
-
-    pub(super) fn is_true(&self, index: usize, name: &str) -> bool {
-        self.get(index, name).is_some_and(Value::is_true)
-    }
 }
 
 const BUILTINS: [(&str, Option<Function>); 6] = [
@@ -126,18 +74,6 @@ impl<'p> Vm<'p> {
             }
         }
         Ok(Flow::Next)
-    }
-
-    /// Goes down a level, at most [`DEPTH`] of them: each takes a part of the thread's stack.
-    pub(super) fn deeper<T>(&mut self, part: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        self.budget.work(1)?;
-        if self.depth >= 2 * DEPTH {
-            return Err("recursion: macros and loops call each other too deeply".to_owned());
-        }
-        self.depth += 1;
-        let result = part(self);
-        self.depth -= 1;
-        result
     }
 
     fn stmt(&mut self, stmt: &'p Stmt) -> Result<Flow> {

@@ -1,11 +1,11 @@
 //! Evaluates the expressions of a template.
 
 use super::budget::{Buffer, Result};
-use super::eval::Vm;
 use super::filters;
 use super::predicates::is;
 use super::program::Expr;
 use super::value::{List, Value};
+use super::vm::Vm;
 use minijinja::machinery::ast::{BinOpKind, CompareOpKind};
 use std::cmp::Ordering;
 

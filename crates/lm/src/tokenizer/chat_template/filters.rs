@@ -1,61 +1,12 @@
 //! Filters of a template: `x | trim`.
 
 use super::budget::{Buffer, Result};
-use super::eval::{Args, Vm};
 use super::predicates::is;
 use super::value::{List, Value, python_float};
+use super::vm::{Args, Vm};
 use super::{methods, tojson};
 use std::cmp::Ordering;
 use std::rc::Rc;
-
-/// The filters that [`apply`] knows.
-pub(super) const NAMES: &[&str] = &[
-    "abs",
-    "attr",
-    "batch",
-    "capitalize",
-    "center",
-    "count",
-    "d",
-    "default",
-    "dictsort",
-    "e",
-    "escape",
-    "first",
-    "float",
-    "forceescape",
-    "format",
-    "groupby",
-    "indent",
-    "int",
-    "items",
-    "join",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "reject",
-    "rejectattr",
-    "replace",
-    "reverse",
-    "round",
-    "safe",
-    "select",
-    "selectattr",
-    "slice",
-    "sort",
-    "string",
-    "sum",
-    "title",
-    "tojson",
-    "trim",
-    "unique",
-    "upper",
-    "wordcount",
-];
 
 /// Applies the filter called `name`.
 pub(super) fn apply(vm: &mut Vm<'_>, name: &str, of: Value, args: &Args) -> Result<Value> {

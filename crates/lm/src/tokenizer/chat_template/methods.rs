@@ -1,8 +1,8 @@
 //! Python's methods of strings, maps and lists.
 
 use super::budget::{Buffer, Result};
-use super::eval::{Args, Vm};
 use super::value::{Text, Value};
+use super::vm::{Args, Vm};
 use std::rc::Rc;
 
 /// Calls a method; none where the value has no such method.

@@ -10,21 +10,23 @@ mod eval;
 mod expr;
 mod filters;
 mod methods;
+mod names;
 mod predicates;
 mod program;
 mod strftime;
 mod tojson;
 mod value;
+mod vm;
 
 use alluvium_core::{Error, Result};
 use budget::Budget;
-use eval::Vm;
 use minijinja::machinery::parse;
 use minijinja::syntax::SyntaxConfig;
 use program::{Compiler, Program};
 use serde_json::Value as Json;
 use std::thread;
 use value::Value;
+use vm::Vm;
 
 /// Bytes of a template. The largest published ones have some twenty thousand.
 const LARGEST: usize = 64 << 10;

@@ -1,9 +1,9 @@
 //! Tests of a template: `x is defined`.
 
 use super::budget::Result;
-use super::eval::{Args, Vm};
-use super::filters;
+use super::names::{FILTERS, TESTS};
 use super::value::Value;
+use super::vm::{Args, Vm};
 use std::cmp::Ordering;
 
 /// Whether a value passes the test called `name`.
@@ -50,47 +50,8 @@ pub(super) fn is(vm: &Vm<'_>, name: &str, value: &Value, args: &Args) -> Result<
         "startingwith" => value.as_str().is_some_and(|text| args.text(0, "other").is_ok_and(|s| text.starts_with(s))),
         "endingwith" => value.as_str().is_some_and(|text| args.text(0, "other").is_ok_and(|s| text.ends_with(s))),
         "escaped" => false,
-        "filter" => value.as_str().is_some_and(|name| filters::NAMES.contains(&name)),
-        "test" => value.as_str().is_some_and(|name| NAMES.contains(&name)),
+        "filter" => value.as_str().is_some_and(|name| FILTERS.contains(&name)),
+        "test" => value.as_str().is_some_and(|name| TESTS.contains(&name)),
         other => return Err(format!("test `{other}` is not known")),
     })
 }
-
-/// The tests that `is` knows, but for the signs of comparisons.
-const NAMES: &[&str] = &[
-    "defined",
-    "undefined",
-    "none",
-    "boolean",
-    "true",
-    "false",
-    "integer",
-    "float",
-    "number",
-    "string",
-    "mapping",
-    "sequence",
-    "iterable",
-    "callable",
-    "odd",
-    "even",
-    "divisibleby",
-    "eq",
-    "equalto",
-    "sameas",
-    "ne",
-    "lt",
-    "lessthan",
-    "le",
-    "gt",
-    "greaterthan",
-    "ge",
-    "in",
-    "lower",
-    "upper",
-    "startingwith",
-    "endingwith",
-    "escaped",
-    "filter",
-    "test",
-];

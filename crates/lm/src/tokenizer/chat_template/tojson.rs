@@ -1,8 +1,8 @@
 //! The filter `tojson`: JSON as Python's `json.dumps` writes it.
 
 use super::budget::{Buffer, Result};
-use super::eval::{Args, Vm};
 use super::value::{Value, python_float};
+use super::vm::{Args, Vm};
 use std::fmt::Write as _;
 
 /// Columns that a level can be indented by.
