@@ -1,18 +1,18 @@
-//! Where the tensors of a model come from when it is built: files or random values.
+//! Sources of a model's tensors when it is built: files or random initialization.
 
 use crate::parameters::{Parameter, join};
 use crate::weight::Weight;
 use alluvium_core::rng::Rng;
 use alluvium_core::{Device, Result, Shape, Tensor};
 
-/// What a parameter holds before training.
+/// The initial values of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// All ones: the weight of a norm.
     Ones,
     /// All zeros: a bias.
     Zeros,
-    /// Normal numbers of this standard deviation.
+    /// Normal values with this standard deviation.
     Normal(f64),
     /// Uniform between minus and plus this bound.
     Uniform(f64),
@@ -39,12 +39,12 @@ pub trait WeightSource {
     }
 }
 
-/// RandomInit tensors: each depends on the seed and its own name, and on nothing else.
+/// Random initialization. Each tensor depends only on the seed and its name.
 #[derive(Clone, Debug)]
 pub struct RandomInit {
-    /// The same seed gives the same model.
+    /// The seed. Equal seeds give bit-identical tensors.
     pub seed: u64,
-    /// Where the tensors live.
+    /// The device of the tensors.
     pub device: Device,
 }
 

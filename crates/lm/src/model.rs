@@ -1,4 +1,4 @@
-//! What a language model is to training and to generation.
+//! The trait of language models, for training and generation.
 
 use crate::cache::{Cache, CacheShape};
 use crate::parameters::Parameters;
@@ -19,7 +19,7 @@ pub struct Batch<'a> {
     pub cu_seqlens: Option<&'a Tensor>,
 }
 
-/// What a forward pass keeps for the backward pass.
+/// The activations that a forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checkpointing {
     /// The activations of every operation: fastest.
@@ -46,7 +46,8 @@ pub trait LanguageModel: Parameters + Send + Sync {
     /// As `forward`, and when the cache was made for another batch. The cache cannot be used after an error.
     fn forward_cached(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor>;
 
-    /// The output projection `[V, D]`: the embedding where the two are tied. The fused loss multiplies with it in chunks.
+    /// The output projection `[V, D]`: the embedding where the two are tied. The fused loss multiplies with it in
+    /// chunks.
     fn lm_head(&self) -> &Weight;
 
     /// The cache of each layer for one sequence.

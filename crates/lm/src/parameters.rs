@@ -3,12 +3,12 @@
 use alluvium_core::{DType, Tensor};
 use std::ops::Deref;
 
-/// What training may do with a tensor.
+/// The role of a tensor in training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It gets a gradient and is updated.
+    /// Receives a gradient and is updated.
     Trainable,
-    /// It is left as it is and costs a backward pass nothing.
+    /// Is not updated and costs the backward pass nothing.
     Frozen,
     /// Packed integer codes of a quantized weight, which cannot be trained.
     Codes,
@@ -29,7 +29,7 @@ impl Parameter {
         Parameter { tensor, role }
     }
 
-    /// What training may do with it.
+    /// Its role in training.
     pub fn role(&self) -> Role {
         self.role
     }
@@ -118,7 +118,8 @@ pub fn freeze<P: Parameters + ?Sized>(model: &mut P, is: &dyn Fn(&str) -> bool) 
     turn(model, is, Role::Trainable, Role::Frozen)
 }
 
-/// Makes every frozen parameter trainable whose name `is` says yes to, and returns how many those are. Codes stay codes.
+/// Makes every frozen parameter trainable whose name `is` says yes to, and returns how many those are. Codes stay
+/// codes.
 pub fn unfreeze<P: Parameters + ?Sized>(model: &mut P, is: &dyn Fn(&str) -> bool) -> usize {
     turn(model, is, Role::Frozen, Role::Trainable)
 }

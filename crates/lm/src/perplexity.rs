@@ -1,4 +1,4 @@
-//! How well a model predicts a text.
+//! Log-likelihood and perplexity of token sequences.
 
 use crate::model::{Batch, Checkpointing, LanguageModel};
 use alluvium_core::{Error, Result, Tensor};
@@ -23,8 +23,7 @@ pub fn logsumexp(model: &dyn LanguageModel, hidden: &Tensor) -> Result<Vec<f64>>
     each_row(model, hidden, |_, row| log_sum_exp(row))
 }
 
-/// What each token of a text but the first costs, in nats: the negative logarithm of its probability after those
-/// before it.
+/// The negative log-likelihood of each token after the first, in nats, given the tokens before it.
 ///
 /// # Errors
 /// When there are fewer than two tokens, or an id is not in the vocabulary.
@@ -49,19 +48,19 @@ pub fn nll(model: &dyn LanguageModel, ids: &[u32]) -> Result<Vec<f64>> {
     each_row(model, &hidden, |index, row| log_sum_exp(row) - f64::from(row[ids[index + 1] as usize]))
 }
 
-/// How well a text was predicted.
+/// Accumulated negative log-likelihoods.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Score {
-    /// The sum of what the tokens cost, in nats.
+    /// The sum of the negative log-likelihoods, in nats.
     pub nll: f64,
-    /// The sum of the squares of what they cost.
+    /// The sum of their squares.
     pub squares: f64,
-    /// How many tokens that is.
+    /// The number of tokens.
     pub tokens: usize,
 }
 
 impl Score {
-    /// What a token costs in the mean, in nats.
+    /// The mean negative log-likelihood per token, in nats.
     pub fn mean(&self) -> f64 {
         self.nll / self.tokens as f64
     }
@@ -80,8 +79,8 @@ impl Score {
 }
 
 /// Scores a long text in windows of `length` tokens, each read from its own beginning: the first token of a window is
-/// not counted. What is left after the last whole window is not counted either, unless it is all there is. `progress` is
-/// told how many tokens are done.
+/// not counted. What is left after the last whole window is not counted either, unless it is all there is. `progress`
+/// is told how many tokens are done.
 ///
 /// # Source
 /// `load_data` and `eval_ppl` of `mlx_lm.perplexity`.

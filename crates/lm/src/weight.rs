@@ -7,8 +7,8 @@ use alluvium_ops::{
     quantized_matmul,
 };
 
-/// A matrix `[O, I]`, or one for each expert `[E, O, I]`, as the file has it. It is never copied to another dtype: operations
-/// widen it as they read.
+/// A matrix `[O, I]`, or one for each expert `[E, O, I]`, as the file has it. It is never copied to another dtype:
+/// operations widen it as they read.
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // a model has a few hundred at most
 pub enum Weight {
@@ -22,7 +22,7 @@ pub enum Weight {
         scales: Parameter,
         /// A bias for each group, where the packing has them.
         biases: Option<Parameter>,
-        /// How the codes are packed.
+        /// The format of the codes.
         packing: Packing,
     },
 }
@@ -52,8 +52,8 @@ impl Weight {
         }
     }
 
-    /// For each row of `x` the products with the experts that it chose, `experts [N, K]`: `[N, K, O]`. `x` is `[N, I]`, or
-    /// `[N, K, I]` with a row for each choice.
+    /// For each row of `x` the products with the experts that it chose, `experts [N, K]`: `[N, K, O]`. `x` is `[N, I]`,
+    /// or `[N, K, I]` with a row for each choice.
     ///
     /// # Errors
     /// As [`grouped_matmul`] and [`quantized_grouped_matmul`].
@@ -118,7 +118,7 @@ impl Weight {
         }
     }
 
-    /// Where it lives.
+    /// The device of the matrix.
     pub fn device(&self) -> &Device {
         match self {
             Weight::Dense(w) | Weight::Quantized { w, .. } => w.device(),

@@ -12,8 +12,9 @@ use std::path::PathBuf;
 
 /// Chat with a model
 ///
-/// Commands: /reset clears the conversation, /system TEXT sets the system prompt, /help lists the commands, /exit or the end
-/// of the input ends the chat. Any other line is a message. The cache of the conversation is reused from turn to turn.
+/// Commands: /reset clears the conversation, /system TEXT sets the system prompt, /help lists the commands, /exit or
+/// the end of the input ends the chat. Any other line is a message. The cache of the conversation is reused from turn
+/// to turn.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json, a chat template and the safetensors files
@@ -188,8 +189,8 @@ impl Chat<'_> {
         }
     }
 
-    /// Generates and writes a response. A message that cannot be answered is reported, left out of the conversation, and
-    /// gives `None`.
+    /// Generates and writes a response. A message that cannot be answered is reported, left out of the conversation,
+    /// and gives `None`.
     ///
     /// # Errors
     /// When the output cannot be written.

@@ -54,8 +54,8 @@ pub(crate) struct PackingArgs {
     /// Recipe that gives some layers more bits: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6
     #[arg(long, value_name = "RECIPE")]
     quant_predicate: Option<String>,
-    /// Override for modules whose name contains PART: PART=BITS, PART=BITS:GROUP, PART=MODE or PART=none; may be given several
-    /// times, the first match wins
+    /// Override for modules whose name contains PART: PART=BITS, PART=BITS:GROUP, PART=MODE or PART=none; may be given
+    /// several times, the first match wins
     #[arg(long, value_name = "PART=BITS")]
     q_layer: Vec<String>,
 }

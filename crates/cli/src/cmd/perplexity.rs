@@ -10,9 +10,10 @@ use std::time::Instant;
 
 /// Measure the perplexity of a text
 ///
-/// The text is cut into windows of --sequence-length tokens. Every token of a window except the first counts; a shorter last window
-/// is left out unless it is the only one. In a .jsonl file each line's `text` is a document, followed by the end-of-text token,
-/// in the order of the file. mlx_lm.perplexity measures the same, with the lines in random order.
+/// The text is cut into windows of --sequence-length tokens. Every token of a window except the first counts; a shorter
+/// last window is left out unless it is the only one. In a .jsonl file each line's `text` is a document, followed by
+/// the end-of-text token, in the order of the file. mlx_lm.perplexity measures the same, with the lines in random
+/// order.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and the safetensors files

@@ -24,7 +24,8 @@ pub(crate) struct Args {
     /// Text files and folders; binary files and those named in .gitignore are left out. A resumed run knows its own
     #[arg(long, required_unless_present_any = ["resume", "task"], num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
-    /// Train on a synthetic memory task instead of text. Uses the task's own defaults; --preset and --val-split are ignored
+    /// Train on a synthetic memory task instead of text. Uses the task's own defaults; --preset and --val-split are
+    /// ignored
     #[arg(long, value_enum, conflicts_with_all = ["data", "resume", "tokenizer", "preset"], value_name = "TASK")]
     task: Option<Task>,
     /// Folder for the model, the state of the run, metrics.jsonl and loss.svg
@@ -104,7 +105,8 @@ const EXIT: u8 = 0;
 const STOP_AFTER_STEP: u8 = 1;
 const STOPPING: u8 = 2;
 
-/// The first Ctrl-C or SIGTERM asks a run for its checkpoint, the second one exits. Before the first step there is nothing to save.
+/// The first Ctrl-C or SIGTERM asks a run for its checkpoint, the second one exits. Before the first step there is
+/// nothing to save.
 fn stop_on_signal() -> anyhow::Result<Arc<AtomicU8>> {
     let state = Arc::new(AtomicU8::new(EXIT));
     let shared = state.clone();

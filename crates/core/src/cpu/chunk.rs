@@ -23,8 +23,8 @@ unsafe impl Send for Chunk {}
 unsafe impl Sync for Chunk {}
 
 impl Chunk {
-    /// `len` bytes, a multiple of [`ALIGN`] and not 0; `None` if the system has none. Large ones are aligned to huge pages,
-    /// so that a kernel that streams through them has few TLB misses.
+    /// `len` bytes, a multiple of [`ALIGN`] and not 0; `None` if the system has none. Large ones are aligned to huge
+    /// pages, so that a kernel that streams through them has few TLB misses.
     pub(super) fn new(len: usize) -> Option<Self> {
         let layout = Layout::from_size_align(len, if len < 2 * HUGE { ALIGN } else { HUGE }).ok()?;
         // SAFETY: the layout is not empty.
@@ -136,8 +136,8 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    /// Cuts `len` bytes, a multiple of [`ALIGN`] and not 0; `None` for a large piece, which gets a chunk of its own, and
-    /// where the system has no memory.
+    /// Cuts `len` bytes, a multiple of [`ALIGN`] and not 0; `None` for a large piece, which gets a chunk of its own,
+    /// and where the system has no memory.
     pub(super) fn cut(&mut self, len: usize) -> Option<Cut> {
         if len > CHUNK / 4 {
             return None;

@@ -71,8 +71,8 @@ impl Builder {
         self
     }
 
-    /// Fills memory with NaN before it is handed out and after it is dropped, so that tests find elements that were never
-    /// written.
+    /// Fills memory with NaN before it is handed out and after it is dropped, so that tests find elements that were
+    /// never written.
     pub fn poison(mut self) -> Self {
         self.poison = true;
         self

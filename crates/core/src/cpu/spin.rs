@@ -41,8 +41,8 @@ impl Spinner {
         pool.install(work)
     }
 
-    /// As [`Spinner::plain`]; the pool's other threads spin until `work` returns, because waking a thread takes longer than
-    /// a task of one token's work. Threads spin for one call at a time.
+    /// As [`Spinner::plain`]; the pool's other threads spin until `work` returns, because waking a thread takes longer
+    /// than a task of one token's work. Threads spin for one call at a time.
     pub(super) fn run<R: Send>(&self, pool: &ThreadPool, work: impl FnOnce() -> R + Send) -> R {
         let state = &self.0;
         let alone = pool.current_num_threads() == 1 || pool.current_thread_index().is_some();

@@ -25,8 +25,8 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// The distances with `left` elements still to come. It never prefetches past the end: a prefetch of an unmapped page
-    /// costs a TLB miss each time.
+    /// The distances with `left` elements still to come. It never prefetches past the end: a prefetch of an unmapped
+    /// page costs a TLB miss each time.
     #[inline(always)]
     pub fn of<T>(left: usize) -> Self {
         let size = size_of::<T>().max(1);

@@ -112,8 +112,8 @@ impl Gpu {
         Ok(())
     }
 
-    /// Cuts `units` of at most `bytes` each into runs that fit a binding and a u32 and start where a binding may. Units so
-    /// long that there is no such cut stay one run, which the launch then refuses.
+    /// Cuts `units` of at most `bytes` each into runs that fit a binding and a u32 and start where a binding may. Units
+    /// so long that there is no such cut stay one run, which the launch then refuses.
     pub fn segments(&self, units: usize, bytes: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
         let alignment = self.limits().alignment;
         let most = (self.limits().binding / bytes.max(1)).min(u32::MAX as usize);

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 /// A compute kernel as text with holes: the launch fills in constants, storage dtypes and reductions.
 ///
-/// The text of [`Kernel::new`] is compiled with bounds checks and bounded loops, so that no launch of it reaches past its
-/// bindings.
+/// The text of [`Kernel::new`] is compiled with bounds checks and bounded loops, so that no launch of it reaches past
+/// its bindings.
 #[derive(Debug)]
 pub struct Kernel {
     /// The name that errors and lists use.
@@ -45,7 +45,8 @@ impl Kernel {
         self.trusted
     }
 
-    /// The WGSL source of a variant for an adapter with subgroups; tests validate variants that this machine cannot run.
+    /// The WGSL source of a variant for an adapter with subgroups; tests validate variants that this machine cannot
+    /// run.
     ///
     /// # Errors
     /// When a storage dtype is no floating one.

@@ -142,8 +142,8 @@ impl Builder {
         self
     }
 
-    /// Saves compiled kernels in this folder when the handle is dropped, if the driver can and the folder is writable. A
-    /// damaged file, or one of another driver, is not used.
+    /// Saves compiled kernels in this folder when the handle is dropped, if the driver can and the folder is writable.
+    /// A damaged file, or one of another driver, is not used.
     pub fn cache(mut self, folder: impl Into<PathBuf>) -> Self {
         self.cache = Some(folder.into());
         self

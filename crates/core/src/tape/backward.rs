@@ -7,7 +7,8 @@ pub trait Backward<const N: usize>: Send + 'static {
     /// The operation's name.
     fn op(&self) -> &'static str;
 
-    /// The gradients of the inputs, in the order that [`record`](super::record) took them; `need` says which are wanted.
+    /// The gradients of the inputs, in the order that [`record`](super::record) took them; `need` says which are
+    /// wanted.
     ///
     /// A gradient has its input's shape, dtype and device. A wanted gradient that is `None` is an error of the
     /// backward pass.

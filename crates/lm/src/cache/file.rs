@@ -1,7 +1,8 @@
 //! A cache in a file, as mlx-lm's `cache_prompt` writes it: what a model remembers of a prompt, to go on from.
 //!
-//! Tensors are named `<layer>.<slot>`: of a linear layer `N.0.0` is the window `[1, K-1, C]` and `N.0.1` the state `[1, G, V, K]`;
-//! of an attention layer `N.0` and `N.1` are keys and values `[1, G, S, D]`, `N.2` is how many of the `S` are filled.
+//! Tensors are named `<layer>.<slot>`: of a linear layer `N.0.0` is the window `[1, K-1, C]` and `N.0.1` the state `[1,
+//! G, V, K]`; of an attention layer `N.0` and `N.1` are keys and values `[1, G, S, D]`, `N.2` is how many of the `S`
+//! are filled.
 
 use super::{AttentionCache, Cache, CacheShape, DeltaCache, KvBuffer, LayerCache};
 use crate::formats::atomic::write_atomic;
@@ -79,8 +80,8 @@ fn by_head(x: &Tensor) -> Result<Tensor> {
 /// Reads a cache whose layers have these shapes, and the free text that was written with it.
 ///
 /// # Errors
-/// When the file cannot be read, or its cache is none of this model or of a kind that is not known: every layer must have
-/// its tensors, of the model's sizes, and there must be no others.
+/// When the file cannot be read, or its cache is none of this model or of a kind that is not known: every layer must
+/// have its tensors, of the model's sizes, and there must be no others.
 pub fn load_prompt_cache(
     path: &Path,
     shapes: &[CacheShape],

@@ -1,4 +1,4 @@
-//! What a model remembers of the tokens it has read.
+//! The cache of a model: recurrent and convolution states, keys and values.
 
 mod attention;
 mod file;
@@ -14,23 +14,23 @@ pub use snapshot::Snapshot;
 use alluvium_core::{Error, Result, Shape, Tensor};
 use alluvium_ops::concat;
 
-/// What a model remembers of the tokens it has read, a part for each layer. The sequences of a batch may have read
-/// different numbers of tokens: each has its own position and its own keys; nothing is padded.
+/// The cache of a model for a batch of sequences, one part per layer. Each sequence has its own position and its own
+/// keys, so sequences of different lengths are not padded.
 #[derive(Clone, Debug)]
 pub struct Cache {
-    /// In the order of the layers.
+    /// One per layer, in order.
     pub layers: Vec<LayerCache>,
-    /// Tokens that each sequence has read: the position of its next one.
+    /// The number of tokens that each sequence has read, which is the position of its next one.
     offsets: Vec<usize>,
 }
 
-/// What one layer remembers.
+/// The cache of one layer.
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one a layer, and most are the large one")]
 pub enum LayerCache {
-    /// Of a linear layer: of one size, however many tokens there were.
+    /// Of a linear layer: its size does not depend on the number of tokens.
     Delta(DeltaCache),
-    /// Of an attention layer: keys and values of every token.
+    /// Of an attention layer: the keys and values of every token.
     Attention(AttentionCache),
 }
 
@@ -60,7 +60,7 @@ impl LayerCache {
     }
 }
 
-/// What one layer remembers of one sequence, by its sizes.
+/// The shapes of the cache of one layer for one sequence.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CacheShape {
     /// Of a linear layer.

@@ -1,10 +1,10 @@
-//! Coming back to an earlier state of a cache.
+//! Snapshots, which restore an earlier state of a cache.
 
 use super::{Cache, DeltaCache, LayerCache};
 use alluvium_core::{Error, Result};
 
-/// What cannot be taken back of a cache: the linear layers' parts. Attention's keys and values up to then stay in the
-/// cache itself.
+/// The states of the linear layers, which cannot be trimmed. The keys and values of attention stay in the cache and are
+/// truncated on a restore.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     layers: Vec<Option<DeltaCache>>,
@@ -12,8 +12,7 @@ pub struct Snapshot {
 }
 
 impl Cache {
-    /// What [`Cache::restore`] needs to come back to here. It costs the memory of the linear layers' states once the cache
-    /// goes on.
+    /// Takes a snapshot for [`Cache::restore`]. It holds a copy of the linear layers' states once the cache advances.
     pub fn snapshot(&self) -> Snapshot {
         let delta = |layer: &LayerCache| match layer {
             LayerCache::Delta(cache) => Some(cache.clone()),

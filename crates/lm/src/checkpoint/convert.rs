@@ -1,7 +1,7 @@
-//! From one folder to another: the layout of transformers to that of MLX, other dtypes, quantized or plain again.
+//! Conversion to MLX's layout, to another dtype, quantized or dequantized.
 //!
-//! A tensor is read, changed and written before the next one, so that a model needs no more memory than its largest
-//! matrix does.
+//! Each tensor is read, converted and written before the next one, so a conversion needs no more memory than the
+//! largest matrix.
 
 use super::index::{INDEX, is_weight_file};
 use super::weights::{Matrix, Weights};
@@ -24,22 +24,22 @@ use std::path::Path;
 
 /// The folder of further chat templates.
 const TEMPLATES: &str = "additional_chat_templates";
-/// Bytes of a file of weights.
+/// The largest size of a weight file, in bytes.
 const SHARD: usize = 5 << 30;
 
-/// What to make of a model's weights.
+/// The change that a conversion makes to the matrices.
 #[derive(Clone, Debug, Default)]
 pub enum Change {
-    /// Nothing but the layout and the dtype.
+    /// Only the layout and the dtype change.
     #[default]
     None,
-    /// Packs the matrices that are plain. Packed ones stay as they are, and must be what the scheme makes of them.
+    /// Quantizes the matrices. Those that are quantized already must have the requested format and are kept.
     Quantize(QuantConfig),
-    /// Unpacks the matrices that are packed.
+    /// Dequantizes the matrices.
     Dequantize,
 }
 
-/// What came of a conversion.
+/// A summary of a conversion.
 #[derive(Clone, Debug)]
 pub struct Converted {
     /// The number of parameters; quantized ones count, their scales and biases do not.
@@ -130,7 +130,7 @@ impl WeightSource for Survey {
     }
 }
 
-/// What is to be done with each tensor.
+/// The steps of a conversion.
 struct Plan {
     weights: Weights,
     steps: Vec<Step>,

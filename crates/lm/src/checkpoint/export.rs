@@ -1,8 +1,8 @@
 //! Conversion to the layout of transformers.
 //!
-//! A checkpoint that is in this layout already is copied tensor by tensor, the parts that no text model reads included. From
-//! MLX's layout the text model is written as its own class saves it: experts one by one, filters `[C, 1, K]`, zero-centered
-//! norms minus 1.
+//! A checkpoint that is in this layout already is copied tensor by tensor, the parts that no text model reads included.
+//! From MLX's layout the text model is written as its own class saves it: experts one by one, filters `[C, 1, K]`,
+//! zero-centered norms minus 1.
 
 use super::convert::{Change, Converted, Found, Survey, commit, copy_files, refuse_existing, write_shards};
 use super::index::INDEX;
@@ -19,8 +19,8 @@ use alluvium_ops::{cast, dequantize};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Converts the model in `from` to a new folder `to` in the layout of transformers. Floating-point tensors get `dtype`, or
-/// keep theirs. `change` says what happens to quantized matrices, which transformers cannot read.
+/// Converts the model in `from` to a new folder `to` in the layout of transformers. Floating-point tensors get `dtype`,
+/// or keep theirs. `change` says what happens to quantized matrices, which transformers cannot read.
 ///
 /// # Errors
 /// When `to` exists, when a matrix is quantized and `change` is not [`Change::Dequantize`], when `change` is

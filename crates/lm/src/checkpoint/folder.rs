@@ -18,7 +18,7 @@ pub(super) struct Folder {
     places: BTreeMap<String, usize>,
     /// The scales of tensors in fp8.
     fp8: BTreeMap<String, BlockScales>,
-    /// What tensors in fp8 are read as.
+    /// The dtype that fp8 tensors are widened to.
     fp8_dtype: DType,
     index: Index,
 }
@@ -96,7 +96,7 @@ impl Folder {
         Ok(true)
     }
 
-    /// Where a tensor is; the folder when it is nowhere.
+    /// The file of a tensor, or the folder if no file has it.
     pub(super) fn place(&self, name: &str) -> &Path {
         let file = self.places.get(name).map(|&index| &self.files[index]).or(self.files.first());
         file.map_or(self.path.as_path(), File::path)
@@ -108,7 +108,7 @@ impl Folder {
             .ok_or_else(|| Error::file(self.place(name), format!("tensor `{name}` is missing{}", self.fetch(name))))
     }
 
-    /// What to do about a tensor that is missing: the file that an index promises, where it is not there.
+    /// Advice for a missing tensor: the file that the index names, if that file is missing.
     pub(super) fn fetch(&self, name: &str) -> String {
         match self.index.missing(name) {
             Some(file) => format!("; {INDEX} says that it is in {file}, which is not in the folder; fetch that file"),

@@ -1,4 +1,4 @@
-//! What a checkpoint's files hold, from their headers alone.
+//! The contents of a checkpoint, read from its headers alone.
 
 use super::folder::Folder;
 use crate::formats::config::Config;
@@ -9,18 +9,18 @@ use alluvium_ops::Packing;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-/// What a checkpoint's files hold, without loading it.
+/// The contents of a checkpoint.
 #[derive(Clone, Debug)]
 pub struct CheckpointInfo {
-    /// The kind of model, where there is a `config.json`.
+    /// The model type; `None` without a `config.json`.
     pub model_type: Option<String>,
     /// The weight files and their sizes in bytes.
     pub files: Vec<(PathBuf, u64)>,
     /// Their tensors, by file and name.
     pub tensors: Vec<TensorInfo>,
-    /// How many modules are packed in which way.
+    /// The number of quantized modules by format.
     pub packings: BTreeMap<String, usize>,
-    /// What the configuration says of them.
+    /// The formats that the configuration names.
     said: Quantization,
     /// Free text in the headers: `format` is `mlx` or `pt`.
     pub metadata: BTreeMap<String, String>,
@@ -74,9 +74,8 @@ impl CheckpointInfo {
         all
     }
 
-    /// How a weight is packed. Its words and scales give bits times group. That alone tells the formats apart whose
-    /// scales are bytes; of affine ones it says what the configuration says where that fits, and else the first group
-    /// that does.
+    /// The format of a quantized weight. The shapes of codes and scales give bits × group. That identifies the formats
+    /// whose scales are bytes. For affine formats the group of the configuration is tried first, then all others.
     fn format(&self, tensor: &TensorInfo, names: &HashMap<&str, &TensorInfo>) -> Option<Packing> {
         let module = tensor.name.strip_suffix(".weight").filter(|_| tensor.dtype == "U32")?;
         let scales = names.get(format!("{module}.scales").as_str())?;
@@ -107,7 +106,7 @@ fn is_of_group(tensor: &TensorInfo, names: &HashMap<&str, &TensorInfo>) -> bool 
 /// Inspects a folder, or a single safetensors file, from the headers alone.
 ///
 /// # Errors
-/// As [`load`], for what it reads.
+/// As [`load`](super::load), for the headers and the configuration.
 pub fn inspect(path: &Path) -> Result<CheckpointInfo> {
     let (files, model_type, said) = match path.is_dir() {
         true => {

@@ -8,7 +8,7 @@ use crate::tokenizer::Tokenizer;
 use alluvium_core::{Device, Result};
 use std::path::Path;
 
-/// What a folder held.
+/// A loaded checkpoint.
 pub struct Loaded {
     /// The model, its matrices in the dtype that the files have.
     pub model: Box<dyn LanguageModel>,
@@ -37,10 +37,10 @@ pub fn load(folder: &Path, device: &Device) -> Result<Loaded> {
     load_with(folder, &LoadOptions::new(device))
 }
 
-/// How a model is loaded.
+/// Options of [`load_with`].
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// Where its tensors are to be.
+    /// The device of the tensors.
     pub device: Device,
     /// The types of models that are known.
     pub registry: Registry,
@@ -52,7 +52,7 @@ impl LoadOptions {
         LoadOptions { device: device.clone(), registry: Registry::default() }
     }
 
-    /// The same with a type of model of the caller's own.
+    /// Adds a model type of the caller.
     pub fn with_model_type(mut self, model_type: ModelType) -> Self {
         self.registry.register(model_type);
         self

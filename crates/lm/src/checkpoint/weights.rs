@@ -30,7 +30,7 @@ pub(crate) enum Matrix {
 }
 
 impl Matrix {
-    /// How it is packed; none where it is plain.
+    /// The format of a quantized matrix; `None` for a dense one.
     pub(crate) fn packing(&self) -> Option<Packing> {
         match self {
             Matrix::Plain(_) => None,
@@ -68,7 +68,7 @@ impl Weights {
         Err(Error::file(self.folder.place(name), why))
     }
 
-    /// Where a floating tensor of this shape is.
+    /// The recipe of a floating-point tensor of this shape.
     pub(crate) fn tensor(&mut self, name: &str, shape: Shape) -> Result<Recipe> {
         let recipe = self.take(name, shape)?;
         let (dtype, found) = self.folder.describe(&recipe)?;
@@ -81,7 +81,7 @@ impl Weights {
         Ok(recipe)
     }
 
-    /// Where the matrix of a module of this shape is.
+    /// The recipes of a module's matrix of this shape.
     pub(crate) fn matrix(&mut self, module: &str, shape: Shape) -> Result<Matrix> {
         let [weight, scales, biases] = parts(module);
         let said = self.quantization.modules.get(module).copied();

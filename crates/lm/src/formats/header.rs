@@ -1,4 +1,4 @@
-//! The JSON header of a safetensors file, parsed in one pass into what is kept of it.
+//! The parser of the JSON header of a safetensors file: one pass, keeping only the known fields.
 
 use super::dtype::StoredDtype;
 use alluvium_core::Shape;
@@ -9,19 +9,19 @@ use std::fmt;
 /// Axes that are kept of a shape: more than a tensor may have.
 const AXES: usize = 16;
 
-/// What the header says of a tensor.
+/// The header's entry of a tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     /// The lengths of the axes.
     pub shape: Shape,
-    /// Of its elements.
+    /// The stored dtype.
     pub dtype: StoredDtype,
     /// Its size in the file.
     pub bytes: usize,
     pub(super) start: u64,
 }
 
-/// What a header says.
+/// A parsed header.
 #[derive(Debug, Default)]
 pub(super) struct Header {
     pub(super) entries: BTreeMap<String, Entry>,
@@ -70,7 +70,7 @@ struct Parser {
     end: u64,
     header: Header,
     has_metadata: bool,
-    /// What is wrong with the contents of valid JSON.
+    /// A fault in the contents of valid JSON.
     fault: Option<String>,
 }
 
@@ -160,7 +160,7 @@ impl<'de> Visitor<'de> for Metadata {
     }
 }
 
-/// What is kept of a value of any kind; what has no place in it is read over.
+/// Visits a JSON value of any type and keeps what `T` has a field for.
 #[derive(Default)]
 struct Any<T>(T);
 

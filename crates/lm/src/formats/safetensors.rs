@@ -58,7 +58,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<File> {
 }
 
 impl File {
-    /// Where it lies.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -73,12 +73,12 @@ impl File {
         self.entries.keys().map(String::as_str)
     }
 
-    /// What the header says of its tensors, sorted by name.
+    /// The entries of its tensors, sorted by name.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
         self.entries.iter().map(|(name, entry)| (name.as_str(), entry))
     }
 
-    /// What the header says of one tensor.
+    /// The entry of one tensor.
     pub fn entry(&self, name: &str) -> Option<&Entry> {
         self.entries.get(name)
     }

@@ -54,7 +54,8 @@ pub fn generate_batch<'m>(
     ids.into_iter().map(completion).collect()
 }
 
-/// Sequences that are generated together: continuous batching. Sequences join and leave between steps; nothing is padded.
+/// Sequences that are generated together: continuous batching. Sequences join and leave between steps; nothing is
+/// padded.
 ///
 /// ```no_run
 /// # use alluvium_lm::{GenerationBatch, Request, GenerateOptions, load};

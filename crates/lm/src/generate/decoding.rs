@@ -83,8 +83,8 @@ impl std::fmt::Debug for Decoding<'_> {
 }
 
 impl<'t> Decoding<'t> {
-    /// A sequence that begins with `prompt`. Without a tokenizer there is no text, and the completion ends with a token of
-    /// [`GenerateOptions::stop_token_ids`] or by its length. The time to the first token counts from here.
+    /// A sequence that begins with `prompt`. Without a tokenizer there is no text, and the completion ends with a token
+    /// of [`GenerateOptions::stop_token_ids`] or by its length. The time to the first token counts from here.
     ///
     /// # Errors
     /// When there are stop texts but no tokenizer.

@@ -17,7 +17,8 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Tokens that end the completion, in addition to those of the tokenizer.
     pub stop_token_ids: Vec<u32>,
-    /// Return the log-probability of each generated token and of the `n` most likely alternatives. `None` disables this.
+    /// Return the log-probability of each generated token and of the `n` most likely alternatives. `None` disables
+    /// this.
     pub logprobs: Option<usize>,
 }
 

@@ -37,12 +37,12 @@ impl Sampler {
         }
     }
 
-    /// Chooses the token that follows `tokens` by row `row` of logits `[B, V]`. Its log-probability comes with it where the
-    /// options ask for it.
+    /// Chooses the token that follows `tokens` by row `row` of logits `[B, V]`. Its log-probability comes with it where
+    /// the options ask for it.
     ///
     /// # Errors
-    /// When an option of the sampling is out of range; when a logit is NaN or +∞ or all are −∞, with the position of the
-    /// token that was to be chosen.
+    /// When an option of the sampling is out of range; when a logit is NaN or +∞ or all are −∞, with the position of
+    /// the token that was to be chosen.
     pub fn next(&mut self, logits: &Tensor, tokens: &[u32], row: usize) -> Result<(u32, Option<TokenLogprob>)> {
         let one = if logits.shape()[0] == 1 { logits.clone() } else { logits.rows(row, 1)? };
         let logits = self.penalized(one, tokens)?;

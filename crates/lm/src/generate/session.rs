@@ -14,8 +14,8 @@ const MAX_SNAPSHOTS: usize = 8;
 
 /// A model with the cache of the tokens it has read.
 ///
-/// A recurrent state cannot be trimmed, so the session keeps a [`Snapshot`] of it at regular intervals and at the end of
-/// each prompt. A new prompt continues from the longest snapshot that is a prefix of it.
+/// A recurrent state cannot be trimmed, so the session keeps a [`Snapshot`] of it at regular intervals and at the end
+/// of each prompt. A new prompt continues from the longest snapshot that is a prefix of it.
 ///
 /// A session of an `Arc<dyn LanguageModel>` borrows nothing and can move to another thread.
 pub struct Session<'m> {
@@ -52,7 +52,8 @@ impl<'m> Session<'m> {
         Ok(Self::with_cache(model, cache))
     }
 
-    /// A session that continues after a cache of one sequence: from [`load_prompt_cache`](crate::cache::load_prompt_cache).
+    /// A session that continues after a cache of one sequence: from
+    /// [`load_prompt_cache`](crate::cache::load_prompt_cache).
     pub fn with_cache(model: impl Into<ModelRef<'m>>, cache: Cache) -> Self {
         let model = model.into();
         Session {
@@ -68,14 +69,14 @@ impl<'m> Session<'m> {
         }
     }
 
-    /// Sets the number of prompt tokens per forward pass: fewer take less memory, more may be faster. By default a GPU reads
-    /// 512, a CPU 128, or 32 per thread with more than four threads, up to 512.
+    /// Sets the number of prompt tokens per forward pass: fewer take less memory, more may be faster. By default a GPU
+    /// reads 512, a CPU 128, or 32 per thread with more than four threads, up to 512.
     pub fn with_prefill_step_size(self, tokens: Option<NonZeroUsize>) -> Self {
         Session { prefill_step_size: tokens.map_or(self.prefill_step_size, NonZeroUsize::get), ..self }
     }
 
-    /// Disables snapshots. Use it when the session will see one prompt only: it saves a copy of all recurrent states for
-    /// each snapshot.
+    /// Disables snapshots. Use it when the session will see one prompt only: it saves a copy of all recurrent states
+    /// for each snapshot.
     pub fn without_snapshots(self) -> Self {
         Session { snapshots: Vec::new(), max_snapshots: 0, ..self }
     }

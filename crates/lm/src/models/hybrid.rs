@@ -67,7 +67,7 @@ pub struct Sizes {
     /// Rotary embedding.
     #[serde(default)]
     pub rope_parameters: RopeParameters,
-    /// Mixture of experts. [`Sizes::read`] deserializes it separately, so that an error names its key.
+    /// Mixture of experts. It is deserialized separately, so that an error names its key.
     #[serde(flatten, skip_deserializing)]
     pub mixture: MixtureKeys,
 }

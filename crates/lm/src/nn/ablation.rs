@@ -1,22 +1,21 @@
-//! Gated DeltaNet layers with one part taken out, to measure what that part is for.
+//! Ablations of Gated DeltaNet layers, to measure the effect of a part.
 
 use alluvium_core::{DType, Error, Result, Tensor};
 use alluvium_ops::{
     ChunkOutputArgs, ChunkStateOutput, GatedDeltaArgs, add, chunk_cumsum, chunk_output, chunk_state, linear, mul, scale,
 };
 
-/// What is taken out of the Gated DeltaNet layers of a model, for an experiment.
+/// A part that is removed from the Gated DeltaNet layers of a model, for an experiment.
 ///
-/// It belongs to the model in memory alone: neither `config.json` nor the tensors of a checkpoint know of it, so a saved
-/// model is the whole one again.
+/// A checkpoint does not record it: a saved model is complete again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ablation {
-    /// Nothing: the layer as it is.
+    /// The complete layer.
     #[default]
     None,
-    /// The short convolution: each token sees itself alone before the rule; the activation stays.
+    /// Without the short convolution; the activation stays.
     Convolution,
-    /// The correction of the delta rule: `S ← e^g S + β v kᵀ`, which adds to what a key holds and replaces nothing.
+    /// Without the correction of the delta rule: `S ← e^g S + β v kᵀ`.
     DeltaTerm,
 }
 

@@ -69,8 +69,8 @@ pub enum FeedForwardConfig {
     SparseMoe(SparseMoeConfig),
 }
 
-/// The standard deviation of the random weights of projections that add to the residual stream. Each layer has two of them:
-/// the variance of their sum does not grow with the number of layers.
+/// The standard deviation of the random weights of projections that add to the residual stream. Each layer has two of
+/// them: the variance of their sum does not grow with the number of layers.
 pub fn residual_init_std(layers: usize) -> f64 {
     INIT_STD / (2.0 * layers as f64).sqrt()
 }
@@ -158,7 +158,8 @@ impl Decoder {
         Ok(Decoder { prefix: config.prefix, model, lm_head })
     }
 
-    /// Removes a part of the Gated DeltaNet layers for an experiment, or restores it. A checkpoint does not record this.
+    /// Removes a part of the Gated DeltaNet layers for an experiment, or restores it. A checkpoint does not record
+    /// this.
     pub fn ablate(&mut self, ablation: Ablation) {
         for layer in &mut self.model.layers {
             if let Mixer::Delta(mixer) = &mut layer.mixer {

@@ -64,8 +64,8 @@ impl Linear {
         add(&y, &linear(&ones, &bias.reshape([bias.elements(), 1])?)?)
     }
 
-    /// Several projections of one input, in order. With few rows they run in parallel, so that the threads synchronize once
-    /// for all of them.
+    /// Several projections of one input, in order. With few rows they run in parallel, so that the threads synchronize
+    /// once for all of them.
     ///
     /// # Errors
     /// As [`linear`].

@@ -6,17 +6,17 @@ use alluvium_ops::Packing;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// How the modules of a model are packed.
+/// The formats of a model's quantized modules.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Quantization {
-    /// What the block says for all; the modules' own tensors say it again.
+    /// The default of the block. The shapes of a module's tensors determine its format, too.
     pub default: Option<Packing>,
-    /// What it says for single modules: a packing, or that they are plain.
+    /// Formats of single modules; `None` for modules that are not quantized.
     pub modules: BTreeMap<String, Option<Packing>>,
 }
 
 impl Quantization {
-    /// From a configuration; empty where it has no such block.
+    /// Reads a configuration; empty without a `quantization` block.
     ///
     /// # Errors
     /// When the block has something that is not known.
@@ -139,8 +139,8 @@ fn packing(entry: &Value) -> std::result::Result<Packing, String> {
     parse_packing(mode, number("bits")?, number("group_size")?)
 }
 
-/// What the shapes of a module's tensors say of its packing, as mlx-lm reads them: `inner` numbers a row, `words` of 32 bits,
-/// `groups` scales, which are bytes or floating numbers.
+/// The format that the shapes of a module's tensors imply, as in mlx-lm: rows of `inner` elements, `words` 32-bit words
+/// and `groups` scales of the stored dtype `scales`.
 ///
 /// # Errors
 /// In words, when they are those of no packing.

@@ -13,13 +13,13 @@ pub struct QuantConfig {
     pub packing: Packing,
     /// A recipe of mlx-lm that gives some modules more bits; it decides in place of the model's own rule.
     pub mixed: Option<MixedRecipe>,
-    /// Parts of modules' names and what holds for those modules, the first that fits; none leaves them plain. They go before
-    /// all else.
+    /// Parts of modules' names and what holds for those modules, the first that fits; none leaves them plain. They go
+    /// before all else.
     pub modules: Vec<(String, Option<Packing>)>,
 }
 
-/// Recipes that give more bits to the projections where errors cost most: the first and the last eighth of the layers, and
-/// every third between.
+/// Recipes that give more bits to the projections where errors cost most: the first and the last eighth of the layers,
+/// and every third between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MixedRecipe {
     /// 2 bits and 6.
@@ -67,12 +67,13 @@ impl MixedRecipe {
 pub(crate) struct Module<'a> {
     pub(crate) name: &'a str,
     pub(crate) shape: Shape,
-    /// How it is packed already.
+    /// Its present format; `None` if it is not quantized.
     pub(crate) packing: Option<Packing>,
 }
 
 impl Module<'_> {
-    /// A packed matrix stays as it is: to pack it anew would add the errors of the second packing to those of the first.
+    /// A packed matrix stays as it is: to pack it anew would add the errors of the second packing to those of the
+    /// first.
     fn stays(&self, asked: Option<Packing>) -> Result<()> {
         let Some(packing) = self.packing.filter(|_| self.packing != asked) else { return Ok(()) };
         let asked = asked.map_or("plain numbers".to_owned(), in_words);

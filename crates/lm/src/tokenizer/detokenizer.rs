@@ -14,7 +14,7 @@ pub struct Detokenizer<'a> {
     tokenizer: &'a Tokenizer,
     /// The ids of the piece before, then those that wait.
     window: Vec<u32>,
-    /// How many ids belong to the piece before.
+    /// The number of ids of the piece before.
     before: usize,
     /// Bytes of text of the piece before.
     sent: usize,

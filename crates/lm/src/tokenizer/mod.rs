@@ -29,7 +29,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 /// The token that ends a text in tokenizers made here.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// How text is cut before pairs are merged: that of Qwen3.5, which transformers puts in place of any other.
+/// The pre-tokenization pattern of Qwen3.5, which transformers substitutes for any other.
 const WORDS: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|",
     r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -89,7 +89,7 @@ impl Tokenizer {
         folder.join("tokenizer.json").exists().then(|| Self::load(folder)).transpose()
     }
 
-    /// From the text of a `tokenizer.json`.
+    /// Parses the text of a `tokenizer.json`.
     ///
     /// # Errors
     /// When it is not one.

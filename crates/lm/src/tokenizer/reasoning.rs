@@ -1,39 +1,40 @@
-//! What a model thinks, told apart from what it answers.
+//! Separates the reasoning of a model from its answer.
 
 /// A piece of generated text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// It was thought.
+    /// Reasoning.
     Thought,
-    /// The thought has ended.
+    /// The end of the reasoning.
     Ended,
-    /// It is the answer.
+    /// The answer.
     Answer,
 }
 
-/// Where a text is with regard to its thought.
+/// The position of a text relative to its reasoning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// Nothing but white space has come: a thought may begin.
+    /// Only white space so far: reasoning may begin.
     Beginning,
-    /// Inside the thought.
+    /// Inside the reasoning.
     Thought,
     /// After it, or in an answer without one.
     Answer,
 }
 
-/// Cuts text that comes in pieces at the tags around its thought; the tags themselves are left out. There is one
-/// thought, at the beginning: an answer may name the tags.
+/// Splits streamed text at the tags around its reasoning and drops the tags. Only text at the beginning is reasoning:
+/// an answer may name the tags.
 #[derive(Clone, Debug)]
 pub struct Thinking {
     tags: Option<[&'static str; 2]>,
     place: Place,
-    /// What may be the beginning of a tag.
+    /// Text that may be the beginning of a tag.
     held: String,
 }
 
 impl Thinking {
-    /// Of what follows a prompt, which may have begun a thought, or ended one; without tags all of it is the answer.
+    /// Splits the text that follows a prompt, which may have begun or ended the reasoning. Without tags all text is
+    /// answer.
     pub fn after(prompt: &str, tags: Option<[&'static str; 2]>) -> Self {
         let prompt = prompt.trim_end();
         let place = match tags {
@@ -83,7 +84,7 @@ impl Thinking {
         parts
     }
 
-    /// What was held back.
+    /// The text that was held back.
     pub fn finish(&mut self) -> Vec<(Part, String)> {
         let part = if self.place == Place::Thought { Part::Thought } else { Part::Answer };
         let text = std::mem::take(&mut self.held);

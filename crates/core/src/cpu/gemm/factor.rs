@@ -40,8 +40,8 @@ impl<'a> Mat<'a> {
 
 /// A matrix that is stored in another form than f32 and generated block by block.
 pub trait Source: Sync {
-    /// Writes the columns `cols` of the rows `rows`, row-major, into `to`, which has exactly their length. `cols` starts
-    /// at a multiple of 128, and ends at one or at the end of the rows.
+    /// Writes the columns `cols` of the rows `rows`, row-major, into `to`, which has exactly their length. `cols`
+    /// starts at a multiple of 128, and ends at one or at the end of the rows.
     fn write(&self, level: Level, rows: Range<usize>, cols: Range<usize>, to: &mut [f32]);
 }
 

@@ -4,8 +4,8 @@ use super::F32s;
 
 /// `eˣ`: within 2 units in the last place; 0 below -104, infinity above 88.73, NaN stays.
 ///
-/// Cody and Waite's reduction by ln 2 in two parts, then `1 + r + r²·q(r)` with the `q` of degree 4 whose largest relative
-/// error on ±ln 2 / 2 is smallest: 4·10⁻⁹, a sixteenth of a rounding.
+/// Cody and Waite's reduction by ln 2 in two parts, then `1 + r + r²·q(r)` with the `q` of degree 4 whose largest
+/// relative error on ±ln 2 / 2 is smallest: 4·10⁻⁹, a sixteenth of a rounding.
 #[inline(always)]
 pub fn exp<S: F32s>(x: S) -> S {
     // the bounds come first: `max` and `min` then keep a NaN

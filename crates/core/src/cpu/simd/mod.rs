@@ -273,11 +273,12 @@ pub trait U32s: sealed::Register + Copy + BitAnd<Output = Self> + BitOr<Output =
     fn shl(self, n: u32) -> Self;
     /// Each lane shifted down by `n` < 32 bits; zeros come in.
     fn shr(self, n: u32) -> Self;
-    /// Unpacks codes of `bits` ≤ 8 bits from a little-endian stream, the lowest bits first: code `first` and the following
-    /// ones, one a lane. `first` is a multiple of the number of lanes; all of them are in the stream.
+    /// Unpacks codes of `bits` ≤ 8 bits from a little-endian stream, the lowest bits first: code `first` and the
+    /// following ones, one a lane. `first` is a multiple of the number of lanes; all of them are in the stream.
     fn codes(stream: &[u32], first: usize, bits: u32) -> Self;
-    /// Unpacks codes of `bits` ≤ 6 bits from a little-endian stream into the lowest bits of each lane, four a lane. `first`
-    /// is a multiple of four times the number of lanes. The bits above the four, and codes past the end, are unspecified.
+    /// Unpacks codes of `bits` ≤ 6 bits from a little-endian stream into the lowest bits of each lane, four a lane.
+    /// `first` is a multiple of four times the number of lanes. The bits above the four, and codes past the end, are
+    /// unspecified.
     fn quads(stream: &[u32], first: usize, bits: u32) -> Self;
     /// Widens the four codes of `bits` < 8 bits in the lowest bits of each lane to a byte each.
     #[inline(always)]

@@ -24,7 +24,7 @@ const BYTES: usize = 32;
 pub(super) type Fault = String;
 pub(super) type Result<T> = std::result::Result<T, Fault>;
 
-/// What is left of the limits.
+/// The remaining work, memory and time.
 #[derive(Debug)]
 pub(super) struct Budget {
     work: Cell<u64>,

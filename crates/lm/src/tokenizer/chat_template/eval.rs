@@ -13,7 +13,7 @@ use std::time::SystemTime;
 /// As many items as jinja2's sandbox lets `range` have.
 const RANGE: usize = 100_000;
 
-/// What follows a statement.
+/// The continuation after a statement.
 #[derive(PartialEq)]
 enum Flow {
     Next,

@@ -77,7 +77,7 @@ pub(super) struct For {
     pub(super) otherwise: Vec<Stmt>,
 }
 
-/// What a value is assigned to.
+/// The target of an assignment.
 #[derive(Debug)]
 pub(super) enum Target {
     Name(Name),

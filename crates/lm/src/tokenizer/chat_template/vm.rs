@@ -11,7 +11,7 @@ pub(super) struct Vm<'p> {
     pub(super) budget: Rc<Budget>,
     pub(super) constants: Vec<Value>,
     pub(super) scope: Rc<Scope>,
-    /// What is being written: the template's output, and above it that of macros and blocks.
+    /// The output of the template, and above it that of the macros and blocks that run.
     pub(super) out: Vec<Buffer>,
     pub(super) depth: usize,
     /// The line of the statement that runs.

@@ -1,4 +1,4 @@
-//! What a `tokenizer.json` may hold, checked before any of it is built.
+//! Parses and checks a `tokenizer.json` before a tokenizer is built from it.
 //!
 //! The `tokenizers` crate trusts the file: one that is cut off, a merge into a word that is not there, or a part with
 //! odd numbers make it panic, and a pattern may ask it for any amount of memory. So the file is read into the types

@@ -26,7 +26,7 @@ const COPIES: usize = 100;
 /// The most parts of one kind, one after another.
 const PARTS: usize = 32;
 
-/// How much longer replacements may make a text.
+/// The largest growth of a text by replacements, as a factor.
 const GROWTH: usize = 16;
 
 /// The most that is put before a text, in bytes, or around it, in tokens.
@@ -167,8 +167,8 @@ impl PreTokenizer {
     }
 }
 
-/// What is put around a text. It is done by the caller: the crate's own looks its tokens up without asking whether they
-/// are there.
+/// The tokens that surround a text. The caller adds them: the crate's own implementation panics on tokens that are
+/// missing.
 #[derive(Deserialize)]
 #[serde(tag = "type")]
 pub(super) enum PostProcessor {
