@@ -10,7 +10,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug)]
 pub struct Error(Box<Kind>);
 
-/// What went wrong.
+/// The cause of an error.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Kind {
@@ -72,14 +72,14 @@ pub enum Kind {
     Gpu {
         /// Its name: `wgpu:0`.
         device: String,
-        /// What happened, and what to do.
+        /// The cause, and a remedy.
         why: String,
     },
     /// A malformed file of a checkpoint, a configuration or a data set.
     File {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong with it, and what to do.
+        /// The fault of the file, and a remedy.
         why: String,
     },
     /// Reading or writing a file.

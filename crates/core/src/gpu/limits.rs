@@ -1,6 +1,6 @@
 //! The limits of a GPU that plans of launches depend on.
 
-/// What an engine allows a launch; every plan asks here instead of assuming a library's constants.
+/// The limits of an engine. Plans of launches ask here instead of assuming the constants of a library.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// The most bytes of a buffer that a kernel sees through one binding.

@@ -21,7 +21,7 @@ const PITCH: usize = DEEP + 16;
 const TALLEST: usize = 16;
 const STRIP: usize = TALLEST * PITCH;
 
-/// What is multiplied into `c`: `c ← alpha · a · b + beta · c`.
+/// The factors of a product that is accumulated: `c ← alpha · a · b + beta · c`.
 #[derive(Clone, Copy)]
 pub(super) struct Factors {
     pub(super) alpha: f32,
