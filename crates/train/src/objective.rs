@@ -15,7 +15,7 @@ pub trait Objective<M: ?Sized, B>: Send + Sync {
     /// When the batch does not fit the model, or memory runs out.
     fn loss(&self, model: &M, batch: &B) -> Result<Tensor>;
 
-    /// What the mean of [`Objective::loss`] is over, for example the number of targets. Losses and gradients of several
+    /// The count that [`Objective::loss`] averages over, for example the number of targets. Losses and gradients of several
     /// batches are averaged with these weights; a batch of weight 0 is left out.
     fn weight(&self, _batch: &B) -> f64 {
         1.0
@@ -44,7 +44,7 @@ const LOGITS_AT_ONCE: usize = 1 << 20;
 pub struct NextToken {
     /// Weight of the squared log-sum-exp of the logits, added to the training loss; 0.0 disables it.
     pub z_loss: f32,
-    /// What a layer keeps for the backward pass.
+    /// The activations that a layer keeps for the backward pass.
     pub checkpointing: Checkpointing,
     /// The device of the model.
     pub device: Device,
@@ -87,7 +87,7 @@ impl Objective<dyn LanguageModel, PackedBatch> for NextToken {
     }
 }
 
-/// How many targets of a batch are the model's most likely token.
+/// The number of targets of a batch that are the model's most likely token.
 ///
 /// # Errors
 /// When the batch does not fit the model, or memory runs out.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// The paths of a run.
 #[derive(Clone, Debug)]
 pub struct RunPaths {
-    /// What is trained on; `None` takes the source that the run to resume was begun with.
+    /// The training data. `None` takes the source of the run that is resumed.
     pub source: Option<DataSource>,
     /// An existing `tokenizer.json`, or a folder with one; `None` trains a tokenizer on the text.
     pub tokenizer: Option<PathBuf>,
@@ -22,7 +22,7 @@ pub struct RunPaths {
     pub out: PathBuf,
 }
 
-/// What was read for a run on text.
+/// A summary of the text of a run.
 #[derive(Clone, Debug)]
 pub struct TextSummary {
     /// Files that were read.
@@ -46,7 +46,7 @@ pub struct TextSummary {
 pub struct Run {
     /// The training loop.
     pub trainer: Trainer,
-    /// What was read; `None` for a synthetic task.
+    /// The text; `None` for a synthetic task.
     pub text: Option<TextSummary>,
 }
 
@@ -116,7 +116,7 @@ fn remembered(state: &Path, progress: &Progress) -> Result<DataSource> {
     Ok(source)
 }
 
-/// What [`Run::begin`] and [`Run::resume`] make a trainer from.
+/// The inputs from which [`Run::begin`] and [`Run::resume`] make a trainer.
 struct Preparation<'a> {
     source: DataSource,
     tokenizer: Option<PathBuf>,

@@ -26,7 +26,7 @@ pub enum DataSource {
     Task(Task),
 }
 
-/// Where a run stands, besides its tensors.
+/// The progress of a run, besides its tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Progress {
     pub(crate) step: u64,

@@ -17,7 +17,7 @@ pub struct StepOptions {
     pub grad_clip: f32,
 }
 
-/// What a step measured; on a GPU it is computed when it is read.
+/// The measurements of a step. On a GPU they are computed when they are read.
 #[derive(Debug)]
 pub struct StepStats {
     /// The mean loss before the step, `[]`.

@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// What happens in a run, as it happens.
+/// An event of a run.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -43,7 +43,7 @@ pub enum Event<'a> {
 /// Receives the events of a run; `Break` asks the run to save and to stop.
 pub type Observer<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'a;
 
-/// How a run ended.
+/// The state of a run after the loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunStatus {
     /// After its last step.
@@ -52,7 +52,7 @@ pub enum RunStatus {
     Stopped,
 }
 
-/// What is measured on validation batches.
+/// The metric of validation batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ValidationMetric {
     /// The mean loss.
@@ -67,13 +67,13 @@ pub enum ValidationMetric {
 pub struct Validation {
     /// The batches; without any there is no validation.
     pub batches: Vec<PackedBatch>,
-    /// What is measured.
+    /// The metric.
     pub metric: ValidationMetric,
     /// Loss to draw beside the curve, for example that of token frequencies alone.
     pub baseline: Option<f64>,
 }
 
-/// What a [`Trainer`] is made of.
+/// The parts of a [`Trainer`].
 pub struct TrainerParts {
     /// The model; its parameters are updated in place.
     pub model: Box<dyn LanguageModel>,
@@ -81,7 +81,7 @@ pub struct TrainerParts {
     pub config: Config,
     /// Saved with the model.
     pub tokenizer: Option<Tokenizer>,
-    /// What is minimized, for example [`NextToken`](crate::NextToken).
+    /// The objective that is minimized, for example [`NextToken`](crate::NextToken).
     pub objective: Box<dyn Objective<dyn LanguageModel, PackedBatch>>,
     /// Training batches.
     pub data: Box<dyn TrainingData>,

@@ -138,7 +138,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// How responses are written.
+/// The format of responses.
 #[derive(Clone, Copy, PartialEq)]
 enum Output {
     /// A terminal, where reasoning is dimmed.

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-/// How the chat template is used.
+/// Flags of the chat template.
 #[derive(clap::Args)]
 pub(crate) struct TemplateArgs {
     /// System prompt
@@ -73,7 +73,7 @@ impl TemplateArgs {
     }
 }
 
-/// Where a prompt continues from and how it is read.
+/// Flags of the prompt cache and of reading a prompt.
 #[derive(clap::Args)]
 pub(crate) struct SessionArgs {
     /// Prompt cache from `alluvium cache_prompt`; the prompt follows it
@@ -83,7 +83,7 @@ pub(crate) struct SessionArgs {
     pub(crate) prefill: PrefillArgs,
 }
 
-/// How a prompt is read.
+/// Flags of reading a prompt.
 #[derive(clap::Args)]
 pub(crate) struct PrefillArgs {
     /// Prompt tokens per forward pass: fewer take less memory, more may be faster [default: chosen for the device]

@@ -100,7 +100,7 @@ fn presets() -> String {
     )
 }
 
-/// What a signal does.
+/// The effect of the next signal.
 const EXIT: u8 = 0;
 const STOP_AFTER_STEP: u8 = 1;
 const STOPPING: u8 = 2;

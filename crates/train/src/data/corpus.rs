@@ -16,7 +16,7 @@ pub struct Corpus {
     fingerprint: u64,
 }
 
-/// How many waiting segments are compared to fill the rest of a block.
+/// The number of waiting segments that are compared to fill the rest of a block.
 const LOOKAHEAD: usize = 64;
 
 /// A part of a document: inputs `first..first + length`, targets one later.

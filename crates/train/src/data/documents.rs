@@ -148,7 +148,7 @@ fn is_broken_link(error: &ignore::Error) -> bool {
     }
 }
 
-/// What two paths of one file have in common.
+/// The identity of a file, equal for all its paths.
 #[cfg(unix)]
 fn identity(path: &Path) -> Result<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
@@ -156,7 +156,7 @@ fn identity(path: &Path) -> Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// What two paths of one file have in common.
+/// The identity of a file, equal for all its paths.
 #[cfg(not(unix))]
 fn identity(path: &Path) -> Result<PathBuf> {
     path.canonicalize().map_err(Error::io(path, "read"))

@@ -46,7 +46,7 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Where a long text is cut: in the second half of its first [`PIECE`] bytes.
+/// The place at which a long text is cut: in the second half of its first [`PIECE`] bytes.
 fn cut(text: &str) -> usize {
     let (half, end) = (text.floor_char_boundary(PIECE / 2), text.floor_char_boundary(PIECE));
     let bytes = text.as_bytes();
