@@ -24,7 +24,7 @@ pub struct Op {
     pub tolerance: Tolerance,
     /// The random values of arguments, by name; the others are standard normal. A case may replace them.
     pub fills: &'static [(&'static str, Fill)],
-    /// What launches do with a tensor that is larger than a binding.
+    /// The behavior of launches for a tensor that is larger than a binding.
     pub oversize: Oversize,
     /// The cases of the proof: the odd ones, each with the reason it is there.
     pub cases: &'static [Case],
@@ -108,7 +108,7 @@ pub enum Fill {
     ChunkSums(f64, f64),
 }
 
-/// What launches on a GPU do with a tensor that is larger than a binding.
+/// The behavior of GPU launches for a tensor that is larger than a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Oversize {
     /// It is an error that names the limit.

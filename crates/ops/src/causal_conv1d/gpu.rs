@@ -55,12 +55,12 @@ struct Params {
 /// A launch of a plan.
 struct Entry<'a> {
     name: &'static str,
-    /// What the invocations are laid over: runs, rows of states, or parts of the sums.
+    /// The units of the grid: runs, rows of states, or parts of the sums.
     rows: usize,
     /// Runs of a part, or sequences.
     each: usize,
     y: &'a Tensor,
-    /// What is bound after `x`, the state, the table and `y`.
+    /// The bindings after `x`, the state, the table and `y`.
     more: &'a [Option<&'a Tensor>],
     last: Last,
 }

@@ -11,7 +11,7 @@ use std::ops::Range;
 /// Tokens of a block.
 pub(super) const BLOCK: usize = 8;
 
-/// What a block of tokens is computed from.
+/// The inputs of a block of tokens.
 pub(super) struct Window<'a> {
     /// The inputs: `K-1` rows before the block and the block's own.
     pub(super) x: &'a [&'a [f32]],
@@ -20,7 +20,7 @@ pub(super) struct Window<'a> {
     /// The channels to compute.
     pub(super) span: Range<usize>,
     pub(super) activation: Activation,
-    /// How results are stored.
+    /// The store of results.
     pub(super) stores: StoreHint<'a>,
 }
 
@@ -72,7 +72,7 @@ impl Window<'_> {
     }
 }
 
-/// What a block's gradient is computed from and goes to, besides its [`Window`].
+/// The inputs and outputs of a block's gradient, besides its [`Window`].
 pub(super) struct Cotangent<'a, 'b> {
     /// The gradients of the block's results.
     pub(super) dy: [&'a [f32]; BLOCK],

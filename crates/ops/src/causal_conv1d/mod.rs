@@ -25,7 +25,7 @@ static CONTRACT: Contract = Contract {
     rules: &[],
 };
 
-/// What [`causal_conv1d`] takes.
+/// The arguments of [`causal_conv1d`].
 #[derive(Clone, Copy, Debug)]
 pub struct CausalConv1dArgs<'a> {
     /// The tokens, `[B, T, C]`.

@@ -73,7 +73,7 @@ fn run(op: &Op, case: &Case, device: &Device, only: Option<&str>) -> Result<(Ran
     Ok((once(op, &inputs, &seeds, only)?, inputs))
 }
 
-/// What a run takes of a device.
+/// The resources that a run uses.
 struct Costs {
     /// The most bytes that it holds at once.
     peak: usize,

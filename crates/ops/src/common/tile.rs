@@ -52,7 +52,7 @@ pub(crate) struct Product<'a> {
     pub(crate) old: f32,
     /// Where the left operand is not zero. Zeros near the diagonal are still multiplied, so they have to be there.
     pub(crate) left: Part,
-    /// What is wanted of the result: with [`Part::Lower`] the rest is left as it is or written, but means nothing.
+    /// The part of the result that is needed. With [`Part::Lower`] the rest has unspecified contents.
     pub(crate) result: Part,
 }
 

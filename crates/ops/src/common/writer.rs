@@ -96,7 +96,7 @@ impl<T: Send> Share for &mut [T] {
 pub(crate) struct WriteBlock<'a> {
     /// All of it is to be written.
     pub(crate) to: &'a mut [f32],
-    /// What the kernel finds there; `to` itself holds it where this is none.
+    /// The previous contents; `None` if `to` itself holds them.
     pub(crate) before: Option<&'a [f32]>,
     pub(crate) stores: StoreHint<'a>,
 }

@@ -18,7 +18,7 @@ static CONTRACT: Contract = Contract {
     rules: &[],
 };
 
-/// How the losses of the tokens are reduced to one value.
+/// The reduction of the tokens' losses to one value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduction {
     /// The mean over the targets that are not ignored.

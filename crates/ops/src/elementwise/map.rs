@@ -185,7 +185,7 @@ pub(super) fn new_result<const N: usize>(
     Ok(y)
 }
 
-/// What `work` makes of a gradient: in its memory if it is not shared, or in new memory.
+/// Applies `work` to a gradient: in place if its memory is not shared, else into new memory.
 fn in_place<T: Stored>(cpu: &Cpu, mut dy: Tensor, work: impl FnOnce(Target<'_, T>)) -> Result<Tensor> {
     if let Some(over) = dy.slice_mut::<T>() {
         work(Target::over(over));

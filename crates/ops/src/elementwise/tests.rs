@@ -1,4 +1,4 @@
-//! What is special about single rows of the tables.
+//! Properties of single rows of the tables.
 
 use super::unary::{gelu, gelu_approx, log, relu, sigmoid, silu, softplus};
 use alluvium_core::{Device, Result, Tape, Tensor};

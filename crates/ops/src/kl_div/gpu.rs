@@ -45,7 +45,7 @@ impl KlRows {
     }
 }
 
-/// Whose gradient it is.
+/// The input whose gradient is computed.
 #[derive(Clone, Copy, PartialEq)]
 enum To {
     Student,

@@ -1,4 +1,4 @@
-//! How matrices of a few bits per element are packed, as MLX packs them.
+//! The formats of quantized matrices, packed as in MLX.
 
 use alluvium_core::cpu::{Buffer, Cpu};
 use alluvium_core::{DType, Error, Kind, Result, Shape, Tensor};
@@ -7,7 +7,7 @@ use std::ops::Range;
 /// The dtypes of scales: floating for affine packing, u8 for the others.
 pub(crate) const SCALES: &[DType] = &[DType::F32, DType::F16, DType::BF16, DType::U8];
 
-/// How a row of floats is packed into words of 32 bits.
+/// A format that packs a row of floats into 32-bit words.
 ///
 /// Every row is one stream of bits, the lowest first, and is cut into groups that share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub struct Quantized<'a> {
     pub scales: &'a Tensor,
     /// A bias for each group, `R.. G`, floating: affine packing only.
     pub biases: Option<&'a Tensor>,
-    /// How the codes are packed.
+    /// The format of the codes.
     pub packing: Packing,
 }
 
@@ -82,7 +82,7 @@ pub struct Packed {
     pub scales: Tensor,
     /// A bias for each group: affine packing only.
     pub biases: Option<Tensor>,
-    /// How the codes are packed.
+    /// The format of the codes.
     pub packing: Packing,
 }
 

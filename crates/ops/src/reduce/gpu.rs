@@ -49,7 +49,7 @@ fn part_of(rows: usize, units: usize) -> usize {
     if parts == 1 { units } else { units.div_ceil(parts).next_multiple_of(ALIGNMENT) }
 }
 
-/// What one launch sums: these units of several rows, or of one.
+/// The part that one launch sums: units of several rows, or of one.
 struct Stretch {
     rows: usize,
     units: Range<usize>,

@@ -16,7 +16,7 @@ pub use sums::{mean, sum};
 use crate::op::{Array, Case, Cost, Given, Op};
 use alluvium_core::{Dims, Result, Shape, Tensor};
 
-/// What a reduction runs over.
+/// The axes of a reduction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Over {
     /// All elements: the result has the shape `[]`.
@@ -41,7 +41,7 @@ impl Over {
         }
     }
 
-    /// What is reduced: a tensor without axes is one element along an axis where all elements are reduced.
+    /// The tensor that is reduced. A tensor without axes has one element along an axis if all elements are reduced.
     fn axis(self, x: &Tensor) -> Result<Tensor> {
         if self == Over::All && x.shape().rank() == 0 { x.reshape([1]) } else { Ok(x.clone()) }
     }
@@ -67,7 +67,7 @@ const REDUCTION: Op = Op {
     ..Op::BASE
 };
 
-/// What a case runs over.
+/// The axes of a case.
 fn over<T>(t: &Given<T>) -> Over {
     if t.flag("last") { Over::Last } else { Over::All }
 }

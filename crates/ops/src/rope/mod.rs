@@ -14,20 +14,20 @@ use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape
 static CONTRACT: Contract =
     Contract { op: "rope", args: &[Arg::new("x", "B T H D", FLOATS), Arg::new("positions", "B T", IDS)], rules: &[] };
 
-/// How far [`rope`] turns, and what.
+/// The options of [`rope`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rope {
     /// The base of the frequencies; the longer a context is to be, the larger.
     pub theta: f32,
     /// The number of leading elements of a head that are rotated, even; the rest passes through.
     pub dims: usize,
-    /// How the frequencies of a model are changed for longer contexts than it was first trained on.
+    /// The scaling of the frequencies for contexts longer than those of the training.
     pub scaling: RopeScaling,
-    /// Which two elements turn together.
+    /// The layout of the pairs.
     pub pairs: Pairs,
 }
 
-/// Which elements of a head's turning part are the two sides of a plane.
+/// The layout of the pairs of elements that are rotated together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pairs {
     /// `i` and `i + dims/2`, as most models have it.
@@ -38,7 +38,7 @@ pub enum Pairs {
 }
 
 impl Pairs {
-    /// How far the first elements of two pairs are apart, and the two of a pair.
+    /// The stride between pairs, and between the two elements of a pair.
     fn strides(self, pairs: usize) -> [usize; 2] {
         match self {
             Pairs::Halves => [1, pairs],
@@ -47,7 +47,7 @@ impl Pairs {
     }
 }
 
-/// How frequencies are lowered for longer contexts.
+/// The scaling of frequencies for longer contexts.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum RopeScaling {
     /// Not at all.
@@ -58,8 +58,8 @@ pub enum RopeScaling {
         /// The divisor of the frequencies.
         factor: f32,
     },
-    /// Those that turn less than `low` times in `original` tokens by `factor`, those that turn more than `high` times
-    /// not at all, those between smoothly.
+    /// Frequencies with fewer than `low` turns in `original` tokens are divided by `factor`, those with more than
+    /// `high` are kept, those between are interpolated.
     Llama3 {
         /// The divisor of the low frequencies.
         factor: f32,
@@ -168,7 +168,7 @@ impl Rope {
     }
 }
 
-/// Turns pairs of elements of each head by angles that grow with the token's position.
+/// Rotary position embedding: rotates pairs of elements of each head by angles that grow with the token's position.
 ///
 /// Elements `i` and `i + dims/2` are a pair (or `2i` and `2i + 1`, see [`Pairs`]), turned by `position ·
 /// theta^(−2i/dims)`, which [`RopeScaling`] may lower: the angle is computed in f64, on a GPU in 64 bits of a turn, so

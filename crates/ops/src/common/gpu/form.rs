@@ -12,7 +12,7 @@ pub(crate) const QUADS_MATH: &str = include_str!("vec4_math.wgsl");
 /// The same after [`SINGLES`].
 pub(crate) const SINGLES_MATH: &str = include_str!("scalar_math.wgsl");
 
-/// How rows of one width are read.
+/// The access width for rows of one width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     /// Four elements at once, as they are stored.

@@ -78,7 +78,7 @@ impl Read {
         gpu.segments(self.rows, self.width * self.form.dtype().size())
     }
 
-    /// What a launch over these rows reads and writes: `x`, a tensor like it, the rows' scales, weights and gates.
+    /// The bindings of a launch over these rows: `x`, a tensor like it, the rows' scales, weights and gates.
     fn binds<'a>(&'a self, y: Bind<'a>, scales: &'a Tensor, rows: &Range<usize>) -> Vec<Bind<'a>> {
         let scales = Bind::Part(scales, rows.start * 4..rows.end * 4);
         let mut binds = vec![self.part(&self.x, rows), y, scales];
@@ -109,7 +109,7 @@ pub(crate) fn forward(gpu: &Gpu, norm: Norm<'_>, eps: f32) -> Result<(Tensor, Te
     Ok((gpu.convert(&y, norm.x.dtype())?, scales))
 }
 
-/// What the text is compiled with; `need` as in [`backward`].
+/// The constants of the text; `need` as in [`backward`].
 fn constants(sharing: Sharing, need: [bool; 3]) -> [(&'static str, u32); 6] {
     let [group, lanes, keep] = sharing.constants();
     let [x, w, z] = need.map(u32::from);

@@ -1,4 +1,4 @@
-//! How the invocations of a workgroup share rows.
+//! The division of rows among the invocations of a workgroup.
 
 /// Text before a kernel that calls `row_sum`; the kernel reduces.
 pub(crate) const ROWS: &str = include_str!("rows.wgsl");
@@ -8,7 +8,7 @@ const KEEP: usize = 8;
 /// Invocations of a workgroup of several rows.
 const SEVERAL: usize = 128;
 
-/// How rows of one width are shared.
+/// The division of rows of one width.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sharing {
     group: usize,

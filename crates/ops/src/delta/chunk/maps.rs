@@ -1,4 +1,4 @@
-//! What is done element by element between the products of a chunk. Square matrices have rows of [`CHUNK`] values.
+//! Elementwise steps between the products of a chunk. Square matrices have rows of [`CHUNK`] values.
 
 use super::CHUNK;
 use alluvium_core::cpu::simd::{F32s, math};

@@ -190,7 +190,7 @@ impl Chunks {
     }
 }
 
-/// What [`Chunks::wy_product_backward`] undoes.
+/// The arguments of [`Chunks::wy_product_backward`].
 #[derive(Clone, Copy)]
 pub(crate) struct WyProduct<'a> {
     pub(crate) a: &'a Tensor,

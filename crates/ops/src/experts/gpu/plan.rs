@@ -1,8 +1,8 @@
-//! How the rows of choices meet the matrices of their experts.
+//! Plans of products with the matrices of experts.
 
 use crate::common::gpu::ALIGNMENT;
 
-/// How products with the matrices of experts are computed.
+/// The kernel of a product with the matrices of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ExpertPlan {
     /// Each choice for itself, straight from the ids: a few tokens hardly share an expert.
@@ -31,7 +31,7 @@ pub(crate) struct ExpertSizes {
     pub(crate) inner: usize,
 }
 
-/// How a product with this many choices is computed.
+/// Chooses the kernel for this many choices.
 pub(crate) fn plan(sizes: ExpertSizes) -> ExpertPlan {
     let ExpertSizes { choices, experts, outer, inner } = sizes;
     if choices <= FEW {

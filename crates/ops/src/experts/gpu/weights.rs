@@ -31,7 +31,7 @@ impl<'a> ExpertWeights<'a> {
         }
     }
 
-    /// What the text is compiled with besides `own`, for rows of `inner` values.
+    /// The constants of the text besides `own`, for rows of `inner` values.
     pub(super) fn constants(self, inner: usize, own: &[(&'static str, u32)]) -> Vec<(&'static str, u32)> {
         let mut all = own.to_vec();
         match self {
@@ -41,7 +41,7 @@ impl<'a> ExpertWeights<'a> {
         all
     }
 
-    /// How both sides, and maybe the results, are stored.
+    /// The storage dtypes of both sides and, where they are bound, of the results.
     pub(super) fn stored(self, x: DType, y: Option<DType>) -> Vec<(&'static str, DType)> {
         let mut all = vec![("A", x)];
         if let ExpertWeights::Plain(w) = self {

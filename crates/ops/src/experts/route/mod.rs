@@ -13,7 +13,7 @@ use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape
 /// The contract of `route`.
 static CONTRACT: Contract = Contract { op: "route", args: &[Arg::new("logits", "N E", FLOATS)], rules: &[] };
 
-/// How [`route`] chooses experts and weights them.
+/// The options of [`route`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Routing {
     /// The experts of a token.

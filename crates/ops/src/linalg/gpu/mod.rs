@@ -93,7 +93,7 @@ pub(crate) struct Mat<'a> {
     pub(crate) bound_range: Option<[usize; 2]>,
 }
 
-/// How a matrix lies in memory.
+/// The layout of a matrix in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MatOrder {
     /// Row by row.

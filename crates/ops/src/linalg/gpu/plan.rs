@@ -9,7 +9,7 @@ pub(crate) struct GemmSizes {
     pub(crate) count: usize,
 }
 
-/// How a product is computed.
+/// The kernel of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum GemmPlan {
     /// A few lines of one side against all lines of the other: bound by reading the other.
@@ -37,7 +37,7 @@ pub(super) enum GemvSide {
     Right,
 }
 
-/// How the lines of the many lie, and which matrix units may be used: what a plan depends on besides the sizes.
+/// The layout of the longer side and the matrix units that may be used. A plan depends on these and on the sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OperandStorage {
     /// Whether k runs along the memory of each side.

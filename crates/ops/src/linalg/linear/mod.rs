@@ -85,7 +85,7 @@ mod tests {
         assert!(grads.get(&w).is_none());
     }
 
-    /// What a model loaded from half precision computes: f32 rows, a weight as it is stored.
+    /// The product of a model in half precision: f32 rows, a weight in its stored dtype.
     #[test]
     fn a_weight_in_half_precision_gives_what_its_widened_copy_does() {
         let device = Device::cpu();

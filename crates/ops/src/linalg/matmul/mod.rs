@@ -10,7 +10,7 @@ pub(crate) use entry::OP;
 use alluvium_core::contract::{FLOATS, SAME};
 use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
 
-/// What `matmul` takes when neither side is stored transposed.
+/// The contract of `matmul` where neither side is stored transposed.
 static CONTRACT: Contract = contract(&[Arg::new("a", "R.. M K", FLOATS), Arg::new("b", "R.. K N", SAME)]);
 static LEFT: Contract = contract(&[Arg::new("a", "R.. K M", FLOATS), Arg::new("b", "R.. K N", SAME)]);
 static RIGHT: Contract = contract(&[Arg::new("a", "R.. M K", FLOATS), Arg::new("b", "R.. N K", SAME)]);

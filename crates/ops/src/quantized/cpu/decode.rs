@@ -30,7 +30,7 @@ pub(super) trait Bytes {
     /// Registers of bytes that a register of words makes: code `i` of a lane is byte `i / REGISTERS` of register
     /// `i % REGISTERS`. Codes that cross words are taken from the stream, four a lane.
     const REGISTERS: usize;
-    /// What a code means is `UNIT · (byte - OFFSET)`, then scaled.
+    /// The value of a code is `UNIT · (byte - OFFSET)`, times its scale.
     const UNIT: f32 = 1.0;
     /// See [`Bytes::UNIT`].
     const OFFSET: f32 = 0.0;

@@ -5,7 +5,7 @@ use alluvium_core::Result;
 use alluvium_core::cpu::simd::F32s;
 use alluvium_core::cpu::{Buffer, Cpu};
 
-/// How the values of a row are arranged for codes, and multiplied with them.
+/// The arrangement of a row's values for codes, and the product with them.
 pub(super) trait PackedProduct {
     /// Codes of a lane.
     const CODES: usize;

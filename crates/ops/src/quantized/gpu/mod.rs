@@ -36,7 +36,7 @@ struct Params {
     last: u32,
 }
 
-/// How [`CODES`] is compiled for a matrix.
+/// The variant of [`CODES`] for a matrix.
 pub(crate) fn constants(q: &Quantized<'_>) -> [(&'static str, u32); 5] {
     let meaning = match q.packing {
         Packing::Affine { .. } => 0,
@@ -70,7 +70,7 @@ fn codes<'a>(q: &Quantized<'a>, groups: &Range<usize>) -> [Bind<'a>; 3] {
     ]
 }
 
-/// What [`CODES`] binds besides the words: the scales and the biases of the whole matrix.
+/// The bindings of [`CODES`] besides the words: the scales and the biases of the whole matrix.
 pub(crate) fn per_group<'a>(q: &Quantized<'a>) -> [Bind<'a>; 2] {
     [Bind::All(q.scales), Bind::All(q.biases.unwrap_or(q.scales))]
 }

@@ -1,6 +1,6 @@
 //! Which kernel multiplies with a quantized matrix, and in what pieces.
 
-/// How rows are multiplied with a quantized matrix.
+/// The kernel that multiplies rows with a quantized matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Path {
     /// A few rows: bound by reading the words, which are read once.
@@ -25,7 +25,7 @@ const BUSY: usize = 1 << 16;
 /// Elements of a piece of a gradient that is never kept as a whole: 64 MiB.
 const PIECE: usize = 1 << 24;
 
-/// How `rows` rows of `inner` values are multiplied with as many outputs.
+/// Chooses the kernel for `rows` rows of `inner` values and this many outputs.
 pub(crate) fn path(rows: usize, outer: usize, inner: usize) -> Path {
     if rows > FEW {
         return Path::Product;

@@ -88,7 +88,7 @@ struct RuleGradients<'a> {
     start: Option<Shared<'a>>,
 }
 
-/// What the gradients of one sequence of one value head are made of, and where they go.
+/// The inputs and outputs of the gradients of one value head of one sequence.
 struct Head<'a> {
     problem: &'a Problem<'a>,
     place: HeadPlace,

@@ -1,4 +1,4 @@
-//! What forward and backward share: a chunk's values in scratch, its inverse and its corrected values.
+//! The part that forward and backward share: a chunk's values in scratch, its inverse and its corrected values.
 
 use super::Problem;
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
