@@ -20,9 +20,14 @@ fn split_step(g: f32) -> vec2<f32> {
     return vec2<f32>(coarse, step - coarse);
 }
 
+// The same value, unknown to the driver's compiler: some simplify (a - (a + b)) + b to 0. A size has fewer than 31 bits.
+fn opaque(x: f32) -> f32 {
+    return bitcast<f32>(bitcast<u32>(x) | (p.size >> 31u));
+}
+
 // e^(x + y) with what the sum rounds away; y is the smaller of both, or x is 0
 fn exp_of_sum(x: vec2<f32>) -> f32 {
-    let sum = x.x + x.y;
+    let sum = opaque(x.x + x.y);
     let lost = (x.x - sum) + x.y;
     let y = exp1(sum);
     return fma(y, lost, y);

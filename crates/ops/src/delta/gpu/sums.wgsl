@@ -5,6 +5,11 @@ var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
+// The same value, unknown to the driver's compiler: some simplify (a - (a + b)) + b to 0. A size has fewer than 31 bits.
+fn opaque(x: f32) -> f32 {
+    return bitcast<f32>(bitcast<u32>(x) | (p.size >> 31u));
+}
+
 // Running sums of each head, from the first token or (BACK 1) from the last. What each addition rounds away is summed
 // beside (Neumaier), so a sum that cancels is right to its own size.
 @compute @workgroup_size(64)
@@ -20,7 +25,7 @@ fn running(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
         let i = select(step, chunk.y - 1u - step, BACK == 1u);
         let place = (chunk.x + i) * p.v_heads + head;
         let term = x[place];
-        let next = sum + term;
+        let next = opaque(sum + term);
         if abs(sum) >= abs(term) { lost += (sum - next) + term; } else { lost += (term - next) + sum; }
         sum = next;
         y[place] = sum + lost;
