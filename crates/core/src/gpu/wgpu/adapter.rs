@@ -2,6 +2,7 @@
 
 use super::{Adapter, Limits, failed};
 use crate::Result;
+use std::sync::OnceLock;
 use wgpu::{Backends, CooperativeScalarType, DeviceType, Features};
 
 /// The feature that every kernel needs: sizes come as immediates.
@@ -13,11 +14,21 @@ const WANTED: Features = Features::SUBGROUP
     .union(Features::PIPELINE_CACHE)
     .union(Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
 
+const BACKENDS: Backends = Backends::VULKAN.union(Backends::METAL).union(Backends::DX12);
+
+/// The one instance of the process. It is never dropped: that would unload the driver, and a thread that has used a driver
+/// since unloaded crashes when it ends (seen with NVIDIA's).
+fn instance() -> &'static wgpu::Instance {
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    INSTANCE.get_or_init(|| {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        descriptor.backends = BACKENDS;
+        wgpu::Instance::new(descriptor)
+    })
+}
+
 fn all() -> Vec<wgpu::Adapter> {
-    let backends = Backends::VULKAN | Backends::METAL | Backends::DX12;
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends = backends;
-    pollster::block_on(wgpu::Instance::new(descriptor).enumerate_adapters(backends))
+    pollster::block_on(instance().enumerate_adapters(BACKENDS))
 }
 
 fn describe(index: usize, handle: &wgpu::Adapter) -> Adapter {
