@@ -80,7 +80,7 @@ impl Score {
 
 /// Scores a long text in windows of `length` tokens, each read from its own beginning: the first token of a window is
 /// not counted. What is left after the last whole window is not counted either, unless it is all there is. `progress`
-/// is told how many tokens are done.
+/// is given how many tokens are done.
 ///
 /// # Source
 /// `load_data` and `eval_ppl` of `mlx_lm.perplexity`.
