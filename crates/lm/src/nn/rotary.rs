@@ -60,3 +60,37 @@ impl Rotary {
         concat(&rows.iter().collect::<Vec<_>>(), 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alluvium_core::Device;
+    use alluvium_ops::{Pairs, RopeScaling};
+
+    fn dynamic() -> Rotary {
+        let rope = Rope { theta: 1e4, dims: 64, scaling: RopeScaling::None, pairs: Pairs::Halves };
+        Rotary { rope, dynamic: Some(DynamicNtk { factor: 4.0, original: 64 }) }
+    }
+
+    #[test]
+    fn the_base_grows_with_the_length_as_in_transformers() {
+        // theta * ((factor * length / original) - (factor - 1)) ** (dims / (dims - 2)), by Python
+        for (length, theta) in [(1, 1e4), (64, 1e4), (65, 10_645.798_9), (200, 102_155.811), (1_000, 678_827.53)] {
+            let found = f64::from(dynamic().at(length).theta);
+            assert!((found - theta).abs() < 1e-6 * theta, "{length}: {found}");
+        }
+    }
+
+    #[test]
+    fn each_sequence_of_a_batch_is_rotated_by_its_own_length() {
+        let device = Device::cpu();
+        let x = Tensor::full([2, 3, 1, 64], 1.0, &device).unwrap();
+        let positions = Tensor::from_slice(&[5u32, 6, 7, 205, 206, 207], [2, 3], &device).unwrap();
+        let both = dynamic().rotate(&x, &positions).unwrap();
+        for (row, length) in [(0, 8), (1, 208)] {
+            let alone = rope(&x.rows(row, 1).unwrap(), &positions.rows(row, 1).unwrap(), dynamic().at(length)).unwrap();
+            let row = both.rows(row, 1).unwrap();
+            assert_eq!(row.to_vec::<f32>().unwrap(), alone.to_vec::<f32>().unwrap());
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Small models of random weights give the logits and tokens of mlx-lm: types of models and keys that no trained golden has.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use alluvium_core::{Device, Tensor};
+use alluvium_lm::perplexity::{logits, logsumexp};
+use alluvium_lm::{LanguageModel, load};
+use alluvium_ops::argmax;
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// How far logits may be, as a share of the largest one: sums of f32 in another order.
+const BOUND: f64 = 1e-5;
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// The hidden states of tokens that follow those in a cache, `[T, D]`.
+fn read(model: &dyn LanguageModel, ids: &[u32], cache: &mut alluvium_lm::Cache) -> Tensor {
+    let ids = Tensor::from_slice(ids, [1, ids.len()], model.device()).unwrap();
+    let hidden = model.forward_cached(&ids, cache).unwrap();
+    hidden.reshape([ids.elements(), hidden.shape().last()]).unwrap()
+}
+
+fn far(ours: &[f64], theirs: &[f64], scale: f64) -> bool {
+    assert_eq!(ours.len(), theirs.len());
+    ours.iter().zip(theirs).any(|(a, b)| (a - b).abs().is_nan() || (a - b).abs() > BOUND * scale)
+}
+
+#[test]
+fn random_models_give_the_logits_and_tokens_of_mlx_lm() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/random_models");
+    let (mut faults, mut compared) = (Vec::new(), 0);
+    for entry in std::fs::read_dir(root).unwrap() {
+        let folder = entry.unwrap().path();
+        let expected: Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let model = load(&folder, &Device::cpu()).unwrap().model;
+        let prompt = ids(&expected["ids"]);
+        let mut cache = model.cache(1).unwrap();
+        let hidden = read(model.as_ref(), &prompt, &mut cache);
+        let last = |hidden: &Tensor| {
+            let rows = hidden.shape()[0];
+            logits(model.as_ref(), &hidden.rows(rows - 1, 1).unwrap()).unwrap()
+        };
+        let want = numbers(&expected["last_logits"]);
+        let scale = want.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+        let ours: Vec<f64> = last(&hidden).to_vec::<f32>().unwrap().into_iter().map(f64::from).collect();
+        if far(&ours, &want, scale) {
+            faults.push(format!("{name}: the last logits differ"));
+        }
+        if far(&logsumexp(model.as_ref(), &hidden).unwrap(), &numbers(&expected["logsumexp"]), scale) {
+            faults.push(format!("{name}: a logsumexp differs"));
+        }
+        let (mut hidden, mut made) = (hidden, Vec::new());
+        while made.len() < 16 {
+            made.extend(argmax(&last(&hidden)).unwrap().to_vec::<u32>().unwrap());
+            hidden = read(model.as_ref(), &made[made.len() - 1..], &mut cache);
+        }
+        if made != ids(&expected["greedy"]) {
+            faults.push(format!("{name}: {made:?}, expected {}", expected["greedy"]));
+        }
+        compared += 1;
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+    assert_eq!(compared, 5);
+}
