@@ -328,7 +328,8 @@ fn cpus() -> Vec<Device> {
 /// A GPU, where there is one.
 fn gpus() -> Vec<Device> {
     if adapters().is_empty() {
-        eprintln!("skipped: no GPU was found");
+        assert!(std::env::var_os("CI").is_none(), "no GPU was found, not even a software one");
+        eprintln!("skipped: no GPU was found (Debian's mesa-vulkan-drivers has one in software)");
         return Vec::new();
     }
     vec![Gpu::builder().poison().open().unwrap().into()]
