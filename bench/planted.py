@@ -29,8 +29,8 @@ BREAKAGES = [
         "rms_norm: eps outside the root",
         "rms_norm",
         "ops/src/rms_norm/cpu.rs",
-        old="rows::scales(level, x, 1.0 / width as f32, eps, rstd);",
-        new="rows::scales(level, x, 1.0 / width as f32, 0.0, rstd);\n"
+        old="rows::scales(isa, x, 1.0 / width as f32, eps, rstd);",
+        new="rows::scales(isa, x, 1.0 / width as f32, 0.0, rstd);\n"
         "            rstd.iter_mut().for_each(|r| *r = (r.recip() + eps).recip());",
     ),
     Breakage(
@@ -58,8 +58,8 @@ BREAKAGES = [
         "linear: activations read transposed in the gradient",
         "linear",
         "ops/src/linalg/linear/cpu.rs",
-        old="Mat::new(&cpu.read(x)?, rows, inner)?, 0.0",
-        new="Mat::new(&cpu.read(x)?, inner, rows)?.t(), 0.0",
+        old="MatRef::new(&cpu.read(x)?, rows, inner)?, 0.0",
+        new="MatRef::new(&cpu.read(x)?, inner, rows)?.t(), 0.0",
     ),
     Breakage(
         "repeat_heads: the last lanes of the gradient unwritten",
@@ -205,7 +205,7 @@ BREAKAGES = [
         "gated_delta_rule: a term of the decay's gradient missing",
         "gated_delta_rule",
         "ops/src/delta/gated_delta_rule/cpu/backward.rs",
-        old="maps::dots(level, &self.dk[..keys], &chunk.k[..keys], &mut sides.to_end[..len]);",
+        old="maps::dots(isa, &self.dk[..keys], &chunk.k[..keys], &mut sides.to_end[..len]);",
         new="",
     ),
     Breakage(
@@ -219,8 +219,8 @@ BREAKAGES = [
         "gated_delta_step: the state read before its decay",
         "gated_delta_step",
         "ops/src/delta/gated_delta_step/cpu.rs",
-        old="(S::load_head(s) * decay).mul_add(S::load_head(k)",
-        new="S::load_head(s).mul_add(S::load_head(k)",
+        old="(S::load_partial(s) * decay).mul_add(S::load_partial(k)",
+        new="S::load_partial(s).mul_add(S::load_partial(k)",
     ),
     Breakage(
         "cross_entropy: ignored targets counted in the mean",
@@ -261,7 +261,7 @@ BREAKAGES = [
         "sample: top-p among the words that top-k left",
         "sample",
         "ops/src/sample/cpu.rs",
-        old="    let total: f64 = logits.chunks(BLOCK).map(|x| f64::from(sum_of_exp(level, x, max, 1.0))).sum();",
+        old="    let total: f64 = logits.chunks(BLOCK).map(|x| f64::from(sum_of_exp(isa, x, max, 1.0))).sum();",
         new="    let apart = |id: u32| f64::from(logits[id as usize]) - f64::from(max);\n"
             "    let total: f64 = best(logits, most).into_iter().map(|id| apart(id).exp()).sum();",
     ),

@@ -44,14 +44,14 @@ MISTAKES = {
     "no delta term": [
         Edit(
             CHUNK,
-            "        maps::gate(level, 1.0, self.gamma, &self.beta[..len], self.a0, self.a);",
+            "        maps::gate(isa, 1.0, self.gamma, &self.beta[..len], self.a0, self.a);",
             "        if ON {\n            for row in 0..len {\n                self.a0[row * CHUNK..][..row].fill(0.0);\n            }\n        }\n"
-            "        maps::gate(level, 1.0, self.gamma, &self.beta[..len], self.a0, self.a);",
+            "        maps::gate(isa, 1.0, self.gamma, &self.beta[..len], self.a0, self.a);",
         ),
         Edit(
             CHUNK,
-            "        maps::residual(level,",
-            "        if ON {\n            self.u.fill(0.0);\n        }\n        maps::residual(level,",
+            "        maps::residual(isa,",
+            "        if ON {\n            self.u.fill(0.0);\n        }\n        maps::residual(isa,",
         ),
         Edit(
             STEP,
@@ -74,8 +74,8 @@ MISTAKES = {
         ),
         Edit(
             STEP,
-            "(S::load_head(s) * decay).mul_add(S::load_head(k), sums[i % 2]);",
-            "(S::load_head(s) * if ON { S::splat(1.0) } else { decay }).mul_add(S::load_head(k), sums[i % 2]);",
+            "(S::load_partial(s) * decay).mul_add(S::load_partial(k), sums[i % 2]);",
+            "(S::load_partial(s) * if ON { S::splat(1.0) } else { decay }).mul_add(S::load_partial(k), sums[i % 2]);",
         ),
     ],
     "value heads take keys by the remainder": [

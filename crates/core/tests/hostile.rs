@@ -2,13 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use alluvium_core::contract::{F32, FLOATS};
-use alluvium_core::cpu::{Cpu, Level, Made, Mat, Source, gemm};
+use alluvium_core::cpu::{Cpu, GeneratedMatrix, Isa, MatRef, MatrixSource, gemm};
 use alluvium_core::{Arg, Contract, DType, Device, Dims, Rule, Shape, Tensor};
 use std::ops::Range;
 
 struct Ones;
-impl Source for Ones {
-    fn write(&self, _: Level, _: Range<usize>, _: Range<usize>, to: &mut [f32]) {
+impl MatrixSource for Ones {
+    fn write(&self, _: Isa, _: Range<usize>, _: Range<usize>, to: &mut [f32]) {
         to.fill(1.0);
     }
 }
@@ -16,15 +16,15 @@ impl Source for Ones {
 #[test]
 fn a_product_whose_size_wraps_is_an_error() {
     let cpu = Cpu::shared();
-    let a = Mat::new(&[1.0; 4], 4, 1).unwrap();
+    let a = MatRef::new(&[1.0; 4], 4, 1).unwrap();
     // 4 · 2⁶² wraps to 0, the length of the result
-    assert!(gemm(&cpu, 1.0, a, Made::new(&cpu, &Ones, 0..1, 1 << 62), 0.0, &mut []).is_err());
-    let tall = Made::new(&cpu, &Ones, 0..1 << 62, 4).t();
-    assert!(gemm(&cpu, 1.0, Mat::new(&[1.0; 16], 4, 4).unwrap(), tall, 0.0, &mut []).is_err());
-    assert!(Mat::new(&[], usize::MAX, 2).is_err());
-    let nothing = Mat::new(&[], usize::MAX, 0).unwrap();
-    assert!(gemm(&cpu, 1.0, nothing, Mat::new(&[], 0, usize::MAX).unwrap(), 0.0, &mut [1.0]).is_err());
-    assert!(gemm(&cpu, 1.0, nothing, Mat::new(&[], 0, 0).unwrap(), 0.0, &mut []).is_ok());
+    assert!(gemm(&cpu, 1.0, a, GeneratedMatrix::new(&cpu, &Ones, 0..1, 1 << 62), 0.0, &mut []).is_err());
+    let tall = GeneratedMatrix::new(&cpu, &Ones, 0..1 << 62, 4).t();
+    assert!(gemm(&cpu, 1.0, MatRef::new(&[1.0; 16], 4, 4).unwrap(), tall, 0.0, &mut []).is_err());
+    assert!(MatRef::new(&[], usize::MAX, 2).is_err());
+    let nothing = MatRef::new(&[], usize::MAX, 0).unwrap();
+    assert!(gemm(&cpu, 1.0, nothing, MatRef::new(&[], 0, usize::MAX).unwrap(), 0.0, &mut [1.0]).is_err());
+    assert!(gemm(&cpu, 1.0, nothing, MatRef::new(&[], 0, 0).unwrap(), 0.0, &mut []).is_ok());
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! moves by half a unit in its last place. A token that misses 1e-4 must be within [`SPREADS`] times that.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use alluvium_core::cpu::{Cpu, Level};
+use alluvium_core::cpu::{Cpu, Isa};
 use alluvium_core::gpu::{Gpu, adapters};
 use alluvium_core::rng::Rng;
 use alluvium_core::{Device, Shape, Tape, Tensor};
@@ -322,7 +322,7 @@ fn every_token_is_right(devices: &[Device], of: Heads, rounds: u64) {
 
 /// One device for each instruction set.
 fn cpus() -> Vec<Device> {
-    Level::available().into_iter().map(|level| Cpu::builder().threads(2).level(level).open().unwrap().into()).collect()
+    Isa::available().into_iter().map(|isa| Cpu::builder().threads(2).isa(isa).open().unwrap().into()).collect()
 }
 
 /// A GPU, where there is one.

@@ -2,7 +2,7 @@ use super::generate::{SamplingArgs, as_json, report};
 use super::prompt::{SessionArgs, TemplateArgs, tokenizer};
 use super::{DeviceArg, is_here};
 use crate::output::say;
-use alluvium::lm::tokenizer::reasoning::{Part, Thinking};
+use alluvium::lm::tokenizer::reasoning::{Part, ReasoningParser};
 use alluvium::lm::{
     Cache, Conversation, GenerateOptions, Generation, LanguageModel, Message, Session, Tokenizer, load,
 };
@@ -208,7 +208,7 @@ impl Chat<'_> {
     fn answered(&mut self, message: &str, out: &mut impl Write) -> anyhow::Result<Generation> {
         let prompt = self.prompt(message)?;
         let ids = self.tokenizer.encode_without_special_tokens(&prompt)?;
-        let mut response = Response::new(self.output, Thinking::after(&prompt, self.tokenizer.thinking()));
+        let mut response = Response::new(self.output, ReasoningParser::after(&prompt, self.tokenizer.thinking()));
         let model = || self.args.model.display().to_string();
         let mut stream = self.session.stream(Some(self.tokenizer), &ids, &self.options).with_context(model)?;
         for token in stream.by_ref() {
@@ -234,13 +234,13 @@ impl Chat<'_> {
 /// A response while it is generated, split into reasoning and answer.
 struct Response {
     output: Output,
-    parser: Thinking,
+    parser: ReasoningParser,
     reasoning: String,
     answer: String,
 }
 
 impl Response {
-    fn new(output: Output, parser: Thinking) -> Self {
+    fn new(output: Output, parser: ReasoningParser) -> Self {
         Response { output, parser, reasoning: String::new(), answer: String::new() }
     }
 
@@ -257,15 +257,15 @@ impl Response {
     fn write_parts(&mut self, parts: Vec<(Part, String)>, out: &mut impl Write) -> io::Result<()> {
         for (part, text) in parts {
             match part {
-                Part::Thought => self.reasoning += &text,
+                Part::Reasoning => self.reasoning += &text,
                 Part::Answer => self.answer += &text,
-                Part::Ended => {}
+                Part::ReasoningEnd => {}
             }
             match (part, self.output) {
                 (_, Output::Json) => {}
-                (Part::Thought, Output::Styled) => write!(out, "\x1b[2m{text}\x1b[0m")?,
-                (Part::Ended, _) => write!(out, "\n---\n")?,
-                (Part::Thought | Part::Answer, _) => write!(out, "{text}")?,
+                (Part::Reasoning, Output::Styled) => write!(out, "\x1b[2m{text}\x1b[0m")?,
+                (Part::ReasoningEnd, _) => write!(out, "\n---\n")?,
+                (Part::Reasoning | Part::Answer, _) => write!(out, "{text}")?,
             }
             out.flush()?;
         }

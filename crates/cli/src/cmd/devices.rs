@@ -15,12 +15,12 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let cpu = Cpu::shared();
     if args.json {
         let gpu = |(index, adapter)| json!({"device": format!("wgpu:{index}"), "name": format!("{adapter}")});
-        let mut devices = vec![json!({"device": "cpu", "threads": cpu.threads(), "simd": cpu.level().to_string()})];
+        let mut devices = vec![json!({"device": "cpu", "threads": cpu.threads(), "simd": cpu.isa().to_string()})];
         devices.extend(adapters().iter().enumerate().map(gpu));
         writeln!(out, "{}", Value::from(devices))?;
         return Ok(());
     }
-    writeln!(out, "cpu     {} threads, {} ({} lanes of f32)", cpu.threads(), cpu.level(), cpu.level().lanes())?;
+    writeln!(out, "cpu     {} threads, {} ({} lanes of f32)", cpu.threads(), cpu.isa(), cpu.isa().lanes())?;
     for (index, adapter) in adapters().iter().enumerate() {
         writeln!(out, "{:<7} {adapter}", format!("wgpu:{index}"))?;
     }

@@ -6,7 +6,7 @@ mod factor;
 use super::Cpu;
 use crate::{Error, Result};
 use block::{Factors, multiply};
-pub use factor::{Made, Mat, Right, Source};
+pub use factor::{GeneratedMatrix, MatRef, MatrixSource, Rhs};
 use rayon::prelude::*;
 
 /// Threads take rows in multiples of this, and columns in multiples of twice as many.
@@ -22,7 +22,7 @@ const SMALL: usize = 64 * 64 * 64;
 ///
 /// # Errors
 /// When the inner sizes differ or `c` has another size.
-pub fn gemm<'a>(cpu: &Cpu, alpha: f32, a: Mat<'_>, b: impl Into<Right<'a>>, beta: f32, c: &mut [f32]) -> Result<()> {
+pub fn gemm<'a>(cpu: &Cpu, alpha: f32, a: MatRef<'_>, b: impl Into<Rhs<'a>>, beta: f32, c: &mut [f32]) -> Result<()> {
     let b = b.into();
     let (m, k, [steps, n]) = (a.rows, a.cols, b.sizes());
     if steps != k || m.checked_mul(n) != Some(c.len()) {
@@ -32,7 +32,7 @@ pub fn gemm<'a>(cpu: &Cpu, alpha: f32, a: Mat<'_>, b: impl Into<Right<'a>>, beta
     if m == 0 || n == 0 {
         return Ok(());
     }
-    if let Right::Here(b) = b
+    if let Rhs::Dense(b) = b
         && (m == 1 && a.col_stride == 1 && alpha == 1.0 && beta == 0.0)
     {
         return one_row(cpu, &a.data[..k], b, c);
@@ -41,19 +41,19 @@ pub fn gemm<'a>(cpu: &Cpu, alpha: f32, a: Mat<'_>, b: impl Into<Right<'a>>, beta
         c.iter_mut().for_each(|c| *c = if beta == 0.0 { 0.0 } else { *c * beta });
         return Ok(());
     }
-    let (threads, level) = (cpu.threads(), cpu.level());
+    let (threads, isa) = (cpu.threads(), cpu.isa());
     let (whole, factors) = (Target { start: c.as_mut_ptr(), stride: n }, Factors { alpha, beta });
     if threads == 1 || c.len().saturating_mul(k) < SMALL {
-        multiply(level, a, b, whole, factors);
+        multiply(isa, a, b, whole, factors);
         return Ok(());
     }
-    let [rows, cols] = share([m, n], threads, matches!(b, Right::Made(_)));
+    let [rows, cols] = share([m, n], threads, matches!(b, Rhs::Generated(_)));
     let across = n.div_ceil(cols);
     cpu.run(|| {
         (0..m.div_ceil(rows) * across).into_par_iter().for_each(|i| {
             let (i, j) = (i / across * rows, i % across * cols);
             let (rows, cols) = (rows.min(m - i), cols.min(n - j));
-            multiply(level, a.part(i, rows, 0, k), b.part(0, k, j, cols), whole.at(i * n + j), factors);
+            multiply(isa, a.part(i, rows, 0, k), b.part(0, k, j, cols), whole.at(i * n + j), factors);
         });
     });
     Ok(())
@@ -61,8 +61,8 @@ pub fn gemm<'a>(cpu: &Cpu, alpha: f32, a: Mat<'_>, b: impl Into<Right<'a>>, beta
 
 /// Rows and columns of a thread's block. A thread copies its rows of the left factor and its columns of the right one,
 /// which takes twice as long if they are generated first; blocks are as square as that and the thread count allow.
-fn share([m, n]: [usize; 2], threads: usize, made: bool) -> [usize; 2] {
-    let (multiple, copy) = if made { (Made::COLS, 2 * COPY) } else { (2 * TILES, COPY) };
+fn share([m, n]: [usize; 2], threads: usize, generated: bool) -> [usize; 2] {
+    let (multiple, copy) = if generated { (GeneratedMatrix::COLS, 2 * COPY) } else { (2 * TILES, COPY) };
     let block = |down: usize| {
         let rows = m.div_ceil(down).next_multiple_of(TILES).min(m);
         let cols = n.div_ceil(threads / down).next_multiple_of(multiple).min(n);
@@ -91,15 +91,15 @@ impl Target {
 }
 
 /// A row times a matrix, bound by reading the matrix once: decoding spends its time here.
-fn one_row(cpu: &Cpu, a: &[f32], b: Mat<'_>, c: &mut [f32]) -> Result<()> {
-    let level = cpu.level();
+fn one_row(cpu: &Cpu, a: &[f32], b: MatRef<'_>, c: &mut [f32]) -> Result<()> {
+    let isa = cpu.isa();
     let n = b.cols;
     if b.row_stride == 1 {
         let grain = cpu.grain(n, b.rows);
         let stride = b.col_stride;
         cpu.run(|| {
             c.par_iter_mut().enumerate().with_min_len(grain).for_each(|(j, c)| {
-                *c = dot(level, a, &b.data[j * stride..][..a.len()]);
+                *c = dot(isa, a, &b.data[j * stride..][..a.len()]);
             });
         });
     } else {
@@ -109,7 +109,7 @@ fn one_row(cpu: &Cpu, a: &[f32], b: Mat<'_>, c: &mut [f32]) -> Result<()> {
             c.par_chunks_mut(cols).enumerate().for_each(|(i, c)| {
                 c.fill(0.0);
                 for (k, &a) in a.iter().enumerate() {
-                    axpy(level, a, &b.data[k * stride + i * cols..][..c.len()], c);
+                    axpy(isa, a, &b.data[k * stride + i * cols..][..c.len()], c);
                 }
             });
         });
@@ -131,7 +131,7 @@ crate::simd! {
         }
         for i in (whole..n).step_by(S::LANES) {
             let end = n.min(i + S::LANES);
-            sums[0] = S::load_head(&a[i..end]).mul_add(S::load_head(&b[i..end]), sums[0]);
+            sums[0] = S::load_partial(&a[i..end]).mul_add(S::load_partial(&b[i..end]), sums[0]);
         }
         ((sums[0] + sums[1]) + (sums[2] + sums[3])).sum()
     }
@@ -143,7 +143,7 @@ crate::simd! {
             if y.len() == S::LANES {
                 S::load(x).mul_add(a, S::load(y)).store(y);
             } else {
-                S::load_head(x).mul_add(a, S::load_head(y)).store_head(y);
+                S::load_partial(x).mul_add(a, S::load_partial(y)).store_partial(y);
             }
         }
     }
@@ -152,7 +152,7 @@ crate::simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::Level;
+    use crate::cpu::Isa;
     use crate::rng::Rng;
 
     fn random(n: usize, name: &str) -> Vec<f32> {
@@ -166,8 +166,8 @@ mod tests {
         cols: usize,
     }
 
-    impl Source for Stored<'_> {
-        fn write(&self, _: Level, rows: std::ops::Range<usize>, cols: std::ops::Range<usize>, to: &mut [f32]) {
+    impl MatrixSource for Stored<'_> {
+        fn write(&self, _: Isa, rows: std::ops::Range<usize>, cols: std::ops::Range<usize>, to: &mut [f32]) {
             assert!(cols.start.is_multiple_of(128) && (cols.end.is_multiple_of(128) || cols.end == self.cols));
             assert_eq!(to.len(), rows.len() * cols.len());
             for (row, to) in rows.zip(to.chunks_exact_mut(cols.len())) {
@@ -182,17 +182,17 @@ mod tests {
         let start = random(m * n, "c");
         let at = |i: usize, l: usize| f64::from(if transposed[0] { a[l * m + i] } else { a[i * k + l] });
         let bt = |l: usize, j: usize| f64::from(if transposed[1] { b[j * k + l] } else { b[l * n + j] });
-        let ma = if transposed[0] { Mat::new(&a, k, m).unwrap().t() } else { Mat::new(&a, m, k).unwrap() };
-        let mb = if transposed[1] { Mat::new(&b, n, k).unwrap().t() } else { Mat::new(&b, k, n).unwrap() };
+        let ma = if transposed[0] { MatRef::new(&a, k, m).unwrap().t() } else { MatRef::new(&a, m, k).unwrap() };
+        let mb = if transposed[1] { MatRef::new(&b, n, k).unwrap().t() } else { MatRef::new(&b, k, n).unwrap() };
         let stored = if transposed[1] { Stored { data: &b, cols: k } } else { Stored { data: &b, cols: n } };
-        let made = Made::new(&cpu, &stored, 0..b.len() / stored.cols, stored.cols);
+        let generated = GeneratedMatrix::new(&cpu, &stored, 0..b.len() / stored.cols, stored.cols);
         for (alpha, beta) in [(1.0, 0.0), (0.5, 2.0)] {
             let fresh = || if beta == 0.0 { vec![f32::NAN; m * n] } else { start.clone() };
             let [mut c, mut again] = [fresh(), fresh()];
             gemm(&cpu, alpha, ma, mb, beta, &mut c).unwrap();
-            gemm(&cpu, alpha, ma, if transposed[1] { made.t() } else { made }, beta, &mut again).unwrap();
+            gemm(&cpu, alpha, ma, if transposed[1] { generated.t() } else { generated }, beta, &mut again).unwrap();
             // a single row has a path of its own, in another order
-            assert!(m == 1 || c == again, "{m}×{n}×{k} {transposed:?}: made");
+            assert!(m == 1 || c == again, "{m}×{n}×{k} {transposed:?}: generated");
             for (i, row) in c.chunks(n).enumerate() {
                 for (j, &got) in row.iter().enumerate() {
                     let sum: f64 = (0..k).map(|l| at(i, l) * bt(l, j)).sum();
@@ -238,7 +238,7 @@ mod tests {
         let run = |threads, m: usize| {
             let cpu = Cpu::builder().threads(threads).open().unwrap();
             let mut c = random(m * 200, "c");
-            let (a, b) = (Mat::new(&a, m, 300).unwrap(), Mat::new(&b, 300, 200).unwrap());
+            let (a, b) = (MatRef::new(&a, m, 300).unwrap(), MatRef::new(&b, 300, 200).unwrap());
             gemm(&cpu, 0.7, a, b, 1.0, &mut c).unwrap();
             c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
         };
@@ -251,9 +251,9 @@ mod tests {
     fn sizes_that_do_not_fit_are_an_error() {
         let cpu = Cpu::shared();
         let data = [0.0; 6];
-        let a = Mat::new(&data, 2, 3).unwrap();
+        let a = MatRef::new(&data, 2, 3).unwrap();
         let error = gemm(&cpu, 1.0, a, a, 0.0, &mut [0.0; 4]).unwrap_err().to_string();
         assert_eq!(error, "gemm: 2 × 3 by 2 × 3 into 4 elements");
-        assert!(Mat::new(&data, 3, 3).is_err());
+        assert!(MatRef::new(&data, 3, 3).is_err());
     }
 }

@@ -10,10 +10,10 @@ mod stream;
 
 pub use floats::Floats;
 pub(crate) use floats::{narrow, widen};
-pub use gemm::{Made, Mat, Right, Source, gemm};
+pub use gemm::{GeneratedMatrix, MatRef, MatrixSource, Rhs, gemm};
 pub(crate) use memory::Bytes;
 pub use memory::{Buffer, Memory};
-pub use simd::Level;
+pub use simd::Isa;
 pub use stream::{NonTemporalWriter, Prefetch, StoreHint, prefetch};
 
 use crate::{Element, Error, Result};
@@ -28,7 +28,7 @@ struct Inner {
     threads: rayon::ThreadPool,
     spinner: Spinner,
     memory: Memory,
-    level: Level,
+    isa: Isa,
 }
 
 /// Two handles are equal when they share threads and memory.
@@ -40,7 +40,7 @@ impl PartialEq for Cpu {
 
 impl std::fmt::Debug for Cpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} threads, {}", self.threads(), self.level())
+        write!(f, "{} threads, {}", self.threads(), self.isa())
     }
 }
 
@@ -53,7 +53,7 @@ pub struct Builder {
     threads: usize,
     limit: Option<usize>,
     poison: bool,
-    level: Option<Level>,
+    isa: Option<Isa>,
     /// Whether the caller's thread is the pool, which then starts none.
     current_thread: bool,
 }
@@ -79,8 +79,8 @@ impl Builder {
     }
 
     /// At most this instruction set.
-    pub fn level(mut self, level: Level) -> Self {
-        self.level = Some(level);
+    pub fn isa(mut self, isa: Isa) -> Self {
+        self.isa = Some(isa);
         self
     }
 
@@ -93,7 +93,7 @@ impl Builder {
             let why = format!("{} threads were asked for, expected at most {MAX_THREADS}", self.threads);
             return Err(Error::value("cpu", why));
         }
-        let level = self.level.unwrap_or_else(Level::best);
+        let isa = self.isa.unwrap_or_else(Isa::best);
         let mut threads = rayon::ThreadPoolBuilder::new().num_threads(self.threads);
         if self.current_thread {
             threads = threads.use_current_thread();
@@ -106,7 +106,7 @@ impl Builder {
             threads,
             spinner: Spinner::default(),
             memory: Memory::new(self.limit, self.poison),
-            level,
+            isa,
         })))
     }
 }
@@ -139,8 +139,8 @@ impl Cpu {
     }
 
     /// The instruction set that kernels run with.
-    pub fn level(&self) -> Level {
-        self.0.level
+    pub fn isa(&self) -> Isa {
+        self.0.isa
     }
 
     /// The number of threads.
@@ -202,6 +202,6 @@ impl Cpu {
 pub(crate) fn add_assign(cpu: &Cpu, sum: &mut [f32], x: &[f32]) {
     use rayon::prelude::*;
     let grain = cpu.grain(sum.len(), 1);
-    let level = cpu.level();
-    cpu.run(|| sum.par_chunks_mut(grain).zip(x.par_chunks(grain)).for_each(|(sum, x)| gemm::axpy(level, 1.0, x, sum)));
+    let isa = cpu.isa();
+    cpu.run(|| sum.par_chunks_mut(grain).zip(x.par_chunks(grain)).for_each(|(sum, x)| gemm::axpy(isa, 1.0, x, sum)));
 }

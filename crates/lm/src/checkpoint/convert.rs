@@ -10,7 +10,7 @@ use crate::formats::config::Config;
 use crate::formats::json::pretty;
 use crate::formats::safetensors::{Shard, StoredDtype, TensorSpec};
 use crate::init::{Init, WeightSource};
-use crate::models::sanitize::Recipe;
+use crate::models::sanitize::Transform;
 use crate::models::{ModelType, Registry};
 use crate::parameters::join;
 use crate::quantize::format::Quantization;
@@ -76,7 +76,7 @@ pub fn convert(
     refuse_existing(to)?;
     let config = Config::read(from)?;
     let dtype = dtype.or_else(|| config.dtype());
-    let plan = Plan::new(from, config, dtype, change)?;
+    let plan = ConversionPlan::new(from, config, dtype, change)?;
     let staging = TempPath::folder(to).map_err(Error::io(to, "create"))?;
     let converted = plan.write(staging.path(), progress)?;
     copy_files(from, staging.path())?;
@@ -94,76 +94,76 @@ pub(super) fn refuse_existing(to: &Path) -> Result<()> {
 }
 
 /// The tensors of a model in the order in which it asks for them, each with its place in the source.
-pub(super) struct Survey {
+pub(super) struct TensorIndex {
     pub(super) weights: Weights,
-    pub(super) found: Vec<(String, Found)>,
+    pub(super) entries: Vec<(String, IndexEntry)>,
     nothing: Tensor,
 }
 
-pub(super) enum Found {
-    Tensor(Recipe, Shape),
+pub(super) enum IndexEntry {
+    Tensor(Transform, Shape),
     Matrix(Matrix, Shape),
 }
 
-impl Survey {
+impl TensorIndex {
     /// Asks a model for its tensors.
     pub(super) fn of(model_type: &ModelType, config: &Config, weights: Weights) -> Result<Self> {
         let nothing = Tensor::zeros([1], DType::F32, &Device::cpu())?;
-        let mut survey = Survey { weights, found: Vec::new(), nothing };
-        model_type.build(config, &mut survey)?;
-        survey.weights.finish()?;
-        Ok(survey)
+        let mut index = TensorIndex { weights, entries: Vec::new(), nothing };
+        model_type.build(config, &mut index)?;
+        index.weights.finish()?;
+        Ok(index)
     }
 }
 
-impl WeightSource for Survey {
+impl WeightSource for TensorIndex {
     fn tensor(&mut self, name: &str, shape: Shape, _: Init) -> Result<Tensor> {
-        let recipe = self.weights.tensor(name, shape)?;
-        self.found.push((name.to_owned(), Found::Tensor(recipe, shape)));
+        let transform = self.weights.tensor(name, shape)?;
+        self.entries.push((name.to_owned(), IndexEntry::Tensor(transform, shape)));
         Ok(self.nothing.clone())
     }
 
     fn weight(&mut self, module: &str, shape: Shape, _: Init) -> Result<Weight> {
         let matrix = self.weights.matrix(module, shape)?;
-        self.found.push((module.to_owned(), Found::Matrix(matrix, shape)));
+        self.entries.push((module.to_owned(), IndexEntry::Matrix(matrix, shape)));
         Ok(Weight::Dense(self.nothing.clone().into()))
     }
 }
 
-/// The steps of a conversion.
-struct Plan {
+/// The tensors that a conversion writes, in order.
+struct ConversionPlan {
     weights: Weights,
-    steps: Vec<Step>,
+    jobs: Vec<TensorJob>,
     config: Config,
 }
 
-struct Step {
+struct TensorJob {
     name: String,
-    found: Found,
+    entry: IndexEntry,
     /// The dtype that floating-point tensors are cast to; `None` keeps theirs.
     dtype: Option<DType>,
-    then: Then,
+    action: Action,
 }
 
 #[derive(Clone, Copy)]
-enum Then {
+enum Action {
     Keep,
     Pack(Packing),
     Unpack,
 }
 
-impl Plan {
+impl ConversionPlan {
     fn new(from: &Path, mut config: Config, dtype: Option<DType>, change: &Change) -> Result<Self> {
         let device = Device::cpu();
         let model_type = Registry::default().get(&config)?;
         let weights = Weights::open(from, &mut config, &model_type, &device)?;
-        let Survey { weights, found, .. } = Survey::of(&model_type, &config, weights)?;
+        let TensorIndex { weights, entries, .. } = TensorIndex::of(&model_type, &config, weights)?;
         let keeps = model_type.keeps_dtype;
-        let modules: Vec<Module<'_>> = found
+        let modules: Vec<Module<'_>> = entries
             .iter()
-            .filter_map(|(name, found)| match found {
-                Found::Matrix(matrix, shape) => Some(Module { name, shape: *shape, packing: matrix.packing() }),
-                Found::Tensor(..) => None,
+            .filter_map(|(name, entry)| match entry {
+                IndexEntry::Matrix(matrix, shape) => Some(Module { name, shape: *shape, packing: matrix.packing() }),
+                IndexEntry::Tensor(..) => None,
             })
             .collect();
         let mut quantization = Quantization::read(&config)?;
@@ -171,16 +171,16 @@ impl Plan {
             Change::Quantize(scheme) => scheme.choose((&config, model_type.sensitive), &modules, &mut quantization)?,
             Change::None | Change::Dequantize => Default::default(),
         };
-        let step = |(name, found): (String, Found)| {
-            let then = match (&found, change) {
-                (Found::Matrix(Matrix::Plain(_), _), _) => chosen.remove(&name).map_or(Then::Keep, Then::Pack),
-                (Found::Matrix(Matrix::Packed { .. }, _), Change::Dequantize) => Then::Unpack,
-                _ => Then::Keep,
+        let job = |(name, entry): (String, IndexEntry)| {
+            let action = match (&entry, change) {
+                (IndexEntry::Matrix(Matrix::Plain(_), _), _) => chosen.remove(&name).map_or(Action::Keep, Action::Pack),
+                (IndexEntry::Matrix(Matrix::Packed { .. }, _), Change::Dequantize) => Action::Unpack,
+                _ => Action::Keep,
             };
             let dtype = dtype.filter(|_| !keeps.iter().any(|end| name.ends_with(end)));
-            Step { name, found, dtype, then }
+            TensorJob { name, entry, dtype, action }
         };
-        let steps = found.into_iter().map(step).collect();
+        let jobs = entries.into_iter().map(job).collect();
         match change {
             Change::None => {}
             Change::Dequantize => config.forget(&["quantization", "quantization_config"]),
@@ -197,19 +197,19 @@ impl Plan {
         if let Some(dtype) = dtype {
             config.set_dtype(dtype);
         }
-        Ok(Plan { weights, steps, config })
+        Ok(ConversionPlan { weights, jobs, config })
     }
 
     fn write(self, folder: &Path, progress: &mut dyn FnMut(usize, usize)) -> Result<Converted> {
         let mut all = Vec::new();
-        for step in &self.steps {
-            all.push(step.pieces(&self.weights)?);
+        for job in &self.jobs {
+            all.push(job.specs(&self.weights)?);
         }
         let bytes: usize = all.iter().flatten().map(TensorSpec::bytes).sum();
-        let parameters = self.steps.iter().map(|step| step.shape().elements()).sum();
-        let packed = self.steps.iter().filter(|step| step.is_packed()).count();
-        let packed_before = self.steps.iter().filter(|step| step.is_packed() && step.was_packed()).count();
-        let mut map = write_shards(folder, &all, "mlx", &mut |step| self.steps[step].make(&self.weights), progress)?;
+        let parameters = self.jobs.iter().map(|job| job.shape().elements()).sum();
+        let packed = self.jobs.iter().filter(|job| job.is_packed()).count();
+        let packed_before = self.jobs.iter().filter(|job| job.is_packed() && job.was_packed()).count();
+        let mut map = write_shards(folder, &all, "mlx", &mut |job| self.jobs[job].make(&self.weights), progress)?;
         map.sort_keys();
         let index = json!({"metadata": {"total_size": bytes, "total_parameters": parameters}, "weight_map": map});
         let mut config = self.config.json().clone();
@@ -222,8 +222,8 @@ impl Plan {
     }
 }
 
-/// Writes tensors to as few files as [`SHARD`] allows; the file of each tensor. `specs` are the tensors of each step,
-/// which `make` makes; a step's tensors share a file.
+/// Writes tensors to as few files as [`SHARD`] allows; the file of each tensor. `specs` are the tensors of each job,
+/// which `make` makes; a job's tensors share a file.
 pub(super) fn write_shards(
     folder: &Path,
     specs: &[Vec<TensorSpec>],
@@ -237,23 +237,23 @@ pub(super) fn write_shards(
             1 => "model.safetensors".to_owned(),
             count => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
         };
-        let pieces: Vec<TensorSpec> = specs[range.clone()].iter().flatten().cloned().collect();
-        let mut shard = Shard::create(&folder.join(&name), &pieces, &[("format".to_owned(), format.to_owned())])?;
-        for step in range.clone() {
-            make(step)?.iter().try_for_each(|tensor| shard.append(tensor))?;
-            progress(step + 1, specs.len());
+        let specs: Vec<TensorSpec> = specs[range.clone()].iter().flatten().cloned().collect();
+        let mut shard = Shard::create(&folder.join(&name), &specs, &[("format".to_owned(), format.to_owned())])?;
+        for job in range.clone() {
+            make(job)?.iter().try_for_each(|tensor| shard.append(tensor))?;
+            progress(job + 1, specs.len());
         }
         shard.finish()?;
-        map.extend(pieces.into_iter().map(|piece| (piece.name, name.clone().into())));
+        map.extend(specs.into_iter().map(|piece| (piece.name, name.clone().into())));
     }
     Ok(map)
 }
 
-/// Which steps go to one file.
+/// Which jobs go to one file.
 fn shards(all: &[Vec<TensorSpec>]) -> Vec<std::ops::Range<usize>> {
     let (mut shards, mut first, mut size) = (Vec::new(), 0, 0);
-    for (index, pieces) in all.iter().enumerate() {
-        let bytes: usize = pieces.iter().map(TensorSpec::bytes).sum();
+    for (index, specs) in all.iter().enumerate() {
+        let bytes: usize = specs.iter().map(TensorSpec::bytes).sum();
         if index > first && size + bytes > SHARD {
             shards.push(first..index);
             (first, size) = (index, 0);
@@ -264,54 +264,54 @@ fn shards(all: &[Vec<TensorSpec>]) -> Vec<std::ops::Range<usize>> {
     shards
 }
 
-impl Step {
-    /// The tensors that come of it, in the order in which [`Step::make`] makes them.
-    fn pieces(&self, weights: &Weights) -> Result<Vec<TensorSpec>> {
-        let of = |recipe: &Recipe, name: String| {
-            let (dtype, shape) = weights.folder().describe(recipe)?;
+impl TensorJob {
+    /// The tensors it writes, in the order in which [`TensorJob::make`] makes them.
+    fn specs(&self, weights: &Weights) -> Result<Vec<TensorSpec>> {
+        let of = |transform: &Transform, name: String| {
+            let (dtype, shape) = weights.folder().describe(transform)?;
             dtype.tensor_dtype().ok_or_else(|| Error::value("convert", format!("`{name}` is {dtype}")))?;
             let dtype = self.dtype.filter(|_| dtype.is_float()).map_or(dtype, StoredDtype::from);
             Ok::<_, Error>(TensorSpec { name, dtype, shape })
         };
         let weight = || join(&self.name, "weight");
-        match (&self.found, self.then) {
-            (Found::Tensor(recipe, _), _) => Ok(vec![of(recipe, self.name.clone())?]),
-            (Found::Matrix(Matrix::Plain(recipe), shape), Then::Pack(packing)) => {
-                let plain = of(recipe, weight())?;
+        match (&self.entry, self.action) {
+            (IndexEntry::Tensor(transform, _), _) => Ok(vec![of(transform, self.name.clone())?]),
+            (IndexEntry::Matrix(Matrix::Plain(transform), shape), Action::Pack(packing)) => {
+                let plain = of(transform, weight())?;
                 let rows = &shape[..shape.rank() - 1];
                 let with = |last: usize| Shape::new(&[rows, &[last]].concat());
                 let groups = with(shape.last() / packing.group())?;
                 let scales = join(&self.name, "scales");
-                let mut pieces = vec![TensorSpec {
+                let mut specs = vec![TensorSpec {
                     name: weight(),
                     dtype: DType::U32.into(),
                     shape: with(shape.last() * packing.bits() / 32)?,
                 }];
                 match packing {
                     Packing::Affine { .. } => {
-                        pieces.push(TensorSpec { name: scales, dtype: plain.dtype, shape: groups });
-                        pieces.push(TensorSpec { name: join(&self.name, "biases"), dtype: plain.dtype, shape: groups });
+                        specs.push(TensorSpec { name: scales, dtype: plain.dtype, shape: groups });
+                        specs.push(TensorSpec { name: join(&self.name, "biases"), dtype: plain.dtype, shape: groups });
                     }
-                    _ => pieces.push(TensorSpec { name: scales, dtype: DType::U8.into(), shape: groups }),
+                    _ => specs.push(TensorSpec { name: scales, dtype: DType::U8.into(), shape: groups }),
                 }
-                Ok(pieces)
+                Ok(specs)
             }
-            (Found::Matrix(Matrix::Plain(recipe), _), _) => Ok(vec![of(recipe, weight())?]),
-            (Found::Matrix(Matrix::Packed { scales, .. }, shape), Then::Unpack) => {
+            (IndexEntry::Matrix(Matrix::Plain(transform), _), _) => Ok(vec![of(transform, weight())?]),
+            (IndexEntry::Matrix(Matrix::Packed { scales, .. }, shape), Action::Unpack) => {
                 Ok(vec![TensorSpec { name: weight(), dtype: self.unpacked(weights, scales)?.into(), shape: *shape }])
             }
-            (Found::Matrix(Matrix::Packed { w, scales, biases, .. }, _), _) => {
-                let mut pieces = vec![of(w, weight())?, of(scales, join(&self.name, "scales"))?];
+            (IndexEntry::Matrix(Matrix::Packed { w, scales, biases, .. }, _), _) => {
+                let mut specs = vec![of(w, weight())?, of(scales, join(&self.name, "scales"))?];
                 if let Some(biases) = biases {
-                    pieces.push(of(biases, join(&self.name, "biases"))?);
+                    specs.push(of(biases, join(&self.name, "biases"))?);
                 }
-                Ok(pieces)
+                Ok(specs)
             }
         }
     }
 
     /// The dtype of an unpacked matrix: that of its scales, or bf16 where the scales are bytes.
-    fn unpacked(&self, weights: &Weights, scales: &Recipe) -> Result<DType> {
+    fn unpacked(&self, weights: &Weights, scales: &Transform) -> Result<DType> {
         let dtype = weights.folder().describe(scales)?.0.tensor_dtype().filter(|dtype| dtype.is_float());
         Ok(self.dtype.or(dtype).unwrap_or(DType::BF16))
     }
@@ -321,14 +321,14 @@ impl Step {
             Some(dtype) if x.dtype().is_float() && x.dtype() != dtype => cast(&x, dtype),
             _ => Ok(x),
         };
-        let matrix = match &self.found {
-            Found::Tensor(recipe, _) => return Ok(vec![cast(weights.read(recipe)?)?]),
-            Found::Matrix(matrix, _) => matrix,
+        let matrix = match &self.entry {
+            IndexEntry::Tensor(transform, _) => return Ok(vec![cast(weights.read(transform)?)?]),
+            IndexEntry::Matrix(matrix, _) => matrix,
         };
-        match (weights.read_matrix(matrix)?, self.then) {
-            (Weight::Dense(w), Then::Pack(packing)) => QuantConfig::pack(&cast(w.into())?, packing),
+        match (weights.read_matrix(matrix)?, self.action) {
+            (Weight::Dense(w), Action::Pack(packing)) => QuantConfig::pack(&cast(w.into())?, packing),
             (Weight::Dense(w), _) => Ok(vec![cast(w.into())?]),
-            (packed @ Weight::Quantized { .. }, Then::Unpack) => {
+            (packed @ Weight::Quantized { .. }, Action::Unpack) => {
                 let dtype = match matrix {
                     Matrix::Packed { scales, .. } => self.unpacked(weights, scales)?,
                     Matrix::Plain(_) => DType::BF16,
@@ -347,21 +347,21 @@ impl Step {
 
     /// The shape of the dequantized matrix.
     fn shape(&self) -> Shape {
-        match &self.found {
-            Found::Tensor(_, shape) | Found::Matrix(_, shape) => *shape,
+        match &self.entry {
+            IndexEntry::Tensor(_, shape) | IndexEntry::Matrix(_, shape) => *shape,
         }
     }
 
     fn was_packed(&self) -> bool {
-        matches!(&self.found, Found::Matrix(Matrix::Packed { .. }, _))
+        matches!(&self.entry, IndexEntry::Matrix(Matrix::Packed { .. }, _))
     }
 
     /// Whether it is packed afterwards.
     fn is_packed(&self) -> bool {
-        match self.then {
-            Then::Pack(_) => true,
-            Then::Keep => self.was_packed(),
-            Then::Unpack => false,
+        match self.action {
+            Action::Pack(_) => true,
+            Action::Keep => self.was_packed(),
+            Action::Unpack => false,
         }
     }
 }

@@ -4,14 +4,14 @@
 //! From MLX's layout the text model is written as its own class saves it: experts one by one, filters `[C, 1, K]`,
 //! zero-centered norms minus 1.
 
-use super::convert::{Change, Converted, Found, Survey, commit, copy_files, refuse_existing, write_shards};
+use super::convert::{Change, Converted, IndexEntry, TensorIndex, commit, copy_files, refuse_existing, write_shards};
 use super::index::INDEX;
 use super::weights::{Matrix, Weights};
 use crate::formats::atomic::TempPath;
 use crate::formats::config::Config;
 use crate::formats::json::pretty;
 use crate::formats::safetensors::{StoredDtype, TensorSpec};
-use crate::models::sanitize::{Export, Recipe, export};
+use crate::models::sanitize::{Export, Transform, export};
 use crate::models::{ModelType, Registry};
 use crate::weight::Weight;
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
@@ -39,21 +39,21 @@ pub fn convert_to_transformers(
     let mut config = Config::read(from)?;
     let model_type = Registry::default().get(&config)?;
     let weights = Weights::open(from, &mut config, &model_type, &Device::cpu())?;
-    let survey = Survey::of(&model_type, &config, weights)?;
-    let is_mlx = survey.found.iter().any(|(name, found)| differs(name, found, &model_type));
-    let parameters = survey.found.iter().map(|(_, found)| shape(found).elements()).sum();
-    let steps = if is_mlx { from_mlx(&survey, &model_type, dtype, change)? } else { copies(&survey.weights, dtype)? };
+    let index = TensorIndex::of(&model_type, &config, weights)?;
+    let is_mlx = index.entries.iter().any(|(name, entry)| differs(name, entry, &model_type));
+    let parameters = index.entries.iter().map(|(_, entry)| shape(entry).elements()).sum();
+    let jobs = if is_mlx { from_mlx(&index, &model_type, dtype, change)? } else { copies(&index.weights, dtype)? };
     if is_mlx {
         config = text_config(&config, &model_type)?;
-    } else if survey.weights.folder().has_fp8() {
+    } else if index.weights.folder().has_fp8() {
         config.forget_quantization();
     }
     dtype.into_iter().for_each(|dtype| config.set_dtype(dtype));
 
     let staging = TempPath::folder(to).map_err(Error::io(to, "create"))?;
-    let specs: Vec<Vec<TensorSpec>> = steps.iter().map(|step| step.specs.clone()).collect();
+    let specs: Vec<Vec<TensorSpec>> = jobs.iter().map(|job| job.specs.clone()).collect();
     let bytes: usize = specs.iter().flatten().map(TensorSpec::bytes).sum();
-    let map = write_shards(staging.path(), &specs, "pt", &mut |step| steps[step].make(&survey, dtype), progress)?;
+    let map = write_shards(staging.path(), &specs, "pt", &mut |job| jobs[job].make(&index, dtype), progress)?;
     let mut files = vec![("config.json", Value::Object(config.json().clone()))];
     if map.values().any(|file| file != "model.safetensors") {
         files.push((INDEX, json!({"metadata": {"total_size": bytes}, "weight_map": map})));
@@ -68,61 +68,69 @@ pub fn convert_to_transformers(
 }
 
 /// Whether a parameter is stored otherwise than transformers stores it.
-fn differs(name: &str, found: &Found, model_type: &ModelType) -> bool {
-    let recipe = match found {
-        Found::Matrix(Matrix::Packed { .. }, _) => return true,
-        Found::Matrix(Matrix::Plain(recipe), _) | Found::Tensor(recipe, _) => recipe,
+fn differs(name: &str, entry: &IndexEntry, model_type: &ModelType) -> bool {
+    let transform = match entry {
+        IndexEntry::Matrix(Matrix::Packed { .. }, _) => return true,
+        IndexEntry::Matrix(Matrix::Plain(transform), _) | IndexEntry::Tensor(transform, _) => transform,
     };
-    let name = if matches!(found, Found::Matrix(..)) { format!("{name}.weight") } else { name.to_owned() };
-    let is_stored_as_asked = matches!(recipe, Recipe::Same(stored) if *stored == name);
-    is_stored_as_asked && export(&name, shape(found), model_type.is_hybrid) != Export::Same(name)
+    let name = if matches!(entry, IndexEntry::Matrix(..)) { format!("{name}.weight") } else { name.to_owned() };
+    let is_stored_as_asked = matches!(transform, Transform::Same(stored) if *stored == name);
+    is_stored_as_asked && export(&name, shape(entry), model_type.is_hybrid) != Export::Same(name)
 }
 
-fn shape(found: &Found) -> Shape {
-    match found {
-        Found::Tensor(_, shape) | Found::Matrix(_, shape) => *shape,
+fn shape(entry: &IndexEntry) -> Shape {
+    match entry {
+        IndexEntry::Tensor(_, shape) | IndexEntry::Matrix(_, shape) => *shape,
     }
 }
 
 /// Tensors that are written together.
-struct Step {
+struct TensorJob {
     specs: Vec<TensorSpec>,
     source: Source,
 }
 
 enum Source {
     /// A stored tensor, copied.
-    Stored(Recipe),
-    /// A parameter, by its place in the survey.
+    Stored(Transform),
+    /// A parameter, by its place in the index.
     Parameter(usize, Export),
 }
 
 /// Copies of all stored tensors.
-fn copies(weights: &Weights, dtype: Option<DType>) -> Result<Vec<Step>> {
+fn copies(weights: &Weights, dtype: Option<DType>) -> Result<Vec<TensorJob>> {
     let copy = |name: &str| {
-        let recipe = Recipe::Same(name.to_owned());
-        let (stored, shape) = weights.folder().describe(&recipe)?;
+        let transform = Transform::Same(name.to_owned());
+        let (stored, shape) = weights.folder().describe(&transform)?;
         let dtype = dtype.filter(|_| stored.is_float()).map_or(stored, StoredDtype::from);
-        Ok(Step { specs: vec![TensorSpec { name: name.to_owned(), dtype, shape }], source: Source::Stored(recipe) })
+        Ok(TensorJob {
+            specs: vec![TensorSpec { name: name.to_owned(), dtype, shape }],
+            source: Source::Stored(transform),
+        })
     };
     weights.folder().stored().into_keys().map(copy).collect()
 }
 
 /// The parameters of a model in MLX's layout.
-fn from_mlx(survey: &Survey, model_type: &ModelType, dtype: Option<DType>, change: &Change) -> Result<Vec<Step>> {
-    let step = |(index, (name, found)): (usize, &(String, Found))| {
-        let name = if matches!(found, Found::Matrix(..)) { format!("{name}.weight") } else { name.clone() };
-        let recipe = match found {
-            Found::Matrix(Matrix::Packed { .. }, _) if !matches!(change, Change::Dequantize) => {
+fn from_mlx(
+    index: &TensorIndex,
+    model_type: &ModelType,
+    dtype: Option<DType>,
+    change: &Change,
+) -> Result<Vec<TensorJob>> {
+    let job = |(place, (name, entry)): (usize, &(String, IndexEntry))| {
+        let name = if matches!(entry, IndexEntry::Matrix(..)) { format!("{name}.weight") } else { name.clone() };
+        let transform = match entry {
+            IndexEntry::Matrix(Matrix::Packed { .. }, _) if !matches!(change, Change::Dequantize) => {
                 let why = format!("`{name}` is quantized, which transformers does not read; add -d to dequantize");
                 return Err(Error::value("convert", why));
             }
-            Found::Matrix(Matrix::Packed { scales, .. }, _) => scales,
-            Found::Matrix(Matrix::Plain(recipe), _) | Found::Tensor(recipe, _) => recipe,
+            IndexEntry::Matrix(Matrix::Packed { scales, .. }, _) => scales,
+            IndexEntry::Matrix(Matrix::Plain(transform), _) | IndexEntry::Tensor(transform, _) => transform,
         };
-        let stored = survey.weights.folder().describe(recipe)?.0.tensor_dtype().filter(|dtype| dtype.is_float());
+        let stored = index.weights.folder().describe(transform)?.0.tensor_dtype().filter(|dtype| dtype.is_float());
         let dtype: StoredDtype = dtype.or(stored).unwrap_or(DType::BF16).into();
-        let shape = shape(found);
+        let shape = shape(entry);
         let export = export(&name, shape, model_type.is_hybrid);
         let spec = |name: &String, shape| TensorSpec { name: name.clone(), dtype, shape };
         let specs = match &export {
@@ -133,26 +141,28 @@ fn from_mlx(survey: &Survey, model_type: &ModelType, dtype: Option<DType>, chang
                 names.iter().map(|name| spec(name, one)).collect()
             }
         };
-        Ok(Step { specs, source: Source::Parameter(index, export) })
+        Ok(TensorJob { specs, source: Source::Parameter(place, export) })
     };
-    survey.found.iter().enumerate().map(step).collect()
+    index.entries.iter().enumerate().map(job).collect()
 }
 
-impl Step {
-    fn make(&self, survey: &Survey, dtype: Option<DType>) -> Result<Vec<Tensor>> {
-        let weights = &survey.weights;
-        let (index, export) = match &self.source {
-            Source::Stored(recipe) => {
-                let tensor = weights.read(recipe)?;
+impl TensorJob {
+    fn make(&self, index: &TensorIndex, dtype: Option<DType>) -> Result<Vec<Tensor>> {
+        let weights = &index.weights;
+        let (place, export) = match &self.source {
+            Source::Stored(transform) => {
+                let tensor = weights.read(transform)?;
                 let dtype = dtype.filter(|&dtype| tensor.dtype().is_float() && tensor.dtype() != dtype);
                 return Ok(vec![dtype.map_or(Ok(tensor.clone()), |dtype| cast(&tensor, dtype))?]);
             }
-            Source::Parameter(index, export) => (*index, export),
+            Source::Parameter(place, export) => (*place, export),
         };
         let dtype = self.specs.first().and_then(|spec| spec.dtype.tensor_dtype()).unwrap_or(DType::BF16);
-        let tensor = match &survey.found[index].1 {
-            Found::Tensor(recipe, _) | Found::Matrix(Matrix::Plain(recipe), _) => weights.read(recipe)?,
-            Found::Matrix(matrix, _) => match weights.read_matrix(matrix)? {
+        let tensor = match &index.entries[place].1 {
+            IndexEntry::Tensor(transform, _) | IndexEntry::Matrix(Matrix::Plain(transform), _) => {
+                weights.read(transform)?
+            }
+            IndexEntry::Matrix(matrix, _) => match weights.read_matrix(matrix)? {
                 Weight::Dense(w) => w.into(),
                 packed => match packed.quantized() {
                     Some(quantized) => dequantize(&quantized, dtype)?,

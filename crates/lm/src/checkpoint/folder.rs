@@ -3,7 +3,7 @@
 use super::fp8::{self, BlockScales};
 use super::index::{INDEX, Index, is_weight_file};
 use crate::formats::safetensors::{self, Entry, File, StoredDtype};
-use crate::models::sanitize::{Recipe, Side, Stored};
+use crate::models::sanitize::{Side, Stored, Transform};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use half::{bf16, f16};
 use std::collections::BTreeMap;
@@ -137,12 +137,12 @@ impl Folder {
         Ok(())
     }
 
-    /// The dtype, as the files name it, and the shape of what a recipe makes.
+    /// The dtype, as the files name it, and the shape of what a transform makes.
     ///
     /// # Errors
-    /// When a stored tensor is missing, or their dtypes and shapes do not fit the recipe.
-    pub(super) fn describe(&self, recipe: &Recipe) -> Result<(StoredDtype, Shape)> {
-        let names = recipe.stored();
+    /// When a stored tensor is missing, or their dtypes and shapes do not fit the transform.
+    pub(super) fn describe(&self, transform: &Transform) -> Result<(StoredDtype, Shape)> {
+        let names = transform.stored();
         let first = names.first().map_or("", String::as_str);
         let (file, entry) = self.entry(first)?;
         let dtype = self.dtype(first, entry);
@@ -153,7 +153,7 @@ impl Folder {
                 return Err(Error::file(file.path(), format!("{why}, `{first}` {dtype} {}", entry.shape)));
             }
         }
-        match recipe.shape(entry.shape) {
+        match transform.shape(entry.shape) {
             Some(shape) => Ok((dtype, shape)),
             None => Err(Error::file(file.path(), format!("tensor `{first}` cannot be {}", entry.shape))),
         }
@@ -163,30 +163,30 @@ impl Folder {
     ///
     /// # Errors
     /// As [`Folder::describe`], and when a file cannot be read or the dtype is none of ours.
-    pub(super) fn tensor(&self, recipe: &Recipe, device: &Device) -> Result<Tensor> {
-        let (dtype, shape) = self.describe(recipe)?;
-        let names = recipe.stored();
+    pub(super) fn tensor(&self, transform: &Transform, device: &Device) -> Result<Tensor> {
+        let (dtype, shape) = self.describe(transform)?;
+        let names = transform.stored();
         let first = names.first().map_or("", String::as_str);
         let dtype = dtype.tensor_dtype().ok_or_else(|| {
             let why = format!("tensor `{first}` is {dtype}; f32, f16, bf16, u32 and u8 can be read");
             Error::file(self.place(first), why)
         })?;
         let size = dtype.size();
-        Tensor::filled(shape, dtype, device, |bytes| match recipe {
-            Recipe::Same(_) | Recipe::Filter(_) => self.read_into(first, 0, bytes),
-            Recipe::PlusOne(_) => {
+        Tensor::filled(shape, dtype, device, |bytes| match transform {
+            Transform::Same(_) | Transform::Filter(_) => self.read_into(first, 0, bytes),
+            Transform::PlusOne(_) => {
                 self.read_into(first, 0, bytes)?;
                 add_one(bytes, dtype);
                 Ok(())
             }
-            Recipe::Stack(names) => {
+            Transform::Stack(names) => {
                 let each = bytes.len() / names.len();
                 names
                     .iter()
                     .zip(bytes.chunks_exact_mut(each.max(1)))
                     .try_for_each(|(name, part)| self.read_into(name, 0, part))
             }
-            Recipe::Half(_, side) => {
+            Transform::Half(_, side) => {
                 let half = shape[1] * shape[2] * size;
                 let from = if *side == Side::First { 0 } else { half };
                 let experts = bytes.chunks_exact_mut(half.max(1)).enumerate();

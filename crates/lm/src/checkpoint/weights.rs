@@ -5,7 +5,7 @@ use super::fp8;
 use crate::formats::config::Config;
 use crate::init::{Init, WeightSource};
 use crate::models::ModelType;
-use crate::models::sanitize::{Recipe, Recipes};
+use crate::models::sanitize::{Transform, WeightMap};
 use crate::parameters::{Parameter, Role};
 use crate::quantize::format::{Quantization, infer, misfit, parts};
 use crate::weight::Weight;
@@ -17,16 +17,16 @@ use std::path::Path;
 pub(crate) struct Weights {
     folder: Folder,
     quantization: Quantization,
-    /// Recipes of tensors that were not yet asked for.
-    left: Recipes,
+    /// Transforms of tensors that were not yet asked for.
+    left: WeightMap,
     device: Device,
 }
 
 /// The stored tensors of a module's matrix.
 #[derive(Clone, Debug)]
 pub(crate) enum Matrix {
-    Plain(Recipe),
-    Packed { w: Recipe, scales: Recipe, biases: Option<Recipe>, packing: Packing },
+    Plain(Transform),
+    Packed { w: Transform, scales: Transform, biases: Option<Transform>, packing: Packing },
 }
 
 impl Matrix {
@@ -47,7 +47,7 @@ impl Weights {
             folder.read_fp8(config.dtype().unwrap_or(DType::BF16), fp8_block(config)?);
         }
         settle_head(config, model_type, &folder)?;
-        let left = model_type.recipes(&folder.stored(), config)?;
+        let left = model_type.weight_map(&folder.stored(), config)?;
         let quantization = Quantization::read(config)?;
         Ok(Weights { folder, quantization, left, device: device.clone() })
     }
@@ -58,30 +58,30 @@ impl Weights {
 
     /// Errs when there are tensors that the model did not ask for.
     pub(crate) fn finish(&self) -> Result<()> {
-        let Some(recipe) = self.left.values().next() else { return Ok(()) };
+        let Some(transform) = self.left.values().next() else { return Ok(()) };
         let more = match self.left.len() - 1 {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        let name = stored(recipe);
+        let name = stored(transform);
         let why = format!("tensor `{name}`{more} has no place in the model that config.json describes");
         Err(Error::file(self.folder.place(name), why))
     }
 
-    /// The recipe of a floating-point tensor of this shape.
-    pub(crate) fn tensor(&mut self, name: &str, shape: Shape) -> Result<Recipe> {
-        let recipe = self.take(name, shape)?;
-        let (dtype, found) = self.folder.describe(&recipe)?;
+    /// The transform of a floating-point tensor of this shape.
+    pub(crate) fn tensor(&mut self, name: &str, shape: Shape) -> Result<Transform> {
+        let transform = self.take(name, shape)?;
+        let (dtype, found) = self.folder.describe(&transform)?;
         if !dtype.is_float() {
-            return Err(self.wrong(&recipe, format!("{dtype}, expected F32, F16 or BF16")));
+            return Err(self.wrong(&transform, format!("{dtype}, expected F32, F16 or BF16")));
         }
         if found != shape {
-            return Err(self.wrong(&recipe, format!("{found}, config.json asks for {shape}")));
+            return Err(self.wrong(&transform, format!("{found}, config.json asks for {shape}")));
         }
-        Ok(recipe)
+        Ok(transform)
     }
 
-    /// The recipes of a module's matrix of this shape.
+    /// The transforms of a module's matrix of this shape.
     pub(crate) fn matrix(&mut self, module: &str, shape: Shape) -> Result<Matrix> {
         let [weight, scales, biases] = parts(module);
         let said = self.quantization.modules.get(module).copied();
@@ -136,15 +136,15 @@ impl Weights {
         Ok(Matrix::Packed { w, scales, biases, packing })
     }
 
-    /// Reads what a recipe makes.
-    pub(crate) fn read(&self, recipe: &Recipe) -> Result<Tensor> {
-        self.folder.tensor(recipe, &self.device)
+    /// Reads what a transform makes.
+    pub(crate) fn read(&self, transform: &Transform) -> Result<Tensor> {
+        self.folder.tensor(transform, &self.device)
     }
 
     /// Reads a matrix as it is stored.
     pub(crate) fn read_matrix(&self, matrix: &Matrix) -> Result<Weight> {
         Ok(match matrix {
-            Matrix::Plain(recipe) => Weight::Dense(self.read(recipe)?.into()),
+            Matrix::Plain(transform) => Weight::Dense(self.read(transform)?.into()),
             Matrix::Packed { w, scales, biases, packing } => Weight::Quantized {
                 w: self.read(w)?.into(),
                 scales: frozen(self.read(scales)?),
@@ -154,7 +154,7 @@ impl Weights {
         })
     }
 
-    fn take(&mut self, name: &str, shape: Shape) -> Result<Recipe> {
+    fn take(&mut self, name: &str, shape: Shape) -> Result<Transform> {
         self.left.remove(name).ok_or_else(|| {
             let fetch = self.folder.fetch(name);
             let why = format!("tensor `{name}` {shape} is missing; config.json asks for it{fetch}");
@@ -162,8 +162,8 @@ impl Weights {
         })
     }
 
-    fn wrong(&self, recipe: &Recipe, why: String) -> Error {
-        let name = stored(recipe);
+    fn wrong(&self, transform: &Transform, why: String) -> Error {
+        let name = stored(transform);
         Error::file(self.folder.place(name), format!("tensor `{name}` is {why}"))
     }
 }
@@ -207,14 +207,14 @@ fn frozen(tensor: Tensor) -> Parameter {
     Parameter::new(tensor, Role::Frozen)
 }
 
-fn stored(recipe: &Recipe) -> &str {
-    recipe.stored().first().map_or("", String::as_str)
+fn stored(transform: &Transform) -> &str {
+    transform.stored().first().map_or("", String::as_str)
 }
 
 impl WeightSource for Weights {
     fn tensor(&mut self, name: &str, shape: Shape, _: Init) -> Result<Tensor> {
-        let recipe = Weights::tensor(self, name, shape)?;
-        match self.read(&recipe)? {
+        let transform = Weights::tensor(self, name, shape)?;
+        match self.read(&transform)? {
             tensor if tensor.dtype() == DType::F32 => Ok(tensor),
             half => cast(&half, DType::F32),
         }

@@ -14,13 +14,13 @@ use crate::init::{RandomInit, VarBuilder, WeightSource};
 use crate::model::LanguageModel;
 use crate::nn::Decoder;
 use alluvium_core::{Device, Error, Result};
-use sanitize::{Recipe, Recipes, Stored};
+use sanitize::{Stored, Transform, WeightMap};
 
 /// Builds a model from its configuration.
 pub type Build = fn(&Config, VarBuilder) -> Result<Box<dyn LanguageModel>>;
 
-/// Maps stored tensors to the parameters of a model. Stored tensors without a recipe are ignored.
-pub type Sanitize = fn(&Stored<'_>, &Config, &ModelType) -> Result<Recipes>;
+/// Maps stored tensors to the parameters of a model. Stored tensors without a transform are ignored.
+pub type Sanitize = fn(&Stored<'_>, &Config, &ModelType) -> Result<WeightMap>;
 
 /// A model type, selected by the key `model_type` of `config.json`.
 #[derive(Clone, Copy)]
@@ -150,7 +150,7 @@ impl ModelType {
     ///
     /// # Errors
     /// When two stored tensors would become the same parameter, or experts are missing.
-    pub fn recipes(&self, stored: &Stored<'_>, config: &Config) -> Result<Recipes> {
+    pub fn weight_map(&self, stored: &Stored<'_>, config: &Config) -> Result<WeightMap> {
         (self.sanitize)(stored, config, self)
     }
 
@@ -232,12 +232,12 @@ pub fn initialize_decoder(config: &Config, seed: u64, device: &Device) -> Result
 }
 
 /// Keeps every tensor under its own name, except tables of rotary frequencies and a tied output projection.
-fn plain(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<Recipes> {
+fn plain(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<WeightMap> {
     let tied = model_type.is_tied(config)?;
     let is_left_out =
         |name: &str| name.contains("self_attn.rotary_emb.inv_freq") || (tied && name.starts_with("lm_head."));
     let names = stored.keys().filter(|name| !is_left_out(name));
-    Ok(names.map(|&name| (name.to_owned(), Recipe::Same(name.to_owned()))).collect())
+    Ok(names.map(|&name| (name.to_owned(), Transform::Same(name.to_owned()))).collect())
 }
 
 /// Checks that a size of a configuration is between 1 and `most`.

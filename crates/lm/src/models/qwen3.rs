@@ -5,7 +5,7 @@
 use super::ModelType;
 use super::hybrid::MixtureKeys;
 use super::llama::{Biases, Sizes};
-use super::sanitize::{self, Recipes, Stored};
+use super::sanitize::{self, Stored, WeightMap};
 use crate::formats::config::Config;
 use crate::init::VarBuilder;
 use crate::nn::Decoder;
@@ -45,6 +45,6 @@ pub(super) fn build_moe(config: &Config, b: VarBuilder, model_type: &ModelType) 
 }
 
 /// Keeps every tensor under its own name and stacks experts.
-pub(super) fn sanitize_moe(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<Recipes> {
+pub(super) fn sanitize_moe(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<WeightMap> {
     sanitize::stack_experts(super::plain(stored, config, model_type)?, config)
 }

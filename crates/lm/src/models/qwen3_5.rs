@@ -6,7 +6,7 @@ use super::ModelType;
 use super::hybrid::Family;
 pub use super::hybrid::{LayerType, MixtureKeys, RopeParameters, Sizes};
 use super::rotary::Defaults;
-use super::sanitize::{self, Recipes, Stored};
+use super::sanitize::{self, Stored, WeightMap};
 use crate::formats::config::Config;
 use crate::init::VarBuilder;
 use crate::nn::Decoder;
@@ -57,7 +57,7 @@ const ELSEWHERE: &[&str] = &["model.visual", "vision_tower"];
 
 /// Renames `model.language_model.X`, and `model.X` of text-only checkpoints, to `language_model.model.X`. Ignores the
 /// vision tower and the layers for multi-token prediction.
-pub(super) fn sanitize(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<Recipes> {
+pub(super) fn sanitize(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<WeightMap> {
     let is_tied = model_type.is_tied(config)?;
     sanitize::hybrid(stored, config, |name| {
         if name.contains("mtp.") || ELSEWHERE.iter().any(|part| name.starts_with(part)) {
@@ -74,7 +74,7 @@ pub(super) fn sanitize(stored: &Stored<'_>, config: &Config, model_type: &ModelT
 
 #[cfg(test)]
 mod tests {
-    use super::super::sanitize::Recipe;
+    use super::super::sanitize::Transform;
     use super::*;
 
     #[test]
@@ -87,13 +87,13 @@ mod tests {
             [filter, norms[0], norms[1], "lm_head.weight", "mtp.fc.weight", "model.visual.patch_embed.proj.weight"];
         let stored: Stored<'_> =
             names.into_iter().map(|n| (n, if n == filter { [8, 1, 4].into() } else { [8].into() })).collect();
-        let recipes = sanitize(&stored, &config, &model_type).unwrap();
+        let weight_map = sanitize(&stored, &config, &model_type).unwrap();
         let want = [
-            ("language_model.lm_head.weight", Recipe::Same("lm_head.weight".to_owned())),
-            ("language_model.model.layers.0.linear_attn.conv1d.weight", Recipe::Filter(filter.to_owned())),
-            ("language_model.model.layers.0.linear_attn.norm.weight", Recipe::Same(norms[1].to_owned())),
-            ("language_model.model.norm.weight", Recipe::PlusOne(norms[0].to_owned())),
+            ("language_model.lm_head.weight", Transform::Same("lm_head.weight".to_owned())),
+            ("language_model.model.layers.0.linear_attn.conv1d.weight", Transform::Filter(filter.to_owned())),
+            ("language_model.model.layers.0.linear_attn.norm.weight", Transform::Same(norms[1].to_owned())),
+            ("language_model.model.norm.weight", Transform::PlusOne(norms[0].to_owned())),
         ];
-        assert_eq!(recipes, want.map(|(name, recipe)| (name.to_owned(), recipe)).into());
+        assert_eq!(weight_map, want.map(|(name, transform)| (name.to_owned(), transform)).into());
     }
 }

@@ -5,7 +5,7 @@
 use super::ModelType;
 use super::hybrid::{Family, Sizes};
 use super::rotary::Defaults;
-use super::sanitize::{self, Recipes, Stored};
+use super::sanitize::{self, Stored, WeightMap};
 use crate::formats::config::Config;
 use crate::init::VarBuilder;
 use crate::nn::Decoder;
@@ -28,7 +28,7 @@ pub(super) fn build(config: &Config, b: VarBuilder, _: &ModelType) -> Result<Dec
 }
 
 /// Keeps every tensor under its own name, except the layers for multi-token prediction.
-pub(super) fn sanitize(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<Recipes> {
+pub(super) fn sanitize(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result<WeightMap> {
     let is_tied = model_type.is_tied(config)?;
     sanitize::hybrid(stored, config, |name| {
         let is_left_out = name.contains("mtp.") || (is_tied && name.starts_with("lm_head."));

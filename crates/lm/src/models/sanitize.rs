@@ -1,7 +1,7 @@
-//! Recipes that make the parameters of a model from stored tensors.
+//! Transforms that make the parameters of a model from stored tensors.
 //!
 //! A checkpoint in MLX's layout stores every parameter under its name and in its shape. The layout of transformers
-//! differs from model to model; the module of each model maps it with [`Recipes`].
+//! differs from model to model; the module of each model maps it with [`WeightMap`].
 
 use crate::formats::config::Config;
 use alluvium_core::{Result, Shape};
@@ -10,7 +10,7 @@ use std::collections::btree_map::Entry;
 
 /// How a parameter is made from stored tensors.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Recipe {
+pub enum Transform {
     /// The stored tensor, unchanged.
     Same(String),
     /// A convolution filter `[C, 1, K]`, reshaped to `[C, K, 1]`.
@@ -32,44 +32,44 @@ pub enum Side {
     Second,
 }
 
-impl Recipe {
+impl Transform {
     /// The names of the stored tensors.
     pub fn stored(&self) -> &[String] {
         match self {
-            Recipe::Same(name) | Recipe::Filter(name) | Recipe::PlusOne(name) | Recipe::Half(name, _) => {
+            Transform::Same(name) | Transform::Filter(name) | Transform::PlusOne(name) | Transform::Half(name, _) => {
                 std::slice::from_ref(name)
             }
-            Recipe::Stack(names) => names,
+            Transform::Stack(names) => names,
         }
     }
 
-    /// The shape of the parameter; `None` if the recipe does not apply to the stored shape.
+    /// The shape of the parameter; `None` if the transform does not apply to the stored shape.
     pub fn shape(&self, stored: Shape) -> Option<Shape> {
         match (self, stored.dims()) {
-            (Recipe::Same(_) | Recipe::PlusOne(_), _) => Some(stored),
-            (Recipe::Filter(_), &[channels, 1, taps]) => Some([channels, taps, 1].into()),
-            (Recipe::Half(..), &[experts, rows, width]) if rows % 2 == 0 => Some([experts, rows / 2, width].into()),
-            (Recipe::Stack(names), dims) => Shape::new(&[&[names.len()], dims].concat()).ok(),
+            (Transform::Same(_) | Transform::PlusOne(_), _) => Some(stored),
+            (Transform::Filter(_), &[channels, 1, taps]) => Some([channels, taps, 1].into()),
+            (Transform::Half(..), &[experts, rows, width]) if rows % 2 == 0 => Some([experts, rows / 2, width].into()),
+            (Transform::Stack(names), dims) => Shape::new(&[&[names.len()], dims].concat()).ok(),
             _ => None,
         }
     }
 }
 
-/// Recipes by the name of the parameter.
-pub type Recipes = BTreeMap<String, Recipe>;
+/// Transforms by the name of the parameter.
+pub type WeightMap = BTreeMap<String, Transform>;
 
 /// The shapes of stored tensors by name.
 pub type Stored<'a> = BTreeMap<&'a str, Shape>;
 
-/// Adds a recipe. Two recipes for one parameter are an error.
-pub(crate) fn add(recipes: &mut Recipes, name: String, recipe: Recipe, config: &Config) -> Result<()> {
-    match recipes.entry(name) {
+/// Adds a transform. Two transforms for one parameter are an error.
+pub(crate) fn add(weight_map: &mut WeightMap, name: String, transform: Transform, config: &Config) -> Result<()> {
+    match weight_map.entry(name) {
         Entry::Vacant(place) => {
-            place.insert(recipe);
+            place.insert(transform);
             Ok(())
         }
         Entry::Occupied(place) => {
-            let (a, b) = (place.get().stored(), recipe.stored());
+            let (a, b) = (place.get().stored(), transform.stored());
             Err(config.wrong(format!("the weights have `{}` twice, as {a:?} and as {b:?}", place.key())))
         }
     }
@@ -98,35 +98,35 @@ pub(crate) fn is_foreign_filter(name: &str, shape: Shape) -> bool {
 ///
 /// # Errors
 /// When an expert is missing or stored twice.
-pub(crate) fn stack_experts(recipes: Recipes, config: &Config) -> Result<Recipes> {
-    let mut stacked = Recipes::new();
+pub(crate) fn stack_experts(weight_map: WeightMap, config: &Config) -> Result<WeightMap> {
+    let mut stacked = WeightMap::new();
     let mut experts: BTreeMap<String, BTreeMap<usize, String>> = BTreeMap::new();
-    for (name, recipe) in recipes {
+    for (name, transform) in weight_map {
         let Some((place, rest)) = name.split_once(".mlp.experts.") else {
-            add(&mut stacked, name, recipe, config)?;
+            add(&mut stacked, name, transform, config)?;
             continue;
         };
         let known = |rest: &str| format!("{place}.mlp.switch_mlp.{rest}");
         let one = rest.split_once('.').and_then(|(expert, rest)| Some((expert.parse::<usize>().ok()?, rest)));
-        match (rest, one, recipe) {
-            ("gate_up_proj", _, Recipe::Same(stored)) => {
+        match (rest, one, transform) {
+            ("gate_up_proj", _, Transform::Same(stored)) => {
                 let halves = [("gate_proj.weight", Side::First), ("up_proj.weight", Side::Second)];
                 for (half, side) in halves {
-                    add(&mut stacked, known(half), Recipe::Half(stored.clone(), side), config)?;
+                    add(&mut stacked, known(half), Transform::Half(stored.clone(), side), config)?;
                 }
             }
-            ("down_proj", _, recipe) => add(&mut stacked, known("down_proj.weight"), recipe, config)?,
-            (_, Some((expert, rest)), Recipe::Same(stored)) => {
+            ("down_proj", _, transform) => add(&mut stacked, known("down_proj.weight"), transform, config)?,
+            (_, Some((expert, rest)), Transform::Same(stored)) => {
                 experts.entry(known(rest)).or_default().insert(expert, stored);
             }
-            (_, _, recipe) => add(&mut stacked, name, recipe, config)?,
+            (_, _, transform) => add(&mut stacked, name, transform, config)?,
         }
     }
     for (known, experts) in experts {
         if let Some(gap) = experts.keys().enumerate().find(|(i, expert)| i != *expert) {
             return Err(config.wrong(format!("the weights lack expert {} of `{known}`", gap.0)));
         }
-        add(&mut stacked, known, Recipe::Stack(experts.into_values().collect()), config)?;
+        add(&mut stacked, known, Transform::Stack(experts.into_values().collect()), config)?;
     }
     Ok(stacked)
 }
@@ -144,8 +144,8 @@ pub(crate) enum Export {
     Experts(Vec<String>),
 }
 
-/// How the parameter called `name` is stored in the layout of transformers, the inverse of the recipes above. A hybrid
-/// model has zero-centered norms; its text model is stored without a prefix.
+/// How the parameter called `name` is stored in the layout of transformers, the inverse of the transforms above. A
+/// hybrid model has zero-centered norms; its text model is stored without a prefix.
 pub(crate) fn export(name: &str, shape: Shape, is_hybrid: bool) -> Export {
     let name = name.strip_prefix("language_model.").unwrap_or(name);
     if let (Some((place, rest)), &[experts, ..]) = (name.split_once(".mlp.switch_mlp."), shape.dims()) {
@@ -158,25 +158,29 @@ pub(crate) fn export(name: &str, shape: Shape, is_hybrid: bool) -> Export {
     }
 }
 
-/// The recipes of a hybrid model. `rename` maps the name of a stored tensor to that of the parameter; `None` ignores
+/// The transforms of a hybrid model. `rename` maps the name of a stored tensor to that of the parameter; `None` ignores
 /// the tensor. A filter `[C, 1, K]` marks the layout of transformers, whose norms are zero-centered.
 ///
 /// # Errors
 /// When two stored tensors would become the same parameter.
-pub(crate) fn hybrid(stored: &Stored<'_>, config: &Config, rename: impl Fn(&str) -> Option<String>) -> Result<Recipes> {
+pub(crate) fn hybrid(
+    stored: &Stored<'_>,
+    config: &Config,
+    rename: impl Fn(&str) -> Option<String>,
+) -> Result<WeightMap> {
     let is_foreign = stored.iter().any(|(name, &shape)| is_foreign_filter(name, shape));
-    let mut recipes = Recipes::new();
+    let mut weight_map = WeightMap::new();
     for (&name, &shape) in stored {
         let Some(known) = rename(name) else { continue };
         let stored = name.to_owned();
-        let recipe = match () {
-            () if is_foreign_filter(name, shape) => Recipe::Filter(stored),
-            () if is_foreign && starts_at_zero(&known, shape) => Recipe::PlusOne(stored),
-            () => Recipe::Same(stored),
+        let transform = match () {
+            () if is_foreign_filter(name, shape) => Transform::Filter(stored),
+            () if is_foreign && starts_at_zero(&known, shape) => Transform::PlusOne(stored),
+            () => Transform::Same(stored),
         };
-        add(&mut recipes, known, recipe, config)?;
+        add(&mut weight_map, known, transform, config)?;
     }
-    stack_experts(recipes, config)
+    stack_experts(weight_map, config)
 }
 
 #[cfg(test)]
@@ -187,9 +191,9 @@ mod tests {
     fn experts_are_stacked_in_the_order_of_their_numbers_and_a_gap_is_named() {
         let config = Config::new(serde_json::json!({"model_type": "qwen3_next"})).unwrap();
         let names: Vec<String> = (0..12).map(|e| format!("model.layers.1.mlp.experts.{e}.up_proj.weight")).collect();
-        let same = |n: &String| (n.clone(), Recipe::Same(n.clone()));
-        let recipes = stack_experts(names.iter().map(same).collect(), &config).unwrap();
-        assert_eq!(recipes["model.layers.1.mlp.switch_mlp.up_proj.weight"], Recipe::Stack(names.clone()));
+        let same = |n: &String| (n.clone(), Transform::Same(n.clone()));
+        let weight_map = stack_experts(names.iter().map(same).collect(), &config).unwrap();
+        assert_eq!(weight_map["model.layers.1.mlp.switch_mlp.up_proj.weight"], Transform::Stack(names.clone()));
         let gap = names.iter().filter(|name| !name.contains(".3.")).map(same).collect();
         let error = stack_experts(gap, &config).unwrap_err().to_string();
         assert!(error.contains("lack expert 3 of `model.layers.1.mlp.switch_mlp.up_proj.weight`"), "{error}");

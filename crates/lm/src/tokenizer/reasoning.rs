@@ -4,9 +4,9 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Reasoning.
-    Thought,
+    Reasoning,
     /// The end of the reasoning.
-    Ended,
+    ReasoningEnd,
     /// The answer.
     Answer,
 }
@@ -17,7 +17,7 @@ enum Place {
     /// Only white space so far: reasoning may begin.
     Beginning,
     /// Inside the reasoning.
-    Thought,
+    Reasoning,
     /// After it, or in an answer without one.
     Answer,
 }
@@ -25,25 +25,25 @@ enum Place {
 /// Splits streamed text at the tags around its reasoning and drops the tags. Only text at the beginning is reasoning:
 /// an answer may name the tags.
 #[derive(Clone, Debug)]
-pub struct Thinking {
+pub struct ReasoningParser {
     tags: Option<[&'static str; 2]>,
     place: Place,
     /// Text that may be the beginning of a tag.
     held: String,
 }
 
-impl Thinking {
+impl ReasoningParser {
     /// Splits the text that follows a prompt, which may have begun or ended the reasoning. Without tags all text is
     /// answer.
     pub fn after(prompt: &str, tags: Option<[&'static str; 2]>) -> Self {
         let prompt = prompt.trim_end();
         let place = match tags {
-            Some([open, _]) if prompt.ends_with(open) => Place::Thought,
+            Some([open, _]) if prompt.ends_with(open) => Place::Reasoning,
             Some([_, close]) if prompt.ends_with(close) => Place::Answer,
             Some(_) => Place::Beginning,
             None => Place::Answer,
         };
-        Thinking { tags, place, held: String::new() }
+        ReasoningParser { tags, place, held: String::new() }
     }
 
     /// The parts that the next piece of text completes.
@@ -55,7 +55,7 @@ impl Thinking {
             let begun = self.held.trim_start();
             if let Some(rest) = begun.strip_prefix(open) {
                 self.held = rest.to_owned();
-                self.place = Place::Thought;
+                self.place = Place::Reasoning;
             } else if open.starts_with(begun) {
                 // white space, and perhaps a part of the tag
                 return parts;
@@ -63,20 +63,20 @@ impl Thinking {
                 self.place = Place::Answer;
             }
         }
-        if self.place == Place::Thought {
+        if self.place == Place::Reasoning {
             let found = self.held.find(close);
             let end = found.unwrap_or_else(|| self.held.len() - begun(&self.held, close));
             let rest = self.held.split_off(end);
             let thought = std::mem::replace(&mut self.held, rest);
             if !thought.is_empty() {
-                parts.push((Part::Thought, thought));
+                parts.push((Part::Reasoning, thought));
             }
             if found.is_none() {
                 return parts;
             }
             self.held.drain(..close.len());
             self.place = Place::Answer;
-            parts.push((Part::Ended, String::new()));
+            parts.push((Part::ReasoningEnd, String::new()));
         }
         if !self.held.is_empty() {
             parts.push((Part::Answer, std::mem::take(&mut self.held)));
@@ -86,7 +86,7 @@ impl Thinking {
 
     /// The text that was held back.
     pub fn finish(&mut self) -> Vec<(Part, String)> {
-        let part = if self.place == Place::Thought { Part::Thought } else { Part::Answer };
+        let part = if self.place == Place::Reasoning { Part::Reasoning } else { Part::Answer };
         let text = std::mem::take(&mut self.held);
         if text.is_empty() { vec![] } else { vec![(part, text)] }
     }
@@ -107,7 +107,7 @@ mod tests {
     fn thoughts_are_told_apart_wherever_the_pieces_are_cut() {
         let text = "<think>so < it\nis</think>\n\nYes <b>.";
         for size in 1..text.len() {
-            let mut thinking = Thinking::after("<|im_start|>assistant\n", TAGS);
+            let mut thinking = ReasoningParser::after("<|im_start|>assistant\n", TAGS);
             let [mut thought, mut answer] = [String::new(), String::new()];
             let mut ended = 0;
             let bytes: Vec<String> =
@@ -115,9 +115,9 @@ mod tests {
             let pieces = bytes.iter().flat_map(|piece| thinking.push(piece)).collect::<Vec<_>>();
             for (part, text) in pieces.into_iter().chain(thinking.finish()) {
                 match part {
-                    Part::Thought => thought += &text,
+                    Part::Reasoning => thought += &text,
                     Part::Answer => answer += &text,
-                    Part::Ended => ended += 1,
+                    Part::ReasoningEnd => ended += 1,
                 }
             }
             assert_eq!(
@@ -130,16 +130,16 @@ mod tests {
 
     #[test]
     fn a_prompt_may_begin_the_thought_and_a_model_may_have_none() {
-        let mut thinking = Thinking::after("assistant\n<think>\n", TAGS);
+        let mut thinking = ReasoningParser::after("assistant\n<think>\n", TAGS);
         assert_eq!(thinking.push("a</think>b").len(), 3);
-        let mut plain = Thinking::after("<think>", None);
+        let mut plain = ReasoningParser::after("<think>", None);
         assert_eq!(plain.push("<think>a"), [(Part::Answer, "<think>a".to_owned())]);
     }
 
     #[test]
     fn an_answer_may_name_the_tags_and_a_prompt_may_end_the_thought() {
         let all = |prompt: &str, text: &str| {
-            let mut thinking = Thinking::after(prompt, TAGS);
+            let mut thinking = ReasoningParser::after(prompt, TAGS);
             let parts = thinking.push(text);
             parts.into_iter().chain(thinking.finish()).collect::<Vec<_>>()
         };
@@ -150,6 +150,6 @@ mod tests {
         let after = all("assistant\n<think>", "so</think>the <think> tag</think>");
         assert_eq!(after[2..], answer("the <think> tag</think>"));
         assert_eq!(all("assistant\n", "\n<thi"), answer("\n<thi"));
-        assert_eq!(all("assistant\n", "\n<think>so"), [(Part::Thought, "so".to_owned())]);
+        assert_eq!(all("assistant\n", "\n<think>so"), [(Part::Reasoning, "so".to_owned())]);
     }
 }

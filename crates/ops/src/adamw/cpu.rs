@@ -10,7 +10,7 @@ pub(super) fn step(cpu: &Cpu, state: AdamWState, grad: &Tensor, numbers: &AdamW)
     let stored = state.p.dtype();
     let (mut p, mut m, mut v) = (unshared(cpu, state.p)?, unshared(cpu, state.m)?, unshared(cpu, state.v)?);
     let grads = cpu.read(grad)?;
-    let (level, factors) = (cpu.level(), Factors::new(numbers));
+    let (isa, factors) = (cpu.isa(), Factors::new(numbers));
     let (ps, ms, vs) = (floats(&mut p)?, floats(&mut m)?, floats(&mut v)?);
     let grain = cpu.grain(grads.len(), 1);
     cpu.run(|| {
@@ -18,7 +18,7 @@ pub(super) fn step(cpu: &Cpu, state: AdamWState, grad: &Tensor, numbers: &AdamW)
             .zip(ms.par_chunks_mut(grain))
             .zip(vs.par_chunks_mut(grain))
             .zip(grads.par_chunks(grain))
-            .for_each(|(((p, m), v), g)| update(level, &factors, g, Slices { p, m, v }));
+            .for_each(|(((p, m), v), g)| update(isa, &factors, g, Slices { p, m, v }));
     });
     if stored != DType::F32 {
         let mut wide = cpu.buffer(p.elements())?;
@@ -101,9 +101,10 @@ alluvium_core::simd! {
             new_v.store(v);
         }
         let (g, p, m, v) = (&grad[whole..], &mut p[whole..], &mut m[whole..], &mut v[whole..]);
-        let [new_p, new_m, new_v] = updated(by, S::load_head(g), [S::load_head(p), S::load_head(m), S::load_head(v)]);
-        new_p.store_head(p);
-        new_m.store_head(m);
-        new_v.store_head(v);
+        let state = [S::load_partial(p), S::load_partial(m), S::load_partial(v)];
+        let [new_p, new_m, new_v] = updated(by, S::load_partial(g), state);
+        new_p.store_partial(p);
+        new_m.store_partial(m);
+        new_v.store_partial(v);
     }
 }

@@ -10,7 +10,7 @@ use alluvium_core::{Result, Tensor};
 static KERNEL: Kernel = crate::common::gpu::kernel("adamw", &[include_str!("kernel.wgsl")]);
 
 /// Invocations of a workgroup; each takes four weights.
-const GROUP: usize = 256;
+const WORKGROUP: usize = 256;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -46,7 +46,7 @@ pub(super) fn step(gpu: &Gpu, state: AdamWState, grad: &Tensor, numbers: &AdamW)
                 Bind::Part(grad, bind(grad)),
             ],
             params: bytemuck::bytes_of(&params),
-            groups: Groups::Line(part.len().div_ceil(GROUP)),
+            groups: Groups::Line(part.len().div_ceil(WORKGROUP)),
         })?;
     }
     Ok(AdamWState { p, m, v })

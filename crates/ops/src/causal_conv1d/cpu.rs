@@ -141,7 +141,7 @@ fn convolve(cpu: &Cpu, rows: &ConvRows<'_>, saved: &Saved, run: &Run, (y, stores
             x.iter_mut().zip(token..).for_each(|(x, t)| *x = rows.delayed(run.sequence, t));
             let from = Window { x, w: &rows.w, span: span.clone(), activation: saved.activation, stores };
             let y = &mut y[(token - run.tokens.start) * rows.channels..][..block * rows.channels];
-            kernel::forward(cpu.level(), &from, rows.taps, y);
+            kernel::forward(cpu.isa(), &from, rows.taps, y);
             token += block;
         }
     }
@@ -262,7 +262,7 @@ fn backward_part(
                 let wanted = token < run.tokens.end && !sums.dw.is_empty();
                 let dw = if wanted { Some(&mut sums.dw[..]) } else { None };
                 let from = Window { x: &x, w: &rows.w, span: span.clone(), activation: saved.activation, stores };
-                kernel::backward(cpu.level(), &from, rows.taps, Cotangent { dy, before: &mut dz, dw, dx });
+                kernel::backward(cpu.isa(), &from, rows.taps, Cotangent { dy, before: &mut dz, dw, dx });
             }
         }
     }

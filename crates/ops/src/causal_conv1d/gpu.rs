@@ -32,7 +32,7 @@ static MANY_TAPS: [Kernel; 2] = [
 /// The most taps whose inputs fit in registers.
 const FEW: usize = 8;
 /// Units of channels of a workgroup.
-const GROUP: usize = 64;
+const WORKGROUP: usize = 64;
 /// Invocations that fill a large GPU.
 const PLENTY: usize = 1 << 16;
 
@@ -157,7 +157,7 @@ impl<'a> ConvLaunch<'a> {
             stored: &self.form.stored(),
             binds: &binds,
             params: bytemuck::bytes_of(&params),
-            groups: Groups::Line(entry.rows * width.div_ceil(GROUP)),
+            groups: Groups::Line(entry.rows * width.div_ceil(WORKGROUP)),
         })
     }
 

@@ -5,7 +5,7 @@
 
 use super::Activation;
 use alluvium_core::cpu::simd::{F32s, math};
-use alluvium_core::cpu::{Level, StoreHint, prefetch};
+use alluvium_core::cpu::{Isa, StoreHint, prefetch};
 use std::ops::Range;
 
 /// Tokens of a block.
@@ -92,26 +92,26 @@ const AHEAD: usize = 256;
 const USUAL: usize = 4;
 
 /// Convolves [`BLOCK`] tokens, or one.
-pub(super) fn forward(level: Level, from: &Window<'_>, taps: usize, y: &mut [f32]) {
+pub(super) fn forward(isa: Isa, from: &Window<'_>, taps: usize, y: &mut [f32]) {
     let (rows, channels) = (from.x.len() + 1 - taps, from.channels(taps));
     assert!((rows == 1 || rows == BLOCK) && y.len() == rows * channels);
     let single = rows == 1;
     match (taps, single) {
-        (USUAL, false) => forward_usual(level, from, y),
-        (USUAL, true) => forward_one_usual(level, from, y),
-        (_, false) => forward_any(level, from, taps, y),
-        (_, true) => forward_one_any(level, from, taps, y),
+        (USUAL, false) => forward_usual(isa, from, y),
+        (USUAL, true) => forward_one_usual(isa, from, y),
+        (_, false) => forward_any(isa, from, taps, y),
+        (_, true) => forward_one_any(isa, from, taps, y),
     }
 }
 
 /// The gradients that [`BLOCK`] tokens add.
-pub(super) fn backward(level: Level, from: &Window<'_>, taps: usize, to: Cotangent<'_, '_>) {
+pub(super) fn backward(isa: Isa, from: &Window<'_>, taps: usize, to: Cotangent<'_, '_>) {
     let channels = from.channels(taps);
     assert!(from.x.len() == taps - 1 + BLOCK && to.before.len() == room(taps - 1, channels));
     assert!(to.dy.iter().all(|dy| dy.len() == channels) && to.dx.len() == BLOCK);
     assert!(to.dx.iter().flatten().all(|dx| dx.len() == channels));
     assert!(to.dw.iter().all(|dw| dw.len() == room(taps, channels)));
-    if taps == USUAL { backward_usual(level, from, to) } else { backward_any(level, from, taps, to) }
+    if taps == USUAL { backward_usual(isa, from, to) } else { backward_any(isa, from, taps, to) }
 }
 
 alluvium_core::simd! {
@@ -267,7 +267,7 @@ fn read<S: F32s, const WHOLE: bool>(row: &[f32], at: usize, n: usize) -> S {
         // span.
         unsafe { S::load_ptr(row.as_ptr().add(at)) }
     } else {
-        S::load_head(&row[at..at + n])
+        S::load_partial(&row[at..at + n])
     }
 }
 
@@ -278,12 +278,12 @@ fn write<S: F32s, const WHOLE: bool>(row: &mut [f32], at: usize, n: usize, x: S)
         // span.
         unsafe { x.store_ptr(row.as_mut_ptr().add(at)) }
     } else {
-        x.store_head(&mut row[at..at + n]);
+        x.store_partial(&mut row[at..at + n]);
     }
 }
 
 /// Stores a result of `n` values to the start of a row.
 #[inline(always)]
 fn put<S: F32s, const WHOLE: bool>(row: &mut [f32], n: usize, x: S, stores: StoreHint<'_>) {
-    if WHOLE { x.put(row, stores) } else { x.store_head(&mut row[..n]) }
+    if WHOLE { x.put(row, stores) } else { x.store_partial(&mut row[..n]) }
 }

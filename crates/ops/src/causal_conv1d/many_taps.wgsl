@@ -1,9 +1,9 @@
 // Any number of taps: each row reads the inputs of its taps again.
-@compute @workgroup_size(GROUP)
+@compute @workgroup_size(WORKGROUP)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let columns = (p.width + GROUP - 1u) / GROUP;
+    let columns = (p.width + WORKGROUP - 1u) / WORKGROUP;
     let i = group_index(group, groups);
-    let channel = i % columns * GROUP + lane;
+    let channel = i % columns * WORKGROUP + lane;
     if i / columns >= p.runs || channel >= p.width { return; }
     let run = run_at(i / columns);
     for (var row = run.first; row < run.end; row++) {
@@ -12,22 +12,22 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
 }
 
 // y holds the gradients to the sums, which the entries below take as `dy`
-@compute @workgroup_size(GROUP)
+@compute @workgroup_size(WORKGROUP)
 fn sums_gradient(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let columns = (p.width + GROUP - 1u) / GROUP;
+    let columns = (p.width + WORKGROUP - 1u) / WORKGROUP;
     let i = group_index(group, groups);
-    let channel = i % columns * GROUP + lane;
+    let channel = i % columns * WORKGROUP + lane;
     if i / columns >= p.runs || channel >= p.width { return; }
     let run = run_at(i / columns);
     for (var row = run.first; row < run.end; row++) { y[place(row, channel)] = narrow(dz_at(run, row, channel)); }
 }
 
-@compute @workgroup_size(GROUP)
+@compute @workgroup_size(WORKGROUP)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let columns = (p.width + GROUP - 1u) / GROUP;
+    let columns = (p.width + WORKGROUP - 1u) / WORKGROUP;
     let i = group_index(group, groups);
     let part = i / columns;
-    let channel = i % columns * GROUP + lane;
+    let channel = i % columns * WORKGROUP + lane;
     if part * p.each >= p.runs || channel >= p.width { return; }
     let end = min((part + 1u) * p.each, p.runs);
     for (var k = 0; k <= BEFORE && DW == 1u; k++) {

@@ -2,7 +2,7 @@
 const BEFORE: i32 = i32(TAPS) - 1;
 // rows of a state; never a divisor of zero
 const KEPT: i32 = max(BEFORE, 1);
-const GROUP = 64u;
+const WORKGROUP = 64u;
 struct Params { runs: u32, width: u32, tokens: u32, block: u32, each: u32, stride: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<Stored>;
@@ -83,11 +83,11 @@ fn dinput_at(run: Run, row: i32, channel: u32) -> Num {
 }
 
 // The rows that a sequence leaves as its state.
-@compute @workgroup_size(GROUP)
+@compute @workgroup_size(WORKGROUP)
 fn last(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let columns = (p.width + GROUP - 1u) / GROUP;
+    let columns = (p.width + WORKGROUP - 1u) / WORKGROUP;
     let i = group_index(group, groups);
-    let channel = i % columns * GROUP + lane;
+    let channel = i % columns * WORKGROUP + lane;
     let row = i32(i / columns);
     if row >= i32(p.each) * BEFORE || channel >= p.width { return; }
     let run = sequence_at(u32(row / KEPT));
@@ -95,11 +95,11 @@ fn last(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 }
 
 // The gradient to the initial state.
-@compute @workgroup_size(GROUP)
+@compute @workgroup_size(WORKGROUP)
 fn before(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let columns = (p.width + GROUP - 1u) / GROUP;
+    let columns = (p.width + WORKGROUP - 1u) / WORKGROUP;
     let i = group_index(group, groups);
-    let channel = i % columns * GROUP + lane;
+    let channel = i % columns * WORKGROUP + lane;
     let row = i32(i / columns);
     if row >= i32(p.each) * BEFORE || channel >= p.width { return; }
     let run = sequence_at(u32(row / KEPT));

@@ -2,11 +2,11 @@
 const STEP: i32 = 4;
 const WINDOW = TAPS + 3u;
 
-@compute @workgroup_size(GROUP)
+@compute @workgroup_size(WORKGROUP)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let columns = (p.width + GROUP - 1u) / GROUP;
+    let columns = (p.width + WORKGROUP - 1u) / WORKGROUP;
     let i = group_index(group, groups);
-    let channel = i % columns * GROUP + lane;
+    let channel = i % columns * WORKGROUP + lane;
     if i / columns >= p.runs || channel >= p.width { return; }
     let run = run_at(i / columns);
     var taps: array<Num, TAPS>;
@@ -28,12 +28,12 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
 }
 
 // y holds the gradient to x (DX 1); an invocation takes `each` runs and leaves one row of sums for the taps.
-@compute @workgroup_size(GROUP)
+@compute @workgroup_size(WORKGROUP)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let columns = (p.width + GROUP - 1u) / GROUP;
+    let columns = (p.width + WORKGROUP - 1u) / WORKGROUP;
     let i = group_index(group, groups);
     let part = i / columns;
-    let channel = i % columns * GROUP + lane;
+    let channel = i % columns * WORKGROUP + lane;
     if part * p.each >= p.runs || channel >= p.width { return; }
     var taps: array<Num, TAPS>;
     var dtaps: array<Num, TAPS>;

@@ -2,7 +2,7 @@
 
 use super::{Zeros, bytes, check, gradient_of_reference, need, refusals};
 use crate::op::{Case, Fill, Op};
-use alluvium_core::cpu::{Cpu, Level};
+use alluvium_core::cpu::{Cpu, Isa};
 use alluvium_core::rng::Rng;
 use alluvium_core::{DType, Device, Dims, Result, Rule};
 
@@ -49,25 +49,25 @@ fn each(op: &Op, most: usize, mut ask: impl FnMut(&Case) -> Result<Vec<String>>)
 }
 
 /// A CPU whose memory is poisoned with NaN; 0 threads are as many as it has.
-fn poisoned(level: Level, threads: usize) -> Result<Device> {
-    Ok(Cpu::builder().poison().level(level).threads(threads).open()?.into())
+fn poisoned(isa: Isa, threads: usize) -> Result<Device> {
+    Ok(Cpu::builder().poison().isa(isa).threads(threads).open()?.into())
 }
 
 fn matches_the_reference(op: &Op) -> Result<Vec<String>> {
-    prove(op, DType::F32, &poisoned(Level::best(), 0)?, usize::MAX)
+    prove(op, DType::F32, &poisoned(Isa::best(), 0)?, usize::MAX)
 }
 
 fn matches_on_every_instruction_set(op: &Op) -> Result<Vec<String>> {
     let mut faults = Vec::new();
-    for level in Level::available() {
-        let found = prove(op, DType::F32, &poisoned(level, 3)?, MEDIUM)?;
-        faults.extend(found.into_iter().map(|fault| format!("{fault} ({level})")));
+    for isa in Isa::available() {
+        let found = prove(op, DType::F32, &poisoned(isa, 3)?, MEDIUM)?;
+        faults.extend(found.into_iter().map(|fault| format!("{fault} ({isa})")));
     }
     Ok(faults)
 }
 
 fn matches_in_half_precision(op: &Op) -> Result<Vec<String>> {
-    let device = poisoned(Level::best(), 0)?;
+    let device = poisoned(Isa::best(), 0)?;
     let mut faults = Vec::new();
     for dtype in [DType::BF16, DType::F16] {
         faults.extend(prove(op, dtype, &device, MEDIUM)?.into_iter().map(|fault| format!("{fault} ({dtype})")));
@@ -84,7 +84,7 @@ fn refuses_broken_arguments(op: &Op) -> Result<Vec<String>> {
 }
 
 fn is_independent_of_threads(op: &Op) -> Result<Vec<String>> {
-    let devices = [poisoned(Level::best(), 1)?, poisoned(Level::best(), 2)?, poisoned(Level::best(), 5)?];
+    let devices = [poisoned(Isa::best(), 1)?, poisoned(Isa::best(), 2)?, poisoned(Isa::best(), 5)?];
     each(op, usize::MAX, |case| {
         let [one, two, five] = devices.each_ref().map(|device| bytes(op, case, DType::F32, device));
         let (one, two, five) = (one?, two?, five?);
@@ -94,7 +94,7 @@ fn is_independent_of_threads(op: &Op) -> Result<Vec<String>> {
 }
 
 fn computes_only_what_is_needed(op: &Op) -> Result<Vec<String>> {
-    let device = poisoned(Level::best(), 0)?;
+    let device = poisoned(Isa::best(), 0)?;
     each(op, MEDIUM, |case| need(op, case, &device))
 }
 

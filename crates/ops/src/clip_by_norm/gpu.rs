@@ -7,7 +7,7 @@ use alluvium_core::{Result, Tensor};
 static KERNEL: Kernel = crate::common::gpu::kernel("clip_by_norm", &[include_str!("kernel.wgsl")]);
 
 /// Invocations of a workgroup; each takes four elements.
-const GROUP: usize = 256;
+const WORKGROUP: usize = 256;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -31,7 +31,7 @@ pub(super) fn clip(gpu: &Gpu, mut x: Tensor, norm: &Tensor, most: f32) -> Result
             stored: &[("X", x.dtype())],
             binds: &[Bind::Part(&x, bytes), Bind::All(norm)],
             params: bytemuck::bytes_of(&params),
-            groups: Groups::Line(part.len().div_ceil(GROUP)),
+            groups: Groups::Line(part.len().div_ceil(WORKGROUP)),
         })?;
     }
     Ok(x)

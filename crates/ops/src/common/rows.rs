@@ -112,7 +112,7 @@ alluvium_core::simd! {
         let width = x.len() / scales.len();
         let whole = width - width % S::LANES;
         for (x, scale) in x.chunks_exact(width).zip(scales) {
-            let tail = S::load_head(&x[whole..]);
+            let tail = S::load_partial(&x[whole..]);
             let mut squares = tail * tail;
             for x in x[..whole].chunks_exact(S::LANES) {
                 let x = S::load(x);

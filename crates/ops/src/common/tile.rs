@@ -237,7 +237,7 @@ unsafe fn ragged<S: F32s, const M: usize>(p: &Product<'_>, at: Block) {
     unsafe {
         for l in from..to {
             let b = p.b.as_ptr().add(l * p.b_stride + at.j);
-            let vector = S::load_head(std::slice::from_raw_parts(b, at.width));
+            let vector = S::load_partial(std::slice::from_raw_parts(b, at.width));
             for (m, sum) in sums.iter_mut().enumerate() {
                 let x = *p.a.data.as_ptr().add((at.i + m) * p.a.row + l * p.a.col);
                 *sum = S::splat(x).mul_add(vector, *sum);
@@ -246,8 +246,8 @@ unsafe fn ragged<S: F32s, const M: usize>(p: &Product<'_>, at: Block) {
         for (m, &sum) in sums.iter().enumerate() {
             let c = at.c.add((at.i + m) * at.c_stride + at.j);
             let c = std::slice::from_raw_parts_mut(c, at.width);
-            let sum = if p.old == 0.0 { sum } else { S::load_head(c).mul_add(S::splat(p.old), sum) };
-            sum.store_head(c);
+            let sum = if p.old == 0.0 { sum } else { S::load_partial(c).mul_add(S::splat(p.old), sum) };
+            sum.store_partial(c);
         }
     }
 }
@@ -283,7 +283,7 @@ pub(crate) fn carved(lengths: &[usize]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alluvium_core::cpu::Level;
+    use alluvium_core::cpu::Isa;
     use alluvium_core::rng::Rng;
 
     fn random(n: usize, name: &str) -> Vec<f32> {
@@ -312,17 +312,17 @@ mod tests {
                 for (i, l) in (0..m).flat_map(|i| (0..k).map(move |l| (i, l))).filter(|&(i, l)| !is_in(left, i, l)) {
                     a[index(i, l)] = 0.0;
                 }
-                for (level, old) in Level::available().into_iter().flat_map(|l| [(l, 0.0), (l, 0.5)]) {
+                for (isa, old) in Isa::available().into_iter().flat_map(|l| [(l, 0.0), (l, 0.5)]) {
                     let view = if transposed { Left::columns(&a, a_stride) } else { Left::rows(&a, a_stride) };
                     let p = Product { left, result, ..Product::new(size, view, &b, b_stride).onto(old) };
                     let mut c = if old == 0.0 { vec![f32::NAN; start.len()] } else { start.clone() };
-                    product(level, &p, &mut c, c_stride);
+                    product(isa, &p, &mut c, c_stride);
                     for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))).filter(|&(i, j)| is_in(result, i, j))
                     {
                         let sum: f64 = (0..k).map(|l| f64::from(a[index(i, l)]) * f64::from(b[l * b_stride + j])).sum();
                         let want = sum + if old == 0.0 { 0.0 } else { f64::from(old * start[i * c_stride + j]) };
                         let got = f64::from(c[i * c_stride + j]);
-                        assert!((got - want).abs() < 3e-5, "{level} {size:?} {left:?} {result:?}: {got} not {want}");
+                        assert!((got - want).abs() < 3e-5, "{isa} {size:?} {left:?} {result:?}: {got} not {want}");
                     }
                 }
             }

@@ -3,7 +3,7 @@
 
 use super::{CONTRACT, CrossEntropyArgs, Reduction};
 use alluvium_core::cpu::simd::math::exp;
-use alluvium_core::cpu::{Buffer, Cpu, Level, Mat, gemm};
+use alluvium_core::cpu::{Buffer, Cpu, Isa, MatRef, gemm};
 use alluvium_core::{DType, Dims, Error, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -32,7 +32,7 @@ impl CpuGradients {
 
 pub(super) fn forward(cpu: &Cpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Result<(Tensor, CpuGradients)> {
     let CrossEntropyArgs { x, w, z_loss, .. } = *args;
-    let (tokens, width, words, level) = (dims['N'], dims['D'], dims['V'], cpu.level());
+    let (tokens, width, words, isa) = (dims['N'], dims['D'], dims['V'], cpu.isa());
     let targets = args.targets.slice::<u32>()?;
     let counted = counted(targets, args.ignore_index, words)?;
     let weight = match args.reduction {
@@ -47,24 +47,24 @@ pub(super) fn forward(cpu: &Cpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Re
     let (mut rows, mut logits) = (cpu.buffer::<f32>(most * width)?, cpu.buffer::<f32>(most * words)?);
     let mut losses = vec![0.0f64; most];
     let mut total = 0.0;
-    let w_mat = Mat::new(&ws, words, width)?;
+    let w_mat = MatRef::new(&ws, words, width)?;
     for chunk in counted.chunks(args.chunk) {
         let n = chunk.len();
         let (rows, logits, losses) = (&mut rows[..n * width], &mut logits[..n * words], &mut losses[..n]);
         for (row, &token) in rows.chunks_exact_mut(width).zip(chunk) {
             row.copy_from_slice(&xs[token * width..][..width]);
         }
-        gemm(cpu, 1.0, Mat::new(rows, n, width)?, w_mat.t(), 0.0, logits)?;
+        gemm(cpu, 1.0, MatRef::new(rows, n, width)?, w_mat.t(), 0.0, logits)?;
         cpu.run(|| {
             logits.par_chunks_exact_mut(words).zip(losses.par_iter_mut()).zip(chunk).for_each(|((z, loss), &token)| {
                 let token = TokenLoss { target: targets[token] as usize, z_loss: f64::from(z_loss), weight };
-                *loss = if wanted { token.loss_and_gradient(level, z) } else { token.loss(level, z).0 };
+                *loss = if wanted { token.loss_and_gradient(isa, z) } else { token.loss(isa, z).0 };
             });
         });
         total += losses.iter().sum::<f64>();
-        let dz = Mat::new(logits, n, words)?;
+        let dz = MatRef::new(logits, n, words)?;
         if let Some(dw) = &mut dw {
-            gemm(cpu, 1.0, dz.t(), Mat::new(rows, n, width)?, 1.0, dw)?;
+            gemm(cpu, 1.0, dz.t(), MatRef::new(rows, n, width)?, 1.0, dw)?;
         }
         if let Some(dx) = &mut dx {
             // the rows have been used: their memory takes the gradient
@@ -133,10 +133,10 @@ impl Softmax {
 
 impl TokenLoss {
     /// The loss and the softmax; the logits stay.
-    fn loss(&self, level: Level, z: &mut [f32]) -> (f64, Softmax) {
-        let (max, own) = (largest(level, z), z[self.target]);
+    fn loss(&self, isa: Isa, z: &mut [f32]) -> (f64, Softmax) {
+        let (max, own) = (largest(isa, z), z[self.target]);
         z[self.target] = f32::NEG_INFINITY;
-        let others = z.chunks(BLOCK).map(|z| f64::from(sum_of_exp(level, z, max))).sum();
+        let others = z.chunks(BLOCK).map(|z| f64::from(sum_of_exp(isa, z, max))).sum();
         z[self.target] = own;
         let below = f64::from(max) - f64::from(own);
         let softmax = Softmax { max, own: (-below).exp(), others };
@@ -146,10 +146,10 @@ impl TokenLoss {
     }
 
     /// The loss; the logits become the gradient.
-    fn loss_and_gradient(&self, level: Level, z: &mut [f32]) -> f64 {
-        let (loss, softmax) = self.loss(level, z);
+    fn loss_and_gradient(&self, isa: Isa, z: &mut [f32]) -> f64 {
+        let (loss, softmax) = self.loss(isa, z);
         let (of_lse, sum) = (2.0 * self.z_loss * softmax.lse(), softmax.sum());
-        scaled_exp(level, z, softmax.max, (self.weight * (1.0 + of_lse) / sum) as f32);
+        scaled_exp(isa, z, softmax.max, (self.weight * (1.0 + of_lse) / sum) as f32);
         // p − 1, as what the other words have of the sum
         z[self.target] = (self.weight * (of_lse * softmax.own - softmax.others) / sum) as f32;
         loss
@@ -179,7 +179,7 @@ alluvium_core::simd! {
         for &z in &z[whole..] {
             // lane by lane: a register's lanes past the end would add exp(−max) each
             let mut one = [0.0];
-            exp(S::splat(z) - shift).store_head(&mut one);
+            exp(S::splat(z) - shift).store_partial(&mut one);
             sum += one[0];
         }
         sum
@@ -188,7 +188,7 @@ alluvium_core::simd! {
     fn scaled_exp<S>(z: &mut [f32], max: f32, scale: f32) {
         let (shift, scale) = (S::splat(max), S::splat(scale));
         for z in z.chunks_mut(S::LANES) {
-            (exp(S::load_head(z) - shift) * scale).store_head(z);
+            (exp(S::load_partial(z) - shift) * scale).store_partial(z);
         }
     }
 }

@@ -4,7 +4,7 @@
 use super::{CONTRACT, CrossEntropyArgs, Reduction};
 use crate::common::gpu::MATH;
 use crate::common::gpu::to_u32;
-use crate::linalg::gpu::{Gemm, GemmSizes, Mat, gemm};
+use crate::linalg::gpu::{Gemm, GemmSizes, GpuMatrix, gemm};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Error, Result, Tensor};
 use std::ops::Range;
@@ -61,7 +61,7 @@ pub(super) fn forward(gpu: &Gpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Re
     let most = args.chunk.min(tokens).min((gpu.limits().binding / (4 * stride)).max(1));
     let z = gpu.empty([most, stride], DType::F32)?;
     let [x_mat, w_mat, z_mat] =
-        [(x, width), (w, width), (&z, stride)].map(|(tensor, width)| Mat::new(tensor, width, 0));
+        [(x, width), (w, width), (&z, stride)].map(|(tensor, width)| GpuMatrix::new(tensor, width, 0));
     for chunk in chunks(targets, ignore_index, tokens, most) {
         let (n, rows) = (chunk.len(), x_mat.after(chunk.start));
         let sizes = |m, k, n| GemmSizes { m, k, n, count: 1 };
@@ -78,10 +78,10 @@ pub(super) fn forward(gpu: &Gpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Re
             groups: Groups::Line(n),
         })?;
         if let Some(dw) = &dw {
-            product(z_mat.t(), rows, Mat::new(dw, width, 0), sizes(words, n, width), 1.0)?;
+            product(z_mat.t(), rows, GpuMatrix::new(dw, width, 0), sizes(words, n, width), 1.0)?;
         }
         if let Some(dx) = &dx {
-            product(z_mat, w_mat, Mat::new(dx, width, 0).after(chunk.start), sizes(n, words, width), 0.0)?;
+            product(z_mat, w_mat, GpuMatrix::new(dx, width, 0).after(chunk.start), sizes(n, words, width), 0.0)?;
         }
     }
     let loss = gpu.empty([], DType::F32)?;

@@ -10,7 +10,7 @@ pub(super) const UNARY: &str = include_str!("unary.wgsl");
 pub(super) const BINARY: &str = include_str!("binary.wgsl");
 
 /// Invocations of a workgroup; each takes four elements.
-const GROUP: usize = 256;
+const WORKGROUP: usize = 256;
 
 /// A map that a GPU can run.
 pub(super) trait WgslMap: Copy {
@@ -94,7 +94,7 @@ fn launch<F: WgslMap>(gpu: &Gpu, f: F, entry: &'static str, tensors: &[&Tensor])
             stored: &[("X", dtype)],
             binds: &binds,
             params: bytemuck::bytes_of(&params),
-            groups: Groups::Line(part.len().div_ceil(GROUP)),
+            groups: Groups::Line(part.len().div_ceil(WORKGROUP)),
         })?;
     }
     Ok(())

@@ -85,7 +85,7 @@ pub(super) fn binary<F: BinaryDerivatives + WgslMap>(
 /// `f` of each element; nothing is checked or recorded.
 pub(super) fn map<F: Unary + WgslMap>(x: &Tensor, f: F) -> Result<Tensor> {
     match x.device() {
-        Device::Cpu(cpu) => new_result(cpu, [x], |[x], y| values(cpu.level(), f, x, y)),
+        Device::Cpu(cpu) => new_result(cpu, [x], |[x], y| values(cpu.isa(), f, x, y)),
         Device::Gpu(gpu) => gpu::values(gpu, f, [x]),
     }
 }
@@ -93,7 +93,7 @@ pub(super) fn map<F: Unary + WgslMap>(x: &Tensor, f: F) -> Result<Tensor> {
 /// `f` of each pair of elements; nothing is checked or recorded.
 pub(super) fn map2<F: Binary + WgslMap>(a: &Tensor, b: &Tensor, f: F) -> Result<Tensor> {
     match a.device() {
-        Device::Cpu(cpu) => new_result(cpu, [a, b], |[a, b], y| values2(cpu.level(), f, a, b, y)),
+        Device::Cpu(cpu) => new_result(cpu, [a, b], |[a, b], y| values2(cpu.isa(), f, a, b, y)),
         Device::Gpu(gpu) => gpu::values(gpu, f, [a, b]),
     }
 }
@@ -118,7 +118,7 @@ impl<F: UnaryDerivative + WgslMap> Backward<1> for UnaryGrad<F> {
         };
         let dx = by_storage!(x.dtype(), T => {
             let x = slices::<T, 1>([&x])?;
-            in_place(cpu, dy, |dx| launch(cpu, x, [dx], |[x], [dx]| derivatives(cpu.level(), f, x, dx)))?
+            in_place(cpu, dy, |dx| launch(cpu, x, [dx], |[x], [dx]| derivatives(cpu.isa(), f, x, dx)))?
         });
         Ok([Some(dx)])
     }
@@ -149,13 +149,13 @@ impl<F: BinaryDerivatives + WgslMap> Backward<2> for BinaryGrad<F> {
                 [true, true] => {}
                 [true, false] => {
                     let da = in_place(cpu, dy, |da| {
-                        launch(cpu, ab, [da], |ab, [da]| partial(cpu.level(), First(f), ab, da));
+                        launch(cpu, ab, [da], |ab, [da]| partial(cpu.isa(), First(f), ab, da));
                     })?;
                     return Ok([Some(da), None]);
                 }
                 [false, true] => {
                     let db = in_place(cpu, dy, |db| {
-                        launch(cpu, ab, [db], |ab, [db]| partial(cpu.level(), Second(f), ab, db));
+                        launch(cpu, ab, [db], |ab, [db]| partial(cpu.isa(), Second(f), ab, db));
                     })?;
                     return Ok([None, Some(db)]);
                 }
@@ -163,7 +163,7 @@ impl<F: BinaryDerivatives + WgslMap> Backward<2> for BinaryGrad<F> {
             }
             let mut db = cpu.buffer::<T>(b.elements())?;
             let da = in_place(cpu, dy, |da| {
-                launch(cpu, ab, [da, Target::new(&mut db)], |ab, [da, db]| derivatives2(cpu.level(), f, ab, da, db));
+                launch(cpu, ab, [da, Target::new(&mut db)], |ab, [da, db]| derivatives2(cpu.isa(), f, ab, da, db));
             })?;
             (da, cpu.wrap(db, b.shape())?)
         });
@@ -244,7 +244,7 @@ alluvium_core::simd! {
         for (x, y) in xs.by_ref().zip(ys.by_ref()) {
             f.value(S::load(x)).put(y, stores);
         }
-        f.value(S::load_head(xs.remainder())).store_head(ys.into_remainder());
+        f.value(S::load_partial(xs.remainder())).store_partial(ys.into_remainder());
     }
 
     fn values2<S, F: Binary>(f: F, a: &[f32], b: &[f32], y: WriteBlock<'_>) {
@@ -254,7 +254,7 @@ alluvium_core::simd! {
         for ((a, b), y) in lanes.zip(y.chunks_exact_mut(S::LANES)) {
             f.value(S::load(a), S::load(b)).put(y, stores);
         }
-        f.value(S::load_head(&a[whole..]), S::load_head(&b[whole..])).store_head(&mut y[whole..]);
+        f.value(S::load_partial(&a[whole..]), S::load_partial(&b[whole..])).store_partial(&mut y[whole..]);
     }
 
     fn derivatives<S, F: UnaryDerivative>(f: F, x: &[f32], dx: WriteBlock<'_>) {
@@ -264,8 +264,8 @@ alluvium_core::simd! {
             let dy = if let Some(dy) = before { S::load(&dy[i..]) } else { S::load(&dx[i..]) };
             (dy * f.derivative(S::load(&x[i..]))).put(&mut dx[i..], stores);
         }
-        let dy = if let Some(dy) = before { S::load_head(&dy[whole..]) } else { S::load_head(&dx[whole..]) };
-        (dy * f.derivative(S::load_head(&x[whole..]))).store_head(&mut dx[whole..]);
+        let dy = if let Some(dy) = before { S::load_partial(&dy[whole..]) } else { S::load_partial(&dx[whole..]) };
+        (dy * f.derivative(S::load_partial(&x[whole..]))).store_partial(&mut dx[whole..]);
     }
 
     fn partial<S, F: PartialDerivative>(f: F, ab: [&[f32]; 2], d: WriteBlock<'_>) {
@@ -276,8 +276,8 @@ alluvium_core::simd! {
             let dy = if let Some(dy) = before { S::load(&dy[i..]) } else { S::load(&d[i..]) };
             (dy * f.derivative(S::load(&a[i..]), S::load(&b[i..]))).put(&mut d[i..], stores);
         }
-        let dy = if let Some(dy) = before { S::load_head(&dy[whole..]) } else { S::load_head(&d[whole..]) };
-        (dy * f.derivative(S::load_head(&a[whole..]), S::load_head(&b[whole..]))).store_head(&mut d[whole..]);
+        let dy = if let Some(dy) = before { S::load_partial(&dy[whole..]) } else { S::load_partial(&d[whole..]) };
+        (dy * f.derivative(S::load_partial(&a[whole..]), S::load_partial(&b[whole..]))).store_partial(&mut d[whole..]);
     }
 
     fn derivatives2<S, F: BinaryDerivatives>(f: F, ab: [&[f32]; 2], da: WriteBlock<'_>, db: WriteBlock<'_>) {
@@ -290,9 +290,9 @@ alluvium_core::simd! {
             (dy * derivatives.0).put(&mut da[i..], stores);
             (dy * derivatives.1).put(&mut db[i..], stores_b);
         }
-        let dy = if let Some(dy) = before { S::load_head(&dy[whole..]) } else { S::load_head(&da[whole..]) };
-        let derivatives = f.derivatives(S::load_head(&a[whole..]), S::load_head(&b[whole..]));
-        (dy * derivatives.0).store_head(&mut da[whole..]);
-        (dy * derivatives.1).store_head(&mut db[whole..]);
+        let dy = if let Some(dy) = before { S::load_partial(&dy[whole..]) } else { S::load_partial(&da[whole..]) };
+        let derivatives = f.derivatives(S::load_partial(&a[whole..]), S::load_partial(&b[whole..]));
+        (dy * derivatives.0).store_partial(&mut da[whole..]);
+        (dy * derivatives.1).store_partial(&mut db[whole..]);
     }
 }

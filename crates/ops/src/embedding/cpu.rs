@@ -32,7 +32,7 @@ fn gather<T: Element>(cpu: &Cpu, table: &Tensor, ids: &[u32], dims: &Dims) -> Re
 }
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result<Tensor> {
-    let (rows, width, level) = (saved.shape[0], saved.shape[1], cpu.level());
+    let (rows, width, isa) = (saved.shape[0], saved.shape[1], cpu.isa());
     let (ids, dys) = (saved.ids.slice::<u32>()?, cpu.read(dy)?);
     // the sort is stable: places of the same id stay in order, and with them the bits of the sums
     let mut places: Vec<usize> = (0..ids.len()).collect();
@@ -47,7 +47,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result<Tensor> {
             let end = places.partition_point(|&place| (ids[place] as usize) < first + grain);
             for &place in &places[from..end] {
                 let row = (ids[place] as usize - first) * width;
-                add(level, &dys[place * width..][..width], &mut to[row..][..width]);
+                add(isa, &dys[place * width..][..width], &mut to[row..][..width]);
             }
         });
     });
@@ -61,6 +61,6 @@ alluvium_core::simd! {
         for i in (0..whole).step_by(S::LANES) {
             (S::load(&x[i..]) + S::load(&sum[i..])).store(&mut sum[i..]);
         }
-        (S::load_head(&x[whole..]) + S::load_head(&sum[whole..])).store_head(&mut sum[whole..]);
+        (S::load_partial(&x[whole..]) + S::load_partial(&sum[whole..])).store_partial(&mut sum[whole..]);
     }
 }

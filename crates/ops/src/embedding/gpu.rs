@@ -19,7 +19,7 @@ static GRADIENTS: [Kernel; 2] = [
 ];
 
 /// Invocations of a workgroup, forward and backward.
-const GROUP: usize = 256;
+const WORKGROUP: usize = 256;
 const COLUMNS: usize = 64;
 /// Sorted places whose rows are summed first where they all have the same id.
 const BLOCK: usize = 128;
@@ -58,7 +58,7 @@ pub(super) fn forward(gpu: &Gpu, table: &Tensor, ids: &Tensor, dims: &Dims) -> R
                     Bind::Part(&y, part.start * row..part.end * row),
                 ],
                 params: bytemuck::bytes_of(&Params { count, width, first, rows, last }),
-                groups: Groups::Line(units.div_ceil(GROUP)),
+                groups: Groups::Line(units.div_ceil(WORKGROUP)),
             })?;
         }
     }

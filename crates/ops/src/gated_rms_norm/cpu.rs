@@ -8,7 +8,7 @@ use alluvium_core::{DType, Dims, Result, Tensor};
 use rayon::prelude::*;
 
 pub(super) fn forward(cpu: &Cpu, [x, z, w]: [&Tensor; 3], eps: f32, dims: &Dims) -> Result<(Tensor, Tensor)> {
-    let (rows, width, level) = (dims['R'], dims['D'], cpu.level());
+    let (rows, width, isa) = (dims['R'], dims['D'], cpu.isa());
     let (xs, zs, ws) = (cpu.read(x)?, cpu.read(z)?, cpu.read(w)?);
     let (mut y, mut rstd) = (cpu.buffer(xs.len())?, cpu.buffer(rows)?);
     let grain = cpu.grain(rows, 4 * width);
@@ -17,7 +17,7 @@ pub(super) fn forward(cpu: &Cpu, [x, z, w]: [&Tensor; 3], eps: f32, dims: &Dims)
             .zip(xs.par_chunks(grain * width))
             .zip(zs.par_chunks(grain * width))
             .zip(rstd.par_chunks_mut(grain))
-            .for_each(|(((y, x), z), rstd)| normalize(level, [x, z, &ws], eps, y, rstd));
+            .for_each(|(((y, x), z), rstd)| normalize(isa, [x, z, &ws], eps, y, rstd));
     });
     Ok((cpu.tensor(y, x.shape(), x.dtype())?, cpu.tensor(rstd, [rows], DType::F32)?))
 }
@@ -25,7 +25,7 @@ pub(super) fn forward(cpu: &Cpu, [x, z, w]: [&Tensor; 3], eps: f32, dims: &Dims)
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
     let Grad { x, z, w, rstd } = saved;
     let (xs, zs, ws, rs, dys) = (cpu.read(x)?, cpu.read(z)?, cpu.read(w)?, cpu.read(rstd)?, cpu.read(dy)?);
-    let (level, width) = (cpu.level(), ws.len());
+    let (isa, width) = (cpu.isa(), ws.len());
     let room = |i: usize| cpu.buffer(if need[i] { xs.len() } else { 0 });
     let (mut dx, mut dz) = (room(0)?, room(1)?);
     let sums = if need[2] { width } else { 0 };
@@ -34,13 +34,13 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) ->
         let from = GatedRows { x: &xs[span.clone()], z: &zs[span.clone()], w: &ws, rstd: &rs[rows], dy: &dys[span] };
         let to = [dx, dz, dw];
         match need {
-            [true, true, true] => gradient(level, Need::<true, true, true>, from, to),
-            [true, true, false] => gradient(level, Need::<true, true, false>, from, to),
-            [true, false, true] => gradient(level, Need::<true, false, true>, from, to),
-            [true, false, false] => gradient(level, Need::<true, false, false>, from, to),
-            [false, true, true] => gradient(level, Need::<false, true, true>, from, to),
-            [false, true, false] => gradient(level, Need::<false, true, false>, from, to),
-            [false, false, _] => gradient(level, Need::<false, false, true>, from, to),
+            [true, true, true] => gradient(isa, Need::<true, true, true>, from, to),
+            [true, true, false] => gradient(isa, Need::<true, true, false>, from, to),
+            [true, false, true] => gradient(isa, Need::<true, false, true>, from, to),
+            [true, false, false] => gradient(isa, Need::<true, false, false>, from, to),
+            [false, true, true] => gradient(isa, Need::<false, true, true>, from, to),
+            [false, true, false] => gradient(isa, Need::<false, true, false>, from, to),
+            [false, false, _] => gradient(isa, Need::<false, false, true>, from, to),
         }
     })?;
     let like = |need: bool, d, x: &Tensor| need.then(|| cpu.tensor(d, x.shape(), x.dtype())).transpose();
@@ -79,7 +79,7 @@ alluvium_core::simd! {
         for (((x, z), y), rstd) in
             x.chunks_exact(width).zip(z.chunks_exact(width)).zip(y.chunks_exact_mut(width)).zip(rstd)
         {
-            let tail = S::load_head(&x[whole..]);
+            let tail = S::load_partial(&x[whole..]);
             let mut squares = tail * tail;
             for x in x[..whole].chunks_exact(S::LANES) {
                 let x = S::load(x);
@@ -91,8 +91,8 @@ alluvium_core::simd! {
                 (S::load(&x[i..]) * r * S::load(&w[i..]) * math::silu(S::load(&z[i..]))).store(&mut y[i..]);
             }
             if whole < width {
-                let gate = math::silu(S::load_head(&z[whole..]));
-                (tail * r * S::load_head(&w[whole..]) * gate).store_head(&mut y[whole..]);
+                let gate = math::silu(S::load_partial(&z[whole..]));
+                (tail * r * S::load_partial(&w[whole..]) * gate).store_partial(&mut y[whole..]);
             }
         }
     }
@@ -139,7 +139,7 @@ alluvium_core::simd! {
                 gate!(i, load, store);
             }
             if whole < width {
-                gate!(whole, load_head, store_head);
+                gate!(whole, load_partial, store_partial);
             }
             if !N::X {
                 continue;
@@ -148,7 +148,8 @@ alluvium_core::simd! {
             for (x, dx) in x[..whole].chunks_exact(S::LANES).zip(dx.chunks_exact_mut(S::LANES)) {
                 (S::load(x).mul_add(shrink, S::load(dx)) * r).store(dx);
             }
-            (S::load_head(&x[whole..]).mul_add(shrink, S::load_head(&dx[whole..])) * r).store_head(&mut dx[whole..]);
+            let (x, part) = (S::load_partial(&x[whole..]), S::load_partial(&dx[whole..]));
+            (x.mul_add(shrink, part) * r).store_partial(&mut dx[whole..]);
         }
     }
 }

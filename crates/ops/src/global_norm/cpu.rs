@@ -16,8 +16,8 @@ pub(super) fn norm(cpu: &Cpu, tensors: &[&Tensor]) -> Result<Tensor> {
 }
 
 fn squares(cpu: &Cpu, x: &Tensor) -> Result<f64> {
-    let (x, level) = (cpu.read(x)?, cpu.level());
-    let sums: Vec<f64> = cpu.run(|| x.par_chunks(SPAN).map(|x| sum_of_squares(level, x)).collect());
+    let (x, isa) = (cpu.read(x)?, cpu.isa());
+    let sums: Vec<f64> = cpu.run(|| x.par_chunks(SPAN).map(|x| sum_of_squares(isa, x)).collect());
     Ok(sums.into_iter().sum())
 }
 

@@ -7,7 +7,7 @@ use alluvium_core::{DType, Result, Tensor};
 static KERNEL: Kernel = crate::common::gpu::kernel("global_norm", &[include_str!("kernel.wgsl")]).reducing();
 
 /// Invocations of a workgroup.
-const GROUP: usize = 256;
+const WORKGROUP: usize = 256;
 /// Quads that an invocation takes at least, and workgroups of a tensor at most.
 const QUADS: usize = 8;
 const MOST: usize = 1024;
@@ -25,7 +25,7 @@ pub(super) fn norm(gpu: &Gpu, tensors: &[&Tensor]) -> Result<Tensor> {
     let mut count = 0;
     for &x in tensors {
         for part in gpu.segments(x.elements().div_ceil(4), 4 * x.dtype().size()) {
-            let groups = part.len().div_ceil(QUADS * GROUP).min(MOST);
+            let groups = part.len().div_ceil(QUADS * WORKGROUP).min(MOST);
             runs.push((x, part, count, groups));
             count += groups;
         }
@@ -38,7 +38,7 @@ pub(super) fn norm(gpu: &Gpu, tensors: &[&Tensor]) -> Result<Tensor> {
         gpu.launch(&Launch {
             kernel: &KERNEL,
             entry: "squares",
-            constants: &[("WG", GROUP as u32)],
+            constants: &[("WG", WORKGROUP as u32)],
             stored: &[("X", x.dtype())],
             binds: &[Bind::All(&sums), Bind::Part(x, 4 * part.start * size..end * size)],
             params: bytemuck::bytes_of(&Params { n: to_u32(n)?, first: to_u32(first)?, groups: to_u32(groups)? }),
@@ -49,7 +49,7 @@ pub(super) fn norm(gpu: &Gpu, tensors: &[&Tensor]) -> Result<Tensor> {
     gpu.launch(&Launch {
         kernel: &KERNEL,
         entry: "root",
-        constants: &[("WG", GROUP as u32)],
+        constants: &[("WG", WORKGROUP as u32)],
         stored: &[("X", DType::F32)],
         binds: &[Bind::All(&sums), Bind::All(&norm)],
         params: bytemuck::bytes_of(&Params { n: to_u32(count)?, first: 0, groups: 1 }),

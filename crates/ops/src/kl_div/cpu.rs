@@ -3,7 +3,7 @@
 use super::Grad;
 use alluvium_core::cpu::simd::F32s;
 use alluvium_core::cpu::simd::math::exp;
-use alluvium_core::cpu::{Cpu, Level};
+use alluvium_core::cpu::{Cpu, Isa};
 use alluvium_core::{DType, Dims, Result, Tensor};
 use rayon::prelude::*;
 
@@ -11,7 +11,7 @@ use rayon::prelude::*;
 const BLOCK: usize = 4_096;
 
 pub(super) fn forward(cpu: &Cpu, logits: &Tensor, teacher: &Tensor, dims: &Dims) -> Result<(Tensor, Tensor)> {
-    let (count, words, level) = (dims['R'], dims['V'], cpu.level());
+    let (count, words, isa) = (dims['R'], dims['V'], cpu.isa());
     let (s, t) = (cpu.read(logits)?, cpu.read(teacher)?);
     let mut rows = cpu.buffer::<f32>(3 * count)?;
     let mut losses = vec![0.0f64; count];
@@ -20,7 +20,7 @@ pub(super) fn forward(cpu: &Cpu, logits: &Tensor, teacher: &Tensor, dims: &Dims)
         tasks.zip(rows.par_chunks_exact_mut(3)).zip(&mut losses).with_min_len(cpu.grain(count, 24 * words)).for_each(
             |(((s, t), row), loss)| {
                 let lse;
-                (lse, *loss) = divergence(level, s, t);
+                (lse, *loss) = divergence(isa, s, t);
                 row.copy_from_slice(&[lse[0] as f32, lse[1] as f32, *loss as f32]);
             },
         );
@@ -32,14 +32,14 @@ pub(super) fn forward(cpu: &Cpu, logits: &Tensor, teacher: &Tensor, dims: &Dims)
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: f32, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
     let Grad { logits, teacher, rows } = saved;
     let (s, t, rows) = (cpu.read(logits)?, cpu.read(teacher)?, cpu.read(rows)?);
-    let (level, words, count) = (cpu.level(), s.len() / (rows.len() / 3), rows.len() / 3);
+    let (isa, words, count) = (cpu.isa(), s.len() / (rows.len() / 3), rows.len() / 3);
     let by = dy / count as f32;
     let gradient = |of: &Tensor, kernel: Kernel| -> Result<Option<Tensor>> {
         let mut out = cpu.buffer::<f32>(s.len())?;
         cpu.run(|| {
             let tasks = out.par_chunks_exact_mut(words).zip(s.par_chunks_exact(words)).zip(t.par_chunks_exact(words));
             tasks.zip(rows.par_chunks_exact(3)).with_min_len(cpu.grain(count, 24 * words)).for_each(
-                |(((out, s), t), row)| kernel(level, KlRow { s, t, lse: [row[0], row[1]], kl: row[2] }, by, out),
+                |(((out, s), t), row)| kernel(isa, KlRow { s, t, lse: [row[0], row[1]], kl: row[2] }, by, out),
             );
         });
         Ok(Some(cpu.tensor(out, of.shape(), of.dtype())?))
@@ -50,7 +50,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: f32, need: [bool; 2]) -> Res
     ])
 }
 
-type Kernel = fn(Level, KlRow<'_>, f32, &mut [f32]);
+type Kernel = fn(Isa, KlRow<'_>, f32, &mut [f32]);
 
 /// A row of both, and what the forward pass found.
 struct KlRow<'a> {
@@ -61,11 +61,11 @@ struct KlRow<'a> {
 }
 
 /// log Σ exp of both rows, and how far they are apart.
-fn divergence(level: Level, s: &[f32], t: &[f32]) -> ([f64; 2], f64) {
-    let max = [largest(level, s), largest(level, t)];
+fn divergence(isa: Isa, s: &[f32], t: &[f32]) -> ([f64; 2], f64) {
+    let max = [largest(isa, s), largest(isa, t)];
     let mut sums = [0.0; 3];
     for (s, t) in s.chunks(BLOCK).zip(t.chunks(BLOCK)) {
-        let parts = sums_of(level, s, t, max);
+        let parts = sums_of(isa, s, t, max);
         sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += f64::from(part));
     }
     let [student, teacher, mixed] = sums;
@@ -115,16 +115,16 @@ alluvium_core::simd! {
     fn to_logits<S>(row: KlRow<'_>, by: f32, out: &mut [f32]) {
         let (lse, by) = (row.lse.map(S::splat), S::splat(by));
         for ((s, t), out) in row.s.chunks(S::LANES).zip(row.t.chunks(S::LANES)).zip(out.chunks_mut(S::LANES)) {
-            let (s, t) = (S::load_head(s) - lse[0], S::load_head(t) - lse[1]);
-            (by * (exp(s) - exp(t))).store_head(out);
+            let (s, t) = (S::load_partial(s) - lse[0], S::load_partial(t) - lse[1]);
+            (by * (exp(s) - exp(t))).store_partial(out);
         }
     }
 
     fn to_teacher<S>(row: KlRow<'_>, by: f32, out: &mut [f32]) {
         let (lse, by, kl) = (row.lse.map(S::splat), S::splat(by), S::splat(row.kl));
         for ((s, t), out) in row.s.chunks(S::LANES).zip(row.t.chunks(S::LANES)).zip(out.chunks_mut(S::LANES)) {
-            let (s, t) = (S::load_head(s) - lse[0], S::load_head(t) - lse[1]);
-            (by * exp(t) * (apart(t, s) - kl)).store_head(out);
+            let (s, t) = (S::load_partial(s) - lse[0], S::load_partial(t) - lse[1]);
+            (by * exp(t) * (apart(t, s) - kl)).store_partial(out);
         }
     }
 }

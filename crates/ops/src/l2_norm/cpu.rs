@@ -6,7 +6,7 @@ use alluvium_core::{DType, Dims, Result, Tensor};
 use rayon::prelude::*;
 
 pub(super) fn forward(cpu: &Cpu, x: &Tensor, eps: f32, dims: &Dims) -> Result<(Tensor, Tensor)> {
-    let (rows, width, level) = (dims['R'], dims['D'], cpu.level());
+    let (rows, width, isa) = (dims['R'], dims['D'], cpu.isa());
     let xs = cpu.read(x)?;
     let (mut y, mut scale) = (cpu.buffer(xs.len())?, cpu.buffer(rows)?);
     let grain = cpu.grain(rows, width);
@@ -14,7 +14,7 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, eps: f32, dims: &Dims) -> Result<(T
         y.par_chunks_mut(grain * width)
             .zip(xs.par_chunks(grain * width))
             .zip(scale.par_chunks_mut(grain))
-            .for_each(|((y, x), scale)| normalize(level, x, eps, y, scale));
+            .for_each(|((y, x), scale)| normalize(isa, x, eps, y, scale));
     });
     Ok((cpu.tensor(y, x.shape(), x.dtype())?, cpu.tensor(scale, [rows], DType::F32)?))
 }
@@ -22,7 +22,7 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, eps: f32, dims: &Dims) -> Result<(T
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result<Tensor> {
     let Grad { x, scale } = saved;
     let (xs, dys, scales) = (cpu.read(x)?, cpu.read(dy)?, cpu.read(scale)?);
-    let (width, level) = (x.shape().last(), cpu.level());
+    let (width, isa) = (x.shape().last(), cpu.isa());
     let mut dx = cpu.buffer(xs.len())?;
     let grain = cpu.grain(scales.len(), width);
     cpu.run(|| {
@@ -30,7 +30,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result<Tensor> {
             .zip(xs.par_chunks(grain * width))
             .zip(dys.par_chunks(grain * width))
             .zip(scales.par_chunks(grain))
-            .for_each(|(((dx, x), dy), scale)| gradient(level, x, dy, scale, dx));
+            .for_each(|(((dx, x), dy), scale)| gradient(isa, x, dy, scale, dx));
     });
     cpu.tensor(dx, x.shape(), x.dtype())
 }
@@ -40,7 +40,7 @@ alluvium_core::simd! {
         let width = x.len() / scale.len();
         let whole = width - width % S::LANES;
         for ((x, y), scale) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(scale) {
-            let tail = S::load_head(&x[whole..]);
+            let tail = S::load_partial(&x[whole..]);
             let mut squares = tail * tail;
             for x in x[..whole].chunks_exact(S::LANES) {
                 let x = S::load(x);
@@ -51,7 +51,7 @@ alluvium_core::simd! {
             for (x, y) in x[..whole].chunks_exact(S::LANES).zip(y.chunks_exact_mut(S::LANES)) {
                 (S::load(x) * r).store(y);
             }
-            (tail * r).store_head(&mut y[whole..]);
+            (tail * r).store_partial(&mut y[whole..]);
         }
     }
 
@@ -60,7 +60,7 @@ alluvium_core::simd! {
         let whole = width - width % S::LANES;
         let rows = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(scale);
         for (((x, dy), &scale), dx) in rows.zip(dx.chunks_exact_mut(width)) {
-            let (x_tail, dy_tail) = (S::load_head(&x[whole..]), S::load_head(&dy[whole..]));
+            let (x_tail, dy_tail) = (S::load_partial(&x[whole..]), S::load_partial(&dy[whole..]));
             let mut dot = x_tail * dy_tail;
             for (x, dy) in x[..whole].chunks_exact(S::LANES).zip(dy.chunks_exact(S::LANES)) {
                 dot = S::load(x).mul_add(S::load(dy), dot);
@@ -69,7 +69,7 @@ alluvium_core::simd! {
             for i in (0..whole).step_by(S::LANES) {
                 (S::load(&x[i..]).mul_add(shrink, S::load(&dy[i..])) * r).store(&mut dx[i..]);
             }
-            (x_tail.mul_add(shrink, dy_tail) * r).store_head(&mut dx[whole..]);
+            (x_tail.mul_add(shrink, dy_tail) * r).store_partial(&mut dx[whole..]);
         }
     }
 }

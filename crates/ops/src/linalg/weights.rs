@@ -6,7 +6,7 @@
 use crate::common::InlineVec;
 use crate::common::stored::Stored;
 use alluvium_core::cpu::simd::F32s;
-use alluvium_core::cpu::{Cpu, Level, Made, Mat, Prefetch, Right, Source, gemm, prefetch};
+use alluvium_core::cpu::{Cpu, GeneratedMatrix, Isa, MatRef, MatrixSource, Prefetch, Rhs, gemm, prefetch};
 use alluvium_core::{DType, Result};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -19,7 +19,7 @@ const TASK: usize = 1 << 16;
 const SCRATCH: usize = 1 << 8;
 
 /// Rows of weights, one after the other whatever axes they have.
-pub(crate) trait Weights: Source {
+pub(crate) trait Weights: MatrixSource {
     /// Rows of another matrix, made ready to be multiplied with these as they are stored.
     type Ready<'x>: Sync;
 
@@ -27,7 +27,7 @@ pub(crate) trait Weights: Source {
     fn inner(&self) -> usize;
 
     /// Some rows as the right factor of a product.
-    fn factor(&self, cpu: &Cpu, rows: Range<usize>) -> Result<Right<'_>>;
+    fn factor(&self, cpu: &Cpu, rows: Range<usize>) -> Result<Rhs<'_>>;
 
     /// Makes rows ready for [`Weights::few`].
     fn ready<'x>(&self, cpu: &Cpu, x: &'x [f32]) -> Result<Self::Ready<'x>>;
@@ -83,7 +83,7 @@ pub(crate) fn scratch(numbers: usize) -> InlineVec<f32, SCRATCH> {
 /// As [`multiply`] for many rows of `x`.
 pub(crate) fn many<W: Weights>(cpu: &Cpu, weights: &W, w: Range<usize>, x: &[f32], y: &mut [f32]) -> Result<()> {
     let (inner, factor) = (weights.inner(), weights.factor(cpu, w)?);
-    gemm(cpu, 1.0, Mat::new(x, x.len() / inner, inner)?, factor.t(), 0.0, y)
+    gemm(cpu, 1.0, MatRef::new(x, x.len() / inner, inner)?, factor.t(), 0.0, y)
 }
 
 /// `dx = dy · w` for the rows `w` of the weights; `dy` has `w.len()` columns.
@@ -95,7 +95,7 @@ pub(crate) fn multiply_back<W: Weights>(
     dx: &mut [f32],
 ) -> Result<()> {
     let (outer, factor) = (w.len(), weights.factor(cpu, w)?);
-    gemm(cpu, 1.0, Mat::new(dy, dy.len() / outer, outer)?, factor, 0.0, dx)
+    gemm(cpu, 1.0, MatRef::new(dy, dy.len() / outer, outer)?, factor, 0.0, dx)
 }
 
 /// Weights in a floating dtype.
@@ -105,9 +105,9 @@ pub(crate) struct Dense<'a, T> {
     pub(crate) inner: usize,
 }
 
-impl<T: Stored> Source for Dense<'_, T> {
-    fn write(&self, level: Level, rows: Range<usize>, cols: Range<usize>, to: &mut [f32]) {
-        widen::<T>(level, (&self.data[rows.start * self.inner..], self.inner), cols, to);
+impl<T: Stored> MatrixSource for Dense<'_, T> {
+    fn write(&self, isa: Isa, rows: Range<usize>, cols: Range<usize>, to: &mut [f32]) {
+        widen::<T>(isa, (&self.data[rows.start * self.inner..], self.inner), cols, to);
     }
 }
 
@@ -143,11 +143,11 @@ impl<T: Stored> Weights for Dense<'_, T> {
         self.inner
     }
 
-    fn factor(&self, cpu: &Cpu, rows: Range<usize>) -> Result<Right<'_>> {
+    fn factor(&self, cpu: &Cpu, rows: Range<usize>) -> Result<Rhs<'_>> {
         let from = &self.data[rows.start * self.inner..rows.end * self.inner];
         match T::DTYPE {
-            DType::F32 => Ok(Mat::new(T::widen(from, &mut []), rows.len(), self.inner)?.into()),
-            _ => Ok(Made::new(cpu, self, rows, self.inner).into()),
+            DType::F32 => Ok(MatRef::new(T::widen(from, &mut []), rows.len(), self.inner)?.into()),
+            _ => Ok(GeneratedMatrix::new(cpu, self, rows, self.inner).into()),
         }
     }
 
@@ -156,7 +156,7 @@ impl<T: Stored> Weights for Dense<'_, T> {
     }
 
     fn dots(&self, cpu: &Cpu, first: usize, x: (&&[f32], &[usize]), _scratch: &mut [f32], out: &mut [f32]) {
-        products::<T>(cpu.level(), (&self.data[first * self.inner..], self.inner), (x.0, x.1), out);
+        products::<T>(cpu.isa(), (&self.data[first * self.inner..], self.inner), (x.0, x.1), out);
     }
 }
 
@@ -209,9 +209,9 @@ fn dots<S: F32s, T: Stored, const M: usize, const K: usize>(w: &[T], x: [&[f32];
     let mut wide = [0.0; 16];
     for i in (whole..inner).step_by(S::LANES) {
         let end = inner.min(i + S::LANES);
-        let w = S::load_head(T::widen(&w[i..end], &mut wide));
+        let w = S::load_partial(T::widen(&w[i..end], &mut wide));
         for (sums, x) in sums.iter_mut().zip(&x) {
-            sums[0] = w.mul_add(S::load_head(&x[i..end]), sums[0]);
+            sums[0] = w.mul_add(S::load_partial(&x[i..end]), sums[0]);
         }
     }
     let mut out = [0.0; M];

@@ -1,7 +1,7 @@
 //! Reductions on the CPU: rows go to threads, and a long row is shared by all threads.
 
 use super::From;
-use alluvium_core::cpu::{Buffer, Cpu, Level};
+use alluvium_core::cpu::{Buffer, Cpu, Isa};
 use alluvium_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -10,13 +10,13 @@ const PART: usize = 1 << 10;
 
 /// `factor` times the sum of each row of `width` elements.
 pub(super) fn sums(cpu: &Cpu, x: &Tensor, width: usize, factor: f64, shape: Shape) -> Result<Tensor> {
-    let (xs, level) = (cpu.read(x)?, cpu.level());
+    let (xs, isa) = (cpu.read(x)?, cpu.isa());
     let mut y = cpu.buffer::<f32>(xs.len() / width)?;
     let grain = cpu.grain(y.len(), width);
     cpu.run(|| {
         y.par_chunks_mut(grain).zip(xs.par_chunks(grain * width)).for_each(|(y, x)| {
             for (y, row) in y.iter_mut().zip(x.chunks_exact(width)) {
-                *y = (row_sum(level, row) * factor) as f32;
+                *y = (row_sum(isa, row) * factor) as f32;
             }
         });
     });
@@ -24,11 +24,11 @@ pub(super) fn sums(cpu: &Cpu, x: &Tensor, width: usize, factor: f64, shape: Shap
 }
 
 /// A long row is shared by the threads; its parts are added in order.
-fn row_sum(level: Level, row: &[f32]) -> f64 {
+fn row_sum(isa: Isa, row: &[f32]) -> f64 {
     if row.len() <= 64 * PART {
-        return row.chunks(PART).map(|part| f64::from(part_sum(level, part))).sum();
+        return row.chunks(PART).map(|part| f64::from(part_sum(isa, part))).sum();
     }
-    let parts: Vec<f64> = row.par_chunks(PART).map(|part| f64::from(part_sum(level, part))).collect();
+    let parts: Vec<f64> = row.par_chunks(PART).map(|part| f64::from(part_sum(isa, part))).collect();
     parts.iter().sum()
 }
 
@@ -53,13 +53,13 @@ pub(super) fn spread(cpu: &Cpu, dy: &Tensor, width: usize, factor: f32, shape: S
 
 /// The index of the largest element of each row of `width`: the first of equal ones. A NaN counts as smaller than any.
 pub(super) fn argmax(cpu: &Cpu, x: &[f32], width: usize) -> Result<Buffer<u32>> {
-    let level = cpu.level();
+    let isa = cpu.isa();
     let mut at = cpu.buffer::<u32>(x.len() / width)?;
     let grain = cpu.grain(at.len(), width);
     cpu.run(|| {
         at.par_chunks_mut(grain).zip(x.par_chunks(grain * width)).for_each(|(at, x)| {
             for (at, row) in at.iter_mut().zip(x.chunks_exact(width)) {
-                let max = part_max(level, row);
+                let max = part_max(isa, row);
                 *at = row.iter().position(|&x| x == max).unwrap_or(0) as u32;
             }
         });
@@ -126,7 +126,7 @@ alluvium_core::simd! {
             }
         }
         for (sum, x) in sums.iter_mut().zip(blocks.remainder().chunks(S::LANES)) {
-            *sum += S::load_head(x);
+            *sum += S::load_partial(x);
         }
         ((sums[0] + sums[1]) + (sums[2] + sums[3])).sum()
     }

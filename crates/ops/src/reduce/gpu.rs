@@ -25,7 +25,7 @@ static MAX: Kernel = crate::common::gpu::kernel("max", &[include_str!("max.wgsl"
 static CUMSUM: Kernel = crate::common::gpu::kernel("cumsum", &[include_str!("cumsum.wgsl")]);
 
 /// Invocations of a workgroup.
-const GROUP: usize = 256;
+const WORKGROUP: usize = 256;
 /// Parts of all rows together, at least where the rows are long enough: enough to fill a large GPU.
 const PARTS: usize = 1024;
 /// Units of a part, at least.
@@ -133,7 +133,7 @@ pub(super) fn spread(gpu: &Gpu, dy: &Tensor, width: usize, factor: f32, shape: S
             stored: &form.stored(),
             binds: &[Bind::Part(&from, numbers), Bind::Part(&y, run.start * row..(run.end * row).min(end))],
             params: bytemuck::bytes_of(&params),
-            groups: Groups::Line(count.div_ceil(GROUP)),
+            groups: Groups::Line(count.div_ceil(WORKGROUP)),
         })?;
     }
     gpu.convert(&y, dy.dtype())
@@ -160,7 +160,7 @@ pub(super) fn argmax(gpu: &Gpu, x: &Tensor, width: usize, shape: Shape) -> Resul
         gpu.launch(&Launch {
             kernel: &ARGMAX,
             entry,
-            constants: &[("WG", GROUP as u32)],
+            constants: &[("WG", WORKGROUP as u32)],
             stored: &[],
             binds: &[Bind::All(&keys), Bind::All(&places), Bind::All(third)],
             params: bytemuck::bytes_of(&[count, width, parts, each]),

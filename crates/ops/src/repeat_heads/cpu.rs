@@ -22,13 +22,13 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, times: usize, shape: Shape) -> Resu
 }
 
 pub(super) fn backward(cpu: &Cpu, dy: &Tensor, times: usize, shape: Shape) -> Result<Tensor> {
-    let (width, level) = (shape.last(), cpu.level());
+    let (width, isa) = (shape.last(), cpu.isa());
     let (dys, mut dx) = (cpu.read(dy)?, cpu.buffer(shape.elements())?);
     let grain = cpu.grain(dx.len() / width, times * width);
     cpu.run(|| {
         dx.par_chunks_mut(grain * width).zip(dys.par_chunks(grain * times * width)).for_each(|(dx, dy)| {
             for (dx, dy) in dx.chunks_exact_mut(width).zip(dy.chunks_exact(times * width)) {
-                sum(level, dy, dx);
+                sum(isa, dy, dx);
             }
         });
     });
@@ -41,11 +41,11 @@ alluvium_core::simd! {
         let width = dx.len();
         for at in (0..width).step_by(S::LANES) {
             let span = at..width.min(at + S::LANES);
-            let mut sum = S::load_head(&dy[span.clone()]);
+            let mut sum = S::load_partial(&dy[span.clone()]);
             for dy in dy[width..].chunks_exact(width) {
-                sum += S::load_head(&dy[span.clone()]);
+                sum += S::load_partial(&dy[span.clone()]);
             }
-            sum.store_head(&mut dx[span]);
+            sum.store_partial(&mut dx[span]);
         }
     }
 }

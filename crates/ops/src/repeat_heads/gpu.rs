@@ -14,7 +14,7 @@ static KERNELS: [Kernel; 2] = [
 ];
 
 /// Invocations of a workgroup.
-const GROUP: usize = 256;
+const WORKGROUP: usize = 256;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -52,7 +52,7 @@ pub(super) fn backward(gpu: &Gpu, dy: &Tensor, times: usize, shape: Shape) -> Re
                 Bind::Part(&dx, rows.start * row..rows.end * row),
             ],
             params: bytemuck::bytes_of(&params),
-            groups: Groups::Line((rows.len() * width).div_ceil(GROUP)),
+            groups: Groups::Line((rows.len() * width).div_ceil(WORKGROUP)),
         })?;
     }
     gpu.convert(&dx, dy.dtype())

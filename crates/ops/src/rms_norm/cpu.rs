@@ -8,14 +8,14 @@ use alluvium_core::cpu::{Cpu, prefetch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
 pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, eps: f32, dims: &Dims) -> Result<(Tensor, Tensor)> {
-    let (rows, width, level, ws) = (dims['R'], dims['D'], cpu.level(), cpu.read(w)?);
+    let (rows, width, isa, ws) = (dims['R'], dims['D'], cpu.isa(), cpu.read(w)?);
     let mut rstd = cpu.buffer(rows)?;
     let y = by_storage!(x.dtype(), T => {
         let mut y = cpu.buffer::<T>(x.elements())?;
         rows::map(cpu, width, x.slice::<T>()?, (Target::new(&mut y), &mut rstd), |x, rstd, y| {
-            rows::scales(level, x, 1.0 / width as f32, eps, rstd);
+            rows::scales(isa, x, 1.0 / width as f32, eps, rstd);
             for RowBlock { columns, elements } in rows::pieces(width, x.len()) {
-                y.write(elements.len(), |y| normalize(level, &x[elements], &ws[columns], (rstd, x.len()), y));
+                y.write(elements.len(), |y| normalize(isa, &x[elements], &ws[columns], (rstd, x.len()), y));
             }
         });
         cpu.wrap(y, x.shape())?
@@ -25,7 +25,7 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, eps: f32, dims: &Dims) 
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
     let Grad { x, w, rstd } = saved;
-    let (ws, rs, level) = (cpu.read(w)?, cpu.read(rstd)?, cpu.level());
+    let (ws, rs, isa) = (cpu.read(w)?, cpu.read(rstd)?, cpu.isa());
     let width = ws.len();
     if !need[0] {
         let dw = by_storage!(x.dtype(), T => {
@@ -33,7 +33,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
             rows::sum(cpu, width, from, &rs, |[x, dy], rstd, dw| {
                 for RowBlock { columns, elements } in rows::pieces(width, x.len()) {
                     let (x, dy, w) = (&x[elements.clone()], &dy[elements], &mut dw[columns]);
-                    dw_only(level, [x, dy, rstd], w);
+                    dw_only(isa, [x, dy, rstd], w);
                 }
             })?
         });
@@ -46,14 +46,14 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
         let dw = rows::map_and_sum(cpu, [width, sums], from, (&rs, Target::new(&mut dx)), |[x, dy], rstd, dx, dw| {
             let mut shrink = [0.0; rows::MOST];
             let ahead = x.len();
-            dots(level, [x, dy, &ws], rstd, &mut shrink);
+            dots(isa, [x, dy, &ws], rstd, &mut shrink);
             for RowBlock { columns, elements } in rows::pieces(width, x.len()) {
                 let (x, dy, w) = (&x[elements.clone()], &dy[elements.clone()], &ws[columns.clone()]);
                 let from = NormRows { x, dy, w, rstd, shrink: &shrink, ahead };
                 if need[1] {
-                    dx.write(elements.len(), |dx| dx_and_dw(level, from, dx, &mut dw[columns]));
+                    dx.write(elements.len(), |dx| dx_and_dw(isa, from, dx, &mut dw[columns]));
                 } else {
-                    dx.write(elements.len(), |dx| dx_only(level, from, dx));
+                    dx.write(elements.len(), |dx| dx_only(isa, from, dx));
                 }
             }
         })?;
@@ -88,7 +88,7 @@ alluvium_core::simd! {
                 prefetch(&x[i..], ahead);
                 (S::load(&x[i..]) * r * S::load(&w[i..])).put(&mut y[i..], stores);
             }
-            (S::load_head(&x[whole..]) * r * S::load_head(&w[whole..])).store_head(&mut y[whole..]);
+            (S::load_partial(&x[whole..]) * r * S::load_partial(&w[whole..])).store_partial(&mut y[whole..]);
         }
     }
 
@@ -98,7 +98,7 @@ alluvium_core::simd! {
         let width = w.len();
         let whole = width - width % S::LANES;
         for (((x, dy), &r), shrink) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(rstd).zip(shrink) {
-            let mut dot = S::load_head(&x[whole..]) * S::load_head(&dy[whole..]) * S::load_head(&w[whole..]);
+            let mut dot = S::load_partial(&x[whole..]) * S::load_partial(&dy[whole..]) * S::load_partial(&w[whole..]);
             for i in (0..whole).step_by(S::LANES) {
                 dot = (S::load(&dy[i..]) * S::load(&w[i..])).mul_add(S::load(&x[i..]), dot);
             }
@@ -115,8 +115,8 @@ alluvium_core::simd! {
             for i in (0..whole).step_by(S::LANES) {
                 (S::load(&dy[i..]) * S::load(&x[i..])).mul_add(r, S::load(&dw[i..])).store(&mut dw[i..]);
             }
-            let (x, dy) = (S::load_head(&x[whole..]), S::load_head(&dy[whole..]));
-            (dy * x).mul_add(r, S::load_head(&dw[whole..])).store_head(&mut dw[whole..]);
+            let (x, dy) = (S::load_partial(&x[whole..]), S::load_partial(&dy[whole..]));
+            (dy * x).mul_add(r, S::load_partial(&dw[whole..])).store_partial(&mut dw[whole..]);
         }
     }
 
@@ -134,8 +134,9 @@ alluvium_core::simd! {
                 let (x, dy, w) = (S::load(&x[i..]), S::load(&dy[i..]), S::load(&from.w[i..]));
                 (r * (dy * w - x * shrink)).put(&mut dx[i..], stores);
             }
-            let (x, dy, w) = (S::load_head(&x[whole..]), S::load_head(&dy[whole..]), S::load_head(&from.w[whole..]));
-            (r * (dy * w - x * shrink)).store_head(&mut dx[whole..]);
+            let (x, dy) = (S::load_partial(&x[whole..]), S::load_partial(&dy[whole..]));
+            let w = S::load_partial(&from.w[whole..]);
+            (r * (dy * w - x * shrink)).store_partial(&mut dx[whole..]);
         }
     }
 
@@ -154,9 +155,10 @@ alluvium_core::simd! {
                 (r * (dy * w - x * shrink)).put(&mut dx[i..], stores);
                 (dy * x).mul_add(r, S::load(&dw[i..])).store(&mut dw[i..]);
             }
-            let (x, dy, w) = (S::load_head(&x[whole..]), S::load_head(&dy[whole..]), S::load_head(&from.w[whole..]));
-            (r * (dy * w - x * shrink)).store_head(&mut dx[whole..]);
-            (dy * x).mul_add(r, S::load_head(&dw[whole..])).store_head(&mut dw[whole..]);
+            let (x, dy) = (S::load_partial(&x[whole..]), S::load_partial(&dy[whole..]));
+            let w = S::load_partial(&from.w[whole..]);
+            (r * (dy * w - x * shrink)).store_partial(&mut dx[whole..]);
+            (dy * x).mul_add(r, S::load_partial(&dw[whole..])).store_partial(&mut dw[whole..]);
         }
     }
 }

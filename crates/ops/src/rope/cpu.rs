@@ -10,7 +10,7 @@ use rayon::prelude::*;
 const PAIRS: usize = 128;
 
 pub(super) fn rotate(cpu: &Cpu, x: &Tensor, positions: &Tensor, turn: Rope, way: Rotation) -> Result<Tensor> {
-    let (width, level) = (x.shape().last(), cpu.level());
+    let (width, isa) = (x.shape().last(), cpu.isa());
     let (xs, positions) = (cpu.read(x)?, positions.slice::<u32>()?);
     let token = xs.len() / positions.len();
     let pairs = turn.dims / 2;
@@ -28,7 +28,7 @@ pub(super) fn rotate(cpu: &Cpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
                 for ((y, x), &position) in y.chunks_exact_mut(token).zip(x.chunks_exact(token)).zip(positions) {
                     angles.turn(&frequencies, sign * f64::from(position), magnitude);
                     match turn.pairs {
-                        Pairs::Halves => heads(level, x, width, &angles, y),
+                        Pairs::Halves => heads(isa, x, width, &angles, y),
                         Pairs::Neighbours => neighbours(x, width, &angles, y),
                     }
                 }
@@ -80,10 +80,10 @@ alluvium_core::simd! {
                 (a * cos - b * sin).store(&mut y0[i..]);
                 (a * sin + b * cos).store(&mut y1[i..]);
             }
-            let (cos, sin) = (S::load_head(&angles.cos[whole..]), S::load_head(&angles.sin[whole..]));
-            let (a, b) = (S::load_head(&x0[whole..]), S::load_head(&x1[whole..]));
-            (a * cos - b * sin).store_head(&mut y0[whole..]);
-            (a * sin + b * cos).store_head(&mut y1[whole..]);
+            let (cos, sin) = (S::load_partial(&angles.cos[whole..]), S::load_partial(&angles.sin[whole..]));
+            let (a, b) = (S::load_partial(&x0[whole..]), S::load_partial(&x1[whole..]));
+            (a * cos - b * sin).store_partial(&mut y0[whole..]);
+            (a * sin + b * cos).store_partial(&mut y1[whole..]);
             kept.copy_from_slice(rest);
         }
     }

@@ -14,7 +14,7 @@ static KERNELS: [Kernel; 2] = [
 ];
 
 /// Invocations of a workgroup.
-const GROUP: usize = 256;
+const WORKGROUP: usize = 256;
 /// Heads that share the computation of an angle.
 const HEADS: usize = 4;
 
@@ -80,7 +80,7 @@ pub(super) fn rotate(gpu: &Gpu, x: &Tensor, positions: &Tensor, turn: Rope, way:
                 apart,
                 magnitude: turn.magnitude(),
             }),
-            groups: Groups::Line(invocations.div_ceil(GROUP)),
+            groups: Groups::Line(invocations.div_ceil(WORKGROUP)),
         })?;
     }
     gpu.convert(&y, x.dtype())

@@ -3,7 +3,7 @@
 
 use super::{CONTRACT, Sampling};
 use alluvium_core::cpu::simd::math::exp;
-use alluvium_core::cpu::{Cpu, Level};
+use alluvium_core::cpu::{Cpu, Isa};
 use alluvium_core::{Dims, Error, Result, Tensor};
 use rayon::prelude::*;
 use std::cmp::Reverse;
@@ -15,21 +15,21 @@ const BLOCK: usize = 4_096;
 const FIRST_GUESS: usize = 256;
 
 pub(super) fn sample(cpu: &Cpu, logits: &Tensor, sampling: &Sampling, draws: &[f32], dims: &Dims) -> Result<Tensor> {
-    let (words, level) = (dims['V'], cpu.level());
+    let (words, isa) = (dims['V'], cpu.isa());
     let logits = cpu.read(logits)?;
     let mut choices = cpu.buffer::<u32>(dims['B'])?;
     cpu.run(|| {
         let rows = logits.par_chunks_exact(words).zip(draws).zip(&mut choices[..]).enumerate();
         rows.try_for_each(|(row, ((logits, &draw), choice))| {
-            *choice = choose(level, row, logits, sampling, f64::from(draw))?;
+            *choice = choose(isa, row, logits, sampling, f64::from(draw))?;
             Ok::<_, Error>(())
         })
     })?;
     cpu.wrap(choices, [dims['B']])
 }
 
-fn choose(level: Level, row: usize, logits: &[f32], sampling: &Sampling, draw: f64) -> Result<u32> {
-    let max = largest(level, logits);
+fn choose(isa: Isa, row: usize, logits: &[f32], sampling: &Sampling, draw: f64) -> Result<u32> {
+    let max = largest(isa, logits);
     if max == f32::INFINITY || max.is_nan() {
         return Err(Error::value(CONTRACT.op, format!("row {row} of the logits has NaN or +∞")));
     }
@@ -41,7 +41,7 @@ fn choose(level: Level, row: usize, logits: &[f32], sampling: &Sampling, draw: f
         return Ok(logits.iter().position(|&x| x == max).unwrap_or(0) as u32);
     }
     if top_k == 0 && top_p == 1.0 && min_p == 0.0 {
-        return Ok(among_all(level, logits, max, temperature, draw));
+        return Ok(among_all(isa, logits, max, temperature, draw));
     }
     let mut most = if top_k == 0 { logits.len() } else { top_k.min(logits.len()) };
     if min_p > 0.0 {
@@ -49,14 +49,14 @@ fn choose(level: Level, row: usize, logits: &[f32], sampling: &Sampling, draw: f
         let likely = logits.iter().filter(|&&x| f64::from(x) - f64::from(max) >= least).count();
         most = most.min(likely);
     }
-    let mut kept = if top_p < 1.0 { likeliest(level, logits, max, top_p, most) } else { best(logits, most) };
+    let mut kept = if top_p < 1.0 { likeliest(isa, logits, max, top_p, most) } else { best(logits, most) };
     kept.sort_unstable();
     Ok(among(logits, &kept, max, temperature, draw))
 }
 
 /// The fewest tokens whose probability together reaches `top_p`, at most `most`.
-fn likeliest(level: Level, logits: &[f32], max: f32, top_p: f32, most: usize) -> Vec<u32> {
-    let total: f64 = logits.chunks(BLOCK).map(|x| f64::from(sum_of_exp(level, x, max, 1.0))).sum();
+fn likeliest(isa: Isa, logits: &[f32], max: f32, top_p: f32, most: usize) -> Vec<u32> {
+    let total: f64 = logits.chunks(BLOCK).map(|x| f64::from(sum_of_exp(isa, x, max, 1.0))).sum();
     let enough = f64::from(top_p) * total;
     let mut count = FIRST_GUESS.min(most);
     loop {
@@ -115,9 +115,9 @@ fn among(logits: &[f32], kept: &[u32], max: f32, temperature: f32, draw: f64) ->
 }
 
 /// Draws one of all tokens: first the block, then the token.
-fn among_all(level: Level, logits: &[f32], max: f32, temperature: f32, draw: f64) -> u32 {
+fn among_all(isa: Isa, logits: &[f32], max: f32, temperature: f32, draw: f64) -> u32 {
     let inv_temperature = temperature.recip();
-    let sums: Vec<f64> = logits.chunks(BLOCK).map(|x| f64::from(sum_of_exp(level, x, max, inv_temperature))).collect();
+    let sums: Vec<f64> = logits.chunks(BLOCK).map(|x| f64::from(sum_of_exp(isa, x, max, inv_temperature))).collect();
     let goal = draw * sums.iter().sum::<f64>();
     // rounding may leave the goal unreached: then it is the last block that weighs anything
     let last = sums.iter().rposition(|&sum| sum > 0.0).unwrap_or(0);
@@ -127,7 +127,7 @@ fn among_all(level: Level, logits: &[f32], max: f32, temperature: f32, draw: f64
         block += 1;
     }
     let mut weights: Vec<f32> = logits.chunks(BLOCK).nth(block).unwrap_or_default().to_vec();
-    exp_of(level, &mut weights, max, inv_temperature);
+    exp_of(isa, &mut weights, max, inv_temperature);
     pick(weights.iter().zip(block * BLOCK..).map(|(&w, id)| (id as u32, f64::from(w))), before, goal)
 }
 
@@ -180,7 +180,7 @@ alluvium_core::simd! {
     /// Each becomes `exp((x − max)·inv_temperature)`.
     fn exp_of<S>(x: &mut [f32], max: f32, inv_temperature: f32) {
         for x in x.chunks_mut(S::LANES) {
-            exp((S::load_head(x) - S::splat(max)) * S::splat(inv_temperature)).store_head(x);
+            exp((S::load_partial(x) - S::splat(max)) * S::splat(inv_temperature)).store_partial(x);
         }
     }
 }

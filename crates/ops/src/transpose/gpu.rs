@@ -15,7 +15,7 @@ static ELEMENTS: Kernel =
     crate::common::gpu::kernel("transpose of elements", &[WORD, SIZES, include_str!("elements.wgsl")]);
 
 /// Invocations of a workgroup, and the side of a tile.
-const GROUP: usize = 256;
+const WORKGROUP: usize = 256;
 const SIDE: usize = 32;
 
 #[repr(C)]
@@ -47,8 +47,8 @@ pub(super) fn forward(gpu: &Gpu, x: &Tensor, low: usize, high: usize) -> Result<
     let units = shape.elements() / unit;
     let (count, groups) = match inner * size {
         4 => (matrices, matrices * rows.div_ceil(SIDE) * columns.div_ceil(SIDE)),
-        bytes if bytes.is_multiple_of(4) => (units, units.div_ceil(GROUP)),
-        _ => (units, units.div_ceil(per_word * GROUP)),
+        bytes if bytes.is_multiple_of(4) => (units, units.div_ceil(WORKGROUP)),
+        _ => (units, units.div_ceil(per_word * WORKGROUP)),
     };
     let [count, rows, middle, columns, inner] = to_u32s([count, rows, middle, columns, inner / unit])?;
     let y = gpu.empty(shape.with(low, shape[high]).with(high, shape[low]), x.dtype())?;

@@ -3,7 +3,7 @@
 //! An element of `c` is the sum of its products in order, cut every [`DEEP`] steps: the position of its tile and the
 //! number of threads do not change it.
 
-use super::{Made, Mat, Right, Target};
+use super::{GeneratedMatrix, MatRef, Rhs, Target};
 use crate::cpu::simd::F32s;
 use std::cell::RefCell;
 
@@ -14,7 +14,7 @@ const WIDE: usize = 512;
 /// Registers across a tile.
 const VECTORS: usize = 2;
 /// Strips that are copied at once, so that cache lines of a transposed `a` are read whole.
-const GROUP: usize = 8;
+const STRIPS: usize = 8;
 /// Elements from one row of a strip to the next; a power of two would map all rows to one cache set.
 const PITCH: usize = DEEP + 16;
 /// The most rows of a strip, and the elements from one step to the next in a step-major strip.
@@ -35,7 +35,7 @@ thread_local! {
 
 crate::simd! {
     /// `c ← alpha · a · b + beta · c`. The caller gives it an `a.rows × b.cols` target and a sum of at least one step.
-    pub(super) fn multiply<S>(a: Mat<'_>, b: Right<'_>, c: Target, factors: Factors) {
+    pub(super) fn multiply<S>(a: MatRef<'_>, b: Rhs<'_>, c: Target, factors: Factors) {
         // taken out, not borrowed in a closure, which would not be compiled for the instruction set
         let mut packed = PACKED.take();
         // tiles of 14 rows where there are 32 registers, of 6 where there are 16
@@ -50,13 +50,13 @@ crate::simd! {
 
 #[inline(always)]
 fn blocks<S: F32s, const ROWS: usize>(
-    a: Mat<'_>,
-    b: Right<'_>,
+    a: MatRef<'_>,
+    b: Rhs<'_>,
     (c, factors): (Target, Factors),
-    [panels, strips, made]: &mut [Vec<f32>; 3],
+    [panels, strips, generated]: &mut [Vec<f32>; 3],
 ) {
     let (m, n, k) = (a.rows, b.sizes()[1], a.cols);
-    let strips = aligned(strips, GROUP * STRIP);
+    let strips = aligned(strips, STRIPS * STRIP);
     for p in (0..k).step_by(DEEP) {
         let depth = DEEP.min(k - p);
         let factors = Factors { beta: if p == 0 { factors.beta } else { 1.0 }, ..factors };
@@ -65,11 +65,11 @@ fn blocks<S: F32s, const ROWS: usize>(
             let width = VECTORS * S::LANES;
             let packed = aligned(panels, cols.next_multiple_of(width) * depth);
             match b.part(p, depth, j, cols) {
-                Right::Here(b) => pack(b, width, packed),
-                Right::Made(b) => generate(b, width, packed, made),
+                Rhs::Dense(b) => pack(b, width, packed),
+                Rhs::Generated(b) => generate(b, width, packed, generated),
             }
-            for i in (0..m).step_by(GROUP * ROWS) {
-                let rows = (GROUP * ROWS).min(m - i);
+            for i in (0..m).step_by(STRIPS * ROWS) {
+                let rows = (STRIPS * ROWS).min(m - i);
                 let layout = copy::<ROWS>(a.part(i, rows, p, depth), strips);
                 let c = Tiles { c: c.at(i * c.stride + j), rows, cols, factors };
                 match layout {
@@ -89,7 +89,7 @@ enum StripLayout {
 
 /// Copies rows of `a` into strips of `ROWS`, in the order of `a`: either its rows or its columns are contiguous.
 #[inline(always)]
-fn copy<const ROWS: usize>(a: Mat<'_>, strips: &mut [f32]) -> StripLayout {
+fn copy<const ROWS: usize>(a: MatRef<'_>, strips: &mut [f32]) -> StripLayout {
     if a.col_stride == 1 {
         for i in 0..a.rows {
             let at = i / ROWS * STRIP + i % ROWS * PITCH;
@@ -204,9 +204,9 @@ fn store<S: F32s>(sums: [S; VECTORS], c: &mut [f32], Factors { alpha, beta }: Fa
             // what was there is not read: a NaN times 0 would stay
             0.0 => sum,
             _ if whole => S::load(c).mul_add(S::splat(beta), sum),
-            _ => S::load_head(c).mul_add(S::splat(beta), sum),
+            _ => S::load_partial(c).mul_add(S::splat(beta), sum),
         };
-        if whole { new.store(c) } else { new.store_head(c) }
+        if whole { new.store(c) } else { new.store_partial(c) }
     }
 }
 
@@ -221,7 +221,7 @@ fn aligned(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 
 /// Columns of `b` in panels of `width`, each step of a panel contiguous; columns past the end are 0.
 #[inline(always)]
-fn pack(b: Mat<'_>, width: usize, panels: &mut [f32]) {
+fn pack(b: MatRef<'_>, width: usize, panels: &mut [f32]) {
     let (depth, n) = (b.rows, b.cols);
     for (panel, j) in panels.chunks_exact_mut(width * depth).zip((0..n).step_by(width)) {
         let cols = width.min(n - j);
@@ -246,17 +246,17 @@ fn pack(b: Mat<'_>, width: usize, panels: &mut [f32]) {
 
 /// As [`pack`] for a generated matrix, a few columns at a time.
 #[inline(always)]
-fn generate(b: Made<'_>, width: usize, panels: &mut [f32], made: &mut Vec<f32>) {
+fn generate(b: GeneratedMatrix<'_>, width: usize, panels: &mut [f32], generated: &mut Vec<f32>) {
     let (depth, n) = (b.rows, b.cols);
-    let made = aligned(made, Made::COLS * DEEP);
-    for (panels, j) in panels.chunks_mut(Made::COLS * depth).zip((0..n).step_by(Made::COLS)) {
-        pack(b.part(0, depth, j, Made::COLS.min(n - j)).generate(made), width, panels);
+    let generated = aligned(generated, GeneratedMatrix::COLS * DEEP);
+    for (panels, j) in panels.chunks_mut(GeneratedMatrix::COLS * depth).zip((0..n).step_by(GeneratedMatrix::COLS)) {
+        pack(b.part(0, depth, j, GeneratedMatrix::COLS.min(n - j)).generate(generated), width, panels);
     }
 }
 
 /// Packs contiguous columns by transposing tiles of 4 × 4, which compilers do in registers.
 #[inline(always)]
-fn transpose(b: Mat<'_>, width: usize, panel: &mut [f32]) {
+fn transpose(b: MatRef<'_>, width: usize, panel: &mut [f32]) {
     let [steps, cols] = [b.rows, b.cols].map(|n| n - n % 4);
     for p in (0..steps).step_by(4) {
         for j in (0..cols).step_by(4) {

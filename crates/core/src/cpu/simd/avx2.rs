@@ -69,7 +69,7 @@ impl F32s for Avx2 {
     }
 
     #[inline(always)]
-    fn load_head(src: &[f32]) -> Self {
+    fn load_partial(src: &[f32]) -> Self {
         Avx2(unsafe { _mm256_maskload_ps(src.as_ptr(), head(src.len())) })
     }
 
@@ -101,7 +101,7 @@ impl F32s for Avx2 {
     }
 
     #[inline(always)]
-    fn store_head(self, dst: &mut [f32]) {
+    fn store_partial(self, dst: &mut [f32]) {
         unsafe { _mm256_maskstore_ps(dst.as_mut_ptr(), head(dst.len()), self.0) }
     }
 
@@ -186,7 +186,7 @@ impl F32s for Avx2 {
     }
 
     #[inline(always)]
-    fn pick(table: &[f32; 16], at: Bits256) -> Self {
+    fn gather16(table: &[f32; 16], at: Bits256) -> Self {
         unsafe {
             // each half of the table is read by three bits; the fourth, as a sign, chooses between them
             let low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), at.0);
@@ -276,7 +276,7 @@ impl U32s for Bits256 {
     }
 
     #[inline(always)]
-    fn load_head(src: &[u32]) -> Self {
+    fn load_partial(src: &[u32]) -> Self {
         Bits256(unsafe { _mm256_maskload_epi32(src.as_ptr().cast(), head(src.len())) })
     }
 
@@ -296,7 +296,7 @@ impl U32s for Bits256 {
     }
 
     #[inline(always)]
-    fn codes(stream: &[u32], first: usize, bits: u32) -> Self {
+    fn unpack(stream: &[u32], first: usize, bits: u32) -> Self {
         let at = first / 8 * bits as usize;
         assert!(at + bits as usize <= 4 * stream.len() && bits <= 8);
         unsafe {
@@ -319,13 +319,13 @@ impl U32s for Bits256 {
     }
 
     #[inline(always)]
-    fn quads(stream: &[u32], first: usize, bits: u32) -> Self {
+    fn unpack4(stream: &[u32], first: usize, bits: u32) -> Self {
         let lanes: [u32; 8] = std::array::from_fn(|i| quad(stream, first + 4 * i, bits));
         Bits256(unsafe { _mm256_loadu_si256(lanes.as_ptr().cast()) })
     }
 
     #[inline(always)]
-    fn look_up(self, table: &[u8; 16]) -> Self {
+    fn table_lookup(self, table: &[u8; 16]) -> Self {
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
             Bits256(_mm256_shuffle_epi8(table, self.0))

@@ -66,7 +66,7 @@ impl F32s for Avx512 {
     }
 
     #[inline(always)]
-    fn load_head(src: &[f32]) -> Self {
+    fn load_partial(src: &[f32]) -> Self {
         Avx512(unsafe { _mm512_maskz_loadu_ps(head(src.len()), src.as_ptr()) })
     }
 
@@ -98,7 +98,7 @@ impl F32s for Avx512 {
     }
 
     #[inline(always)]
-    fn store_head(self, dst: &mut [f32]) {
+    fn store_partial(self, dst: &mut [f32]) {
         unsafe { _mm512_mask_storeu_ps(dst.as_mut_ptr(), head(dst.len()), self.0) }
     }
 
@@ -197,7 +197,7 @@ impl F32s for Avx512 {
     }
 
     #[inline(always)]
-    fn pick(table: &[f32; 16], at: Bits512) -> Self {
+    fn gather16(table: &[f32; 16], at: Bits512) -> Self {
         Avx512(unsafe { _mm512_permutexvar_ps(at.0, _mm512_loadu_ps(table.as_ptr())) })
     }
 
@@ -312,7 +312,7 @@ impl U32s for Bits512 {
     }
 
     #[inline(always)]
-    fn load_head(src: &[u32]) -> Self {
+    fn load_partial(src: &[u32]) -> Self {
         Bits512(unsafe { _mm512_maskz_loadu_epi32(head(src.len()), src.as_ptr().cast()) })
     }
 
@@ -332,7 +332,7 @@ impl U32s for Bits512 {
     }
 
     #[inline(always)]
-    fn codes(stream: &[u32], first: usize, bits: u32) -> Self {
+    fn unpack(stream: &[u32], first: usize, bits: u32) -> Self {
         let (at, width) = (first / 16 * 2 * bits as usize, 2 * bits as usize);
         assert!(at + width <= 4 * stream.len() && bits <= 8);
         unsafe {
@@ -348,7 +348,7 @@ impl U32s for Bits512 {
     }
 
     #[inline(always)]
-    fn quads(stream: &[u32], first: usize, bits: u32) -> Self {
+    fn unpack4(stream: &[u32], first: usize, bits: u32) -> Self {
         let words = &stream[stream.len().min(first / 32 * bits as usize)..];
         // 64 codes fill `2 · bits` words
         let mask = head(words.len().min(2 * bits as usize));
@@ -364,7 +364,7 @@ impl U32s for Bits512 {
     }
 
     #[inline(always)]
-    fn look_up(self, table: &[u8; 16]) -> Self {
+    fn table_lookup(self, table: &[u8; 16]) -> Self {
         unsafe {
             let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
             Bits512(_mm512_shuffle_epi8(table, self.0))

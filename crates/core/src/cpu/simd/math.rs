@@ -51,7 +51,8 @@ pub fn silu_and_derivative<S: F32s>(x: S) -> (S, S) {
     (low * s, derivative)
 }
 
-/// The derivative of `x·σ(x)` alone: in fewer steps than [`silu_and_derivative`], and for that within 10⁻⁷ of `1 + |x|`.
+/// The derivative of `x·σ(x)` alone: in fewer steps than [`silu_and_derivative`], but only within
+/// 10⁻⁷ of `1 + |x|`.
 #[inline(always)]
 pub fn silu_derivative<S: F32s>(x: S) -> S {
     let (one, x) = (S::splat(1.0), S::splat(104.0).min(S::splat(-89.5).max(x)));
@@ -105,49 +106,49 @@ pub fn abs<S: F32s>(x: S) -> S {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::Level;
+    use crate::cpu::Isa;
 
     crate::simd! {
         fn exp_of<S>(x: &mut [f32]) {
-            x.chunks_mut(S::LANES).for_each(|x| exp(S::load_head(x)).store_head(x));
+            x.chunks_mut(S::LANES).for_each(|x| exp(S::load_partial(x)).store_partial(x));
         }
         fn silu_of<S>(x: &mut [f32]) {
-            x.chunks_mut(S::LANES).for_each(|x| silu(S::load_head(x)).store_head(x));
+            x.chunks_mut(S::LANES).for_each(|x| silu(S::load_partial(x)).store_partial(x));
         }
         fn silu_slope_of<S>(x: &mut [f32]) {
-            x.chunks_mut(S::LANES).for_each(|x| silu_and_derivative(S::load_head(x)).1.store_head(x));
+            x.chunks_mut(S::LANES).for_each(|x| silu_and_derivative(S::load_partial(x)).1.store_partial(x));
         }
         fn softplus_of<S>(x: &mut [f32]) {
-            x.chunks_mut(S::LANES).for_each(|x| softplus(S::load_head(x)).store_head(x));
+            x.chunks_mut(S::LANES).for_each(|x| softplus(S::load_partial(x)).store_partial(x));
         }
         fn recip_of<S>(x: &mut [f32]) {
-            x.chunks_mut(S::LANES).for_each(|x| S::load_head(x).recip().store_head(x));
+            x.chunks_mut(S::LANES).for_each(|x| S::load_partial(x).recip().store_partial(x));
         }
         fn erfc_of<S>(x: &mut [f32]) {
-            x.chunks_mut(S::LANES).for_each(|x| erfc_positive(S::load_head(x)).store_head(x));
+            x.chunks_mut(S::LANES).for_each(|x| erfc_positive(S::load_partial(x)).store_partial(x));
         }
     }
 
     #[test]
     fn the_slope_of_silu_and_softplus_are_accurate_to_their_own_size() {
-        for level in Level::available() {
+        for isa in Isa::available() {
             for i in -8000..8000i16 {
                 let x = f32::from(i) * 0.01;
                 let (wide, e) = (f64::from(x), (-f64::from(x)).exp());
                 let (mut derivative, mut plus) = ([x], [x]);
-                silu_slope_of(level, &mut derivative);
-                softplus_of(level, &mut plus);
+                silu_slope_of(isa, &mut derivative);
+                softplus_of(isa, &mut plus);
                 let want = (1.0 + wide * e / (1.0 + e)) / (1.0 + e);
                 let size = (1.0 + wide.abs()) / (1.0 + e);
                 assert!(
                     (f64::from(derivative[0]) - want).abs() < 6e-7 * size,
-                    "{level}: silu'({x}) = {} not {want}",
+                    "{isa}: silu'({x}) = {} not {want}",
                     derivative[0]
                 );
                 let want = wide.exp().ln_1p();
                 assert!(
                     (f64::from(plus[0]) - want).abs() < 5e-7 * want,
-                    "{level}: softplus({x}) = {} not {want}",
+                    "{isa}: softplus({x}) = {} not {want}",
                     plus[0]
                 );
             }
@@ -158,75 +159,75 @@ mod tests {
     fn erfc_has_the_values_of_the_tables() {
         // Abramowitz and Stegun, table 7.1
         let table = [(0.0, 1.0), (0.5, 0.479_500_122), (1.0, 0.157_299_207), (2.0, 0.004_677_735), (3.0, 2.209e-5)];
-        for level in Level::available() {
+        for isa in Isa::available() {
             for (z, want) in table {
                 let mut got = [z];
-                erfc_of(level, &mut got);
-                assert!((f64::from(got[0]) - want).abs() < 5e-7 * want + 3e-9, "{level}: erfc({z}) = {}", got[0]);
+                erfc_of(isa, &mut got);
+                assert!((f64::from(got[0]) - want).abs() < 5e-7 * want + 3e-9, "{isa}: erfc({z}) = {}", got[0]);
             }
         }
     }
 
     #[test]
     fn slopes_have_their_limits() {
-        for level in Level::available() {
+        for isa in Isa::available() {
             let all = [f32::NEG_INFINITY, f32::INFINITY, f32::NAN, f32::MAX, f32::MIN, 0.0];
             let (mut derivative, mut plus) = (all, all);
-            silu_slope_of(level, &mut derivative);
+            silu_slope_of(isa, &mut derivative);
             assert_eq!(
                 (derivative[0], derivative[1], derivative[3], derivative[4], derivative[5]),
                 (0.0, 1.0, 1.0, 0.0, 0.5),
-                "{level}"
+                "{isa}"
             );
-            softplus_of(level, &mut plus);
-            assert_eq!((plus[0], plus[1], plus[3], plus[4]), (0.0, f32::INFINITY, f32::MAX, 0.0), "{level}");
+            softplus_of(isa, &mut plus);
+            assert_eq!((plus[0], plus[1], plus[3], plus[4]), (0.0, f32::INFINITY, f32::MAX, 0.0), "{isa}");
             assert!(derivative[2].is_nan() && plus[2].is_nan());
         }
     }
 
     #[test]
     fn a_reciprocal_is_within_two_units_in_the_last_place_and_has_its_limits() {
-        for level in Level::available() {
+        for isa in Isa::available() {
             // every 1021st number from the smallest whose reciprocal is normal to the largest
             for bits in (f32::MIN_POSITIVE.to_bits()..2f32.powi(126).to_bits()).step_by(1021) {
                 let mut got = [f32::from_bits(bits), -f32::from_bits(bits)];
-                recip_of(level, &mut got);
+                recip_of(isa, &mut got);
                 let want = f64::from(f32::from_bits(bits)).recip();
                 for error in [(f64::from(got[0]) - want) / want, (f64::from(got[1]) + want) / want] {
-                    assert!(error.abs() < 2.0 * f64::from(f32::EPSILON), "{level}: {} for {want}", got[0]);
+                    assert!(error.abs() < 2.0 * f64::from(f32::EPSILON), "{isa}: {} for {want}", got[0]);
                 }
             }
             let mut limits = [0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX];
-            recip_of(level, &mut limits);
-            assert_eq!(limits[..3], [f32::INFINITY, 0.0, 0.0], "{level}");
-            assert!(limits[3].is_nan() && limits[4] < f32::MIN_POSITIVE, "{level}");
+            recip_of(isa, &mut limits);
+            assert_eq!(limits[..3], [f32::INFINITY, 0.0, 0.0], "{isa}");
+            assert!(limits[3].is_nan() && limits[4] < f32::MIN_POSITIVE, "{isa}");
         }
     }
 
     #[test]
     fn exp_is_within_two_units_in_the_last_place() {
-        for level in Level::available() {
+        for isa in Isa::available() {
             for i in -8700..8870i16 {
                 let x = f32::from(i) * 0.01;
                 let mut got = [x];
-                exp_of(level, &mut got);
+                exp_of(isa, &mut got);
                 let want = f64::from(x).exp();
                 let error = (f64::from(got[0]) - want).abs() / want;
-                assert!(error < 2.0 * f64::from(f32::EPSILON), "{level}: exp({x}) = {} not {want}", got[0]);
+                assert!(error < 2.0 * f64::from(f32::EPSILON), "{isa}: exp({x}) = {} not {want}", got[0]);
             }
         }
     }
 
     #[test]
     fn exp_and_silu_have_their_limits() {
-        for level in Level::available() {
+        for isa in Isa::available() {
             let mut x = [f32::NEG_INFINITY, f32::INFINITY, f32::NAN, f32::MAX, f32::MIN, 0.0];
-            exp_of(level, &mut x);
-            assert_eq!((x[0], x[1], x[3], x[4], x[5]), (0.0, f32::INFINITY, f32::INFINITY, 0.0, 1.0), "{level}");
+            exp_of(isa, &mut x);
+            assert_eq!((x[0], x[1], x[3], x[4], x[5]), (0.0, f32::INFINITY, f32::INFINITY, 0.0, 1.0), "{isa}");
             assert!(x[2].is_nan());
             let mut x = [f32::NEG_INFINITY, f32::INFINITY, f32::NAN, f32::MAX, f32::MIN, 0.0];
-            silu_of(level, &mut x);
-            assert_eq!((x[0], x[1], x[3], x[4], x[5]), (0.0, f32::INFINITY, f32::MAX, 0.0, 0.0), "{level}");
+            silu_of(isa, &mut x);
+            assert_eq!((x[0], x[1], x[3], x[4], x[5]), (0.0, f32::INFINITY, f32::MAX, 0.0, 0.0), "{isa}");
             assert!(x[2].is_nan());
         }
     }

@@ -1,9 +1,9 @@
 //! SIMD kernels: one source, compiled for each instruction set, dispatched at run time.
 //!
-//! A kernel is written once over [`F32s`] inside [`simd!`](crate::simd) and called with a [`Level`]:
+//! A kernel is written once over [`F32s`] inside [`simd!`](crate::simd) and called with an [`Isa`]:
 //!
 //! ```
-//! use alluvium_core::cpu::Level;
+//! use alluvium_core::cpu::Isa;
 //! use alluvium_core::cpu::simd::F32s;
 //!
 //! alluvium_core::simd! {
@@ -13,17 +13,17 @@
 //!         for i in (0..whole).step_by(S::LANES) {
 //!             (S::load(&x[i..]) * a).store(&mut y[i..]);
 //!         }
-//!         (S::load_head(&x[whole..]) * a).store_head(&mut y[whole..]);
+//!         (S::load_partial(&x[whole..]) * a).store_partial(&mut y[whole..]);
 //!     }
 //! }
 //!
 //! let mut y = [0.0; 3];
-//! scale(Level::best(), 2.0, &[1.0, 2.0, 3.0], &mut y);
+//! scale(Isa::best(), 2.0, &[1.0, 2.0, 3.0], &mut y);
 //! assert_eq!(y, [2.0, 4.0, 6.0]);
 //! ```
 //!
 //! Safe code cannot run an instruction that the CPU lacks: the register types have no public name, and only
-//! [`dispatch`] puts one in the place of `S`, by a [`Level`] that was detected.
+//! [`dispatch`] puts one in the place of `S`, by an [`Isa`] that was detected.
 //!
 //! ```compile_fail,E0603
 //! use alluvium_core::cpu::simd::Scalar;
@@ -60,13 +60,13 @@ use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
 /// An instruction set that this CPU has.
 ///
-/// A value is proof that its instructions may run: only [`Level::available`] makes one.
+/// A value is proof that its instructions may run: only [`Isa::available`] makes one.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Level(Set);
+pub struct Isa(IsaKind);
 
 /// The instruction sets with a register type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Set {
+enum IsaKind {
     /// No SIMD beyond what the compiler makes of plain loops.
     Scalar,
     /// AVX2, FMA and F16C: 8 lanes.
@@ -80,60 +80,60 @@ enum Set {
     Neon,
 }
 
-impl Level {
+impl Isa {
     /// The best one of this CPU.
     pub fn best() -> Self {
-        Self::available().pop().unwrap_or(Level(Set::Scalar))
+        Self::available().pop().unwrap_or(Isa(IsaKind::Scalar))
     }
 
     /// All that this CPU has, the best last.
     pub fn available() -> Vec<Self> {
-        let mut levels = vec![Level(Set::Scalar)];
+        let mut isas = vec![Isa(IsaKind::Scalar)];
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-                levels.push(Level(Set::Avx2));
+                isas.push(Isa(IsaKind::Avx2));
             }
             let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
             let rest = is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl");
-            if wide && rest && is_x86_feature_detected!("avx512vnni") && levels.len() == 2 {
-                levels.push(Level(Set::Avx512));
+            if wide && rest && is_x86_feature_detected!("avx512vnni") && isas.len() == 2 {
+                isas.push(Isa(IsaKind::Avx512));
             }
         }
         #[cfg(target_arch = "aarch64")]
-        levels.push(Level(Set::Neon));
-        levels
+        isas.push(Isa(IsaKind::Neon));
+        isas
     }
 
     /// The number of f32 in a register.
     pub fn lanes(self) -> usize {
         match self.0 {
-            Set::Scalar => Scalar::LANES,
+            IsaKind::Scalar => Scalar::LANES,
             #[cfg(target_arch = "x86_64")]
-            Set::Avx2 => Avx2::LANES,
+            IsaKind::Avx2 => Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512 => Avx512::LANES,
+            IsaKind::Avx512 => Avx512::LANES,
             #[cfg(target_arch = "aarch64")]
-            Set::Neon => Neon::LANES,
+            IsaKind::Neon => Neon::LANES,
         }
     }
 }
 
-impl std::fmt::Display for Level {
+impl std::fmt::Display for Isa {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self.0 {
-            Set::Scalar => "scalar",
+            IsaKind::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
-            Set::Avx2 => "avx2",
+            IsaKind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512 => "avx512",
+            IsaKind::Avx512 => "avx512",
             #[cfg(target_arch = "aarch64")]
-            Set::Neon => "neon",
+            IsaKind::Neon => "neon",
         })
     }
 }
 
-impl std::fmt::Debug for Level {
+impl std::fmt::Debug for Isa {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Display::fmt(self, f)
     }
@@ -167,7 +167,7 @@ pub trait F32s:
     /// The first [`F32s::LANES`] elements of a slice that has at least that many.
     fn load(src: &[f32]) -> Self;
     /// The first elements of a slice, at most [`F32s::LANES`]; lanes past its end are 0.
-    fn load_head(src: &[f32]) -> Self;
+    fn load_partial(src: &[f32]) -> Self;
     /// Loads bf16, unchecked.
     ///
     /// # Safety
@@ -193,15 +193,15 @@ pub trait F32s:
     #[inline(always)]
     fn put(self, dst: &mut [f32], hint: StoreHint<'_>) {
         if hint.is_non_temporal() {
-            // SAFETY: who took the hint from a `NonTemporalWriter` promised that `dst` is the writer's memory; the writer
-            // fences on this thread, which the hint cannot leave, before the memory's borrow ends.
+            // SAFETY: the caller that took the hint from a `NonTemporalWriter` promised that `dst` is the writer's
+            // memory; the writer fences on this thread, which the hint cannot leave, before the memory's borrow ends.
             unsafe { self.stream(dst) }
         } else {
             self.store(dst);
         }
     }
     /// Writes as many lanes as the slice has room for.
-    fn store_head(self, dst: &mut [f32]);
+    fn store_partial(self, dst: &mut [f32]);
     /// As [`F32s::load`], unchecked: the innermost loops of matrix kernels.
     ///
     /// # Safety
@@ -248,7 +248,7 @@ pub trait F32s:
     /// The f32 with these bits.
     fn from_bits(x: Self::Bits) -> Self;
     /// Looks each lane's lowest four bits up in a table.
-    fn pick(table: &[f32; 16], at: Self::Bits) -> Self;
+    fn gather16(table: &[f32; 16], at: Self::Bits) -> Self;
     /// The pattern that repeats each element in `each` lanes, a power of two.
     fn spread(each: usize) -> Self::Spread;
     /// Lane `i` is `src[i / each]`.
@@ -263,7 +263,7 @@ pub trait U32s: sealed::Register + Copy + BitAnd<Output = Self> + BitOr<Output =
     /// The same value in every lane.
     fn splat(x: u32) -> Self;
     /// The first elements of a slice of any length; lanes past its end are 0.
-    fn load_head(src: &[u32]) -> Self;
+    fn load_partial(src: &[u32]) -> Self;
     /// Loads a register, unchecked: for innermost loops.
     ///
     /// # Safety
@@ -275,11 +275,11 @@ pub trait U32s: sealed::Register + Copy + BitAnd<Output = Self> + BitOr<Output =
     fn shr(self, n: u32) -> Self;
     /// Unpacks codes of `bits` ≤ 8 bits from a little-endian stream, the lowest bits first: code `first` and the
     /// following ones, one a lane. `first` is a multiple of the number of lanes; all of them are in the stream.
-    fn codes(stream: &[u32], first: usize, bits: u32) -> Self;
+    fn unpack(stream: &[u32], first: usize, bits: u32) -> Self;
     /// Unpacks codes of `bits` ≤ 6 bits from a little-endian stream into the lowest bits of each lane, four a lane.
     /// `first` is a multiple of four times the number of lanes. The bits above the four, and codes past the end, are
     /// unspecified.
-    fn quads(stream: &[u32], first: usize, bits: u32) -> Self;
+    fn unpack4(stream: &[u32], first: usize, bits: u32) -> Self;
     /// Widens the four codes of `bits` < 8 bits in the lowest bits of each lane to a byte each.
     #[inline(always)]
     fn bytes(self, bits: u32) -> Self {
@@ -288,7 +288,7 @@ pub trait U32s: sealed::Register + Copy + BitAnd<Output = Self> + BitOr<Output =
         (pairs & Self::splat(one * 0x1_0001)) | (pairs.shl(8 - bits) & Self::splat(one * 0x100_0100))
     }
     /// Looks each byte, below 16, up in a table.
-    fn look_up(self, table: &[u8; 16]) -> Self;
+    fn table_lookup(self, table: &[u8; 16]) -> Self;
     /// Adds to each lane, an i32, the four products of its bytes: `codes`, u8 below 64, with `digits`, i8.
     fn dot_bytes(self, codes: Self, digits: Self) -> Self;
 }
@@ -321,7 +321,7 @@ pub trait SimdKernel {
 
 /// Runs a kernel with the registers of an instruction set.
 #[inline]
-pub fn dispatch<K: SimdKernel>(level: Level, kernel: K) -> K::Output {
+pub fn dispatch<K: SimdKernel>(isa: Isa, kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
     fn avx512<K: SimdKernel>(kernel: K) -> K::Output {
@@ -332,22 +332,22 @@ pub fn dispatch<K: SimdKernel>(level: Level, kernel: K) -> K::Output {
     fn avx2<K: SimdKernel>(kernel: K) -> K::Output {
         kernel.run::<Avx2>()
     }
-    match level.0 {
-        Set::Scalar => kernel.run::<Scalar>(),
+    match isa.0 {
+        IsaKind::Scalar => kernel.run::<Scalar>(),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: a Level is made only where the CPU has the instruction set.
-        Set::Avx2 => unsafe { avx2(kernel) },
+        // SAFETY: an `Isa` is made only where the CPU has the instruction set.
+        IsaKind::Avx2 => unsafe { avx2(kernel) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: a Level is made only where the CPU has the instruction set.
-        Set::Avx512 => unsafe { avx512(kernel) },
+        // SAFETY: an `Isa` is made only where the CPU has the instruction set.
+        IsaKind::Avx512 => unsafe { avx512(kernel) },
         #[cfg(target_arch = "aarch64")]
-        Set::Neon => kernel.run::<Neon>(),
+        IsaKind::Neon => kernel.run::<Neon>(),
     }
 }
 
-/// Defines a kernel that is compiled for each instruction set and takes a [`Level`] before its arguments.
+/// Defines a kernel that is compiled for each instruction set and takes an [`Isa`] before its arguments.
 ///
-/// `fn name<S>(…) { … }` becomes `fn name(level: Level, …)`; inside, `S` is an [`F32s`]. One more type parameter with a
+/// `fn name<S>(…) { … }` becomes `fn name(isa: Isa, …)`; inside, `S` is an [`F32s`]. One more type parameter with a
 /// bound may follow: `fn map<S, F: Formula>(f: F, …)`.
 #[macro_export]
 macro_rules! simd {
@@ -355,7 +355,7 @@ macro_rules! simd {
         $($arg:ident: $ty:ty),* $(,)?
     ) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$meta])*
-        $vis fn $name$(<$param: $bound>)?(level: $crate::cpu::Level, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name$(<$param: $bound>)?(isa: $crate::cpu::Isa, $($arg: $ty),*) $(-> $ret)? {
             struct Call<A, P>(A, ::std::marker::PhantomData<P>);
             #[allow(unused_parens, clippy::let_unit_value)]
             impl$(<$param: $bound>)? $crate::cpu::simd::SimdKernel for Call<($($ty,)*), ($($param)?)> {
@@ -369,7 +369,7 @@ macro_rules! simd {
                     lanes::<$lanes $(, $param)?>($($arg),*)
                 }
             }
-            $crate::cpu::simd::dispatch(level, Call(($($arg,)*), ::std::marker::PhantomData::<($($param)?)>))
+            $crate::cpu::simd::dispatch(isa, Call(($($arg,)*), ::std::marker::PhantomData::<($($param)?)>))
         }
     )*};
 }
@@ -381,7 +381,7 @@ mod tests {
     crate::simd! {
         fn dot<S>(a: &[f32], b: &[f32]) -> f32 {
             let whole = a.len() - a.len() % S::LANES;
-            let mut sum = S::load_head(&a[whole..]) * S::load_head(&b[whole..]);
+            let mut sum = S::load_partial(&a[whole..]) * S::load_partial(&b[whole..]);
             for i in (0..whole).step_by(S::LANES) {
                 sum = S::load(&a[i..]).mul_add(S::load(&b[i..]), sum);
             }
@@ -390,7 +390,7 @@ mod tests {
         fn apart<S>(x: &[f32], n: &[f32], out: &mut [f32]) {
             for i in 0..x.len() {
                 let (x, n) = (S::splat(x[i]), S::splat(n[i]));
-                x.scale_by_exp2(n).store_head(&mut out[i..=i]);
+                x.scale_by_exp2(n).store_partial(&mut out[i..=i]);
             }
         }
         fn largest<S>(x: &[f32]) -> f32 {
@@ -398,12 +398,12 @@ mod tests {
         }
         fn unpacked<S>(stream: &[u32], bits: u32, out: &mut [f32]) {
             for (i, out) in out.chunks_exact_mut(S::LANES).enumerate() {
-                S::from_i32(S::Bits::codes(stream, i * S::LANES, bits)).store(out);
+                S::from_i32(S::Bits::unpack(stream, i * S::LANES, bits)).store(out);
             }
         }
         fn in_bytes<S>(stream: &[u32], bits: u32, out: &mut [u32]) {
             for (i, out) in out.chunks_exact_mut(S::LANES).enumerate() {
-                let bytes = S::Bits::quads(stream, i * 4 * S::LANES, bits).bytes(bits);
+                let bytes = S::Bits::unpack4(stream, i * 4 * S::LANES, bits).bytes(bits);
                 // a byte is exact as a float
                 for at in 0..4 {
                     let mut lanes = [0.0; 16];
@@ -414,13 +414,13 @@ mod tests {
         }
         fn dot_of_bytes<S>(start: i32, codes: &[u32], digits: &[u32], out: &mut [f32]) {
             let table = &std::array::from_fn(|i| 2 * i as u8 + 1);
-            let codes = S::Bits::load_head(codes).look_up(table);
-            let sum = S::Bits::splat(start as u32).dot_bytes(codes, S::Bits::load_head(digits));
-            S::from_i32(sum).store_head(out);
+            let codes = S::Bits::load_partial(codes).table_lookup(table);
+            let sum = S::Bits::splat(start as u32).dot_bytes(codes, S::Bits::load_partial(digits));
+            S::from_i32(sum).store_partial(out);
         }
         fn picked<S>(table: &[f32; 16], at: &[u32], out: &mut [f32]) {
             for (at, out) in at.chunks(S::LANES).zip(out.chunks_mut(S::LANES)) {
-                S::pick(table, S::Bits::load_head(at)).store_head(out);
+                S::gather16(table, S::Bits::load_partial(at)).store_partial(out);
             }
         }
         fn spread<S>(src: &[f32], each: usize, out: &mut [f32]) {
@@ -446,24 +446,24 @@ mod tests {
             out.iter().zip([a, b, c, d]).for_each(|(sum, x)| assert_eq!(*sum, x.sum()));
         }
         fn shifted<S>(x: &[u32], n: u32, out: &mut [f32]) {
-            let x = S::Bits::load_head(x);
+            let x = S::Bits::load_partial(x);
             let low = x.shl(n).shr(n) & S::Bits::splat(0xff);
-            S::from_bits(low.shl(23) | S::Bits::splat(1 << 31)).store_head(out);
+            S::from_bits(low.shl(23) | S::Bits::splat(1 << 31)).store_partial(out);
         }
     }
 
     #[test]
-    fn every_level_unpacks_the_same_codes() {
+    fn every_isa_unpacks_the_same_codes() {
         let stream: Vec<u32> = (0..40u32).map(|i| i.wrapping_mul(0x9e37_79b9) ^ 0x5bd1_e995).collect();
         for bits in 1..=8u32 {
             let count = 40 * 32 / bits as usize / 32 * 32;
             let bit = |at: usize| stream[at / 32] >> (at % 32) & 1;
             let number = |at: usize| (0..bits as usize).map(|i| bit(at * bits as usize + i) << i).sum::<u32>();
             let want: Vec<f32> = (0..count).map(|at| number(at) as f32).collect();
-            for level in Level::available() {
+            for isa in Isa::available() {
                 let mut out = vec![0.0; count];
-                unpacked(level, &stream[..count * bits as usize / 32], bits, &mut out);
-                assert_eq!(out, want, "{level} {bits}");
+                unpacked(isa, &stream[..count * bits as usize / 32], bits, &mut out);
+                assert_eq!(out, want, "{isa} {bits}");
             }
         }
     }
@@ -475,12 +475,12 @@ mod tests {
             let count = 48 * 32 / bits as usize / 64 * 64;
             let bit = |at: usize| stream.get(at / 32).map_or(0, |word| word >> (at % 32) & 1);
             let number = |at: usize| (0..bits as usize).map(|i| bit(at * bits as usize + i) << i).sum::<u32>();
-            for (level, words) in Level::available().into_iter().flat_map(|l| [(l, 48), (l, 47)]) {
+            for (isa, words) in Isa::available().into_iter().flat_map(|l| [(l, 48), (l, 47)]) {
                 let mut out = vec![0; count / 4];
-                in_bytes(level, &stream[..words], bits, &mut out);
+                in_bytes(isa, &stream[..words], bits, &mut out);
                 for (at, &got) in out.iter().enumerate().filter(|(at, _)| (4 * at + 4) * bits as usize <= 32 * words) {
                     let want = (0..4).map(|i| number(4 * at + i) << (8 * i)).sum::<u32>();
-                    assert_eq!(got, want, "{level}, {bits} bits, lane {at}");
+                    assert_eq!(got, want, "{isa}, {bits} bits, lane {at}");
                 }
             }
         }
@@ -493,11 +493,11 @@ mod tests {
         let of = |word: u32, i: usize| word.to_le_bytes()[i];
         let product =
             |lane: usize, i: usize| (2 * i32::from(of(codes[lane], i)) + 1) * i32::from(of(digits[lane], i) as i8);
-        for level in Level::available() {
+        for isa in Isa::available() {
             let mut out = [0.0; 4];
-            dot_of_bytes(level, -7, &codes, &digits, &mut out);
+            dot_of_bytes(isa, -7, &codes, &digits, &mut out);
             let want: [f32; 4] = std::array::from_fn(|lane| (0..4).map(|i| product(lane, i)).sum::<i32>() as f32 - 7.0);
-            assert_eq!(out, want, "{level}");
+            assert_eq!(out, want, "{isa}");
         }
     }
 
@@ -506,16 +506,16 @@ mod tests {
         let table: [f32; 16] = std::array::from_fn(|i| i as f32 - 7.5);
         let at: Vec<u32> = (0..37u32).map(|i| i * 7 + 0xabc0).collect();
         let want: Vec<f32> = at.iter().map(|&at| table[at as usize % 16]).collect();
-        for level in Level::available() {
+        for isa in Isa::available() {
             let mut out = vec![0.0; at.len()];
-            picked(level, &table, &at, &mut out);
-            assert_eq!(out, want, "{level}");
+            picked(isa, &table, &at, &mut out);
+            assert_eq!(out, want, "{isa}");
             for each in [1, 2, 4, 8, 16, 32] {
                 // no more is read than is there
-                let (lanes, src) = (level.lanes(), table[..level.lanes().div_ceil(each)].to_vec());
-                spread(level, &src, each, &mut out);
+                let (lanes, src) = (isa.lanes(), table[..isa.lanes().div_ceil(each)].to_vec());
+                spread(isa, &src, each, &mut out);
                 let want: Vec<f32> = (0..lanes).map(|i| src[i / each]).collect();
-                assert_eq!(out[..lanes], want, "{level} {each}");
+                assert_eq!(out[..lanes], want, "{isa} {each}");
             }
         }
     }
@@ -524,12 +524,12 @@ mod tests {
     fn half_precision_is_read_exactly() {
         let x = [1.5, -0.0, 65_504.0, 6e-8, f32::INFINITY, -2.25, 1e-5, 0.1, 3.0, -7.0, 0.5, 1e-4, -1.0, 2.0, 4.0, 8.0];
         let (small, large) = (x.map(f16::from_f32), x.map(bf16::from_f32));
-        for level in Level::available() {
+        for isa in Isa::available() {
             let mut out = [0.0; 32];
-            halves(level, &small, &large, &mut out);
-            let lanes = level.lanes();
-            assert_eq!(out[..lanes], small.map(f16::to_f32)[..lanes], "{level}");
-            assert_eq!(out[lanes..2 * lanes], large.map(bf16::to_f32)[..lanes], "{level}");
+            halves(isa, &small, &large, &mut out);
+            let lanes = isa.lanes();
+            assert_eq!(out[..lanes], small.map(f16::to_f32)[..lanes], "{isa}");
+            assert_eq!(out[lanes..2 * lanes], large.map(bf16::to_f32)[..lanes], "{isa}");
         }
     }
 
@@ -537,42 +537,42 @@ mod tests {
     fn integers_are_converted_with_their_signs() {
         let x: Vec<f32> = (-8..8i8).map(|i| f32::from(i) * 1_000_003.0).collect();
         let want: Vec<f32> = x.iter().map(|&x| (x as i32 ^ 5) as f32).collect();
-        for level in Level::available() {
+        for isa in Isa::available() {
             let mut out = [0.0; 16];
-            whole(level, &x, &mut out);
-            assert_eq!(out[..], want, "{level}");
+            whole(isa, &x, &mut out);
+            assert_eq!(out[..], want, "{isa}");
         }
     }
 
     #[test]
     fn four_registers_have_the_sums_that_each_has() {
-        for level in Level::available() {
+        for isa in Isa::available() {
             let x: Vec<f32> = (0..64u16).map(|i| (f32::from(i) * 0.7).sin() * 1e3).collect();
             let mut out = [0.0; 4];
-            four_sums(level, &x, &mut out);
-            for (x, sum) in x.chunks(level.lanes()).zip(out) {
+            four_sums(isa, &x, &mut out);
+            for (x, sum) in x.chunks(isa.lanes()).zip(out) {
                 let want: f64 = x.iter().map(|&x| f64::from(x)).sum();
-                assert!((f64::from(sum) - want).abs() < 1e-2, "{level}: {sum} for {want}");
+                assert!((f64::from(sum) - want).abs() < 1e-2, "{isa}: {sum} for {want}");
             }
         }
     }
 
     #[test]
     fn bits_are_shifted_masked_and_read_as_floats() {
-        for level in Level::available() {
+        for isa in Isa::available() {
             let mut out = [0.0; 2];
-            shifted(level, &[0xff00_0000 | 127, 0xfe00_0000 | 130], 7, &mut out);
-            assert_eq!(out, [-1.0, -8.0], "{level}");
+            shifted(isa, &[0xff00_0000 | 127, 0xfe00_0000 | 130], 7, &mut out);
+            assert_eq!(out, [-1.0, -8.0], "{isa}");
         }
     }
 
     #[test]
-    fn every_level_gives_the_same_dot_product_at_every_length() {
-        for level in Level::available() {
+    fn every_isa_gives_the_same_dot_product_at_every_length() {
+        for isa in Isa::available() {
             for n in 0..70u16 {
                 let a: Vec<f32> = (0..n).map(f32::from).collect();
                 let want: f32 = a.iter().map(|x| x * x).sum();
-                assert_eq!(dot(level, &a, &a), want, "{level} {n}");
+                assert_eq!(dot(isa, &a, &a), want, "{isa} {n}");
             }
         }
     }
@@ -581,20 +581,20 @@ mod tests {
     fn scaling_by_a_power_of_two_reaches_denormals_and_infinity() {
         let (x, n) = ([1.5, 1.5, 1.0, 1.9, -1.25], [127.0, 128.0, -149.0, -126.0, 3.0]);
         let want = [1.5 * 2f32.powi(127), f32::INFINITY, f32::from_bits(1), 1.9 * f32::MIN_POSITIVE, -10.0];
-        for level in Level::available() {
+        for isa in Isa::available() {
             let mut out = [0.0; 5];
-            apart(level, &x, &n, &mut out);
-            assert_eq!(out, want, "{level}");
+            apart(isa, &x, &n, &mut out);
+            assert_eq!(out, want, "{isa}");
         }
     }
 
     #[test]
     fn the_largest_lane_is_found_wherever_it_is() {
-        for level in Level::available() {
-            for at in 0..level.lanes() {
+        for isa in Isa::available() {
+            for at in 0..isa.lanes() {
                 let mut x = [-3.0; 16];
                 x[at] = 2.5;
-                assert_eq!(largest(level, &x), 2.5, "{level} {at}");
+                assert_eq!(largest(isa, &x), 2.5, "{isa} {at}");
             }
         }
     }

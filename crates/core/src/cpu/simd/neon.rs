@@ -62,7 +62,7 @@ impl F32s for Neon {
     }
 
     #[inline(always)]
-    fn load_head(src: &[f32]) -> Self {
+    fn load_partial(src: &[f32]) -> Self {
         let whole: [f32; 4] = std::array::from_fn(|i| src.get(i).copied().unwrap_or(0.0));
         Self::load(&whole)
     }
@@ -83,7 +83,7 @@ impl F32s for Neon {
     }
 
     #[inline(always)]
-    fn store_head(self, dst: &mut [f32]) {
+    fn store_partial(self, dst: &mut [f32]) {
         let mut whole = [0.0; 4];
         self.store(&mut whole);
         dst.iter_mut().zip(whole).for_each(|(d, x)| *d = x);
@@ -162,7 +162,7 @@ impl F32s for Neon {
     }
 
     #[inline(always)]
-    fn pick(table: &[f32; 16], at: NeonBits) -> Self {
+    fn gather16(table: &[f32; 16], at: NeonBits) -> Self {
         let mut lanes = [0; 4];
         unsafe { vst1q_u32(lanes.as_mut_ptr(), at.0) };
         Self::load(&lanes.map(|at| table[at as usize % 16]))
@@ -224,7 +224,7 @@ impl U32s for NeonBits {
     }
 
     #[inline(always)]
-    fn load_head(src: &[u32]) -> Self {
+    fn load_partial(src: &[u32]) -> Self {
         let whole: [u32; 4] = from_fn(|i| src.get(i).copied().unwrap_or(0));
         NeonBits(unsafe { vld1q_u32(whole.as_ptr()) })
     }
@@ -245,19 +245,19 @@ impl U32s for NeonBits {
     }
 
     #[inline(always)]
-    fn codes(stream: &[u32], first: usize, bits: u32) -> Self {
+    fn unpack(stream: &[u32], first: usize, bits: u32) -> Self {
         let lanes: [u32; 4] = from_fn(|i| code(stream, first + i, bits));
         NeonBits(unsafe { vld1q_u32(lanes.as_ptr()) })
     }
 
     #[inline(always)]
-    fn quads(stream: &[u32], first: usize, bits: u32) -> Self {
+    fn unpack4(stream: &[u32], first: usize, bits: u32) -> Self {
         let lanes: [u32; 4] = from_fn(|i| quad(stream, first + 4 * i, bits));
         NeonBits(unsafe { vld1q_u32(lanes.as_ptr()) })
     }
 
     #[inline(always)]
-    fn look_up(self, table: &[u8; 16]) -> Self {
+    fn table_lookup(self, table: &[u8; 16]) -> Self {
         unsafe { NeonBits(vreinterpretq_u32_u8(vqtbl1q_u8(vld1q_u8(table.as_ptr()), vreinterpretq_u8_u32(self.0)))) }
     }
 

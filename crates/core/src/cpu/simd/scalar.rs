@@ -57,7 +57,7 @@ impl F32s for Scalar {
     }
 
     #[inline(always)]
-    fn load_head(src: &[f32]) -> Self {
+    fn load_partial(src: &[f32]) -> Self {
         Scalar(from_fn(|i| src.get(i).copied().unwrap_or(0.0)))
     }
 
@@ -79,7 +79,7 @@ impl F32s for Scalar {
     }
 
     #[inline(always)]
-    fn store_head(self, dst: &mut [f32]) {
+    fn store_partial(self, dst: &mut [f32]) {
         dst.iter_mut().zip(self.0).for_each(|(d, x)| *d = x);
     }
 
@@ -157,7 +157,7 @@ impl F32s for Scalar {
     }
 
     #[inline(always)]
-    fn pick(table: &[f32; 16], at: ScalarBits) -> Self {
+    fn gather16(table: &[f32; 16], at: ScalarBits) -> Self {
         Scalar(at.0.map(|at| table[at as usize % 16]))
     }
 
@@ -212,7 +212,7 @@ impl U32s for ScalarBits {
     }
 
     #[inline(always)]
-    fn load_head(src: &[u32]) -> Self {
+    fn load_partial(src: &[u32]) -> Self {
         ScalarBits(from_fn(|i| src.get(i).copied().unwrap_or(0)))
     }
 
@@ -233,17 +233,17 @@ impl U32s for ScalarBits {
     }
 
     #[inline(always)]
-    fn codes(stream: &[u32], first: usize, bits: u32) -> Self {
+    fn unpack(stream: &[u32], first: usize, bits: u32) -> Self {
         ScalarBits(from_fn(|i| code(stream, first + i, bits)))
     }
 
     #[inline(always)]
-    fn quads(stream: &[u32], first: usize, bits: u32) -> Self {
+    fn unpack4(stream: &[u32], first: usize, bits: u32) -> Self {
         ScalarBits(from_fn(|i| quad(stream, first + 4 * i, bits)))
     }
 
     #[inline(always)]
-    fn look_up(self, table: &[u8; 16]) -> Self {
+    fn table_lookup(self, table: &[u8; 16]) -> Self {
         ScalarBits(self.0.map(|x| u32::from_le_bytes(x.to_le_bytes().map(|byte| table[usize::from(byte & 15)]))))
     }
 

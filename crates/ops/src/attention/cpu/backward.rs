@@ -6,7 +6,7 @@ use super::super::{Grad, Mask};
 use super::{AttentionSizes, KEYS, QUERIES, WIDEST, blocks, columns, swapped};
 use crate::common::tile::{Left, Product, product};
 use alluvium_core::cpu::simd::math::exp;
-use alluvium_core::cpu::{Buffer, Cpu, Level};
+use alluvium_core::cpu::{Buffer, Cpu, Isa};
 use alluvium_core::{Result, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -26,7 +26,7 @@ pub(in super::super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bo
     let (mut of_q, mut of_k, mut of_v) = (dq.chunks_mut(tokens * width), dk.chunks_mut(each), dv.chunks_mut(each));
     let mut tasks: Vec<[&mut [f32]; 3]> =
         (0..batch * heads).map(|_| [of_q.next(), of_k.next(), of_v.next()].map(Option::unwrap_or_default)).collect();
-    let level = cpu.level();
+    let isa = cpu.isa();
     cpu.run(|| {
         tasks.par_iter_mut().enumerate().for_each(|(i, [dq, dk, dv])| {
             let rows = i * tokens * width..(i + 1) * tokens * width;
@@ -45,7 +45,7 @@ pub(in super::super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bo
             let mut scratch = BackwardScratch::new(width);
             for queries in blocks(tokens) {
                 let dq = if need[0] { &mut dq[queries.start * width..queries.end * width] } else { &mut [][..] };
-                scratch.block(level, &head, mask, queries, [&mut *dq, &mut *dk, &mut *dv]);
+                scratch.block(isa, &head, mask, queries, [&mut *dq, &mut *dk, &mut *dv]);
             }
         });
     });
@@ -118,7 +118,7 @@ impl BackwardScratch {
 
     fn block(
         &mut self,
-        level: Level,
+        isa: Isa,
         head: &BackwardHead<'_>,
         mask: &Mask,
         queries: Range<usize>,
@@ -143,24 +143,24 @@ impl BackwardScratch {
             let (k_rows, v_rows) = (&head.keys[span.clone()], &head.values[span.clone()]);
             let (weights, grads) = (&mut weights[..n * stride], &mut grads[..n * stride]);
             let across = [n, stride, width];
-            product(level, &Product::new(across, Left::rows(k_rows, width), q, stride), weights, stride);
+            product(isa, &Product::new(across, Left::rows(k_rows, width), q, stride), weights, stride);
             mask.hide(&keys, &queries, weights, stride);
             if !dq.is_empty() || !dk.is_empty() {
-                product(level, &Product::new(across, Left::rows(v_rows, width), dy, stride), grads, stride);
+                product(isa, &Product::new(across, Left::rows(v_rows, width), dy, stride), grads, stride);
             }
-            differentiate(level, weights, grads, stride, rows, head.scale);
+            differentiate(isa, weights, grads, stride, rows, head.scale);
             let down = [n, width, count];
             if !dv.is_empty() {
                 let to_v = Product::new(down, Left::rows(weights, stride), dy_rows, width).onto(1.0);
-                product(level, &to_v, &mut dv[span.clone()], width);
+                product(isa, &to_v, &mut dv[span.clone()], width);
             }
             if !dk.is_empty() {
                 let to_k = Product::new(down, Left::rows(grads, stride), q_rows, width).onto(1.0);
-                product(level, &to_k, &mut dk[span], width);
+                product(isa, &to_k, &mut dk[span], width);
             }
             if !dq.is_empty() {
                 let to_q = Product::new([count, width, n], Left::columns(grads, stride), k_rows, width);
-                product(level, &to_q.onto(if i == 0 { 0.0 } else { 1.0 }), dq, width);
+                product(isa, &to_q.onto(if i == 0 { 0.0 } else { 1.0 }), dq, width);
             }
         }
     }

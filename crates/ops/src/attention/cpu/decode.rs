@@ -18,7 +18,7 @@ pub(super) fn forward(
     sizes: &AttentionSizes,
 ) -> Result<(Buffer<f32>, Buffer<f32>)> {
     let &AttentionSizes { positions, shared, width, .. } = sizes;
-    let (group, level) = (sizes.group(), cpu.level());
+    let (group, isa) = (sizes.group(), cpu.isa());
     let spans = positions.div_ceil(SPAN);
     let tasks = sizes.batch * shared * spans;
     let (mut parts, mut stats) = (cpu.buffer(tasks * group * width)?, cpu.buffer(tasks * 2 * group)?);
@@ -33,12 +33,12 @@ pub(super) fn forward(
             let count = SPAN.min(positions - first);
             let rows = DecodeRows { width, stride: shared * width, count };
             let q = &q[(b * shared + head) * group * width..][..group * width];
-            score(level, q, &k[at..], &rows, scale, weights);
+            score(isa, q, &k[at..], &rows, scale, weights);
             for (row, stats) in weights.chunks_exact_mut(SPAN).zip(stats.chunks_exact_mut(2)) {
-                (stats[0], stats[1]) = exp_sub_max(level, &mut row[..count]);
+                (stats[0], stats[1]) = exp_sub_max(isa, &mut row[..count]);
             }
             let p = Product::new([group, width, count], Left::rows(weights, SPAN), &v[at..], rows.stride);
-            product(level, &p, part, width);
+            product(isa, &p, part, width);
         });
         o.par_chunks_mut(group * width).zip(lse.par_chunks_mut(group)).enumerate().for_each(|(i, (o, lse))| {
             let parts = &parts[i * spans * group * width..][..spans * group * width];
@@ -89,9 +89,9 @@ alluvium_core::simd! {
                 let mut sums = [S::splat(0.0); 4];
                 for d in (0..width).step_by(S::LANES) {
                     let end = width.min(d + S::LANES);
-                    let k = S::load_head(&k[d..end]);
+                    let k = S::load_partial(&k[d..end]);
                     for (head, sum) in sums.iter_mut().take(heads).enumerate() {
-                        *sum = S::load_head(&q[head * width + d..head * width + end]).mul_add(k, *sum);
+                        *sum = S::load_partial(&q[head * width + d..head * width + end]).mul_add(k, *sum);
                     }
                 }
                 for (head, sum) in sums.iter().take(heads).enumerate() {
@@ -105,9 +105,9 @@ alluvium_core::simd! {
     fn exp_sub_max<S>(scores: &mut [f32]) -> (f32, f32) {
         let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         for scores in scores.chunks_mut(S::LANES) {
-            exp(S::load_head(scores) - S::splat(max)).store_head(scores);
+            exp(S::load_partial(scores) - S::splat(max)).store_partial(scores);
         }
-        let sums = scores.chunks(S::LANES).fold(S::splat(0.0), |sum, scores| sum + S::load_head(scores));
+        let sums = scores.chunks(S::LANES).fold(S::splat(0.0), |sum, scores| sum + S::load_partial(scores));
         (max, sums.sum())
     }
 }

@@ -5,7 +5,7 @@ use super::{AttentionSizes, KEYS, QUERIES, WIDEST, columns};
 use crate::common::tile::{Left, Product, product};
 use alluvium_core::Result;
 use alluvium_core::cpu::simd::math::exp;
-use alluvium_core::cpu::{Buffer, Cpu, Level};
+use alluvium_core::cpu::{Buffer, Cpu, Isa};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ pub(super) fn forward(
     mask: &Mask,
     sizes: &AttentionSizes,
 ) -> Result<(Buffer<f32>, Buffer<f32>)> {
-    let (tokens, width, level) = (sizes.tokens, sizes.width, cpu.level());
+    let (tokens, width, isa) = (sizes.tokens, sizes.width, cpu.isa());
     let (mut o, mut lse) = (cpu.buffer(q.len())?, cpu.buffer(q.len() / width)?);
     cpu.run(|| {
         let heads = o.par_chunks_mut(tokens * width).zip(lse.par_chunks_mut(tokens)).enumerate();
@@ -30,7 +30,7 @@ pub(super) fn forward(
                 |scratch, (block, (o, lse))| {
                     let queries = block * QUERIES..block * QUERIES + lse.len();
                     let head = ForwardHead { q, keys, values, scale, width };
-                    scratch.block(level, &head, mask, queries, [o, lse]);
+                    scratch.block(isa, &head, mask, queries, [o, lse]);
                 },
             );
         });
@@ -70,7 +70,7 @@ impl ForwardScratch {
 
     fn block(
         &mut self,
-        level: Level,
+        isa: Isa,
         head: &ForwardHead<'_>,
         mask: &Mask,
         queries: Range<usize>,
@@ -87,21 +87,21 @@ impl ForwardScratch {
             let span = keys.start * width..keys.end * width;
             let scores = &mut scores[..keys.len() * stride];
             let left = Left::rows(&head.keys[span.clone()], width);
-            product(level, &Product::new([keys.len(), stride, width], left, q, stride), scores, stride);
+            product(isa, &Product::new([keys.len(), stride, width], left, q, stride), scores, stride);
             mask.hide(&keys, &queries, scores, stride);
-            exp_sub_max(level, scores, stride, rows);
+            exp_sub_max(isa, scores, stride, rows);
             let left = Left::columns(scores, stride);
             let p = Product::new([count, width, keys.len()], left, &head.values[span], width);
             if i > 0 {
-                scale_rows(level, &rows.keep, o, width);
+                scale_rows(isa, &rows.keep, o, width);
             }
-            product(level, &p.onto(if i == 0 { 0.0 } else { 1.0 }), o, width);
+            product(isa, &p.onto(if i == 0 { 0.0 } else { 1.0 }), o, width);
         }
         rows.sum.iter_mut().zip(&rows.max).zip(lse).for_each(|((sum, max), lse)| {
             *lse = max + sum.ln();
             *sum = sum.recip();
         });
-        scale_rows(level, &rows.sum, o, width);
+        scale_rows(isa, &rows.sum, o, width);
     }
 }
 
@@ -130,7 +130,7 @@ alluvium_core::simd! {
     fn scale_rows<S>(by: &[f32], rows: &mut [f32], width: usize) {
         for (row, &by) in rows.chunks_exact_mut(width).zip(by) {
             if by != 1.0 {
-                row.chunks_mut(S::LANES).for_each(|x| (S::load_head(x) * S::splat(by)).store_head(x));
+                row.chunks_mut(S::LANES).for_each(|x| (S::load_partial(x) * S::splat(by)).store_partial(x));
             }
         }
     }

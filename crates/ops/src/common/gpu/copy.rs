@@ -12,7 +12,7 @@ static WORDS: Kernel = crate::common::gpu::kernel("copy of u32", &["alias Unit =
 static ELEMENTS: Kernel = crate::common::gpu::kernel("copy of elements", &[include_str!("elements.wgsl")]);
 
 /// Invocations of a workgroup.
-const GROUP: usize = 256;
+const WORKGROUP: usize = 256;
 
 /// Where rows begin in a tensor, and how far apart they are, in elements.
 #[derive(Clone, Copy, Debug)]
@@ -122,7 +122,7 @@ impl RowCopy<'_> {
                     stored: &[],
                     binds: &binds,
                     params: bytemuck::bytes_of(&Params { count, width, y_first, y_stride, x_first, x_stride, last }),
-                    groups: Groups::Line(numbers[0].div_ceil(GROUP)),
+                    groups: Groups::Line(numbers[0].div_ceil(WORKGROUP)),
                 })?;
             }
         }
@@ -144,7 +144,7 @@ impl RowCopy<'_> {
             stored: &[],
             binds: &binds,
             params: bytemuck::bytes_of(&Params { count, width, y_first, y_stride, x_first, x_stride, last }),
-            groups: Groups::Line(words.div_ceil(GROUP)),
+            groups: Groups::Line(words.div_ceil(WORKGROUP)),
         })
     }
 }

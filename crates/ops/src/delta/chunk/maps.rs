@@ -51,7 +51,7 @@ alluvium_core::simd! {
             (from_start[i], rests[i]) = (sum[0], sum[1]);
         }
         for (sums, rests) in from_start[..g.len()].chunks_mut(S::LANES).zip(rests.chunks(S::LANES)) {
-            exp_of_sum(S::load_head(sums), S::load(rests)).store_head(sums);
+            exp_of_sum(S::load_partial(sums), S::load(rests)).store_partial(sums);
         }
     }
 
@@ -62,11 +62,11 @@ alluvium_core::simd! {
             row[i + 1..].fill(0.0);
             for j in (0..=i).step_by(S::LANES) {
                 let end = (j + S::LANES).min(i + 1);
-                math::exp(S::splat(sum) - S::load_head(&sums[j..end])).store_head(&mut row[j..end]);
+                math::exp(S::splat(sum) - S::load_partial(&sums[j..end])).store_partial(&mut row[j..end]);
             }
         }
         for (sums, out) in sums.chunks(S::LANES).zip(from_start[..sums.len()].chunks_mut(S::LANES)) {
-            math::exp(S::load_head(sums)).store_head(out);
+            math::exp(S::load_partial(sums)).store_partial(out);
         }
     }
 
@@ -95,8 +95,9 @@ alluvium_core::simd! {
             out[i + 1..].fill(0.0);
             for j in (0..=i).step_by(S::LANES) {
                 let span = j..(j + S::LANES).min(i + 1);
-                let factor = S::load_head(&gamma[span.clone()]) * S::load_head(&columns[span.clone()]) * S::splat(scale);
-                (S::load_head(&x[span.clone()]) * factor).store_head(&mut out[span]);
+                let (gamma, columns) = (S::load_partial(&gamma[span.clone()]), S::load_partial(&columns[span.clone()]));
+                let factor = gamma * columns * S::splat(scale);
+                (S::load_partial(&x[span.clone()]) * factor).store_partial(&mut out[span]);
             }
         }
     }
@@ -107,7 +108,7 @@ alluvium_core::simd! {
         for (row, &factor) in rows.chunks_exact_mut(width).zip(factors) {
             let factor = S::splat(scale * factor);
             for x in row.chunks_mut(S::LANES) {
-                (S::load_head(x) * factor).store_head(x);
+                (S::load_partial(x) * factor).store_partial(x);
             }
         }
     }
@@ -119,7 +120,8 @@ alluvium_core::simd! {
             let factor = S::splat(-factor);
             for j in (i * width..(i + 1) * width).step_by(S::LANES) {
                 let span = j..(j + S::LANES).min((i + 1) * width);
-                S::load_head(&u[span.clone()]).mul_add(factor, S::load_head(&v[span.clone()])).store_head(&mut out[span]);
+                let (u, v) = (S::load_partial(&u[span.clone()]), S::load_partial(&v[span.clone()]));
+                u.mul_add(factor, v).store_partial(&mut out[span]);
             }
         }
     }
@@ -130,7 +132,7 @@ alluvium_core::simd! {
         for ((a, b), out) in a.chunks_exact(width).zip(b.chunks_exact(width)).zip(out) {
             let mut sums = [S::splat(0.0); 2];
             for (i, (a, b)) in a.chunks(S::LANES).zip(b.chunks(S::LANES)).enumerate() {
-                sums[i % 2] = S::load_head(a).mul_add(S::load_head(b), sums[i % 2]);
+                sums[i % 2] = S::load_partial(a).mul_add(S::load_partial(b), sums[i % 2]);
             }
             *out += (sums[0] + sums[1]).sum();
         }
@@ -141,9 +143,9 @@ alluvium_core::simd! {
         for i in 0..columns.len() {
             for j in (0..i).step_by(S::LANES) {
                 let (row, end) = (i * CHUNK, (j + S::LANES).min(i));
-                let (a, b) = (S::load_head(&a[row + j..row + end]), S::load_head(&b[row + j..row + end]));
+                let (a, b) = (S::load_partial(&a[row + j..row + end]), S::load_partial(&b[row + j..row + end]));
                 let out = &mut out[row + j..row + end];
-                (a * b).mul_add(S::load_head(&columns[j..end]), S::load_head(out)).store_head(out);
+                (a * b).mul_add(S::load_partial(&columns[j..end]), S::load_partial(out)).store_partial(out);
             }
         }
     }
@@ -159,8 +161,8 @@ alluvium_core::simd! {
             let mut sum = S::splat(0.0);
             for j in (0..t).step_by(S::LANES) {
                 let end = (j + S::LANES).min(t);
-                let x = S::load_head(&below[j..end]) + S::load_head(&e[t * CHUNK + j..t * CHUNK + end]);
-                x.store_head(&mut below[j..end]);
+                let x = S::load_partial(&below[j..end]) + S::load_partial(&e[t * CHUNK + j..t * CHUNK + end]);
+                x.store_partial(&mut below[j..end]);
                 sum += x;
             }
             after += rows[t];
@@ -179,7 +181,7 @@ alluvium_core::simd! {
             let mut largest = [S::splat(0.0); 2];
             for (largest, x) in largest.iter_mut().zip([before, after]) {
                 for x in x[i * width..(i + 1) * width].chunks(S::LANES) {
-                    let x = if x.len() == S::LANES { S::load(x) } else { S::load_head(x) };
+                    let x = if x.len() == S::LANES { S::load(x) } else { S::load_partial(x) };
                     *largest = largest.max(x).max(-x);
                 }
             }
@@ -196,9 +198,9 @@ alluvium_core::simd! {
             let mut sum = S::splat(0.0);
             for j in (0..=i).step_by(S::LANES) {
                 let end = (j + S::LANES).min(i + 1);
-                let x = S::load_head(&x[i * CHUNK + j..i * CHUNK + end]);
+                let x = S::load_partial(&x[i * CHUNK + j..i * CHUNK + end]);
                 sum += x;
-                (S::load_head(&columns[j..end]) + x).store_head(&mut columns[j..end]);
+                (S::load_partial(&columns[j..end]) + x).store_partial(&mut columns[j..end]);
             }
             *row += sum.sum();
         }

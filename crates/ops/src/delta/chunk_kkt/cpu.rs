@@ -4,12 +4,12 @@ use super::{Grad, HeadLayout};
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
 use crate::delta::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
-use alluvium_core::cpu::{Cpu, Floats, Level};
+use alluvium_core::cpu::{Cpu, Floats, Isa};
 use alluvium_core::{DType, Result, Tensor};
 use std::ops::Range;
 
 struct KktInputs<'a> {
-    level: Level,
+    isa: Isa,
     k: Floats<'a>,
     beta: Floats<'a>,
     g: Floats<'a>,
@@ -20,7 +20,7 @@ struct KktInputs<'a> {
 impl<'a> KktInputs<'a> {
     fn read(cpu: &Cpu, args: &'a Grad) -> Result<Self> {
         let (k, beta, g) = (cpu.read(&args.k)?, cpu.read(&args.beta)?, cpu.read(&args.g_cum)?);
-        Ok(KktInputs { level: cpu.level(), k, beta, g, layout: args.layout, width: args.k.shape().last() })
+        Ok(KktInputs { isa: cpu.isa(), k, beta, g, layout: args.layout, width: args.k.shape().last() })
     }
 
     fn scratch(&self) -> [usize; 6] {
@@ -32,7 +32,7 @@ impl<'a> KktInputs<'a> {
         let (len, width) = (tokens.len(), self.width);
         gather(&self.k, tokens, [self.layout.k_heads, key_head, width], k);
         transpose([len, width], k, width, kt, CHUNK);
-        product(self.level, &Product::new([len, len, width], Left::rows(k, width), kt, CHUNK).lower(), kk, CHUNK);
+        product(self.isa, &Product::new([len, len, width], Left::rows(k, width), kt, CHUNK).lower(), kk, CHUNK);
     }
 
     /// The decays of a value head, and its beta.
@@ -40,7 +40,7 @@ impl<'a> KktInputs<'a> {
         let (mut sums, mut rest, len) = ([0.0; CHUNK], [0.0; CHUNK], tokens.len());
         gather(&self.g, tokens.clone(), [self.layout.v_heads, head, 1], &mut sums);
         gather(&self.beta, tokens, [self.layout.v_heads, head, 1], beta);
-        maps::decays_of_sums(self.level, &sums[..len], gamma, &mut rest);
+        maps::decays_of_sums(self.isa, &sums[..len], gamma, &mut rest);
     }
 }
 
@@ -58,8 +58,8 @@ pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<Tensor> {
             for head in given.layout.v_heads_of(task % k_heads) {
                 given.gates(tokens.clone(), head, gamma, beta);
                 let len = tokens.len();
-                maps::gate(given.level, 1.0, gamma, &ONES[..len], kk, square);
-                maps::scale_rows(given.level, 1.0, &beta[..len], &mut square[..len * CHUNK]);
+                maps::gate(given.isa, 1.0, gamma, &ONES[..len], kk, square);
+                maps::scale_rows(given.isa, 1.0, &beta[..len], &mut square[..len * CHUNK]);
                 (0..len).for_each(|i| square[i * CHUNK + i] = 0.0);
                 // SAFETY: each task has its own heads of its own row.
                 unsafe { scatter(out, tokens.clone(), [v_heads, head, CHUNK], square, Write::Set) };
@@ -71,7 +71,7 @@ pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<Tensor> {
 
 pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
     let (given, dl) = (KktInputs::read(cpu, args)?, cpu.read(dy)?);
-    let (level, width, HeadLayout { batch, k_heads, v_heads, .. }) = (given.level, given.width, given.layout);
+    let (isa, width, HeadLayout { batch, k_heads, v_heads, .. }) = (given.isa, given.width, given.layout);
     // a gradient that is not needed has no memory
     let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
     let (mut dk, mut dbeta, mut dg) = (room(0, &args.k)?, room(1, &args.beta)?, room(2, &args.g_cum)?);
@@ -88,24 +88,24 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor, need: [bool; 3]) -> 
             for (nth, head) in given.layout.v_heads_of(task % k_heads).enumerate() {
                 given.gates(tokens.clone(), head, gamma, beta);
                 gather(&dl, tokens.clone(), [v_heads, head, CHUNK], d_l);
-                maps::gate(level, 1.0, gamma, &ONES[..len], d_l, m);
+                maps::gate(isa, 1.0, gamma, &ONES[..len], d_l, m);
                 (0..len).for_each(|i| m[i * CHUNK + i] = 0.0);
                 e[..len * CHUNK].fill(0.0);
-                maps::add_below(level, m, kk, &ONES[..len], e);
+                maps::add_below(isa, m, kk, &ONES[..len], e);
                 let (mut rows, mut columns) = ([0.0; CHUNK], [0.0; CHUNK]);
-                maps::sums_below(level, e, &mut rows[..len], &mut columns);
+                maps::sums_below(isa, e, &mut rows[..len], &mut columns);
                 // SAFETY: each task has its own heads of its own row.
                 unsafe { scatter(out_beta, tokens.clone(), [v_heads, head, 1], &rows, Write::Set) };
-                maps::scale_rows(level, 1.0, &beta[..len], &mut e[..len * CHUNK]);
-                maps::scale_rows(level, 1.0, &beta[..len], &mut m[..len * CHUNK]);
+                maps::scale_rows(isa, 1.0, &beta[..len], &mut e[..len * CHUNK]);
+                maps::scale_rows(isa, 1.0, &beta[..len], &mut m[..len * CHUNK]);
                 let (mut rows, mut columns) = ([0.0; CHUNK], [0.0; CHUNK]);
-                maps::sums_below(level, e, &mut rows[..len], &mut columns);
+                maps::sums_below(isa, e, &mut rows[..len], &mut columns);
                 rows.iter_mut().zip(columns).for_each(|(row, column)| *row -= column);
                 if need[0] {
                     let lower = Product::new([len, width, len], Left::rows(m, CHUNK), k, width).left(Part::Lower);
-                    product(level, &lower, d_k, width);
+                    product(isa, &lower, d_k, width);
                     let upper = Product::new([len, width, len], Left::columns(m, CHUNK), k, width).left(Part::Upper);
-                    product(level, &upper.onto(1.0), d_k, width);
+                    product(isa, &upper.onto(1.0), d_k, width);
                 }
                 // SAFETY: as above.
                 unsafe {

@@ -4,12 +4,12 @@ use super::{Grad, HeadLayout};
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
 use crate::delta::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
-use alluvium_core::cpu::{Cpu, Floats, Level};
+use alluvium_core::cpu::{Cpu, Floats, Isa};
 use alluvium_core::{Result, Tensor};
 use std::ops::Range;
 
 struct OutputInputs<'a> {
-    level: Level,
+    isa: Isa,
     q: Floats<'a>,
     k: Floats<'a>,
     v: Floats<'a>,
@@ -49,7 +49,7 @@ impl<'s> OutputTiles<'s> {
 impl<'a> OutputInputs<'a> {
     fn read(cpu: &Cpu, args: &'a Grad) -> Result<Self> {
         Ok(OutputInputs {
-            level: cpu.level(),
+            isa: cpu.isa(),
             q: cpu.read(&args.q)?,
             k: cpu.read(&args.k)?,
             v: cpu.read(&args.v_new)?,
@@ -70,22 +70,22 @@ impl<'a> OutputInputs<'a> {
 
     fn load(&self, chunk: &mut OutputTiles<'_>, tokens: Range<usize>, head: usize) {
         let ([k, v], HeadLayout { k_heads, v_heads, .. }, len) = (self.width, self.layout, tokens.len());
-        let (level, key, mut sums) = (self.level, self.layout.key_head(head), [0.0; CHUNK]);
+        let (isa, key, mut sums) = (self.isa, self.layout.key_head(head), [0.0; CHUNK]);
         chunk.len = len;
         gather(&self.q, tokens.clone(), [k_heads, key, k], chunk.q);
         gather(&self.k, tokens.clone(), [k_heads, key, k], chunk.k);
         gather(&self.v, tokens.clone(), [v_heads, head, v], chunk.v);
         gather(&self.g, tokens, [v_heads, head, 1], &mut sums);
         transpose([len, k], chunk.k, k, chunk.kt, CHUNK);
-        product(level, &Product::new([len, len, k], Left::rows(chunk.q, k), chunk.kt, CHUNK).lower(), chunk.qk, CHUNK);
-        maps::decays_of_sums(level, &sums[..len], chunk.gamma, &mut chunk.from_start);
-        maps::gate(level, self.scale, chunk.gamma, &ONES[..len], chunk.qk, chunk.p);
+        product(isa, &Product::new([len, len, k], Left::rows(chunk.q, k), chunk.kt, CHUNK).lower(), chunk.qk, CHUNK);
+        maps::decays_of_sums(isa, &sums[..len], chunk.gamma, &mut chunk.from_start);
+        maps::gate(isa, self.scale, chunk.gamma, &ONES[..len], chunk.qk, chunk.p);
     }
 }
 
 pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<Tensor> {
     let given = OutputInputs::read(cpu, args)?;
-    let (level, [k, v], HeadLayout { batch, v_heads, .. }) = (given.level, given.width, given.layout);
+    let (isa, [k, v], HeadLayout { batch, v_heads, .. }) = (given.isa, given.width, given.layout);
     let mut o = cpu.buffer::<f32>(given.v.len())?;
     let out = Shared::new(&mut o);
     let own = [CHUNK * v, k * v];
@@ -98,10 +98,10 @@ pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<Tensor> {
             given.load(&mut chunk, tokens.clone(), head);
             let len = chunk.len;
             transpose([v, k], &given.h[given.state(&tokens, head)..][..k * v], k, state, v);
-            maps::scale_rows(level, given.scale, &chunk.from_start[..len], &mut chunk.q[..len * k]);
-            product(level, &Product::new([len, v, k], Left::rows(chunk.q, k), state, v), tile, v);
+            maps::scale_rows(isa, given.scale, &chunk.from_start[..len], &mut chunk.q[..len * k]);
+            product(isa, &Product::new([len, v, k], Left::rows(chunk.q, k), state, v), tile, v);
             let inside = Product::new([len, v, len], Left::rows(chunk.p, CHUNK), chunk.v, v).left(Part::Lower);
-            product(level, &inside.onto(1.0), tile, v);
+            product(isa, &inside.onto(1.0), tile, v);
             // SAFETY: each task has its own head of its own row.
             unsafe { scatter(out, tokens, [v_heads, head, v], tile, Write::Set) };
         }
@@ -131,39 +131,39 @@ impl<'s> OutputTask<'s> {
 
     /// Gradients of a chunk, from `d_o`; `dh` is that of its state. `d_o` is scaled in the end.
     fn gradients(&mut self, given: &OutputInputs<'_>, chunk: &OutputTiles<'_>, h: &[f32], dh: &mut [f32]) {
-        let (level, [k, v], len) = (given.level, given.width, chunk.len);
+        let (isa, [k, v], len) = (given.isa, given.width, chunk.len);
         let [of_q, of_k, of_v, of_h, of_g] = self.need;
         if of_v {
             let rows = Product::new([len, v, len], Left::columns(chunk.p, CHUNK), self.d_o, v).left(Part::Upper);
-            product(level, &rows, self.dv, v);
+            product(isa, &rows, self.dv, v);
         }
         transpose([len, v], chunk.v, v, self.turned, CHUNK);
         let raw = Product::new([len, len, v], Left::rows(self.d_o, v), self.turned, CHUNK).lower();
-        product(level, &raw, self.raw, CHUNK);
+        product(isa, &raw, self.raw, CHUNK);
         self.e[..len * CHUNK].fill(0.0);
-        maps::add_below(level, self.raw, chunk.p, &ONES[..len], self.e);
-        maps::gate(level, given.scale, chunk.gamma, &ONES[..len], self.raw, self.d_p);
+        maps::add_below(isa, self.raw, chunk.p, &ONES[..len], self.e);
+        maps::gate(isa, given.scale, chunk.gamma, &ONES[..len], self.raw, self.d_p);
 
-        maps::scale_rows(level, given.scale, &chunk.from_start[..len], &mut self.d_o[..len * v]);
-        product(level, &Product::new([len, k, v], Left::rows(self.d_o, v), h, k), self.dq, k);
+        maps::scale_rows(isa, given.scale, &chunk.from_start[..len], &mut self.d_o[..len * v]);
+        product(isa, &Product::new([len, k, v], Left::rows(self.d_o, v), h, k), self.dq, k);
         if of_h {
-            product(level, &Product::new([v, k, len], Left::columns(self.d_o, v), chunk.q, k), dh, k);
+            product(isa, &Product::new([v, k, len], Left::columns(self.d_o, v), chunk.q, k), dh, k);
         }
         if of_g {
             self.dg.fill(0.0);
-            maps::dots(level, &self.dq[..len * k], &chunk.q[..len * k], &mut self.dg[..len]);
+            maps::dots(isa, &self.dq[..len * k], &chunk.q[..len * k], &mut self.dg[..len]);
             let mut columns = [0.0; CHUNK];
-            maps::sums_below(level, self.e, &mut self.dg[..len], &mut columns);
+            maps::sums_below(isa, self.e, &mut self.dg[..len], &mut columns);
             self.dg.iter_mut().zip(columns).for_each(|(dg, x)| *dg -= x);
         }
 
         if of_q {
             let queries = Product::new([len, k, len], Left::rows(self.d_p, CHUNK), chunk.k, k).left(Part::Lower);
-            product(level, &queries.onto(1.0), self.dq, k);
+            product(isa, &queries.onto(1.0), self.dq, k);
         }
         if of_k {
             let keys = Product::new([len, k, len], Left::columns(self.d_p, CHUNK), chunk.q, k).left(Part::Upper);
-            product(level, &keys, self.dk, k);
+            product(isa, &keys, self.dk, k);
         }
     }
 }

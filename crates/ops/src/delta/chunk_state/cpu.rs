@@ -4,12 +4,12 @@ use super::{ChunkStateOutput, Grad, HeadLayout};
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Product, carve, carved, product, transpose};
 use crate::delta::chunk::{CHUNK, SQUARE, Write, gather, maps, scatter};
-use alluvium_core::cpu::{Cpu, Floats, Level};
+use alluvium_core::cpu::{Cpu, Floats, Isa};
 use alluvium_core::{DType, Error, Result, Tensor};
 use std::ops::Range;
 
 struct StateInputs<'a> {
-    level: Level,
+    isa: Isa,
     k: Floats<'a>,
     w: Floats<'a>,
     u: Floats<'a>,
@@ -23,7 +23,7 @@ struct StateInputs<'a> {
 impl<'a> StateInputs<'a> {
     fn read(cpu: &Cpu, args: &'a Grad) -> Result<Self> {
         Ok(StateInputs {
-            level: cpu.level(),
+            isa: cpu.isa(),
             k: cpu.read(&args.k)?,
             w: cpu.read(&args.w)?,
             u: cpu.read(&args.u)?,
@@ -47,7 +47,7 @@ impl<'a> StateInputs<'a> {
     fn decays(&self, tokens: Range<usize>, head: usize, gamma: &mut [f32]) -> ([f32; CHUNK], f32) {
         let (len, mut sums, mut from_start) = (tokens.len(), [0.0; CHUNK], [0.0; CHUNK]);
         gather(&self.g, tokens, [self.layout.v_heads, head, 1], &mut sums);
-        maps::decays_of_sums(self.level, &sums[..len], gamma, &mut from_start);
+        maps::decays_of_sums(self.isa, &sums[..len], gamma, &mut from_start);
         let mut to_end = [0.0; CHUNK];
         to_end.copy_from_slice(&gamma[(len - 1) * CHUNK..len * CHUNK]);
         (to_end, from_start[len - 1])
@@ -56,7 +56,7 @@ impl<'a> StateInputs<'a> {
 
 pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<ChunkStateOutput> {
     let given = StateInputs::read(cpu, args)?;
-    let (level, [k, v], size) = (given.level, given.width, given.size());
+    let (isa, [k, v], size) = (given.isa, given.width, given.size());
     let HeadLayout { batch, tokens, k_heads, v_heads } = given.layout;
     let chunks = tokens.div_ceil(CHUNK);
     let mut h = cpu.buffer::<f32>(batch * chunks * v_heads * size)?;
@@ -79,13 +79,13 @@ pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<ChunkStateOutput> {
             gather(&given.k, tokens.clone(), [k_heads, given.layout.key_head(head), k], keys);
             gather(&given.w, tokens.clone(), [v_heads, head, k], w);
             gather(&given.u, tokens.clone(), [v_heads, head, v], u);
-            product(level, &Product::new([len, v, k], Left::rows(w, k), state, v), written, v);
+            product(isa, &Product::new([len, v, k], Left::rows(w, k), state, v), written, v);
             written.iter_mut().zip(&*u).for_each(|(x, u)| *x = u - *x);
             // SAFETY: each task has its own head of its own row.
             unsafe { scatter(out_v, tokens, [v_heads, head, v], written, Write::Set) };
-            maps::scale_rows(level, 1.0, &to_end[..len], &mut written[..len * v]);
+            maps::scale_rows(isa, 1.0, &to_end[..len], &mut written[..len * v]);
             let added = Product::new([k, v, len], Left::columns(keys, k), written, v).onto(whole);
-            product(level, &added, state, v);
+            product(isa, &added, state, v);
         }
         // SAFETY: as above.
         transpose([k, v], state, v, unsafe { out_last.part(task * size, size) }, k);
@@ -174,8 +174,7 @@ fn one_head(
     scratch: &mut [f32],
     out: &StateResults<'_>,
 ) {
-    let (level, [k, v], size, HeadLayout { k_heads, v_heads, .. }) =
-        (given.level, given.width, given.size(), given.layout);
+    let (isa, [k, v], size, HeadLayout { k_heads, v_heads, .. }) = (given.isa, given.width, given.size(), given.layout);
     let [ds, turned, keys, w, dk, dw, written, d, gamma] = carve(scratch, lengths(given.width));
     let (at, key_head) = ((row * v_heads + head) * size, given.layout.key_head(head));
     match &back.d_last {
@@ -190,8 +189,8 @@ fn one_head(
         gather(&given.w, tokens.clone(), [v_heads, head, k], w);
         gather(&back.v_new, tokens.clone(), [v_heads, head, v], written);
         transpose([v, k], ds, k, turned, v);
-        product(level, &Product::new([len, v, k], Left::rows(keys, k), turned, v), d, v);
-        maps::scale_rows(level, 1.0, &to_end[..len], &mut d[..len * v]);
+        product(isa, &Product::new([len, v, k], Left::rows(keys, k), turned, v), d, v);
+        maps::scale_rows(isa, 1.0, &to_end[..len], &mut d[..len * v]);
         if let Some(d_new) = &back.d_new {
             for (token, d) in tokens.clone().zip(d.chunks_exact_mut(v)) {
                 let more = &d_new[(token * v_heads + head) * v..][..v];
@@ -199,16 +198,16 @@ fn one_head(
             }
         }
         if !out.w.is_empty() {
-            product(level, &Product::new([len, k, v], Left::rows(d, v), h, k), dw, k);
+            product(isa, &Product::new([len, k, v], Left::rows(d, v), h, k), dw, k);
             dw[..len * k].iter_mut().for_each(|x| *x = -*x);
         }
         if !out.k.is_empty() || !out.g.is_empty() {
-            product(level, &Product::new([len, k, v], Left::rows(written, v), ds, k), dk, k);
-            maps::scale_rows(level, 1.0, &to_end[..len], &mut dk[..len * k]);
+            product(isa, &Product::new([len, k, v], Left::rows(written, v), ds, k), dk, k);
+            maps::scale_rows(isa, 1.0, &to_end[..len], &mut dk[..len * k]);
         }
         let (mut dg, mut dots) = ([0.0; CHUNK], [0.0]);
-        maps::dots(level, &dk[..len * k], &keys[..len * k], &mut dg[..len]);
-        maps::dots(level, h, ds, &mut dots);
+        maps::dots(isa, &dk[..len * k], &keys[..len * k], &mut dg[..len]);
+        maps::dots(isa, h, ds, &mut dots);
         // the last token's own write does not decay: its term would be added and taken away
         let last = whole * dots[0] + dg[..len - 1].iter().sum::<f32>();
         dg.iter_mut().for_each(|x| *x = -*x);
@@ -221,7 +220,7 @@ fn one_head(
             scatter(out.g, tokens, [v_heads, head, 1], &dg, Write::Set);
         }
         d[..len * v].iter_mut().for_each(|x| *x = -*x);
-        product(level, &Product::new([v, k, len], Left::columns(d, v), w, k).onto(whole), ds, k);
+        product(isa, &Product::new([v, k, len], Left::columns(d, v), w, k).onto(whole), ds, k);
         if let Some(d_h) = &back.d_h {
             ds.iter_mut().zip(&d_h[kept..kept + size]).for_each(|(ds, x)| *ds += x);
         }

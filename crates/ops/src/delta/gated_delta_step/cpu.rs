@@ -10,7 +10,7 @@ pub(super) fn forward(cpu: &Cpu, args: GatedDeltaStepArgs<'_>, dims: &Dims) -> R
     let (k_heads, v_heads, width, values) = (dims['H'], dims['G'], dims['K'], dims['V']);
     let (qs, ks, vs, gs, betas) = (cpu.read(q)?, cpu.read(k)?, cpu.read(v)?, cpu.read(g)?, cpu.read(beta)?);
     let mut o = cpu.buffer::<f32>(vs.len())?;
-    let level = cpu.level();
+    let isa = cpu.isa();
     let row = |i: usize| {
         let gate = i / values;
         let key = (gate / v_heads * k_heads + gate % v_heads / (v_heads / k_heads)) * width;
@@ -28,7 +28,7 @@ pub(super) fn forward(cpu: &Cpu, args: GatedDeltaStepArgs<'_>, dims: &Dims) -> R
             rows.par_chunks_mut(grain * width).zip(o.par_chunks_mut(grain)).enumerate().for_each(
                 |(part, (rows, o))| {
                     for (i, (state, o)) in rows.chunks_exact_mut(width).zip(o).enumerate() {
-                        *o = step(level, &row(part * grain + i), state);
+                        *o = step(isa, &row(part * grain + i), state);
                     }
                 },
             );
@@ -53,15 +53,15 @@ alluvium_core::simd! {
         let decay = S::splat(row.decay);
         let mut sums = [S::splat(0.0); 2];
         for (i, (s, k)) in state.chunks(S::LANES).zip(row.k.chunks(S::LANES)).enumerate() {
-            sums[i % 2] = (S::load_head(s) * decay).mul_add(S::load_head(k), sums[i % 2]);
+            sums[i % 2] = (S::load_partial(s) * decay).mul_add(S::load_partial(k), sums[i % 2]);
         }
         let write = S::splat(row.beta * (row.v - (sums[0] + sums[1]).sum()));
         let mut sums = [S::splat(0.0); 2];
         let keys = row.k.chunks(S::LANES).zip(row.q.chunks(S::LANES));
         for (i, (s, (k, q))) in state.chunks_mut(S::LANES).zip(keys).enumerate() {
-            let new = S::load_head(k).mul_add(write, S::load_head(s) * decay);
-            new.store_head(s);
-            sums[i % 2] = new.mul_add(S::load_head(q), sums[i % 2]);
+            let new = S::load_partial(k).mul_add(write, S::load_partial(s) * decay);
+            new.store_partial(s);
+            sums[i % 2] = new.mul_add(S::load_partial(q), sums[i % 2]);
         }
         row.scale * (sums[0] + sums[1]).sum()
     }

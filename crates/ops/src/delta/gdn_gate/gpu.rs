@@ -10,7 +10,7 @@ use alluvium_core::{DType, Result, Tensor};
 static KERNEL: Kernel = crate::common::gpu::kernel("gdn_gate", &[MATH, include_str!("kernel.wgsl")]);
 
 /// Invocations of a workgroup.
-const GROUP: usize = 256;
+const WORKGROUP: usize = 256;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -35,7 +35,7 @@ impl GateLaunch {
     fn of(a: &Tensor) -> Self {
         let (n, heads) = (a.elements(), a.shape().last());
         // several rows for each of the workgroup's slots
-        let slots = GROUP / heads.min(GROUP);
+        let slots = WORKGROUP / heads.min(WORKGROUP);
         GateLaunch { n, heads, each: (n / heads).div_ceil(PARTS).max(4 * slots), need: [true; 2] }
     }
 
@@ -60,7 +60,7 @@ impl GateLaunch {
             kernel: &KERNEL,
             entry,
             constants: &[
-                ("COLUMNS", self.heads.min(GROUP) as u32),
+                ("COLUMNS", self.heads.min(WORKGROUP) as u32),
                 ("DA", u32::from(self.need[0])),
                 ("DB", u32::from(self.need[1])),
             ],
@@ -75,7 +75,7 @@ impl GateLaunch {
 pub(super) fn forward(gpu: &Gpu, [a, b, a_log, dt_bias]: [&Tensor; 4]) -> Result<Gates> {
     let (g, beta) = (gpu.empty(a.shape(), DType::F32)?, gpu.empty(a.shape(), DType::F32)?);
     let sizes = GateLaunch::of(a);
-    sizes.launch(gpu, "forward", sizes.n.div_ceil(4 * GROUP), a, &[a_log, dt_bias, &beta, &g, b])?;
+    sizes.launch(gpu, "forward", sizes.n.div_ceil(4 * WORKGROUP), a, &[a_log, dt_bias, &beta, &g, b])?;
     Ok(Gates { g, beta })
 }
 
@@ -94,7 +94,7 @@ pub(super) fn backward(
     let (da, db) = (room(need[0])?, room(need[1])?);
     if need[0] || need[1] {
         let more = [a_log, dt_bias, b, &dg, &dbeta, &da, &db];
-        sizes.launch(gpu, "backward", sizes.n.div_ceil(4 * GROUP), a, &more)?;
+        sizes.launch(gpu, "backward", sizes.n.div_ceil(4 * WORKGROUP), a, &more)?;
     }
     let [da, db] = [need[0].then_some(da), need[1].then_some(db)];
     if !need[2] && !need[3] {
@@ -102,7 +102,7 @@ pub(super) fn backward(
     }
     let parts = || gpu.empty([sizes.parts(), sizes.stride()], DType::F32);
     let (of_log, of_bias) = (parts()?, parts()?);
-    let groups = sizes.parts() * sizes.heads.div_ceil(GROUP);
+    let groups = sizes.parts() * sizes.heads.div_ceil(WORKGROUP);
     sizes.launch(gpu, "sums", groups, a, &[a_log, dt_bias, g, &dg, &of_log, &of_bias])?;
     let total = |need: bool, sums, like: &Tensor| need.then(|| totals(gpu, sums, like.shape())).transpose();
     Ok([da, db, total(need[2], &of_log, a_log)?, total(need[3], &of_bias, dt_bias)?])

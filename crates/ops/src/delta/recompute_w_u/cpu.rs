@@ -4,14 +4,14 @@ use super::{Grad, HeadLayout, WyRepr};
 use crate::common::tasks::{self, Shared};
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
 use crate::delta::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
-use alluvium_core::cpu::{Cpu, Floats, Level};
+use alluvium_core::cpu::{Cpu, Floats, Isa};
 use alluvium_core::{DType, Result, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::ops::Range;
 
 struct WyInputs<'a> {
-    level: Level,
+    isa: Isa,
     k: Floats<'a>,
     v: Floats<'a>,
     beta: Floats<'a>,
@@ -51,7 +51,7 @@ impl<'s> WyTiles<'s> {
 impl<'a> WyInputs<'a> {
     fn read(cpu: &Cpu, args: &'a Grad) -> Result<Self> {
         Ok(WyInputs {
-            level: cpu.level(),
+            isa: cpu.isa(),
             k: cpu.read(&args.k)?,
             v: cpu.read(&args.v)?,
             beta: cpu.read(&args.beta)?,
@@ -76,9 +76,9 @@ impl<'a> WyInputs<'a> {
         chunk.decay[..len].iter_mut().for_each(|g| *g = g.exp());
         chunk.scaled_k[..keys].copy_from_slice(&chunk.k[..keys]);
         chunk.scaled_v[..values].copy_from_slice(&chunk.v[..values]);
-        maps::scale_rows(self.level, 1.0, &chunk.beta[..len], &mut chunk.scaled_k[..keys]);
-        maps::scale_rows(self.level, 1.0, &chunk.decay[..len], &mut chunk.scaled_k[..keys]);
-        maps::scale_rows(self.level, 1.0, &chunk.beta[..len], &mut chunk.scaled_v[..values]);
+        maps::scale_rows(self.isa, 1.0, &chunk.beta[..len], &mut chunk.scaled_k[..keys]);
+        maps::scale_rows(self.isa, 1.0, &chunk.decay[..len], &mut chunk.scaled_k[..keys]);
+        maps::scale_rows(self.isa, 1.0, &chunk.beta[..len], &mut chunk.scaled_v[..values]);
         round(self.dtype, &mut chunk.scaled_k[..keys]);
         round(self.dtype, &mut chunk.scaled_v[..values]);
     }
@@ -104,7 +104,7 @@ fn round(dtype: DType, x: &mut [f32]) {
 
 pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<WyRepr> {
     let given = WyInputs::read(cpu, args)?;
-    let (level, [k, v], HeadLayout { batch, tokens, v_heads, .. }) = (given.level, given.width, given.layout);
+    let (isa, [k, v], HeadLayout { batch, tokens, v_heads, .. }) = (given.isa, given.width, given.layout);
     let mut w = cpu.buffer::<f32>(batch * tokens * v_heads * k)?;
     let mut u = cpu.buffer::<f32>(batch * tokens * v_heads * v)?;
     let (out_w, out_u) = (Shared::new(&mut w), Shared::new(&mut u));
@@ -117,8 +117,8 @@ pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<WyRepr> {
             given.load(&mut chunk, tokens.clone(), head);
             let len = chunk.len;
             let a = |b, width| Product::new([len, width, len], Left::rows(chunk.a, CHUNK), b, width).left(Part::Lower);
-            product(level, &a(&*chunk.scaled_k, k), tile_w, k);
-            product(level, &a(&*chunk.scaled_v, v), tile_u, v);
+            product(isa, &a(&*chunk.scaled_k, k), tile_w, k);
+            product(isa, &a(&*chunk.scaled_v, v), tile_u, v);
             // SAFETY: each task has its own head of its own row.
             unsafe {
                 scatter(out_w, tokens.clone(), [v_heads, head, k], tile_w, Write::Set);
@@ -206,31 +206,31 @@ fn gradients(
     tiles: &mut [&mut [f32]; 6],
     [of_k, of_v, of_beta, of_g, of_a]: [bool; 5],
 ) -> ([f32; CHUNK], [f32; CHUNK]) {
-    let (level, [k, v], len) = (given.level, given.width, chunk.len);
+    let (isa, [k, v], len) = (given.isa, given.width, chunk.len);
     let [d_w, d_u, d_k, d_v, turned, d_a] = tiles;
     if of_a {
         transpose([len, k], chunk.scaled_k, k, turned, CHUNK);
         let by_keys = Product::new([len, len, k], Left::rows(d_w, k), turned, CHUNK).lower();
-        product(level, &by_keys, d_a, CHUNK);
+        product(isa, &by_keys, d_a, CHUNK);
         transpose([len, v], chunk.scaled_v, v, turned, CHUNK);
         let by_values = Product::new([len, len, v], Left::rows(d_u, v), turned, CHUNK).lower();
-        product(level, &by_values.onto(1.0), d_a, CHUNK);
+        product(isa, &by_values.onto(1.0), d_a, CHUNK);
         (0..len).for_each(|i| d_a[i * CHUNK + i + 1..(i + 1) * CHUNK].fill(0.0));
     }
     let back = |b, width| Product::new([len, width, len], Left::columns(chunk.a, CHUNK), b, width).left(Part::Upper);
     let (mut dbeta, mut dg) = ([0.0; CHUNK], [0.0; CHUNK]);
     if of_k || of_beta || of_g {
-        product(level, &back(&**d_w, k), d_k, k);
-        maps::scale_rows(level, 1.0, &chunk.decay[..len], &mut d_k[..len * k]);
-        maps::dots(level, &d_k[..len * k], &chunk.k[..len * k], &mut dg[..len]);
+        product(isa, &back(&**d_w, k), d_k, k);
+        maps::scale_rows(isa, 1.0, &chunk.decay[..len], &mut d_k[..len * k]);
+        maps::dots(isa, &d_k[..len * k], &chunk.k[..len * k], &mut dg[..len]);
         dbeta.copy_from_slice(&dg);
         dg.iter_mut().zip(chunk.beta).for_each(|(dg, beta)| *dg *= beta);
-        maps::scale_rows(level, 1.0, &chunk.beta[..len], &mut d_k[..len * k]);
+        maps::scale_rows(isa, 1.0, &chunk.beta[..len], &mut d_k[..len * k]);
     }
     if of_v || of_beta {
-        product(level, &back(&**d_u, v), d_v, v);
-        maps::dots(level, &d_v[..len * v], &chunk.v[..len * v], &mut dbeta[..len]);
-        maps::scale_rows(level, 1.0, &chunk.beta[..len], &mut d_v[..len * v]);
+        product(isa, &back(&**d_u, v), d_v, v);
+        maps::dots(isa, &d_v[..len * v], &chunk.v[..len * v], &mut dbeta[..len]);
+        maps::scale_rows(isa, 1.0, &chunk.beta[..len], &mut d_v[..len * v]);
     }
     (dbeta, dg)
 }

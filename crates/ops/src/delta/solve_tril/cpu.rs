@@ -8,7 +8,7 @@ use alluvium_core::cpu::Cpu;
 use alluvium_core::{DType, Result, Tensor};
 
 pub(super) fn forward(cpu: &Cpu, l: &Tensor, layout: HeadLayout) -> Result<Tensor> {
-    let (from, v_heads, level) = (cpu.read(l)?, layout.v_heads, cpu.level());
+    let (from, v_heads, isa) = (cpu.read(l)?, layout.v_heads, cpu.isa());
     let mut a = cpu.buffer::<f32>(from.len())?;
     let out = Shared::new(&mut a);
     tasks::each(cpu, layout.batch * v_heads, 2 * SQUARE, |task, scratch| {
@@ -16,7 +16,7 @@ pub(super) fn forward(cpu: &Cpu, l: &Tensor, layout: HeadLayout) -> Result<Tenso
         for tokens in layout.chunks(task / v_heads) {
             let place = [v_heads, task % v_heads, CHUNK];
             gather(&from, tokens.clone(), place, x);
-            maps::invert(level, x, &ONES[..tokens.len()], y);
+            maps::invert(isa, x, &ONES[..tokens.len()], y);
             // SAFETY: each task has its own head of its own row.
             unsafe { scatter(out, tokens, place, y, Write::Set) };
         }
@@ -25,7 +25,7 @@ pub(super) fn forward(cpu: &Cpu, l: &Tensor, layout: HeadLayout) -> Result<Tenso
 }
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result<[Option<Tensor>; 1]> {
-    let (all_a, all_d, layout, level) = (cpu.read(&saved.a)?, cpu.read(dy)?, saved.layout, cpu.level());
+    let (all_a, all_d, layout, isa) = (cpu.read(&saved.a)?, cpu.read(dy)?, saved.layout, cpu.isa());
     let v_heads = layout.v_heads;
     let mut dl = cpu.buffer::<f32>(all_a.len())?;
     let out = Shared::new(&mut dl);
@@ -38,9 +38,9 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor) -> Result<[Option<T
             (0..len).for_each(|i| d_a[i * CHUNK + i..(i + 1) * CHUNK].fill(0.0));
             transpose([len, len], a, CHUNK, turned, CHUNK);
             let first = Product::new([len, len, len], Left::rows(d_a, CHUNK), turned, CHUNK).left(Part::Lower).lower();
-            product(level, &first, half, CHUNK);
+            product(isa, &first, half, CHUNK);
             let second = Product::new([len, len, len], Left::columns(a, CHUNK), half, CHUNK).left(Part::Upper).lower();
-            product(level, &second, x, CHUNK);
+            product(isa, &second, x, CHUNK);
             for (i, row) in x.chunks_exact_mut(CHUNK).take(len).enumerate() {
                 row[..i].iter_mut().for_each(|x| *x = -*x);
                 row[i..].fill(0.0);

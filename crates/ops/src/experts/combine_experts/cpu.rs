@@ -6,7 +6,7 @@ use alluvium_core::{Dims, Result, Tensor};
 use rayon::prelude::*;
 
 pub(super) fn forward(cpu: &Cpu, y: &Tensor, weights: &Tensor, dims: &Dims) -> Result<Tensor> {
-    let (choices, width, level) = (dims['K'], dims['D'], cpu.level());
+    let (choices, width, isa) = (dims['K'], dims['D'], cpu.isa());
     let (ys, ws) = (cpu.read(y)?, cpu.read(weights)?);
     let mut z = cpu.buffer(dims['N'] * width)?;
     let grain = cpu.grain(dims['N'], choices * width);
@@ -15,7 +15,7 @@ pub(super) fn forward(cpu: &Cpu, y: &Tensor, weights: &Tensor, dims: &Dims) -> R
         z.par_chunks_mut(width).zip(rows).with_min_len(grain).for_each(|(z, (y, w))| {
             z.fill(0.0);
             for (y, &w) in y.chunks_exact(width).zip(w) {
-                add(level, w, y, z);
+                add(isa, w, y, z);
             }
         });
     });
@@ -24,7 +24,7 @@ pub(super) fn forward(cpu: &Cpu, y: &Tensor, weights: &Tensor, dims: &Dims) -> R
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dz: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
     let Grad { y, weights } = saved;
-    let (choices, width, level) = (y.shape()[1], y.shape()[2], cpu.level());
+    let (choices, width, isa) = (y.shape()[1], y.shape()[2], cpu.isa());
     let (ys, ws, dzs) = (cpu.read(y)?, cpu.read(weights)?, cpu.read(dz)?);
     let grain = cpu.grain(dzs.len() / width, choices * width);
     let [mut dy, mut dw] = [None, None];
@@ -46,7 +46,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dz: &Tensor, need: [bool; 2]) ->
             let rows = ys.par_chunks(choices * width).zip(dzs.par_chunks(width));
             to.par_chunks_mut(choices).zip(rows).with_min_len(grain).for_each(|(dw, (y, dz))| {
                 for (dw, y) in dw.iter_mut().zip(y.chunks_exact(width)) {
-                    *dw = dot(level, y, dz);
+                    *dw = dot(isa, y, dz);
                 }
             });
         });
@@ -60,7 +60,7 @@ alluvium_core::simd! {
     fn add<S>(w: f32, y: &[f32], z: &mut [f32]) {
         let w = S::splat(w);
         for (y, z) in y.chunks(S::LANES).zip(z.chunks_mut(S::LANES)) {
-            S::load_head(y).mul_add(w, S::load_head(z)).store_head(z);
+            S::load_partial(y).mul_add(w, S::load_partial(z)).store_partial(z);
         }
     }
 
@@ -69,7 +69,7 @@ alluvium_core::simd! {
         let mut sums = [S::splat(0.0); 4];
         for (a, b) in a.chunks(4 * S::LANES).zip(b.chunks(4 * S::LANES)) {
             for ((a, b), sum) in a.chunks(S::LANES).zip(b.chunks(S::LANES)).zip(&mut sums) {
-                *sum = S::load_head(a).mul_add(S::load_head(b), *sum);
+                *sum = S::load_partial(a).mul_add(S::load_partial(b), *sum);
             }
         }
         ((sums[0] + sums[1]) + (sums[2] + sums[3])).sum()

@@ -20,7 +20,7 @@ static WEIGHTS: [Kernel; 2] = [
 ];
 
 /// Invocations of a workgroup.
-const GROUP: usize = 256;
+const WORKGROUP: usize = 256;
 
 /// Tokens, choices of each, values of a row.
 #[derive(Clone, Copy)]
@@ -57,8 +57,8 @@ fn launch<'a>(
     for run in gpu.segments(tokens, choices * row) {
         let part = |x: &'a Tensor, bytes: usize| Bind::Part(x, run.start * bytes..run.end * bytes);
         let (kernels, constants, count, each) = match entry {
-            "forward" => (&KERNELS, vec![], run.len() * units, GROUP),
-            "to_rows" => (&KERNELS, vec![], run.len() * choices * units, GROUP),
+            "forward" => (&KERNELS, vec![], run.len() * units, WORKGROUP),
+            "to_rows" => (&KERNELS, vec![], run.len() * choices * units, WORKGROUP),
             _ => (&WEIGHTS, sharing.constants().to_vec(), run.len() * choices, sharing.at_once()),
         };
         let bind = |side: CombineSide<'a>| match side {

@@ -69,7 +69,7 @@ static FEW_KERNELS: [Kernel; 2] = [
 static SUM: Kernel = crate::common::gpu::kernel("sum over choices", &[include_str!("sum.wgsl")]);
 
 /// Invocations of a workgroup.
-const GROUP: usize = 256;
+const WORKGROUP: usize = 256;
 /// Elements of a sum that a tile holds.
 const DEPTH: u32 = 32;
 
@@ -208,7 +208,7 @@ impl<'a> RoutedChoices<'a> {
             stored: &w.stored(x.dtype(), None),
             binds: &[x_bind, w_bind, y_bind, scales, biases, order, jobs, starts],
             params: bytemuck::bytes_of(&self.params(Pass::Forward, count)?),
-            groups: Groups::Line(self.sizes.outer.div_ceil(4 * GROUP / lanes) * count),
+            groups: Groups::Line(self.sizes.outer.div_ceil(4 * WORKGROUP / lanes) * count),
         })?;
         gpu.convert(&y, x.dtype())
     }
@@ -276,7 +276,7 @@ impl<'a> RoutedChoices<'a> {
             stored: &[],
             binds: &[&each, &sum].map(Bind::All),
             params: bytemuck::bytes_of(&to_u32s([sum.elements(), inner, self.shared])?),
-            groups: Groups::Line(sum.elements().div_ceil(GROUP)),
+            groups: Groups::Line(sum.elements().div_ceil(WORKGROUP)),
         })?;
         gpu.convert(&sum, dtype)
     }

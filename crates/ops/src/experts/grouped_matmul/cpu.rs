@@ -4,7 +4,7 @@ use super::{CONTRACT, Grad};
 use crate::common::stored::by_storage;
 use crate::experts::cpu::{self as product, Choices, sorted_rows};
 use crate::linalg::weights::Dense;
-use alluvium_core::cpu::{Cpu, Mat, gemm};
+use alluvium_core::cpu::{Cpu, MatRef, gemm};
 use alluvium_core::{Dims, Result, Tensor};
 use rayon::prelude::*;
 
@@ -42,7 +42,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
                     return Ok(());
                 }
                 let [xs, dys] = sorted_rows(cpu, choices, &places, [(&xs, inner), (&dys, outer)])?;
-                let (a, b) = (Mat::new(&dys, places.len(), outer)?.t(), Mat::new(&xs, places.len(), inner)?);
+                let (a, b) = (MatRef::new(&dys, places.len(), outer)?.t(), MatRef::new(&xs, places.len(), inner)?);
                 gemm(cpu, 1.0, a, b, 0.0, dw)
             })
         })?;

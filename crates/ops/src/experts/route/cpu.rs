@@ -12,15 +12,15 @@ pub(super) fn forward(cpu: &Cpu, logits: &Tensor, routing: Routing) -> Result<Ro
     let xs = cpu.read(logits)?;
     let (mut weights, mut experts) = (cpu.buffer::<f32>(rows * top_k)?, cpu.buffer::<u32>(rows * top_k)?);
     let grain = cpu.grain(rows, 4 * width);
-    let level = cpu.level();
+    let isa = cpu.isa();
     cpu.run(|| {
         let to = weights.par_chunks_mut(top_k).zip(experts.par_chunks_mut(top_k));
         xs.par_chunks(width).zip(to).with_min_len(grain).for_each(|(x, (weights, experts))| {
             largest(x, experts);
             let max = x[experts[0] as usize];
             weights.iter_mut().zip(&*experts).for_each(|(w, &expert)| *w = x[expert as usize]);
-            let chosen = exp_sub_max(level, weights, max);
-            let sum = if norm_topk_prob { chosen } else { sum_exp_sub_max(level, x, max) };
+            let chosen = exp_sub_max(isa, weights, max);
+            let sum = if norm_topk_prob { chosen } else { sum_exp_sub_max(isa, x, max) };
             weights.iter_mut().for_each(|w| *w /= sum);
         });
     });
@@ -57,7 +57,7 @@ fn largest(x: &[f32], places: &mut [u32]) {
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dw: &Tensor) -> Result<Tensor> {
     let Grad { logits, route, norm_topk_prob } = saved;
-    let (width, top_k, level) = (logits.shape()[1], dw.shape()[1], cpu.level());
+    let (width, top_k, isa) = (logits.shape()[1], dw.shape()[1], cpu.isa());
     let (xs, ws, dws, experts) =
         (cpu.read(logits)?, cpu.read(&route.weights)?, cpu.read(dw)?, route.experts.slice::<u32>()?);
     let mut dx = cpu.buffer::<f32>(xs.len())?;
@@ -72,7 +72,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dw: &Tensor) -> Result<Tensor> {
             } else {
                 let max = x[experts[0] as usize];
                 dx.copy_from_slice(x);
-                let factor = -mean / exp_sub_max(level, dx, max);
+                let factor = -mean / exp_sub_max(isa, dx, max);
                 dx.iter_mut().for_each(|dx| *dx *= factor);
             }
             let offset = if *norm_topk_prob { mean } else { 0.0 };
@@ -88,11 +88,11 @@ alluvium_core::simd! {
     /// `x = e^(x − max)`; returns the sum.
     fn exp_sub_max<S>(x: &mut [f32], max: f32) -> f32 {
         for x in x.chunks_mut(S::LANES) {
-            exp(S::load_head(x) - S::splat(max)).store_head(x);
+            exp(S::load_partial(x) - S::splat(max)).store_partial(x);
         }
         let mut sum = S::splat(0.0);
         for x in x.chunks(S::LANES) {
-            sum += S::load_head(x);
+            sum += S::load_partial(x);
         }
         sum.sum()
     }
@@ -106,7 +106,7 @@ alluvium_core::simd! {
         }
         // lanes past the end would count as e^(0 − max)
         let mut raised = [0.0; 16];
-        exp(S::load_head(rest) - S::splat(max)).store_head(&mut raised[..rest.len()]);
-        (sum + S::load_head(&raised[..rest.len()])).sum()
+        exp(S::load_partial(rest) - S::splat(max)).store_partial(&mut raised[..rest.len()]);
+        (sum + S::load_partial(&raised[..rest.len()])).sum()
     }
 }

@@ -1,6 +1,6 @@
 //! Products of tensors that are larger than a binding, as products that each see parts of them.
 
-use super::{Gemm, GemmSizes, Mat, MatOrder};
+use super::{Gemm, GemmSizes, GpuMatrix, MatOrder};
 use crate::common::gpu::ALIGNMENT;
 use alluvium_core::Result;
 
@@ -29,7 +29,7 @@ impl GemmSizes {
     }
 }
 
-impl Mat<'_> {
+impl GpuMatrix<'_> {
     /// Bytes of the tensor as it is bound.
     pub(super) fn bytes(&self) -> usize {
         (self.tensor.elements() * self.tensor.dtype().size()).next_multiple_of(16)
@@ -55,7 +55,7 @@ impl Mat<'_> {
             axis if axis == width => 1,
             _ => 0,
         };
-        Mat { at: self.at + by * step, ..self }
+        GpuMatrix { at: self.at + by * step, ..self }
     }
 
     /// The same matrices, of which no more is bound than what they reach, if the tensor is larger than a binding.
@@ -66,7 +66,7 @@ impl Mat<'_> {
         let size = self.tensor.dtype().size();
         let first = self.at * size / ALIGNMENT * ALIGNMENT;
         let end = (self.at + self.reach(sizes, axes)) * size;
-        Mat { at: self.at - first / size, bound_range: Some([first, end]), ..self }
+        GpuMatrix { at: self.at - first / size, bound_range: Some([first, end]), ..self }
     }
 }
 
@@ -132,17 +132,17 @@ mod tests {
     }
 
     /// The matrices of a product, of which the sides lie in columns where it says so.
-    fn mats(tensors: &[Tensor; 3], GemmSizes { m, k, n, .. }: GemmSizes, columns: [bool; 2]) -> [Mat<'_>; 3] {
+    fn mats(tensors: &[Tensor; 3], GemmSizes { m, k, n, .. }: GemmSizes, columns: [bool; 2]) -> [GpuMatrix<'_>; 3] {
         let [a, b, c] = tensors;
         let side = |x, rows, cols, columns| match columns {
-            true => Mat::new(x, rows, rows * cols).t(),
-            false => Mat::new(x, cols, rows * cols),
+            true => GpuMatrix::new(x, rows, rows * cols).t(),
+            false => GpuMatrix::new(x, cols, rows * cols),
         };
         [side(a, m, k, columns[0]), side(b, k, n, columns[1]), side(c, m, n, false)]
     }
 
     /// The place in the tensor of an element of a matrix, which has to be bound.
-    fn place(mat: &Mat<'_>, batch: usize, [row, column]: [usize; 2]) -> usize {
+    fn place(mat: &GpuMatrix<'_>, batch: usize, [row, column]: [usize; 2]) -> usize {
         let [line, inner] = if mat.order == MatOrder::RowMajor { [row, column] } else { [column, row] };
         let at = mat.at + batch * mat.batch_stride + line * mat.stride + inner;
         let size = mat.tensor.dtype().size();

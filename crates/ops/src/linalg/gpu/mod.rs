@@ -77,7 +77,7 @@ const F32_SIDE: usize = 64;
 
 /// Matrices that lie in a tensor: one, or many at equal distances.
 #[derive(Clone, Copy)]
-pub(crate) struct Mat<'a> {
+pub(crate) struct GpuMatrix<'a> {
     pub(crate) tensor: &'a Tensor,
     /// The element that the first begins at.
     pub(crate) at: usize,
@@ -102,26 +102,34 @@ pub(crate) enum MatOrder {
     ColumnMajor,
 }
 
-impl<'a> Mat<'a> {
+impl<'a> GpuMatrix<'a> {
     /// All of a tensor as matrices whose rows, or columns if they lie so, have `width` elements.
     pub(crate) fn new(tensor: &'a Tensor, width: usize, batch_stride: usize) -> Self {
-        Mat { tensor, at: 0, stride: width, batch_stride, order: MatOrder::RowMajor, packed: None, bound_range: None }
+        GpuMatrix {
+            tensor,
+            at: 0,
+            stride: width,
+            batch_stride,
+            order: MatOrder::RowMajor,
+            packed: None,
+            bound_range: None,
+        }
     }
 
     /// A quantized matrix whose rows have `width` values: a right side.
     pub(crate) fn packed(q: Quantized<'a>, width: usize) -> Self {
-        Mat { packed: Some(q), ..Mat::new(q.w, width, 0) }
+        GpuMatrix { packed: Some(q), ..GpuMatrix::new(q.w, width, 0) }
     }
 
     /// The transpose.
     pub(crate) fn t(self) -> Self {
         let order = if self.order == MatOrder::RowMajor { MatOrder::ColumnMajor } else { MatOrder::RowMajor };
-        Mat { order, ..self }
+        GpuMatrix { order, ..self }
     }
 
     /// The matrix without its first `lines` rows or columns.
     pub(crate) fn after(self, lines: usize) -> Self {
-        Mat { at: self.at + lines * self.stride, ..self }
+        GpuMatrix { at: self.at + lines * self.stride, ..self }
     }
 
     /// The dtype that its elements are stored in; packed codes, which a text of its own unpacks, count as f32.
@@ -146,11 +154,11 @@ impl<'a> Mat<'a> {
 /// `c = alpha · a · b + beta · c`, for each pair of matrices; sums in f32.
 pub(crate) struct Gemm<'a> {
     /// `[M, K]`
-    pub(crate) a: Mat<'a>,
+    pub(crate) a: GpuMatrix<'a>,
     /// `[K, N]`
-    pub(crate) b: Mat<'a>,
+    pub(crate) b: GpuMatrix<'a>,
     /// `[M, N]` by rows, f32; other floating types where each line begins at a whole vec4 and ends at one.
-    pub(crate) c: Mat<'a>,
+    pub(crate) c: GpuMatrix<'a>,
     pub(crate) sizes: GemmSizes,
     pub(crate) alpha: f32,
     pub(crate) beta: f32,
@@ -169,18 +177,24 @@ struct Params {
     beta: f32,
 }
 
-fn place(mat: &Mat<'_>) -> Result<[u32; 3]> {
+fn place(mat: &GpuMatrix<'_>) -> Result<[u32; 3]> {
     to_u32s([mat.at, mat.stride, mat.batch_stride])
 }
 
 /// The product as a new tensor of this dtype.
-pub(crate) fn product(gpu: &Gpu, [a, b]: [Mat<'_>; 2], sizes: GemmSizes, shape: Shape, dtype: DType) -> Result<Tensor> {
+pub(crate) fn product(
+    gpu: &Gpu,
+    [a, b]: [GpuMatrix<'_>; 2],
+    sizes: GemmSizes,
+    shape: Shape,
+    dtype: DType,
+) -> Result<Tensor> {
     let few = matches!(plan(sizes, stored(gpu, &a, &b)), GemmPlan::Gemv(_));
     let largest = a.bytes().max(b.bytes()).max(shape.elements() * dtype.size());
     // half-precision results that do not fill whole vec4s, or that are computed in pieces, are rounded afterwards
     let direct = dtype == DType::F32 || (sizes.n.is_multiple_of(4) && !few && largest <= gpu.limits().binding);
     let c = gpu.empty(shape, if direct { dtype } else { DType::F32 })?;
-    let to = Mat::new(&c, sizes.n, sizes.m * sizes.n);
+    let to = GpuMatrix::new(&c, sizes.n, sizes.m * sizes.n);
     gemm(gpu, &Gemm { a, b, c: to, sizes, alpha: 1.0, beta: 0.0 })?;
     gpu.convert(&c, dtype)
 }
@@ -216,7 +230,7 @@ fn by(gpu: &Gpu, args: &Gemm<'_>, plan: GemmPlan) -> Result<()> {
                 return tiles(gpu, args, side, params);
             }
             let parts = gpu.empty([sizes.count * splits, sizes.m, width], DType::F32)?;
-            let to = Mat::new(&parts, width, sizes.m * width);
+            let to = GpuMatrix::new(&parts, width, sizes.m * width);
             let whole = Gemm { c: to, alpha: 1.0, beta: 0.0, ..*args };
             tiles(gpu, &whole, side, Params { c: place(&to)?, alpha: 1.0, beta: 0.0, ..params })?;
             sum(gpu, &parts, args, Params { size: [params.size[0], params.size[1], to_u32(sizes.count)?], ..params })
@@ -224,7 +238,7 @@ fn by(gpu: &Gpu, args: &Gemm<'_>, plan: GemmPlan) -> Result<()> {
     }
 }
 
-fn stored(gpu: &Gpu, a: &Mat<'_>, b: &Mat<'_>) -> OperandStorage {
+fn stored(gpu: &Gpu, a: &GpuMatrix<'_>, b: &GpuMatrix<'_>) -> OperandStorage {
     let (limits, packed) = (gpu.limits(), b.packed.is_some());
     let matrices = match (a.tensor.dtype(), if packed { DType::F32 } else { b.tensor.dtype() }) {
         _ if !(a.is_even() && b.is_even()) => None,
@@ -246,14 +260,14 @@ fn choose(family: &'static [Kernel; 4], args: &Gemm<'_>) -> &'static Kernel {
 }
 
 /// The bindings of a kernel.
-fn sides<'a>(a: &Mat<'a>, b: &Mat<'a>, c: &Mat<'a>) -> Vec<Bind<'a>> {
+fn sides<'a>(a: &GpuMatrix<'a>, b: &GpuMatrix<'a>, c: &GpuMatrix<'a>) -> Vec<Bind<'a>> {
     let mut binds = vec![a.bind(), b.bind(), c.bind()];
     binds.extend(b.packed.iter().flat_map(per_group));
     binds
 }
 
 /// The constants of a kernel, with those of the packing of a quantized side.
-fn with_meaning(b: &Mat<'_>, of_kernel: &[(&'static str, u32)]) -> Vec<(&'static str, u32)> {
+fn with_meaning(b: &GpuMatrix<'_>, of_kernel: &[(&'static str, u32)]) -> Vec<(&'static str, u32)> {
     let meaning = b.packed.iter().flat_map(constants);
     of_kernel.iter().copied().chain(meaning).collect()
 }
@@ -425,10 +439,10 @@ mod tests {
         let c = Tensor::from_slice(&wave(count * m * n, 2.0), [count * m * n], device).unwrap();
         let [left, right] = [(&a, m, k, columns[0]), (&b, k, n, columns[1])].map(|(x, rows, cols, columns)| {
             let width = if columns { rows } else { cols };
-            let mat = Mat::new(x, width, rows * cols);
+            let mat = GpuMatrix::new(x, width, rows * cols);
             if columns { mat.t() } else { mat }
         });
-        let to = Mat::new(&c, n, m * n);
+        let to = GpuMatrix::new(&c, n, m * n);
         let was = c.to_vec::<f32>().unwrap();
         by(gpu, &Gemm { a: left, b: right, c: to, sizes, alpha: 0.5, beta: 2.0 }, plan).unwrap();
         let (x, y, got) = (a.to_floats().unwrap(), b.to_floats().unwrap(), c.to_vec::<f32>().unwrap());
@@ -517,13 +531,14 @@ mod tests {
                 biases: packed.biases.as_ref().map(to),
                 packing,
             };
-            let [batch_stride, whole] = [Mat::packed(packed.quantized(), inner), Mat::new(&whole, inner, 0)];
+            let [batch_stride, whole] =
+                [GpuMatrix::packed(packed.quantized(), inner), GpuMatrix::new(&whole, inner, 0)];
             for (back, m) in [(false, 70), (true, 70), (true, 5)] {
                 let (k, n) = if back { (outer, inner) } else { (inner, outer) };
                 let a = to(&wave([m, k]));
-                let product = |b: Mat<'_>, plan: GemmPlan| {
+                let product = |b: GpuMatrix<'_>, plan: GemmPlan| {
                     let c = gpu.empty([m, n], DType::F32).unwrap();
-                    let (a, to) = (Mat::new(&a, k, 0), Mat::new(&c, n, 0));
+                    let (a, to) = (GpuMatrix::new(&a, k, 0), GpuMatrix::new(&c, n, 0));
                     let b = if back { b } else { b.t() };
                     let sizes = GemmSizes { m, k, n, count: 1 };
                     by(&gpu, &Gemm { a, b, c: to, sizes, alpha: 1.0, beta: 0.0 }, plan).unwrap();

@@ -4,7 +4,7 @@
 use super::Grad;
 use crate::common::stored::by_storage;
 use crate::linalg::weights::{Dense, multiply, multiply_back};
-use alluvium_core::cpu::{Cpu, Mat, gemm};
+use alluvium_core::cpu::{Cpu, MatRef, gemm};
 use alluvium_core::{Dims, Result, Tensor};
 
 pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, dims: &Dims) -> Result<Tensor> {
@@ -30,8 +30,8 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
     }
     if need[1] {
         let mut to = cpu.buffer(outer * inner)?;
-        let dys = Mat::new(&dys, rows, outer)?;
-        gemm(cpu, 1.0, dys.t(), Mat::new(&cpu.read(x)?, rows, inner)?, 0.0, &mut to)?;
+        let dys = MatRef::new(&dys, rows, outer)?;
+        gemm(cpu, 1.0, dys.t(), MatRef::new(&cpu.read(x)?, rows, inner)?, 0.0, &mut to)?;
         dw = Some(cpu.tensor(to, w.shape(), w.dtype())?);
     }
     Ok([dx, dw])

@@ -1,13 +1,13 @@
 //! Three products of matrices.
 
 use super::Grad;
-use crate::linalg::gpu::{GemmSizes, Mat, product};
+use crate::linalg::gpu::{GemmSizes, GpuMatrix, product};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{Dims, Result, Tensor};
 
 pub(super) fn forward(gpu: &Gpu, x: &Tensor, w: &Tensor, dims: &Dims) -> Result<Tensor> {
     let (m, k, n) = (dims['R'], dims['I'], dims['O']);
-    let sides = [Mat::new(x, k, 0), Mat::new(w, k, 0).t()];
+    let sides = [GpuMatrix::new(x, k, 0), GpuMatrix::new(w, k, 0).t()];
     product(gpu, sides, GemmSizes { m, k, n, count: 1 }, dims.shape("R.. O")?, x.dtype())
 }
 
@@ -15,7 +15,7 @@ pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
     let Grad { x, w } = saved;
     let (outer, inner) = (w.shape()[0], w.shape()[1]);
     let rows = x.elements() / inner;
-    let [dy, x_mat, w_mat] = [Mat::new(dy, outer, 0), Mat::new(x, inner, 0), Mat::new(w, inner, 0)];
+    let [dy, x_mat, w_mat] = [GpuMatrix::new(dy, outer, 0), GpuMatrix::new(x, inner, 0), GpuMatrix::new(w, inner, 0)];
     let [mut dx, mut dw] = [None, None];
     if need[0] {
         let sizes = GemmSizes { m: rows, k: outer, n: inner, count: 1 };

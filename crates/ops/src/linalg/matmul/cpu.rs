@@ -1,7 +1,7 @@
 //! One product after the other, or side by side where there are many.
 
 use super::{Grad, MatmulSizes};
-use alluvium_core::cpu::{Buffer, Cpu, Mat, gemm};
+use alluvium_core::cpu::{Buffer, Cpu, MatRef, gemm};
 use alluvium_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -24,7 +24,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dc: &Tensor, need: [bool; 2]) ->
     if need[0] {
         let to = products(cpu, count, m * k, |i, da| {
             let (_, b) = sizes.pair(&lefts[i * m * k..], &rights[i * k * n..])?;
-            let dc = Mat::new(&douts[i * m * n..], m, n)?;
+            let dc = MatRef::new(&douts[i * m * n..], m, n)?;
             if transpose.left() { gemm(cpu, 1.0, b, dc.t(), 0.0, da) } else { gemm(cpu, 1.0, dc, b.t(), 0.0, da) }
         })?;
         da = Some(cpu.tensor(to, a.shape(), a.dtype())?);
@@ -32,7 +32,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dc: &Tensor, need: [bool; 2]) ->
     if need[1] {
         let to = products(cpu, count, k * n, |i, db| {
             let (a, _) = sizes.pair(&lefts[i * m * k..], &rights[i * k * n..])?;
-            let dc = Mat::new(&douts[i * m * n..], m, n)?;
+            let dc = MatRef::new(&douts[i * m * n..], m, n)?;
             if transpose.right() { gemm(cpu, 1.0, dc.t(), a, 0.0, db) } else { gemm(cpu, 1.0, a.t(), dc, 0.0, db) }
         })?;
         db = Some(cpu.tensor(to, b.shape(), b.dtype())?);
@@ -42,10 +42,10 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dc: &Tensor, need: [bool; 2]) ->
 
 impl MatmulSizes {
     /// The two sides of one product, as `[M, K]` and `[K, N]` however they are stored.
-    fn pair<'a>(self, a: &'a [f32], b: &'a [f32]) -> Result<(Mat<'a>, Mat<'a>)> {
+    fn pair<'a>(self, a: &'a [f32], b: &'a [f32]) -> Result<(MatRef<'a>, MatRef<'a>)> {
         let MatmulSizes { m, k, n, transpose } = self;
-        let a = if transpose.left() { Mat::new(a, k, m)?.t() } else { Mat::new(a, m, k)? };
-        let b = if transpose.right() { Mat::new(b, n, k)?.t() } else { Mat::new(b, k, n)? };
+        let a = if transpose.left() { MatRef::new(a, k, m)?.t() } else { MatRef::new(a, m, k)? };
+        let b = if transpose.right() { MatRef::new(b, n, k)?.t() } else { MatRef::new(b, k, n)? };
         Ok((a, b))
     }
 }

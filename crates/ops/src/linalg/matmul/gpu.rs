@@ -1,7 +1,7 @@
 //! One launch for all products, forward; one for each gradient.
 
 use super::{Grad, MatmulSizes};
-use crate::linalg::gpu::{self as gemm, Mat, product};
+use crate::linalg::gpu::{self as gemm, GpuMatrix, product};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{Result, Shape, Tensor};
 
@@ -16,7 +16,7 @@ pub(super) fn backward(gpu: &Gpu, saved: &Grad, dc: &Tensor, need: [bool; 2]) ->
     let MatmulSizes { m, k, n, transpose } = *sizes;
     let count = dc.elements() / (m * n);
     let [left, right] = sizes.mats(a, b);
-    let dc = Mat::new(dc, n, m * n);
+    let dc = GpuMatrix::new(dc, n, m * n);
     let [mut da, mut db] = [None, None];
     if need[0] {
         let (sides, m, n) = if transpose.left() { ([right, dc.t()], k, m) } else { ([dc, right.t()], m, k) };
@@ -31,10 +31,10 @@ pub(super) fn backward(gpu: &Gpu, saved: &Grad, dc: &Tensor, need: [bool; 2]) ->
 
 impl MatmulSizes {
     /// The two sides, as `[M, K]` and `[K, N]` however they are stored.
-    fn mats<'a>(self, a: &'a Tensor, b: &'a Tensor) -> [Mat<'a>; 2] {
+    fn mats<'a>(self, a: &'a Tensor, b: &'a Tensor) -> [GpuMatrix<'a>; 2] {
         let MatmulSizes { m, k, n, transpose } = self;
-        let left = if transpose.left() { Mat::new(a, m, m * k).t() } else { Mat::new(a, k, m * k) };
-        let right = if transpose.right() { Mat::new(b, k, k * n).t() } else { Mat::new(b, n, k * n) };
+        let left = if transpose.left() { GpuMatrix::new(a, m, m * k).t() } else { GpuMatrix::new(a, k, m * k) };
+        let right = if transpose.right() { GpuMatrix::new(b, k, k * n).t() } else { GpuMatrix::new(b, n, k * n) };
         [left, right]
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{COEFFICIENTS, EPS};
 use crate::global_norm;
-use alluvium_core::cpu::{Cpu, Mat, gemm};
+use alluvium_core::cpu::{Cpu, MatRef, gemm};
 use alluvium_core::{Dims, Result, Tensor};
 
 pub(super) fn forward(cpu: &Cpu, x: &Tensor, steps: usize, dims: &Dims) -> Result<Tensor> {
@@ -16,14 +16,14 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, steps: usize, dims: &Dims) -> Resul
     let (mut square, mut inner) = (cpu.buffer::<f32>(short * short)?, cpu.buffer::<f32>(short * short)?);
     let [a, b, c] = COEFFICIENTS.map(|x| x as f32);
     for _ in 0..steps {
-        let x = Mat::new(&now, rows, cols)?;
+        let x = MatRef::new(&now, rows, cols)?;
         let (left, right) = if tall { (x.t(), x) } else { (x, x.t()) };
         gemm(cpu, 1.0, left, right, 0.0, &mut square)?;
         inner.copy_from_slice(&square);
-        let s = Mat::new(&square, short, short)?;
+        let s = MatRef::new(&square, short, short)?;
         gemm(cpu, c, s, s, b, &mut inner)?;
         next.copy_from_slice(&now);
-        let inner = Mat::new(&inner, short, short)?;
+        let inner = MatRef::new(&inner, short, short)?;
         let (left, right) = if tall { (x, inner) } else { (inner, x) };
         gemm(cpu, 1.0, left, right, a, &mut next)?;
         std::mem::swap(&mut now, &mut next);

@@ -2,7 +2,7 @@
 
 use super::{COEFFICIENTS, EPS};
 use crate::common::gpu::to_u32;
-use crate::linalg::gpu::{Gemm, GemmSizes, Mat, gemm};
+use crate::linalg::gpu::{Gemm, GemmSizes, GpuMatrix, gemm};
 use crate::scale;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Tensor};
@@ -18,24 +18,30 @@ pub(super) fn forward(gpu: &Gpu, x: &Tensor, steps: usize, dims: &Dims) -> Resul
     let mut now = divided(gpu, &gpu.widen(x)?)?;
     let [a, b, c] = COEFFICIENTS.map(|x| x as f32);
     for _ in 0..steps {
-        let x = Mat::new(&now, cols, 0);
+        let x = GpuMatrix::new(&now, cols, 0);
         let square = gpu.empty([short, short], DType::F32)?;
-        let s = Mat::new(&square, short, 0);
+        let s = GpuMatrix::new(&square, short, 0);
         let sides = if tall { [x.t(), x] } else { [x, x.t()] };
         product(gpu, sides, s, GemmSizes { m: short, k: long, n: short, count: 1 }, [1.0, 0.0])?;
         let inner = scale(&square, b)?;
-        let i = Mat::new(&inner, short, 0);
+        let i = GpuMatrix::new(&inner, short, 0);
         product(gpu, [s, s], i, GemmSizes { m: short, k: short, n: short, count: 1 }, [c, 1.0])?;
         let next = scale(&now, a)?;
         let sides = if tall { [x, i] } else { [i, x] };
         let sizes = GemmSizes { m: rows, k: short, n: cols, count: 1 };
-        product(gpu, sides, Mat::new(&next, cols, 0), sizes, [1.0, 1.0])?;
+        product(gpu, sides, GpuMatrix::new(&next, cols, 0), sizes, [1.0, 1.0])?;
         now = next;
     }
     gpu.convert(&now, x.dtype())
 }
 
-fn product(gpu: &Gpu, [a, b]: [Mat<'_>; 2], c: Mat<'_>, sizes: GemmSizes, [alpha, beta]: [f32; 2]) -> Result<()> {
+fn product(
+    gpu: &Gpu,
+    [a, b]: [GpuMatrix<'_>; 2],
+    c: GpuMatrix<'_>,
+    sizes: GemmSizes,
+    [alpha, beta]: [f32; 2],
+) -> Result<()> {
     gemm(gpu, &Gemm { a, b, c, sizes, alpha, beta })
 }
 

@@ -2,7 +2,7 @@
 
 use super::Codes;
 use alluvium_core::Result;
-use alluvium_core::cpu::{Cpu, Mat, gemm};
+use alluvium_core::cpu::{Cpu, MatRef, gemm};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -17,14 +17,14 @@ pub(crate) fn scale_gradients(
     [dy, x]: [&[f32]; 2],
     [dscales, dbiases]: [&mut [f32]; 2],
 ) -> Result<()> {
-    let (inner, outer, groups, level) = (codes.layout.inner, w.len(), codes.layout.groups, cpu.level());
+    let (inner, outer, groups, isa) = (codes.layout.inner, w.len(), codes.layout.groups, cpu.isa());
     let rows = x.len() / inner;
     let each = (PANEL / inner).next_multiple_of(64).min(outer);
     let (mut panel, mut part) = (cpu.buffer(each * inner)?, cpu.buffer(each * rows)?);
     for first in (0..outer).step_by(each) {
         let count = each.min(outer - first);
         columns(dy, outer, first..first + count, &mut part[..rows * count]);
-        let (a, b) = (Mat::new(&part, rows, count)?.t(), Mat::new(x, rows, inner)?);
+        let (a, b) = (MatRef::new(&part, rows, count)?.t(), MatRef::new(x, rows, inner)?);
         gemm(cpu, 1.0, a, b, 0.0, &mut panel[..count * inner])?;
         let grain = cpu.grain(count, inner);
         let own = first * groups..(first + count) * groups;
@@ -33,7 +33,7 @@ pub(crate) fn scale_gradients(
             let dbiases = dbiases[own].par_chunks_mut(groups);
             let all = panel.par_chunks(inner).zip(dscales.zip(dbiases)).with_min_len(grain).enumerate();
             all.for_each(|(i, (dw, (dscales, dbiases)))| {
-                codes.fold(level, w.start + first + i, dw, dscales, dbiases);
+                codes.fold(isa, w.start + first + i, dw, dscales, dbiases);
             });
         });
     }

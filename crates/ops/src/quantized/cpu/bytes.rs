@@ -111,7 +111,7 @@ fn in_bytes<S: F32s, B: Bytes>(whole: &[u32; BLOCK], to: &mut [u32]) {
         let (digit, register) = (at / B::REGISTERS, at % B::REGISTERS);
         let mut bytes = S::Bits::splat(0);
         for byte in 0..4 {
-            let column = S::Bits::load_head(&columns[(byte * B::REGISTERS + register) * S::LANES..][..S::LANES]);
+            let column = S::Bits::load_partial(&columns[(byte * B::REGISTERS + register) * S::LANES..][..S::LANES]);
             bytes = bytes | (column.shr(16 - 8 * digit as u32) & S::Bits::splat(0xff)).shl(8 * byte as u32);
         }
         S::from_bits(bytes ^ S::Bits::splat(0x8080_8080)).store(bytemuck::cast_slice_mut(to));

@@ -4,7 +4,7 @@ use super::decode::Decode;
 use crate::linalg::weights::scratch;
 use crate::quantized::{PackedLayout, Packing, Quantized};
 use alluvium_core::cpu::simd::U32s;
-use alluvium_core::cpu::{Buffer, Cpu, Level, Source};
+use alluvium_core::cpu::{Buffer, Cpu, Isa, MatrixSource};
 use alluvium_core::{DType, Error, Result, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -151,29 +151,29 @@ impl<'a> Codes<'a> {
     }
 
     /// Row `row` as floats.
-    pub(crate) fn expand(&self, level: Level, row: usize, wide: &mut [f32], out: &mut [f32]) {
-        self.expand_part(level, (row, 0..self.layout.groups), wide, out);
+    pub(crate) fn expand(&self, isa: Isa, row: usize, wide: &mut [f32], out: &mut [f32]) {
+        self.expand_part(isa, (row, 0..self.layout.groups), wide, out);
     }
 
     /// Some groups of a row as floats; `wide` is twice as many.
-    fn expand_part(&self, level: Level, (row, part): (usize, Range<usize>), wide: &mut [f32], out: &mut [f32]) {
+    fn expand_part(&self, isa: Isa, (row, part): (usize, Range<usize>), wide: &mut [f32], out: &mut [f32]) {
         let PackedLayout { packing, words, groups, .. } = self.layout;
         let each = packing.group() * packing.bits() / 32;
         let words = &self.words[row * words..][part.start * each..part.end * each];
         let groups = self.per_group(row * groups + part.start..row * groups + part.end, wide);
-        by_meaning!(packing, D => expand::<D>(level, words, &groups, packing, out));
+        by_meaning!(packing, D => expand::<D>(isa, words, &groups, packing, out));
     }
 
     /// Some rows as floats, on all threads.
     pub(crate) fn expand_rows(&self, cpu: &Cpu, rows: Range<usize>, out: &mut [f32]) {
-        let (level, inner) = (cpu.level(), self.layout.inner);
+        let (isa, inner) = (cpu.isa(), self.layout.inner);
         let grain = cpu.grain(rows.len(), inner);
         cpu.run(|| {
             out.par_chunks_mut(grain * inner).enumerate().for_each_init(
                 || scratch(2 * self.layout.groups),
                 |wide, (i, out)| {
                     for (j, out) in out.chunks_exact_mut(inner).enumerate() {
-                        self.expand(level, rows.start + i * grain + j, wide, out);
+                        self.expand(isa, rows.start + i * grain + j, wide, out);
                     }
                 },
             );
@@ -189,10 +189,10 @@ impl<'a> Codes<'a> {
     }
 
     /// Adds to the gradients of one row's scales and biases what a gradient of its values means for them.
-    pub(super) fn fold(&self, level: Level, row: usize, dw: &[f32], dscales: &mut [f32], dbiases: &mut [f32]) {
+    pub(super) fn fold(&self, isa: Isa, row: usize, dw: &[f32], dscales: &mut [f32], dbiases: &mut [f32]) {
         let words = self.rows(&(row..row + 1));
         let packing = self.layout.packing;
-        by_meaning!(packing, D => fold::<D>(level, (words, packing), dw, dscales, dbiases));
+        by_meaning!(packing, D => fold::<D>(isa, (words, packing), dw, dscales, dbiases));
     }
 
     /// The gradients of all scales and biases from those of some rows' values: `dw` holds row `rows[i]` at `i`.
@@ -204,7 +204,7 @@ impl<'a> Codes<'a> {
         // the sort is stable: places of the same row stay in order, and with them the bits of the sums
         let mut places: Vec<usize> = (0..rows.len()).collect();
         places.sort_by_key(|&place| rows[place]);
-        let (grain, level) = (cpu.grain(all, inner), cpu.level());
+        let (grain, isa) = (cpu.grain(all, inner), cpu.isa());
         cpu.run(|| {
             let to = dscales.par_chunks_mut(grain * groups).zip(dbiases.par_chunks_mut(grain * groups));
             to.enumerate().for_each(|(i, (dscales, dbiases))| {
@@ -214,7 +214,7 @@ impl<'a> Codes<'a> {
                 for &place in &places[from..end] {
                     let own = (rows[place] - first) * groups..(rows[place] - first + 1) * groups;
                     let (dscales, dbiases) = (&mut dscales[own.clone()], &mut dbiases[own]);
-                    self.fold(level, rows[place], &dw[place * inner..][..inner], dscales, dbiases);
+                    self.fold(isa, rows[place], &dw[place * inner..][..inner], dscales, dbiases);
                 }
             });
         });
@@ -222,13 +222,13 @@ impl<'a> Codes<'a> {
     }
 }
 
-impl Source for Codes<'_> {
-    fn write(&self, level: Level, rows: Range<usize>, cols: Range<usize>, to: &mut [f32]) {
+impl MatrixSource for Codes<'_> {
+    fn write(&self, isa: Isa, rows: Range<usize>, cols: Range<usize>, to: &mut [f32]) {
         let group = self.layout.packing.group();
         let part = cols.start / group..cols.end / group;
         let mut wide = scratch(2 * part.len());
         for (row, to) in rows.zip(to.chunks_exact_mut(cols.len())) {
-            self.expand_part(level, (row, part.clone()), &mut wide, to);
+            self.expand_part(isa, (row, part.clone()), &mut wide, to);
         }
     }
 }
@@ -240,7 +240,7 @@ alluvium_core::simd! {
         for (g, (out, &scale)) in out.chunks_exact_mut(group).zip(groups.scales).enumerate() {
             let (scale, bias) = (S::splat(scale), S::splat(groups.biases.get(g).copied().unwrap_or(0.0)));
             for (i, out) in out.chunks_exact_mut(S::LANES).enumerate() {
-                let codes = S::Bits::codes(words, g * group + i * S::LANES, bits);
+                let codes = S::Bits::unpack(words, g * group + i * S::LANES, bits);
                 D::value::<S>(codes).mul_add(scale, bias).store(out);
             }
         }
@@ -252,7 +252,7 @@ alluvium_core::simd! {
         for (g, (dw, (dscale, dbias))) in dw.chunks_exact(group).zip(dscales.iter_mut().zip(dbiases)).enumerate() {
             let mut sums = [S::splat(0.0); 2];
             for (i, dw) in dw.chunks_exact(S::LANES).enumerate() {
-                let codes = S::Bits::codes(words, g * group + i * S::LANES, bits);
+                let codes = S::Bits::unpack(words, g * group + i * S::LANES, bits);
                 let dw = S::load(dw);
                 sums[0] = D::value::<S>(codes).mul_add(dw, sums[0]);
                 sums[1] += dw;

@@ -53,7 +53,7 @@ pub(super) unsafe fn words_at<S: F32s, const WHOLE: bool>(row: &[u32], first: us
         // SAFETY: the caller promises these words.
         unsafe { S::Bits::load_ptr(row.as_ptr().add(first)) }
     } else {
-        S::Bits::load_head(&row[first..])
+        S::Bits::load_partial(&row[first..])
     }
 }
 
@@ -106,7 +106,7 @@ impl<const B: u32> Bytes for Crossing<B> {
     #[inline(always)]
     unsafe fn bytes<S: F32s, const WHOLE: bool>(row: &[u32], first: usize) -> [S::Bits; 4] {
         let none = S::Bits::splat(0);
-        [S::Bits::quads(row, 4 * first, B).bytes(B), none, none, none]
+        [S::Bits::unpack4(row, 4 * first, B).bytes(B), none, none, none]
     }
 }
 
@@ -116,7 +116,7 @@ pub(super) struct E2m1;
 impl Decode for E2m1 {
     #[inline(always)]
     fn value<S: F32s>(code: S::Bits) -> S {
-        S::pick(&E2M1, code)
+        S::gather16(&E2M1, code)
     }
 }
 
@@ -140,7 +140,7 @@ impl Bytes for E2m1 {
     unsafe fn bytes<S: F32s, const WHOLE: bool>(row: &[u32], first: usize) -> [S::Bits; 4] {
         // SAFETY: a lane is a word.
         let [low, high, ..] = shifted::<S>(unsafe { words_at::<S, WHOLE>(row, first) }, 4);
-        let (low, high) = (low.look_up(&RAISED), high.look_up(&RAISED));
+        let (low, high) = (low.table_lookup(&RAISED), high.table_lookup(&RAISED));
         [low, high, low, high]
     }
 }

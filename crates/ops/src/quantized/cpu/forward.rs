@@ -9,7 +9,7 @@ use super::strips;
 use crate::linalg::weights::Weights;
 use crate::quantized::Packing;
 use alluvium_core::Result;
-use alluvium_core::cpu::{Cpu, Made, Right};
+use alluvium_core::cpu::{Cpu, GeneratedMatrix, Rhs};
 use std::ops::Range;
 
 /// Runs an expression with `P` the product of a packing.
@@ -43,24 +43,24 @@ impl Weights for Codes<'_> {
         self.layout.inner
     }
 
-    fn factor(&self, cpu: &Cpu, rows: Range<usize>) -> Result<Right<'_>> {
-        Ok(Made::new(cpu, self, rows, self.layout.inner).into())
+    fn factor(&self, cpu: &Cpu, rows: Range<usize>) -> Result<Rhs<'_>> {
+        Ok(GeneratedMatrix::new(cpu, self, rows, self.layout.inner).into())
     }
 
     fn ready(&self, cpu: &Cpu, x: &[f32]) -> Result<Arranged> {
         let (inner, groups) = (self.layout.inner, self.layout.groups);
         let count = x.len() / inner;
         let (codes, each) = by_packing!(self.layout.packing, P => (P::CODES, P::WORDS));
-        let lanes = (inner / codes).next_multiple_of(cpu.level().lanes());
+        let lanes = (inner / codes).next_multiple_of(cpu.isa().lanes());
         let mut ready = Arranged::new(cpu, count, [lanes * each, lanes, groups])?;
         for (x, row) in x.chunks_exact(inner).zip(ready.rows_mut()) {
-            by_packing!(self.layout.packing, P => arrange::<P>(cpu.level(), x, row));
+            by_packing!(self.layout.packing, P => arrange::<P>(cpu.isa(), x, row));
         }
         Ok(ready)
     }
 
     fn dots(&self, cpu: &Cpu, first: usize, x: (&Arranged, &[usize]), scratch: &mut [f32], out: &mut [f32]) {
-        by_packing!(self.layout.packing, P => strips::products::<P>(cpu.level(), (self, first), x, scratch, out));
+        by_packing!(self.layout.packing, P => strips::products::<P>(cpu.isa(), (self, first), x, scratch, out));
     }
 
     fn scratch(&self) -> usize {

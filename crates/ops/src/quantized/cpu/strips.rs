@@ -130,5 +130,5 @@ fn dot<S: F32s>(a: &[f32], b: &[f32], mut sums: S) -> S {
     for (a, b) in a.chunks_exact(S::LANES).zip(b.chunks_exact(S::LANES)) {
         sums = S::load(a).mul_add(S::load(b), sums);
     }
-    if whole < a.len() { S::load_head(&a[whole..]).mul_add(S::load_head(&b[whole..]), sums) } else { sums }
+    if whole < a.len() { S::load_partial(&a[whole..]).mul_add(S::load_partial(&b[whole..]), sums) } else { sums }
 }

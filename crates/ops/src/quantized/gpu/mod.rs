@@ -22,7 +22,7 @@ static FOLD: Kernel = crate::common::gpu::kernel("gradients of scales", &[CODES,
 static DOTS: Kernel = crate::common::gpu::kernel("few rows times quantized rows", &[CODES, include_str!("dots.wgsl")]);
 
 /// Invocations of a workgroup.
-const GROUP: usize = 256;
+const WORKGROUP: usize = 256;
 /// Numbers that an invocation takes at once.
 const EIGHT: usize = 8;
 
@@ -94,7 +94,7 @@ pub(crate) fn expand(gpu: &Gpu, q: &Quantized<'_>, y: &Tensor) -> Result<()> {
             stored: &[("Y", y.dtype())],
             binds: &[Bind::Unused, w, to, scales, biases],
             params: bytemuck::bytes_of(&Params { count: to_u32(count)?, width: 0, first: 0, rows: 0, last: 0 }),
-            groups: Groups::Line(count.div_ceil(GROUP)),
+            groups: Groups::Line(count.div_ceil(WORKGROUP)),
         })?;
     }
     Ok(())
@@ -122,7 +122,7 @@ pub(crate) fn gather(gpu: &Gpu, q: &Quantized<'_>, layout: PackedLayout, ids: &T
                     biases,
                 ],
                 params: bytemuck::bytes_of(&Params { count, width, first, rows, last }),
-                groups: Groups::Line(numbers[0].div_ceil(GROUP)),
+                groups: Groups::Line(numbers[0].div_ceil(WORKGROUP)),
             })?;
         }
     }
@@ -145,7 +145,7 @@ pub(crate) fn fold(gpu: &Gpu, q: &Quantized<'_>, dw: &Tensor, to: [&Tensor; 2]) 
             stored: &[("X", dw.dtype())],
             binds: &[from, w, dscales, Bind::Unused, Bind::Unused, dbiases],
             params: bytemuck::bytes_of(&Params { count: to_u32(count)?, width: 0, first: 0, rows: 0, last: 0 }),
-            groups: Groups::Line(count.div_ceil(GROUP)),
+            groups: Groups::Line(count.div_ceil(WORKGROUP)),
         })?;
     }
     Ok(())
@@ -173,7 +173,7 @@ pub(crate) fn fold_named(
             stored: &[("X", dw.dtype())],
             binds: &[from, w, dscales, Bind::Unused, Bind::Unused, dbiases, pairs, starts],
             params: bytemuck::bytes_of(&Params { count: 0, width: columns, first, rows, last: 0 }),
-            groups: Groups::Line(stretch.len() * width.div_ceil(GROUP)),
+            groups: Groups::Line(stretch.len() * width.div_ceil(WORKGROUP)),
         })?;
     }
     Ok(())
@@ -201,7 +201,7 @@ pub(crate) fn dots(
             stored: &[("X", x.dtype())],
             binds: &[Bind::All(x), w, Bind::All(y), s, b],
             params: bytemuck::bytes_of(&Params { count, width, first, rows, last }),
-            groups: Groups::Line(part.len().div_ceil(4 * GROUP / few.lanes)),
+            groups: Groups::Line(part.len().div_ceil(4 * WORKGROUP / few.lanes)),
         })?;
     }
     Ok(())

@@ -20,7 +20,7 @@ pub(super) fn forward(cpu: &Cpu, w: &Tensor, packing: Packing) -> Result<Packed>
             let mut whole = [0.0; 128];
             for (w, (scale, bias)) in w.chunks_exact(group).zip(scales.iter_mut().zip(biases)) {
                 let whole = &mut whole[..group];
-                (*scale, *bias) = quantize(cpu.level(), bits as u32, w, whole);
+                (*scale, *bias) = quantize(cpu.isa(), bits as u32, w, whole);
                 whole.iter().for_each(|&code| stream.push(code as u32, bits as u32));
             }
         });

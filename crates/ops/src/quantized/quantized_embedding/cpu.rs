@@ -16,7 +16,7 @@ pub(super) fn forward(
     ids: &Tensor,
     like: (Shape, DType),
 ) -> Result<Tensor> {
-    let (width, codes, level) = (layout.inner, Codes::new(q, layout)?, cpu.level());
+    let (width, codes, isa) = (layout.inner, Codes::new(q, layout)?, cpu.isa());
     let ids = below(CONTRACT.op, "ids", ids, ('V', q.w.shape()[0]))?;
     let mut y = cpu.buffer(ids.len() * width)?;
     let grain = cpu.grain(ids.len(), width);
@@ -25,7 +25,7 @@ pub(super) fn forward(
             || scratch(2 * layout.groups),
             |wide, (y, ids)| {
                 for (y, &id) in y.chunks_exact_mut(width).zip(ids) {
-                    codes.expand(level, id as usize, wide, y);
+                    codes.expand(isa, id as usize, wide, y);
                 }
             },
         );

@@ -1,7 +1,7 @@
 //! A few rows meet the words as they lie; the tiles of products take them apart as they bring them, both ways.
 
 use super::Grad;
-use crate::linalg::gpu::{Gemm, GemmSizes, Mat, gemm, product};
+use crate::linalg::gpu::{Gemm, GemmSizes, GpuMatrix, gemm, product};
 use crate::quantized::gpu::{Path, dots, fold, panel, path, stretches};
 use crate::quantized::{Packed, PackedLayout, Quantized};
 use alluvium_core::gpu::Gpu;
@@ -17,15 +17,15 @@ pub(super) fn forward(gpu: &Gpu, x: &Tensor, q: &Quantized<'_>, layout: PackedLa
         return gpu.convert(&y, x.dtype());
     }
     let sizes = |n| GemmSizes { m: rows, k: inner, n, count: 1 };
-    let a = Mat::new(x, inner, 0);
+    let a = GpuMatrix::new(x, inner, 0);
     let parts: Vec<Range<usize>> = stretches(gpu, layout, outer).collect();
     if parts.len() == 1 {
-        return product(gpu, [a, Mat::packed(*q, inner).t()], sizes(outer), shape, x.dtype());
+        return product(gpu, [a, GpuMatrix::packed(*q, inner).t()], sizes(outer), shape, x.dtype());
     }
     let (y, q) = (gpu.empty(shape, DType::F32)?, q.detach());
     for part in parts {
-        let (own, c) = (q.rows(&part)?, Mat { at: part.start, ..Mat::new(&y, outer, 0) });
-        let b = Mat::packed(own.quantized(), inner).t();
+        let (own, c) = (q.rows(&part)?, GpuMatrix { at: part.start, ..GpuMatrix::new(&y, outer, 0) });
+        let b = GpuMatrix::packed(own.quantized(), inner).t();
         gemm(gpu, &Gemm { a, b, c, sizes: sizes(part.len()), alpha: 1.0, beta: 0.0 })?;
     }
     gpu.convert(&y, x.dtype())
@@ -45,15 +45,15 @@ fn through(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<Tensor> {
     let Grad { x, q, layout } = saved;
     let (outer, inner) = (q.w.shape()[0], layout.inner);
     let sizes = |k| GemmSizes { m: x.elements() / inner, k, n: inner, count: 1 };
-    let a = Mat::new(dy, outer, 0);
+    let a = GpuMatrix::new(dy, outer, 0);
     let parts: Vec<Range<usize>> = stretches(gpu, *layout, outer).collect();
     if parts.len() == 1 {
-        return product(gpu, [a, Mat::packed(q.quantized(), inner)], sizes(outer), x.shape(), x.dtype());
+        return product(gpu, [a, GpuMatrix::packed(q.quantized(), inner)], sizes(outer), x.shape(), x.dtype());
     }
     let dx = gpu.zeros(x.shape(), DType::F32)?;
     for part in parts {
-        let (own, a) = (q.rows(&part)?, Mat { at: part.start, ..a });
-        let (b, c) = (Mat::packed(own.quantized(), inner), Mat::new(&dx, inner, 0));
+        let (own, a) = (q.rows(&part)?, GpuMatrix { at: part.start, ..a });
+        let (b, c) = (GpuMatrix::packed(own.quantized(), inner), GpuMatrix::new(&dx, inner, 0));
         gemm(gpu, &Gemm { a, b, c, sizes: sizes(part.len()), alpha: 1.0, beta: 1.0 })?;
     }
     gpu.convert(&dx, x.dtype())
@@ -68,9 +68,9 @@ fn scale_gradients(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<[Tensor; 2]> 
     let (grads, dw) = ([empty(q.scales.shape())?, empty(q.scales.shape())?], empty([each, inner].into())?);
     for first in (0..outer).step_by(each) {
         let part = first..(first + each).min(outer);
-        let (a, b) = (Mat { at: first, ..Mat::new(dy, outer, 0) }.t(), Mat::new(x, inner, 0));
+        let (a, b) = (GpuMatrix { at: first, ..GpuMatrix::new(dy, outer, 0) }.t(), GpuMatrix::new(x, inner, 0));
         let sizes = GemmSizes { m: part.len(), k: x.elements() / inner, n: inner, count: 1 };
-        gemm(gpu, &Gemm { a, b, c: Mat::new(&dw, inner, 0), sizes, alpha: 1.0, beta: 0.0 })?;
+        gemm(gpu, &Gemm { a, b, c: GpuMatrix::new(&dw, inner, 0), sizes, alpha: 1.0, beta: 0.0 })?;
         let own: Packed = q.rows(&part)?;
         let [dscales, dbiases] = [grads[0].rows(first, part.len())?, grads[1].rows(first, part.len())?];
         fold(gpu, &own.quantized(), &dw.rows(0, part.len())?, [&dscales, &dbiases])?;

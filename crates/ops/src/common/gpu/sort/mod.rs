@@ -11,10 +11,10 @@ static BY_NEXT: Kernel = crate::common::gpu::kernel("ids by their next digit", &
 static STARTS: Kernel = crate::common::gpu::kernel("starts of sorted ids", &[include_str!("starts.wgsl")]);
 
 /// Invocations of a workgroup, and values that a digit has at most.
-const GROUP: usize = 256;
+const WORKGROUP: usize = 256;
 /// Blocks at most: each adds up what all of them counted.
 const BLOCKS: usize = 256;
-/// The least number of ids in a block, in units of `GROUP`.
+/// The least number of ids in a block, in units of `WORKGROUP`.
 const STEPS: usize = 4;
 
 /// Ids in order, those that are the same by their places.
@@ -31,9 +31,9 @@ pub(crate) struct Sorted {
 /// When memory is used up, or the ids are larger than a binding.
 pub(crate) fn sort(gpu: &Gpu, ids: &Tensor, below: usize) -> Result<Sorted> {
     let count = ids.elements();
-    let steps = count.div_ceil(GROUP * BLOCKS).max(STEPS);
-    let blocks = count.div_ceil(GROUP * steps);
-    let counts = gpu.empty([blocks, GROUP], DType::U32)?;
+    let steps = count.div_ceil(WORKGROUP * BLOCKS).max(STEPS);
+    let blocks = count.div_ceil(WORKGROUP * steps);
+    let counts = gpu.empty([blocks, WORKGROUP], DType::U32)?;
     let (mut kernel, mut pairs) = (&BY_FIRST, ids.detach());
     for (shift, mask) in digits(below) {
         let numbers = to_u32s([count, below, shift, mask, steps, blocks])?;
@@ -44,7 +44,7 @@ pub(crate) fn sort(gpu: &Gpu, ids: &Tensor, below: usize) -> Result<Sorted> {
     }
     let starts = gpu.empty([below + 1], DType::U32)?;
     let numbers = to_u32s([count, below])?;
-    run(gpu, (&STARTS, "main"), &[&pairs, &starts], &numbers, (below + 1).div_ceil(GROUP))?;
+    run(gpu, (&STARTS, "main"), &[&pairs, &starts], &numbers, (below + 1).div_ceil(WORKGROUP))?;
     Ok(Sorted { pairs, starts })
 }
 
@@ -70,7 +70,7 @@ fn run(
 /// The digits of values up to `most`, as even as they can be: how far to shift each, and a mask of its bits.
 fn digits(most: usize) -> impl Iterator<Item = (usize, usize)> {
     let bits = (usize::BITS - most.leading_zeros()) as usize;
-    let each = bits.div_ceil(bits.div_ceil(GROUP.ilog2() as usize));
+    let each = bits.div_ceil(bits.div_ceil(WORKGROUP.ilog2() as usize));
     (0..bits).step_by(each).map(move |shift| (shift, (1 << each) - 1))
 }
 
@@ -97,7 +97,7 @@ mod tests {
         }
         let (gpu, mut rng) = (Gpu::builder().poison().open().unwrap(), Rng::new(1, "ids"));
         // no whole blocks, more than one, and blocks of more steps than the least
-        let counts = [1, 2, 255, 256, 257, 1_024, 1_025, 5_000, GROUP * BLOCKS * STEPS + 300];
+        let counts = [1, 2, 255, 256, 257, 1_024, 1_025, 5_000, WORKGROUP * BLOCKS * STEPS + 300];
         for count in counts {
             for below in [1, 2, 255, 256, 257, 40_000, 151_936] {
                 let spread = |rng: &mut Rng| rng.below(below + 1 + below / 8) as u32;

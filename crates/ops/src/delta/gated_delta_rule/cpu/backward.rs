@@ -249,7 +249,7 @@ impl RuleTask<'_> {
     fn decays_by_much(&self, problem: &Problem<'_>, chunk: &ChunkTiles<'_>) -> bool {
         let (len, values) = (chunk.len, chunk.len * problem.width[1]);
         let (before, after) = (&self.d_new[..values], &self.d_w[..values]);
-        maps::any_row_is_less(problem.level, before, after, &chunk.beta[..len], LEFT)
+        maps::any_row_is_less(problem.isa, before, after, &chunk.beta[..len], LEFT)
     }
 
     /// All gradients of a chunk but those of the values, which are there; `ds` moves from its end to its start.
@@ -263,96 +263,96 @@ impl RuleTask<'_> {
         if !out.g.is_empty() {
             let (rows, columns) = (&sides.from_start[..len], &sides.to_end[..len]);
             let e = &self.e[..len * CHUNK];
-            maps::step_gradients(problem.level, e, rows, columns, sides.whole, &mut self.dg[..len]);
+            maps::step_gradients(problem.isa, e, rows, columns, sides.whole, &mut self.dg[..len]);
         }
         if !out.k.is_empty() || !out.beta.is_empty() {
             self.inverse(problem, chunk);
         }
-        let (level, k) = (problem.level, problem.width[0]);
+        let (isa, k) = (problem.isa, problem.width[0]);
         let onto = |left, part, b| Product::new([len, k, len], left, b, k).left(part).onto(1.0);
         if !out.q.is_empty() {
-            product(level, &onto(Left::rows(self.d_p, CHUNK), Part::Lower, &*chunk.k), self.dq, k);
+            product(isa, &onto(Left::rows(self.d_p, CHUNK), Part::Lower, &*chunk.k), self.dq, k);
         }
         if !out.k.is_empty() {
-            product(level, &onto(Left::columns(self.d_p, CHUNK), Part::Upper, &*chunk.q), self.dk, k);
-            product(level, &onto(Left::rows(self.x, CHUNK), Part::Lower, &*chunk.k), self.dk, k);
-            product(level, &onto(Left::columns(self.x, CHUNK), Part::Upper, &*chunk.k), self.dk, k);
+            product(isa, &onto(Left::columns(self.d_p, CHUNK), Part::Upper, &*chunk.q), self.dk, k);
+            product(isa, &onto(Left::rows(self.x, CHUNK), Part::Lower, &*chunk.k), self.dk, k);
+            product(isa, &onto(Left::columns(self.x, CHUNK), Part::Upper, &*chunk.k), self.dk, k);
         }
     }
 
     /// `d_new = e^{to end} K dS + Pᵀ dO` and `d_w = Aᵀ d_new`, which is the gradient of the values, too.
     fn values(&mut self, problem: &Problem<'_>, chunk: &ChunkTiles<'_>) {
-        let (level, [k, v], len) = (problem.level, problem.width, chunk.len);
-        product(level, &Product::new([len, v, k], Left::rows(chunk.k, k), self.ds, v), self.d_new, v);
-        maps::scale_rows(level, 1.0, &chunk.to_end().0[..len], &mut self.d_new[..len * v]);
+        let (isa, [k, v], len) = (problem.isa, problem.width, chunk.len);
+        product(isa, &Product::new([len, v, k], Left::rows(chunk.k, k), self.ds, v), self.d_new, v);
+        maps::scale_rows(isa, 1.0, &chunk.to_end().0[..len], &mut self.d_new[..len * v]);
         let inside = Product::new([len, v, len], Left::columns(chunk.p, CHUNK), self.d_o, v).left(Part::Upper);
-        product(level, &inside.onto(1.0), self.d_new, v);
+        product(isa, &inside.onto(1.0), self.d_new, v);
         let d_residual = Product::new([len, v, len], Left::columns(chunk.a, CHUNK), self.d_new, v).left(Part::Upper);
-        product(level, &d_residual, self.d_w, v);
+        product(isa, &d_residual, self.d_w, v);
     }
 
     /// Gradients of the square matrices, of the decays in them and of the queries' products with the keys.
     fn squares(&mut self, problem: &Problem<'_>, chunk: &ChunkTiles<'_>) {
-        let (level, v, len) = (problem.level, problem.width[1], chunk.len);
+        let (isa, v, len) = (problem.isa, problem.width[1], chunk.len);
         transpose([len, v], chunk.w, v, self.turned, CHUNK);
         let d_a = Product::new([len, len, v], Left::rows(self.d_new, v), self.turned, CHUNK).lower();
-        product(level, &d_a, self.x, CHUNK);
-        maps::gate(level, 1.0, chunk.gamma, &ONES[..len], self.x, self.d_a);
+        product(isa, &d_a, self.x, CHUNK);
+        maps::gate(isa, 1.0, chunk.gamma, &ONES[..len], self.x, self.d_a);
         transpose([len, v], chunk.v_new, v, self.turned, CHUNK);
         let d_p = Product::new([len, len, v], Left::rows(self.d_o, v), self.turned, CHUNK).lower();
-        product(level, &d_p, self.x, CHUNK);
+        product(isa, &d_p, self.x, CHUNK);
         self.e[..len * CHUNK].fill(0.0);
-        maps::add_below(level, self.x, chunk.p, &ONES[..len], self.e);
-        maps::gate(level, problem.scale, chunk.gamma, &ONES[..len], self.x, self.d_p);
-        maps::gate(level, 1.0, chunk.a0, &ONES[..len], self.d_a, self.x);
-        maps::sums_below(level, &self.x[..len * CHUNK], &mut [0.0; CHUNK][..len], self.dbeta);
-        maps::add_below(level, self.d_a, chunk.a0, &chunk.beta[..len], self.e);
+        maps::add_below(isa, self.x, chunk.p, &ONES[..len], self.e);
+        maps::gate(isa, problem.scale, chunk.gamma, &ONES[..len], self.x, self.d_p);
+        maps::gate(isa, 1.0, chunk.a0, &ONES[..len], self.d_a, self.x);
+        maps::sums_below(isa, &self.x[..len * CHUNK], &mut [0.0; CHUNK][..len], self.dbeta);
+        maps::add_below(isa, self.d_a, chunk.a0, &chunk.beta[..len], self.e);
     }
 
     /// Gradients that pass through the state. Returns those of the exponents of the decays from the chunk's start, to
     /// its end and over all of it.
     fn state_sides(&mut self, problem: &Problem<'_>, chunk: &mut ChunkTiles<'_>) -> Sides {
-        let (level, scale, [k, v], len) = (problem.level, problem.scale, problem.width, chunk.len);
+        let (isa, scale, [k, v], len) = (problem.isa, problem.scale, problem.width, chunk.len);
         let (to_end, whole) = chunk.to_end();
         let from_start = &chunk.from_start[..len];
         let (keys, values) = (len * k, len * v);
 
-        product(level, &Product::new([len, k, v], Left::rows(self.d_o, v), self.state_t, k), self.dq, k);
-        maps::scale_rows(level, scale, from_start, &mut self.dq[..keys]);
-        product(level, &Product::new([len, k, v], Left::rows(chunk.v_new, v), self.ds_t, k), self.dk, k);
-        maps::scale_rows(level, 1.0, &to_end[..len], &mut self.dk[..keys]);
+        product(isa, &Product::new([len, k, v], Left::rows(self.d_o, v), self.state_t, k), self.dq, k);
+        maps::scale_rows(isa, scale, from_start, &mut self.dq[..keys]);
+        product(isa, &Product::new([len, k, v], Left::rows(chunk.v_new, v), self.ds_t, k), self.dk, k);
+        maps::scale_rows(isa, 1.0, &to_end[..len], &mut self.dk[..keys]);
 
         let mut sides = Sides { from_start: [0.0; CHUNK], to_end: [0.0; CHUNK], whole: 0.0 };
-        maps::dots(level, &self.dk[..keys], &chunk.k[..keys], &mut sides.to_end[..len]);
+        maps::dots(isa, &self.dk[..keys], &chunk.k[..keys], &mut sides.to_end[..len]);
         let mut before = [0.0];
-        maps::dots(level, self.state, self.ds, &mut before);
+        maps::dots(isa, self.state, self.ds, &mut before);
         sides.whole = before[0] * whole;
 
         chunk.w.copy_from_slice(self.d_w);
-        maps::scale_rows(level, -1.0, from_start, &mut chunk.w[..values]);
-        maps::dots(level, &self.dq[..keys], &chunk.q[..keys], &mut sides.from_start[..len]);
-        maps::dots(level, &chunk.w[..values], &chunk.u[..values], &mut sides.from_start[..len]);
-        product(level, &Product::new([len, k, v], Left::rows(chunk.w, v), self.state_t, k).onto(1.0), self.dk, k);
+        maps::scale_rows(isa, -1.0, from_start, &mut chunk.w[..values]);
+        maps::dots(isa, &self.dq[..keys], &chunk.q[..keys], &mut sides.from_start[..len]);
+        maps::dots(isa, &chunk.w[..values], &chunk.u[..values], &mut sides.from_start[..len]);
+        product(isa, &Product::new([len, k, v], Left::rows(chunk.w, v), self.state_t, k).onto(1.0), self.dk, k);
 
         let decay_term = Product::new([k, v, len], Left::columns(chunk.k, k), chunk.w, v).onto(whole);
-        product(level, &decay_term, self.ds, v);
-        maps::scale_rows(level, scale, from_start, &mut self.d_o[..values]);
+        product(isa, &decay_term, self.ds, v);
+        maps::scale_rows(isa, scale, from_start, &mut self.d_o[..values]);
         let read = Product::new([k, v, len], Left::columns(chunk.q, k), self.d_o, v).onto(1.0);
-        product(level, &read, self.ds, v);
+        product(isa, &read, self.ds, v);
         sides
     }
 
     /// Through the inverse to the keys' products with each other: their gradients in `x`, below the diagonal.
     fn inverse(&mut self, problem: &Problem<'_>, chunk: &ChunkTiles<'_>) {
-        let (level, len) = (problem.level, chunk.len);
+        let (isa, len) = (problem.isa, chunk.len);
         let beta = &chunk.beta[..len];
         // dX = -A0ᵀ (dA0 diag β) A0ᵀ below the diagonal
-        maps::gate(level, 1.0, self.d_a, beta, &[1.0; SQUARE], self.x);
+        maps::gate(isa, 1.0, self.d_a, beta, &[1.0; SQUARE], self.x);
         transpose([len, len], chunk.a0, CHUNK, self.y, CHUNK);
         let half = Product::new([len, len, len], Left::rows(self.x, CHUNK), self.y, CHUNK).left(Part::Lower).lower();
-        product(level, &half, self.d_a, CHUNK);
+        product(isa, &half, self.d_a, CHUNK);
         let dx = Product::new([len, len, len], Left::columns(chunk.a0, CHUNK), self.d_a, CHUNK);
-        product(level, &dx.left(Part::Upper).lower(), self.x, CHUNK);
+        product(isa, &dx.left(Part::Upper).lower(), self.x, CHUNK);
         for i in 0..len {
             let row = i * CHUNK..i * CHUNK + i;
             let (x, kk) = (&mut self.x[i * CHUNK..(i + 1) * CHUNK], &chunk.kk[row]);

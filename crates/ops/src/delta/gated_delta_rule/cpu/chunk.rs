@@ -58,7 +58,7 @@ impl<'s> ChunkTiles<'s> {
 
     /// Reads the tokens of a value head and computes what does not need the state, but for the queries' part.
     pub(super) fn load(&mut self, problem: &Problem<'_>, tokens: Range<usize>, head: usize) {
-        let (level, len, [width, _]) = (problem.level, tokens.len(), problem.width);
+        let (isa, len, [width, _]) = (problem.isa, tokens.len(), problem.width);
         self.len = len;
         let Problem { k_heads, v_heads, .. } = *problem;
         gather(&problem.k, tokens.clone(), [k_heads, head / (v_heads / k_heads), width], self.k);
@@ -67,38 +67,38 @@ impl<'s> ChunkTiles<'s> {
         gather(&problem.beta, tokens, [v_heads, head, 1], self.beta);
         transpose([len, width], self.k, width, self.kt, CHUNK);
         let kk = Product::new([len, len, width], Left::rows(self.k, width), self.kt, CHUNK).lower();
-        product(level, &kk, self.kk, CHUNK);
-        maps::decays(level, &self.g[..len], self.gamma, self.from_start);
-        maps::invert(level, self.kk, &self.beta[..len], self.a0);
-        maps::gate(level, 1.0, self.gamma, &self.beta[..len], self.a0, self.a);
+        product(isa, &kk, self.kk, CHUNK);
+        maps::decays(isa, &self.g[..len], self.gamma, self.from_start);
+        maps::invert(isa, self.kk, &self.beta[..len], self.a0);
+        maps::gate(isa, 1.0, self.gamma, &self.beta[..len], self.a0, self.a);
     }
 
     /// Reads the queries and multiplies them with the keys.
     pub(super) fn load_queries(&mut self, problem: &Problem<'_>, tokens: Range<usize>, head: usize) {
-        let (level, len, [width, _]) = (problem.level, self.len, problem.width);
+        let (isa, len, [width, _]) = (problem.isa, self.len, problem.width);
         let key_head = head / (problem.v_heads / problem.k_heads);
         gather(&problem.q, tokens, [problem.k_heads, key_head, width], self.q);
         let qk = Product::new([len, len, width], Left::rows(self.q, width), self.kt, CHUNK).lower();
-        product(level, &qk, self.qk, CHUNK);
-        maps::gate(level, problem.scale, self.gamma, &ONES[..len], self.qk, self.p);
+        product(isa, &qk, self.qk, CHUNK);
+        maps::gate(isa, problem.scale, self.gamma, &ONES[..len], self.qk, self.p);
     }
 
     /// Computes the corrected values of this chunk from the state at its start.
     pub(super) fn correct(&mut self, problem: &Problem<'_>, state: &[f32]) {
-        let (level, len, [k, v]) = (problem.level, self.len, problem.width);
-        product(level, &Product::new([len, v, k], Left::rows(self.k, k), state, v), self.u, v);
-        maps::residual(level, &self.v[..len * v], &self.from_start[..len], self.u, self.w);
+        let (isa, len, [k, v]) = (problem.isa, self.len, problem.width);
+        product(isa, &Product::new([len, v, k], Left::rows(self.k, k), state, v), self.u, v);
+        maps::residual(isa, &self.v[..len * v], &self.from_start[..len], self.u, self.w);
         let new = Product::new([len, v, len], Left::rows(self.a, CHUNK), self.w, v).left(Part::Lower);
-        product(level, &new, self.v_new, v);
+        product(isa, &new, self.v_new, v);
     }
 
     /// Moves the state to the chunk's end. What it writes is decayed in place, so this comes last.
     pub(super) fn advance(&mut self, problem: &Problem<'_>, state: &mut [f32]) {
-        let (level, len, [k, v]) = (problem.level, self.len, problem.width);
+        let (isa, len, [k, v]) = (problem.isa, self.len, problem.width);
         let (to_end, whole) = self.to_end();
-        maps::scale_rows(level, 1.0, &to_end[..len], &mut self.v_new[..len * v]);
+        maps::scale_rows(isa, 1.0, &to_end[..len], &mut self.v_new[..len * v]);
         let update = Product::new([k, v, len], Left::columns(self.k, k), self.v_new, v).onto(whole);
-        product(level, &update, state, v);
+        product(isa, &update, state, v);
     }
 
     /// Decay from each token to the chunk's end, and over the whole chunk.

@@ -44,7 +44,7 @@ struct RuleResults<'a> {
 /// One sequence of one value head.
 fn head(problem: &Problem<'_>, task: usize, scratch: &mut [f32], out: &RuleResults<'_>) {
     let (sequence, head) = (task / problem.v_heads, task % problem.v_heads);
-    let (level, [k, v], size) = (problem.level, problem.width, problem.state());
+    let (isa, [k, v], size) = (problem.isa, problem.width, problem.state());
     let (state, scratch) = scratch.split_at_mut(size);
     let (o, scratch) = scratch.split_at_mut(CHUNK * v);
     let mut chunk = ChunkTiles::cut(scratch, problem.width);
@@ -58,10 +58,10 @@ fn head(problem: &Problem<'_>, task: usize, scratch: &mut [f32], out: &RuleResul
         chunk.load_queries(problem, tokens.clone(), head);
         chunk.correct(problem, state);
         let len = tokens.len();
-        maps::scale_rows(level, problem.scale, &chunk.from_start[..len], &mut chunk.q[..len * k]);
-        product(level, &Product::new([len, v, k], Left::rows(chunk.q, k), state, v), o, v);
+        maps::scale_rows(isa, problem.scale, &chunk.from_start[..len], &mut chunk.q[..len * k]);
+        product(isa, &Product::new([len, v, k], Left::rows(chunk.q, k), state, v), o, v);
         let inside = Product::new([len, v, len], Left::rows(chunk.p, CHUNK), chunk.v_new, v).left(Part::Lower);
-        product(level, &inside.onto(1.0), o, v);
+        product(isa, &inside.onto(1.0), o, v);
         // SAFETY: each task has its own sequence and head, and so its own rows.
         unsafe { scatter(out.o, tokens, [problem.v_heads, head, v], o, Write::Set) };
         chunk.advance(problem, state);

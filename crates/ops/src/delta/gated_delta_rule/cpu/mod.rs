@@ -14,12 +14,12 @@ pub(super) use forward::forward;
 use super::Grad;
 use crate::delta::chunk::{CHUNK, split};
 use alluvium_core::Result;
-use alluvium_core::cpu::{Cpu, Floats, Level};
+use alluvium_core::cpu::{Cpu, Floats, Isa};
 use std::ops::Range;
 
 /// The arguments as f32, and their sizes.
 struct Problem<'a> {
-    level: Level,
+    isa: Isa,
     q: Floats<'a>,
     k: Floats<'a>,
     v: Floats<'a>,
@@ -45,7 +45,7 @@ impl<'a> Problem<'a> {
             before
         };
         Ok(Problem {
-            level: cpu.level(),
+            isa: cpu.isa(),
             q: cpu.read(&args.q)?,
             k: cpu.read(&args.k)?,
             v: cpu.read(&args.v)?,
