@@ -1,7 +1,8 @@
 //! Tables, units and bars.
 
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Writes a line to standard error. Unlike `eprintln!` it does not panic when the reader is gone: `2>&1 | head`.
 macro_rules! say {
@@ -11,6 +12,55 @@ macro_rules! say {
     }};
 }
 pub(crate) use say;
+
+/// Whether `--quiet` was given.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Leaves everything but results, warnings and errors out.
+pub(crate) fn set_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+pub(crate) fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// Whether progress is drawn: standard error is a terminal, and `--quiet` was not given.
+pub(crate) fn shows_progress() -> bool {
+    !is_quiet() && io::stderr().is_terminal()
+}
+
+/// Whether a stream takes colors: it is a terminal that can show them, and the user has not set NO_COLOR.
+fn has_colors(is_terminal: bool) -> bool {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    is_terminal && !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Text dimmed for standard output, where it takes colors.
+pub(crate) fn dimmed(text: &str) -> String {
+    match has_colors(io::stdout().is_terminal()) {
+        true => format!("\x1b[2m{text}\x1b[0m"),
+        false => text.to_owned(),
+    }
+}
+
+/// Writes an error to standard error, in clap's colors.
+pub(crate) fn say_error(error: &impl std::fmt::Display) {
+    match has_colors(io::stderr().is_terminal()) {
+        true => say!("\x1b[1;31merror:\x1b[0m {error:#}"),
+        false => say!("error: {error:#}"),
+    }
+}
+
+/// As [`say!`], for what `--quiet` leaves out.
+macro_rules! note {
+    ($($text:tt)*) => {
+        if !$crate::output::is_quiet() {
+            $crate::output::say!($($text)*);
+        }
+    };
+}
+pub(crate) use note;
 
 /// The work was interrupted by a signal after its state was saved and said. The program exits with code 130.
 #[derive(Debug)]
@@ -81,14 +131,29 @@ pub(crate) fn seconds(s: f64) -> String {
     }
 }
 
-/// A progress bar over `steps`, drawn only when standard error is a terminal.
+/// A progress bar over `steps`, drawn only when standard error is a terminal. Its line is cut to the terminal's width.
 pub(crate) fn bar(steps: u64, done: u64) -> ProgressBar {
+    if !shows_progress() {
+        return ProgressBar::hidden();
+    }
     let bar = ProgressBar::new(steps).with_position(done);
-    let style = "{bar:28} {pos}/{len} {msg} · {eta} left";
-    if let Ok(style) = ProgressStyle::with_template(style) {
+    if let Ok(style) = ProgressStyle::with_template("{bar:12} {pos}/{len} {wide_msg}") {
         bar.set_style(style.progress_chars("━╸─"));
     }
     bar
+}
+
+/// A line with the time that a step of unknown length takes, drawn only when standard error is a terminal.
+pub(crate) fn spinner(what: &str) -> ProgressBar {
+    if !shows_progress() {
+        return ProgressBar::hidden();
+    }
+    let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
+    if let Ok(style) = ProgressStyle::with_template("{wide_msg} {elapsed}") {
+        spinner.set_style(style);
+    }
+    spinner.enable_steady_tick(std::time::Duration::from_millis(500));
+    spinner
 }
 
 /// Whether the output's reader is gone, which is not a failure.

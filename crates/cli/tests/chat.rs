@@ -24,7 +24,8 @@ fn generation_continues_from_a_cached_prompt() {
     ]));
     assert!(out.starts_with("c.safetensors: 16 tokens"), "{out}");
     for cache in ["c.safetensors", &fixture("cli/prompt_cache.safetensors")] {
-        let args = ["generate", "--model", &model, "--prompt-cache-file", cache, "-p", " writes", "-m", "8"];
+        let args =
+            ["generate", "--model", &model, "--prompt-cache-file", cache, "-p", " writes", "-m", "8", "--temp", "0"];
         assert_eq!(said(&mut place.alluvium(&args)).trim(), "state @ k) * b");
     }
 }
@@ -71,7 +72,7 @@ fn a_chat_follows_a_prompt_cache_and_answers_in_json() {
     let cache =
         ["cache_prompt", "--model", &model, "--prompt-cache-file", "c.safetensors", "-p", "The gated delta rule"];
     said(&mut place.alluvium(&cache));
-    let chat = ["chat", "--model", &model, "--prompt-cache-file", "c.safetensors", "-m", "8", "--json"];
+    let chat = ["chat", "--model", &model, "--prompt-cache-file", "c.safetensors", "-m", "8", "--temp", "0", "--json"];
     let mut command = place.alluvium(&chat);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"writes\nmore\n/reset\nwrites\n").unwrap();
@@ -79,7 +80,8 @@ fn a_chat_follows_a_prompt_cache_and_answers_in_json() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     let lines: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 3);
-    let generate = ["generate", "--model", &model, "--prompt-cache-file", "c.safetensors", "-m", "8", "--json"];
+    let generate =
+        ["generate", "--model", &model, "--prompt-cache-file", "c.safetensors", "-m", "8", "--temp", "0", "--json"];
     let alone: Value = serde_json::from_str(&said(place.alluvium(&generate).args(["-p", "writes"]))).unwrap();
     assert_eq!((&lines[0]["tokens"], &lines[0]["text"]), (&alone["tokens"], &alone["text"]));
     assert_eq!((&lines[0]["finish_reason"], &lines[0]["reused_tokens"]), (&"length".into(), &0.into()));
@@ -95,7 +97,7 @@ fn a_chat_follows_a_prompt_cache_and_answers_in_json() {
 fn a_chat_answers_resets_and_ends() {
     let place = Place::new();
     let mut child = place
-        .alluvium(&["chat", "--model", &fixture("models/qwen3_next-q4g64"), "-m", "8"])
+        .alluvium(&["chat", "--model", &fixture("models/qwen3_next-q4g64"), "-m", "8", "--temp", "0"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -108,7 +110,7 @@ fn a_chat_answers_resets_and_ends() {
     let answers: Vec<&str> = out.lines().collect();
     assert_eq!(answers.len(), 3, "{out}");
     assert_eq!(answers[0], answers[2], "after /reset the same is answered: {out}");
-    assert!(errors.contains("unknown command /nothing; /reset clears the conversation"), "{errors}");
+    assert!(errors.contains("unknown command /nothing\n/help "), "{errors}");
     assert!(errors.contains("the conversation is cleared"), "{errors}");
 }
 
@@ -120,7 +122,7 @@ fn a_chat_survives_what_it_cannot_answer() {
     let raises = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}\
                   {% if m.content == 'boo' %}{{ raise_exception('no boo here') }}{% endif %}{% endfor %}";
     std::fs::write(model.join("chat_template.jinja"), format!("{raises}{template}")).unwrap();
-    let mut chat = place.alluvium(&["chat", "--model", "model", "-m", "8"]);
+    let mut chat = place.alluvium(&["chat", "--model", "model", "-m", "8", "--temp", "0"]);
     let mut child = chat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let said = b"hello\nboo\ncaf\xe9\n/system be nice\n/help\n/etc/passwd is what?\n/reset\nhello\n";
     child.stdin.take().unwrap().write_all(said).unwrap();
@@ -133,7 +135,7 @@ fn a_chat_survives_what_it_cannot_answer() {
         "this line is not UTF-8; it was left out",
         "no system here",
         "the system prompt is unchanged",
-        "/help lists the commands",
+        "/save FILE      writes the conversation as JSON",
     ] {
         assert!(errors.contains(words), "{words} in {errors}");
     }

@@ -81,7 +81,8 @@ fn escapes_in_a_prompt_are_those_of_mlx_lm() {
     let place = Place::new();
     let model = fixture("models/llama-f32");
     let continued = |prompt: &str| {
-        let args = ["generate", "--model", &model, "--ignore-chat-template", "-m", "4", "--json", "-p", prompt];
+        let args =
+            ["generate", "--model", &model, "--ignore-chat-template", "-m", "4", "--temp", "0", "--json", "-p", prompt];
         let mut out: Value = serde_json::from_str(&said(&mut place.alluvium(&args))).unwrap();
         [out["tokens"].take(), out["prompt_tokens"].take()]
     };
@@ -93,7 +94,8 @@ fn escapes_in_a_prompt_are_those_of_mlx_lm() {
 fn a_prompt_is_read_in_steps_of_the_size_that_is_asked_for() {
     let place = Place::new();
     let prompt = "The gated delta rule writes a correction to memory. ".repeat(60);
-    let generate = ["generate", "--model", &fixture("models/qwen3_5-f32"), "-m", "8", "--json", "-p", &prompt];
+    let generate =
+        ["generate", "--model", &fixture("models/qwen3_5-f32"), "-m", "8", "--temp", "0", "--json", "-p", &prompt];
     let made = |size: &str| {
         let out = said(place.alluvium(&generate).args(["--prefill-step-size", size]));
         let mut out: Value = serde_json::from_str(&out).unwrap();

@@ -25,8 +25,8 @@ pub use checkpoint::{
 };
 pub use formats::config::Config;
 pub use generate::{
-    FinishReason, GenerateOptions, GeneratedToken, Generation, GenerationBatch, RepetitionPenalty, Request, Session,
-    TokenLogprob, TokenStream, generate, generate_batch,
+    FinishReason, GenerateOptions, GeneratedToken, Generation, GenerationBatch, ReasoningBudget, RepetitionPenalty,
+    Request, Session, TokenLogprob, TokenStream, generate, generate_batch,
 };
 pub use init::{Init, RandomInit, VarBuilder, WeightSource};
 pub use model::{Batch, Checkpointing, LanguageModel, ModelRef};

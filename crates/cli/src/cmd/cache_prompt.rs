@@ -1,8 +1,9 @@
-use super::prompt::{PrefillArgs, TemplateArgs, text_or_stdin, tokenizer};
+use super::model::open;
+use super::prompt::{PrefillArgs, TemplateArgs, text_or_stdin};
 use super::{DeviceArg, is_here};
 use crate::output::bytes;
+use alluvium::lm::Session;
 use alluvium::lm::cache::save_prompt_cache;
-use alluvium::lm::{Session, load};
 use anyhow::{Context, bail};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -37,12 +38,10 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
         bail!("--prompt-cache-file {}: there is no folder {}; make it first", file.display(), folder.display());
     }
-    let device = args.device.open()?;
     let prompt = text_or_stdin(args.prompt.as_deref())?;
-    let loaded = load(&args.model, &device)?;
-    let tokenizer = tokenizer(loaded.tokenizer, &args.model)?;
-    let ids = args.template.cached_prompt(&tokenizer, &args.model, prompt)?;
-    let session = Session::new(loaded.model.as_ref())?.without_snapshots();
+    let opened = args.template.apply(open(&args.model, &args.device)?)?;
+    let ids = args.template.cached_prompt(&opened.tokenizer, &args.model, prompt)?;
+    let session = Session::new(opened.model.as_ref())?.without_snapshots();
     let mut session = session.with_prefill_step_size(args.prefill.prefill_step_size);
     session.prefill(&ids).with_context(|| args.model.display().to_string())?;
     let metadata = BTreeMap::from([

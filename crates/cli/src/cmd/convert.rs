@@ -1,7 +1,6 @@
 use super::is_here;
-use crate::output::{bar, bytes, count, say};
+use crate::output::{bar, bytes, count};
 use alluvium::DType;
-use alluvium::lm::formats::atomic::remove_partials;
 use alluvium::lm::quantize::format::parse_packing;
 use alluvium::lm::{Change, Converted, MixedRecipe, QuantConfig, convert, convert_to_transformers};
 use anyhow::{Context, anyhow, bail};
@@ -200,7 +199,6 @@ fn convert_with_progress(
     change: &Change,
 ) -> anyhow::Result<Converted> {
     is_here(from)?;
-    tidy_on_signal()?;
     let progress = bar(0, 0);
     let mut show = |done, all| {
         progress.set_length(all as u64);
@@ -212,16 +210,4 @@ fn convert_with_progress(
     };
     progress.finish_and_clear();
     Ok(converted)
-}
-
-/// Ctrl-C and SIGTERM remove the partial output and end the process.
-fn tidy_on_signal() -> anyhow::Result<()> {
-    ctrlc::set_handler(|| {
-        match remove_partials() {
-            0 => say!("\nstopped"),
-            _ => say!("\nstopped; the partial output is removed"),
-        }
-        std::process::exit(130);
-    })
-    .context("cannot listen for Ctrl-C")
 }

@@ -1,14 +1,16 @@
-use super::prompt::{SessionArgs, TemplateArgs, text_or_stdin, tokenizer};
+use super::model::open;
+use super::prompt::{SessionArgs, TemplateArgs, text_or_stdin};
+use super::response::{Form, Prompt, Response};
+use super::sampling::{SamplingArgs, max_tokens};
 use super::{DeviceArg, is_here};
-use crate::output::{bytes, say, seconds};
-use alluvium::lm::{
-    GenerateOptions, Generation, Message, PromptEnd, RepetitionPenalty, TokenLogprob, TokenStream, Tokenizer, load,
-};
-use alluvium::ops::Sampling;
+use crate::output::{bytes, note, seconds, set_quiet};
+use alluvium::lm::tokenizer::reasoning::ReasoningParser;
+use alluvium::lm::{Generation, Message, PromptEnd, ReasoningBudget, TokenLogprob, TokenStream, Tokenizer};
 use anyhow::Context;
 use serde_json::{Value, json};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 /// Generate text with a model
 ///
@@ -23,7 +25,8 @@ pub(crate) struct Args {
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// Maximum number of new tokens
-    #[arg(long, short, value_name = "N", default_value_t = 256)]
+    #[arg(long, short, alias = "n-predict", short_alias = 'n', value_name = "N", default_value_t = 256)]
+    #[arg(value_parser = max_tokens)]
     max_tokens: usize,
     #[command(flatten)]
     template: TemplateArgs,
@@ -38,108 +41,58 @@ pub(crate) struct Args {
     /// With --json: log-probabilities of each token and of the N most likely alternatives
     #[arg(long, value_name = "N", requires = "json")]
     logprobs: Option<usize>,
+    /// True or False, as in mlx-lm; False is --quiet
+    #[arg(long, value_name = "BOOL", value_parser = ["True", "T", "true", "False", "F", "false"])]
+    verbose: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     device: DeviceArg,
 }
 
-/// Sampling, and what ends a completion.
-#[derive(clap::Args)]
-pub(crate) struct SamplingArgs {
-    /// Sampling temperature; 0 always takes the most likely token
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
-    temp: f32,
-    /// Sample from the K most likely tokens; 0 disables it
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    top_k: usize,
-    /// Sample from the most likely tokens whose probabilities sum to P; 1 disables it
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    top_p: f32,
-    /// Drop tokens less likely than P times the most likely one; 0 disables it
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
-    min_p: f32,
-    /// Repetition penalty; 1 disables it
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    repetition_penalty: f32,
-    /// Number of recent tokens that the repetition penalty looks at
-    #[arg(long, value_name = "N", default_value_t = 20)]
-    repetition_context_size: usize,
-    /// Seed of the sampling
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    seed: u64,
-    /// Stop before this text; may be given several times
-    #[arg(long, value_name = "TEXT", value_parser = some_text, allow_hyphen_values = true)]
-    stop: Vec<String>,
-    /// Further tokens that end the completion; may be given several times
-    #[arg(long, value_name = "TOKEN", num_args = 1..)]
-    extra_eos_token: Vec<String>,
-}
-
-fn some_text(text: &str) -> Result<String, &'static str> {
-    match text {
-        "" => Err("expected at least one character"),
-        text => Ok(text.to_owned()),
-    }
-}
-
-impl SamplingArgs {
-    /// The options of a generation with the tokenizer of the model in a folder.
-    pub(crate) fn options(
-        &self,
-        max_tokens: usize,
-        tokenizer: &Tokenizer,
-        model: &Path,
-    ) -> anyhow::Result<GenerateOptions> {
-        let &SamplingArgs { temp, top_k, top_p, min_p, repetition_penalty, repetition_context_size, seed, .. } = self;
-        let file = model.join("tokenizer.json");
-        let none = |token: &String| format!("--extra-eos-token: there is no token `{token}` in {}", file.display());
-        let id = |token: &String| tokenizer.token_id(token).with_context(|| none(token));
-        Ok(GenerateOptions {
-            max_tokens,
-            sampling: Sampling { temperature: temp, top_k, top_p, min_p },
-            repetition_penalty: RepetitionPenalty {
-                penalty: repetition_penalty,
-                context_size: repetition_context_size,
-            },
-            seed,
-            stop: self.stop.clone(),
-            stop_token_ids: self.extra_eos_token.iter().map(id).collect::<anyhow::Result<_>>()?,
-            logprobs: None,
-        })
-    }
-}
-
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    if args.verbose.as_deref().is_some_and(|verbose| verbose.to_lowercase().starts_with('f')) {
+        set_quiet();
+    }
     is_here(&args.model)?;
     args.template.check_cache(args.session.prompt_cache_file.as_deref())?;
-    let device = args.device.open()?;
     let prompt = text_or_stdin(args.prompt.as_deref())?;
-    let loaded = load(&args.model, &device)?;
-    let tokenizer = tokenizer(loaded.tokenizer, &args.model)?;
-    let cache = args.session.cache(loaded.model.as_ref())?;
-    let ids = prompt_ids(args, &tokenizer, prompt)?;
-    let mut options = args.sampling.options(args.max_tokens, &tokenizer, &args.model)?;
+    let opened = args.template.apply(open(&args.model, &args.device)?)?;
+    let (tokenizer, model) = (&opened.tokenizer, opened.model.as_ref());
+    let cache = args.session.cache(model)?;
+    let (ids, thinking) = prompt_ids(args, tokenizer, prompt)?;
+    opened.warn_of_length(ids.len());
+    let mut options = args.sampling.options(args.max_tokens, tokenizer, &opened.folder)?;
     options.logprobs = args.logprobs;
-    let mut session = args.session.session(loaded.model.as_ref(), cache)?.without_snapshots();
-    let context = || args.model.display().to_string();
+    options.reasoning_budget =
+        args.sampling.reasoning_budget.map(|tokens| ReasoningBudget { tokens, thinking: thinking.clone() });
+    let mut session = args.session.session(model, cache)?.without_snapshots();
+    let form = match (args.json, std::io::stdout().is_terminal()) {
+        (true, _) => Form::Json,
+        (false, true) => Form::Marked,
+        (false, false) => Form::Answer,
+    };
+    let mut response = Response::new(form, thinking);
+    let prompt = Prompt { tokenizer, ids: &ids, options: &options };
+    let never = &mut || ControlFlow::Continue(());
+    let generation = prompt.respond(&mut session, &mut response, never, out).with_context(|| opened.name())?;
     if args.json {
-        let generation = session.generate(Some(&tokenizer), &ids, &options).with_context(context)?;
-        writeln!(out, "{}", as_json(&generation, &tokenizer, device.peak_memory())?)?;
+        let mut object = as_json(&generation, &response, &prompt)?;
+        object["peak_memory"] = opened.device.peak_memory().into();
+        writeln!(out, "{object}")?;
         return Ok(());
     }
-    let stream = session.stream(Some(&tokenizer), &ids, &options).with_context(context)?;
-    let generation = write_stream(stream, out).with_context(context)?;
     writeln!(out)?;
-    report(&generation, device.peak_memory());
+    response.note_cut(&generation);
+    report(&generation, opened.device.peak_memory());
     Ok(())
 }
 
-/// The ids of the prompt; with a prompt cache those of the part that follows it.
-fn prompt_ids(args: &Args, tokenizer: &Tokenizer, prompt: String) -> anyhow::Result<Vec<u32>> {
+/// The ids of the prompt, with a prompt cache those of the part that follows it, and the parser of the completion.
+fn prompt_ids(args: &Args, tokenizer: &Tokenizer, prompt: String) -> anyhow::Result<(Vec<u32>, ReasoningParser)> {
     let prefill = args.prefill_response.as_deref();
     if !args.template.applies(tokenizer, &args.model, prefill)? {
-        return Ok(tokenizer.encode(&prompt)?);
+        return Ok((tokenizer.encode(&prompt)?, ReasoningParser::after("", None)));
     }
     let mut conversation = args.template.conversation()?;
     conversation.messages.push(Message::user(prompt));
@@ -147,10 +100,12 @@ fn prompt_ids(args: &Args, tokenizer: &Tokenizer, prompt: String) -> anyhow::Res
         conversation.messages.push(Message::assistant(text));
         conversation.end = PromptEnd::ContinueFinalMessage;
     }
-    Ok(match args.session.prompt_cache_file {
-        Some(_) => tokenizer.encode_without_special_tokens(&conversation.render_after_cache(tokenizer)?)?,
-        None => conversation.encode(tokenizer)?,
-    })
+    let text = match args.session.prompt_cache_file {
+        Some(_) => conversation.render_after_cache(tokenizer)?,
+        None => conversation.render(tokenizer)?,
+    };
+    let thinking = ReasoningParser::after(&text, tokenizer.thinking());
+    Ok((tokenizer.encode_without_special_tokens(&text)?, thinking))
 }
 
 /// Writes a completion while it is generated.
@@ -164,7 +119,7 @@ pub(crate) fn write_stream(mut stream: TokenStream<'_, '_>, out: &mut impl Write
 
 pub(crate) fn report(generation: &Generation, peak: usize) {
     let rate = |tokens: usize, time: f64| tokens as f64 / time.max(1e-9);
-    say!(
+    note!(
         "prompt: {} tokens, {:.1} tokens/s · completion: {} tokens, {:.1} tokens/s · {} · peak {}",
         generation.prompt_tokens,
         rate(generation.prompt_tokens - generation.reused_tokens, generation.prefill_seconds),
@@ -176,7 +131,8 @@ pub(crate) fn report(generation: &Generation, peak: usize) {
 }
 
 /// A completion as JSON.
-pub(crate) fn as_json(generation: &Generation, tokenizer: &Tokenizer, peak: usize) -> anyhow::Result<Value> {
+pub(crate) fn as_json(generation: &Generation, response: &Response, prompt: &Prompt<'_>) -> anyhow::Result<Value> {
+    let tokenizer = prompt.tokenizer;
     let entry = |&(token, logprob): &(u32, f32)| {
         Ok(json!({"token": token, "text": tokenizer.decode(&[token])?, "logprob": logprob}))
     };
@@ -186,14 +142,15 @@ pub(crate) fn as_json(generation: &Generation, tokenizer: &Tokenizer, peak: usiz
         Ok(object)
     };
     let mut object = json!({
-        "text": generation.text,
+        "text": response.answer,
+        "reasoning": response.reasoning,
         "prompt_tokens": generation.prompt_tokens,
         "reused_tokens": generation.reused_tokens,
         "tokens": generation.tokens,
         "finish_reason": generation.finish_reason.map(|reason| reason.as_str()),
         "prefill_seconds": generation.prefill_seconds,
         "decode_seconds": generation.decode_seconds,
-        "peak_memory": peak,
+        "seed": prompt.options.seed,
     });
     if !generation.logprobs.is_empty() {
         object["logprobs"] = generation.logprobs.iter().map(logprob).collect::<anyhow::Result<_>>()?;

@@ -8,10 +8,13 @@ pub(crate) mod convert;
 pub(crate) mod devices;
 pub(crate) mod generate;
 pub(crate) mod info;
+pub(crate) mod model;
 pub(crate) mod ops;
 pub(crate) mod perplexity;
 pub(crate) mod prompt;
 pub(crate) mod quantize;
+pub(crate) mod response;
+pub(crate) mod sampling;
 pub(crate) mod train;
 
 use alluvium::Device;

@@ -1,10 +1,12 @@
 //! Flags and helpers that the commands with a prompt share.
 
+use super::model::Opened;
+use crate::output::note;
 use alluvium::lm::cache::load_prompt_cache;
 use alluvium::lm::{Cache, Conversation, LanguageModel, Message, PromptEnd, Session, Tokenizer};
 use anyhow::{Context, bail};
 use serde_json::{Map, Value};
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -20,9 +22,20 @@ pub(crate) struct TemplateArgs {
     /// Variables for the chat template, as JSON: {"enable_thinking": false}
     #[arg(long, value_name = "JSON", conflicts_with = "ignore_chat_template")]
     pub(crate) chat_template_config: Option<String>,
+    /// Jinja file with a chat template, in place of the model's
+    #[arg(long, value_name = "FILE", alias = "chat-template-file", conflicts_with = "ignore_chat_template")]
+    pub(crate) chat_template: Option<PathBuf>,
 }
 
 impl TemplateArgs {
+    /// The model with the chat template of the flag.
+    pub(crate) fn apply(&self, opened: Opened) -> anyhow::Result<Opened> {
+        let Some(path) = &self.chat_template else { return Ok(opened) };
+        let source = std::fs::read_to_string(path)
+            .with_context(|| format!("--chat-template: cannot read {}", path.display()))?;
+        Ok(Opened { tokenizer: opened.tokenizer.with_chat_template("the file of --chat-template", &source), ..opened })
+    }
+
     /// Whether the prompt is rendered with the chat template. Flags for a template are refused where there is none.
     pub(crate) fn applies(&self, tokenizer: &Tokenizer, model: &Path, prefill: Option<&str>) -> anyhow::Result<bool> {
         let applies = !self.ignore_chat_template && tokenizer.chat_template().is_some();
@@ -32,7 +45,10 @@ impl TemplateArgs {
             ("--chat-template-config", self.chat_template_config.is_some()),
         ];
         match flags.iter().find(|(_, given)| *given && !applies) {
-            Some((flag, _)) => bail!("{flag} needs a chat template, {} has none; leave the flag out", model.display()),
+            Some((flag, _)) => bail!(
+                "{flag} needs a chat template, {} has none; leave the flag out, or give one with --chat-template FILE",
+                model.display()
+            ),
             None => Ok(applies),
         }
     }
@@ -130,6 +146,9 @@ pub(crate) fn text_or_stdin(text: Option<&str>) -> anyhow::Result<String> {
     match text {
         Some(text) if text != "-" => Ok(text.replace("\\n", "\n").replace("\\t", "\t")),
         _ => {
+            if std::io::stdin().is_terminal() {
+                note!("the prompt is read from the terminal; Ctrl-D ends it, --prompt TEXT gives it at once");
+            }
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
             Ok(text)

@@ -1,20 +1,17 @@
 use super::DeviceArg;
 use crate::cmd::generate::write_stream;
 use crate::output::{Interrupted, bar, bytes, count, listing, say, seconds};
-use alluvium::lm::formats::atomic::remove_partials;
+use crate::signals::Stoppable;
 use alluvium::lm::{GenerateOptions, Session};
 use alluvium::ops::Sampling;
 use alluvium::train::data::Task;
 use alluvium::train::{
     DataSource, Event, MetricsRow, Overrides, Preset, Run, RunPaths, RunStatus, Settings, TextSummary, Trainer,
 };
-use anyhow::Context;
 use indicatif::ProgressBar;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
 /// Train a model on text files, or on a synthetic memory task
@@ -63,7 +60,7 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
         None => (!args.data.is_empty()).then_some(DataSource::Text(args.data)),
     };
     let paths = RunPaths { source, tokenizer: args.tokenizer, out: args.out };
-    let mut screen = Screen::new(stop_on_signal()?);
+    let mut screen = Screen::new();
     let mut observe = |event: Event<'_>| screen.show(event);
     let Run { mut trainer, text } = match (args.resume, args.task) {
         (true, _) => Run::resume(&paths, |before| overrides.applied(before.clone()), &device, &mut observe)?,
@@ -100,32 +97,12 @@ fn presets() -> String {
     )
 }
 
-/// The effect of the next signal.
-const EXIT: u8 = 0;
-const STOP_AFTER_STEP: u8 = 1;
-const STOPPING: u8 = 2;
-
-/// The first Ctrl-C or SIGTERM asks a run for its checkpoint, the second one exits. Before the first step there is
-/// nothing to save.
-fn stop_on_signal() -> anyhow::Result<Arc<AtomicU8>> {
-    let state = Arc::new(AtomicU8::new(EXIT));
-    let shared = state.clone();
-    ctrlc::set_handler(move || {
-        if shared.compare_exchange(STOP_AFTER_STEP, STOPPING, Ordering::Relaxed, Ordering::Relaxed).is_err() {
-            remove_partials();
-            std::process::exit(130);
-        }
-        say!("\nstopping after this step; a second signal exits at once");
-    })
-    .context("cannot listen for Ctrl-C")?;
-    Ok(state)
-}
-
 /// The display of a run: a bar on a terminal, lines elsewhere.
 struct Screen {
     bar: ProgressBar,
     terminal: bool,
-    signal: Arc<AtomicU8>,
+    /// From the first step on: a signal asks the run for its checkpoint. Before it there is nothing to save.
+    stoppable: Option<Stoppable>,
     started: Instant,
     first: u64,
     iters: u64,
@@ -134,11 +111,11 @@ struct Screen {
 }
 
 impl Screen {
-    fn new(signal: Arc<AtomicU8>) -> Self {
+    fn new() -> Self {
         Screen {
             bar: ProgressBar::hidden(),
             terminal: std::io::stderr().is_terminal(),
-            signal,
+            stoppable: None,
             started: Instant::now(),
             first: 0,
             iters: 0,
@@ -193,15 +170,12 @@ impl Screen {
     fn show(&mut self, event: Event<'_>) -> ControlFlow<()> {
         match event {
             Event::Preparing(what) => say!("{what} …"),
-            Event::Ready(_) => self.signal.store(STOP_AFTER_STEP, Ordering::Relaxed),
+            Event::Ready(_) => self.stoppable = Some(Stoppable::new()),
             Event::Stepped { step, .. } => self.bar.set_position(step),
             Event::Measured(row) => self.measured(row),
             _ => {}
         }
-        match self.signal.load(Ordering::Relaxed) {
-            STOPPING => ControlFlow::Break(()),
-            _ => ControlFlow::Continue(()),
-        }
+        self.stoppable.as_ref().map_or(ControlFlow::Continue(()), Stoppable::check)
     }
 
     fn measured(&mut self, row: &MetricsRow) {

@@ -111,15 +111,27 @@ impl Builder {
     }
 }
 
+static SHARED: OnceLock<Cpu> = OnceLock::new();
+
 impl Cpu {
-    /// The handle that the whole process shares: all cores, the best instruction set, no limit.
+    /// Makes this handle the one that [`Cpu::shared`] returns.
+    ///
+    /// # Errors
+    /// When the shared handle is in use already.
+    pub fn share(self) -> Result<()> {
+        let used =
+            |_| Error::value("cpu", "the shared handle is in use already; share another one before its first use");
+        SHARED.set(self).map_err(used)
+    }
+
+    /// The handle that the whole process shares: all cores, the best instruction set, no limit, unless
+    /// [`Cpu::share`] replaced it.
     ///
     /// Where the system refuses to start threads, work runs on the calling thread.
     ///
     /// # Panics
     /// When no thread can be started and the caller is a worker of another pool.
     pub fn shared() -> Self {
-        static SHARED: OnceLock<Cpu> = OnceLock::new();
         let open = || {
             let cpu = Cpu::builder().open().or_else(|_| Cpu::builder().threads(1).open());
             cpu.or_else(|_| Builder { current_thread: true, ..Cpu::builder().threads(1) }.open())

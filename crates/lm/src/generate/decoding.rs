@@ -3,8 +3,10 @@
 use super::options::GenerateOptions;
 use super::sampler::{Sampler, TokenLogprob};
 use super::stop::StopBuffer;
+use crate::tokenizer::reasoning::ReasoningParser;
 use crate::tokenizer::{Detokenizer, Tokenizer};
 use alluvium_core::{Error, Result, Tensor};
+use std::collections::VecDeque;
 use std::time::Instant;
 
 /// Why a completion ended.
@@ -66,6 +68,7 @@ pub struct Decoding<'t> {
     sampler: Sampler,
     detokenizer: Option<Detokenizer<'t>>,
     stop: StopBuffer,
+    budget: Option<Budget>,
     /// Tokens that end the completion.
     stop_token_ids: Vec<u32>,
     max_tokens: usize,
@@ -74,6 +77,41 @@ pub struct Decoding<'t> {
     generation: Generation,
     start: Instant,
     first: Option<Instant>,
+}
+
+/// What is left of a [`ReasoningBudget`](super::ReasoningBudget).
+struct Budget {
+    thinking: ReasoningParser,
+    tokens: usize,
+    /// The tokens that end the reasoning, of which those that are left follow.
+    closing: Vec<u32>,
+    forced: VecDeque<u32>,
+}
+
+impl Budget {
+    fn new(tokenizer: Option<&Tokenizer>, options: &GenerateOptions) -> Result<Option<Self>> {
+        let (Some(tokenizer), Some(budget)) = (tokenizer, &options.reasoning_budget) else { return Ok(None) };
+        let Some(tag) = budget.thinking.closing_tag() else { return Ok(None) };
+        // as the templates of reasoning models write it
+        let closing = tokenizer.encode_without_special_tokens(&format!("\n{tag}\n\n"))?;
+        let (thinking, tokens) = (budget.thinking.clone(), budget.tokens);
+        Ok(Some(Budget { thinking, tokens, closing, forced: VecDeque::new() }))
+    }
+
+    /// The token that must come next, where the reasoning has had all its tokens.
+    fn forced(&mut self) -> Option<u32> {
+        if self.forced.is_empty() && self.tokens == 0 && self.thinking.is_thinking() {
+            self.forced = std::mem::take(&mut self.closing).into();
+        }
+        self.forced.pop_front()
+    }
+
+    fn record(&mut self, text: &str) {
+        self.thinking.push(text);
+        if self.thinking.is_thinking() {
+            self.tokens = self.tokens.saturating_sub(1);
+        }
+    }
 }
 
 impl std::fmt::Debug for Decoding<'_> {
@@ -97,6 +135,7 @@ impl<'t> Decoding<'t> {
             sampler: Sampler::new(options),
             detokenizer: tokenizer.map(Tokenizer::detokenizer),
             stop: StopBuffer::new(&options.stop),
+            budget: Budget::new(tokenizer, options)?,
             stop_token_ids: [eos, &options.stop_token_ids].concat(),
             max_tokens: options.max_tokens,
             tokens: prompt.to_vec(),
@@ -120,8 +159,14 @@ impl<'t> Decoding<'t> {
     /// # Errors
     /// When the logits are not finite, an option of the sampling is out of range or the tokenizer fails.
     pub fn next(&mut self, logits: &Tensor, row: usize) -> Result<GeneratedToken> {
-        let (token, logprob) = self.sampler.next(logits, &self.tokens, row)?;
+        let (token, logprob) = match self.budget.as_mut().and_then(Budget::forced) {
+            Some(token) => (token, self.sampler.forced(logits, &self.tokens, row, token)?),
+            None => self.sampler.next(logits, &self.tokens, row)?,
+        };
         let (text, finish_reason) = self.push(token)?;
+        if let Some(budget) = &mut self.budget {
+            budget.record(&text);
+        }
         self.tokens.push(token);
         let generation = &mut self.generation;
         generation.tokens.push(token);

@@ -9,13 +9,14 @@ mod stop;
 
 pub use batch::{GenerationBatch, Request, generate_batch};
 pub use decoding::{Decoding, FinishReason, GeneratedToken, Generation};
-pub use options::{GenerateOptions, RepetitionPenalty};
+pub use options::{GenerateOptions, ReasoningBudget, RepetitionPenalty};
 pub use sampler::{Sampler, TokenLogprob};
-pub use session::Session;
+pub use session::{PrefillObserver, Prefilled, Session};
 
 use crate::model::ModelRef;
 use crate::tokenizer::Tokenizer;
 use alluvium_core::Result;
+use std::ops::ControlFlow;
 
 /// Completes a prompt. Without a tokenizer the completion has tokens but no text.
 ///
@@ -57,9 +58,25 @@ impl<'m> Session<'m> {
         prompt: &[u32],
         options: &GenerateOptions,
     ) -> Result<TokenStream<'s, 'm>> {
+        self.stream_observed(tokenizer, prompt, options, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// As [`Session::stream`], with an observer of the reading of the prompt; see [`Session::prefill_observed`]. After
+    /// its `Break` the iterator is empty.
+    ///
+    /// # Errors
+    /// As [`Session::stream`].
+    pub fn stream_observed<'s>(
+        &'s mut self,
+        tokenizer: Option<&'s Tokenizer>,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        observe: &mut PrefillObserver<'_>,
+    ) -> Result<TokenStream<'s, 'm>> {
         let mut decoding = Decoding::new(tokenizer, prompt, options)?;
-        decoding.set_reused_tokens(self.prefill(prompt)?);
-        Ok(TokenStream { session: self, decoding, is_failed: false })
+        let prefilled = self.prefill_observed(prompt, observe)?;
+        decoding.set_reused_tokens(prefilled.reused);
+        Ok(TokenStream { session: self, decoding, is_ended: !prefilled.is_complete })
     }
 }
 
@@ -68,7 +85,8 @@ impl<'m> Session<'m> {
 pub struct TokenStream<'s, 'm> {
     session: &'s mut Session<'m>,
     decoding: Decoding<'s>,
-    is_failed: bool,
+    /// After an error, and where the prompt was not read to its end.
+    is_ended: bool,
 }
 
 impl TokenStream<'_, '_> {
@@ -87,7 +105,7 @@ impl Iterator for TokenStream<'_, '_> {
     type Item = Result<GeneratedToken>;
 
     fn next(&mut self) -> Option<Result<GeneratedToken>> {
-        if self.is_failed || self.decoding.is_finished() {
+        if self.is_ended || self.decoding.is_finished() {
             return None;
         }
         let device = self.session.model().device().clone();
@@ -98,7 +116,7 @@ impl Iterator for TokenStream<'_, '_> {
             }
             self.decoding.next(&self.session.logits()?, 0)
         });
-        self.is_failed = token.is_err();
+        self.is_ended = token.is_err();
         Some(token)
     }
 }

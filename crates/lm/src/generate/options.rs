@@ -1,5 +1,6 @@
 //! What to generate and when to stop.
 
+use crate::tokenizer::reasoning::ReasoningParser;
 use alluvium_ops::Sampling;
 
 /// What to generate and when to stop.
@@ -11,6 +12,12 @@ pub struct GenerateOptions {
     pub sampling: Sampling,
     /// The repetition penalty.
     pub repetition_penalty: RepetitionPenalty,
+    /// Subtracted from the logit of each token that the completion has already; 0 disables it.
+    pub presence_penalty: f32,
+    /// Subtracted from the logit of each token of the completion as often as it occurs there; 0 disables it.
+    pub frequency_penalty: f32,
+    /// A limit on the reasoning of the model. `None` disables it.
+    pub reasoning_budget: Option<ReasoningBudget>,
     /// The seed of the sampling: the same seed gives the same tokens.
     pub seed: u64,
     /// Stop texts: the completion ends before the first of them that appears. They need a tokenizer.
@@ -28,6 +35,9 @@ impl Default for GenerateOptions {
             max_tokens: 256,
             sampling: Sampling::default(),
             repetition_penalty: RepetitionPenalty::default(),
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            reasoning_budget: None,
             seed: 0,
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
@@ -53,4 +63,13 @@ impl Default for RepetitionPenalty {
     fn default() -> Self {
         RepetitionPenalty { penalty: 1.0, context_size: 20 }
     }
+}
+
+/// A limit on the reasoning of a model: after so many tokens the closing tag follows, and the model continues after it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReasoningBudget {
+    /// The maximum number of tokens of the reasoning.
+    pub tokens: usize,
+    /// Finds the reasoning in the text that follows the prompt: [`ReasoningParser::after`] it.
+    pub thinking: ReasoningParser,
 }

@@ -4,13 +4,14 @@ use super::options::{GenerateOptions, RepetitionPenalty};
 use alluvium_core::rng::Rng;
 use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::{Sampling, sample};
+use std::collections::BTreeMap;
 
 /// The log-probability of a generated token, and those of the most likely ones.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprob {
     /// The generated token.
     pub token: u32,
-    /// The natural logarithm of its probability among all tokens, at temperature 1 and after the repetition penalty.
+    /// The natural logarithm of its probability among all tokens, at temperature 1 and after the penalties.
     pub logprob: f32,
     /// The most likely tokens with their log-probabilities, most likely first.
     pub top_logprobs: Vec<(u32, f32)>,
@@ -21,6 +22,10 @@ pub struct TokenLogprob {
 pub struct Sampler {
     sampling: Sampling,
     repetition_penalty: RepetitionPenalty,
+    presence_penalty: f32,
+    frequency_penalty: f32,
+    /// How often each token was generated, where a penalty looks at it.
+    generated: BTreeMap<u32, u32>,
     logprobs: Option<usize>,
     rng: Rng,
 }
@@ -32,6 +37,9 @@ impl Sampler {
         Sampler {
             sampling: *sampling,
             repetition_penalty: *repetition_penalty,
+            presence_penalty: options.presence_penalty,
+            frequency_penalty: options.frequency_penalty,
+            generated: BTreeMap::new(),
             logprobs: *logprobs,
             rng: Rng::new(*seed, "sample"),
         }
@@ -44,8 +52,7 @@ impl Sampler {
     /// When an option of the sampling is out of range; when a logit is NaN or +∞ or all are −∞, with the position of
     /// the token that was to be chosen.
     pub fn next(&mut self, logits: &Tensor, tokens: &[u32], row: usize) -> Result<(u32, Option<TokenLogprob>)> {
-        let one = if logits.shape()[0] == 1 { logits.clone() } else { logits.rows(row, 1)? };
-        let logits = self.penalized(one, tokens)?;
+        let logits = self.penalized(one_row(logits, row)?, tokens)?;
         let chosen =
             sample(&logits, &self.sampling, &[self.rng.uniform() as f32]).and_then(|ids| Ok(ids.ids()?.to_vec()));
         // a GPU reports logits that are not finite by this id
@@ -56,11 +63,49 @@ impl Sampler {
                 return Err(chosen.err().unwrap_or_else(|| Error::value("sample", "no token was chosen")));
             }
         };
-        let logprob = self.logprobs.map(|top| token_logprob(&logits.to_floats()?, token, top)).transpose()?;
+        let logprob = self.logprob(&logits, token)?;
+        *self.generated.entry(token).or_default() += 1;
         Ok((token, logprob))
     }
 
+    /// As [`Sampler::next`] for a token that is given, not chosen.
+    pub(super) fn forced(
+        &mut self,
+        logits: &Tensor,
+        tokens: &[u32],
+        row: usize,
+        token: u32,
+    ) -> Result<Option<TokenLogprob>> {
+        *self.generated.entry(token).or_default() += 1;
+        match self.logprobs {
+            Some(_) => self.logprob(&self.penalized(one_row(logits, row)?, tokens)?, token),
+            None => Ok(None),
+        }
+    }
+
+    fn logprob(&self, logits: &Tensor, token: u32) -> Result<Option<TokenLogprob>> {
+        self.logprobs.map(|top| token_logprob(&logits.to_floats()?, token, top)).transpose()
+    }
+
     fn penalized(&self, logits: Tensor, tokens: &[u32]) -> Result<Tensor> {
+        let logits = self.repetition_penalized(logits, tokens)?;
+        let penalties = [("presence", self.presence_penalty), ("frequency", self.frequency_penalty)];
+        if let Some((name, penalty)) = penalties.iter().find(|(_, penalty)| !penalty.is_finite()) {
+            return Err(Error::value("sample", format!("the {name} penalty is {penalty}, expected a finite value")));
+        }
+        if penalties.iter().all(|(_, penalty)| *penalty == 0.0) || self.generated.is_empty() {
+            return Ok(logits);
+        }
+        let mut penalized = logits.to_floats()?;
+        for (&token, &count) in &self.generated {
+            if let Some(x) = penalized.get_mut(token as usize) {
+                *x -= self.presence_penalty + self.frequency_penalty * count as f32;
+            }
+        }
+        Tensor::from_slice(&penalized, logits.shape(), logits.device())
+    }
+
+    fn repetition_penalized(&self, logits: Tensor, tokens: &[u32]) -> Result<Tensor> {
         let RepetitionPenalty { penalty, context_size } = self.repetition_penalty;
         if penalty == 1.0 || context_size == 0 {
             return Ok(logits);
@@ -78,6 +123,10 @@ impl Sampler {
         }
         Tensor::from_slice(&penalized, logits.shape(), logits.device())
     }
+}
+
+fn one_row(logits: &Tensor, row: usize) -> Result<Tensor> {
+    if logits.shape()[0] == 1 { Ok(logits.clone()) } else { logits.rows(row, 1) }
 }
 
 /// Refuses logits that no token can be chosen by; `position` is that of the token in its sequence.
@@ -129,6 +178,19 @@ mod tests {
         assert_eq!(penalized(&[]), [4.0, -1.0, 3.0, 0.5]);
         let (token, _) = Sampler::new(&options).next(&row(&[4.0, -1.0, 3.0, 0.5]), &[0], 0).unwrap();
         assert_eq!(token, 2);
+    }
+
+    #[test]
+    fn presence_counts_a_generated_token_once_and_frequency_as_often_as_it_occurs() {
+        let options = GenerateOptions { presence_penalty: 1.0, frequency_penalty: 0.5, ..GenerateOptions::default() };
+        let mut sampler = Sampler::new(&options);
+        let logits = row(&[4.0, 3.0, 1.9, -9.0]);
+        // tokens of the prompt are not counted; token 0 falls to 2.5, 2.0 and 1.5, token 1 to 1.5
+        let tokens: Vec<u32> = (0..5).map(|_| sampler.next(&logits, &[0, 0, 3], 0).unwrap().0).collect();
+        assert_eq!(tokens, [0, 1, 0, 0, 2]);
+        let infinite = GenerateOptions { presence_penalty: f32::NAN, ..GenerateOptions::default() };
+        let error = Sampler::new(&infinite).next(&logits, &[], 0).unwrap_err().to_string();
+        assert!(error.contains("the presence penalty is NaN"), "{error}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::cache::{Cache, Snapshot};
 use crate::model::ModelRef;
 use alluvium_core::{Device, Error, Result, Tensor};
 use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 
 /// Prompt tokens between two snapshots, and per forward pass on a GPU.
 const SNAPSHOT_INTERVAL: usize = 512;
@@ -11,6 +12,18 @@ const SNAPSHOT_INTERVAL: usize = 512;
 const MIN_PREFILL_STEP: usize = 128;
 /// The maximum number of snapshots of a session. Each holds the states of all linear layers.
 const MAX_SNAPSHOTS: usize = 8;
+
+/// Receives the number of tokens of a prompt that were read; `Break` ends the reading.
+pub type PrefillObserver<'a> = dyn FnMut(usize) -> ControlFlow<()> + 'a;
+
+/// The result of reading a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefilled {
+    /// The number of first tokens of the prompt that were in the cache already.
+    pub reused: usize,
+    /// Whether all of the prompt was read.
+    pub is_complete: bool,
+}
 
 /// A model with the cache of the tokens it has read.
 ///
@@ -104,6 +117,15 @@ impl<'m> Session<'m> {
     /// continue the tokens it has read; when an earlier forward pass failed and the session began with a cache. After
     /// another failure the session has read nothing.
     pub fn prefill(&mut self, prompt: &[u32]) -> Result<usize> {
+        Ok(self.prefill_observed(prompt, &mut |_| ControlFlow::Continue(()))?.reused)
+    }
+
+    /// As [`Session::prefill`]; `observe` gets the number of tokens read after each forward pass, and its `Break` ends
+    /// the reading. What was read stays in the session, for the next prompt.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn prefill_observed(&mut self, prompt: &[u32], observe: &mut PrefillObserver<'_>) -> Result<Prefilled> {
         self.check(prompt)?;
         let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         // the last token is read again where all are cached: only the hidden state of the last one is kept
@@ -114,11 +136,15 @@ impl<'m> Session<'m> {
             let end = (at - at % interval).saturating_add(interval).min(prompt.len());
             for tokens in prompt[at..end].chunks(self.prefill_step_size) {
                 self.forward(tokens)?;
+                if observe(self.tokens.len()).is_break() && self.tokens.len() < prompt.len() {
+                    self.keep_snapshot();
+                    return Ok(Prefilled { reused, is_complete: false });
+                }
             }
             at = end;
             self.keep_snapshot();
         }
-        Ok(reused)
+        Ok(Prefilled { reused, is_complete: true })
     }
 
     fn check(&self, prompt: &[u32]) -> Result<()> {

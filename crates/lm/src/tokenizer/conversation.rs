@@ -135,6 +135,14 @@ impl Message {
         Self::new("user", content)
     }
 
+    /// Its content where that is one text.
+    pub fn text(&self) -> Option<&str> {
+        match &self.content {
+            Content::Text(text) => Some(text),
+            Content::None | Content::Parts(_) => None,
+        }
+    }
+
     /// A response of the model.
     pub fn assistant(content: impl Into<Content>) -> Self {
         Self::new("assistant", content)

@@ -240,6 +240,17 @@ impl Tokenizer {
         self.templates.get(Tools::None).map(|template| template.source())
     }
 
+    /// The same tokenizer with another chat template, which errors call `origin`.
+    pub fn with_chat_template(mut self, origin: &'static str, source: &str) -> Self {
+        self.templates = Templates::of(origin, source);
+        self
+    }
+
+    /// What `generation_config.json` holds; null where the folder has none.
+    pub fn generation_config(&self) -> &Value {
+        &self.generation
+    }
+
     /// Writes `tokenizer.json` and the files beside it.
     ///
     /// # Errors

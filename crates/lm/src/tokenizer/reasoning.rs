@@ -24,7 +24,7 @@ enum Place {
 
 /// Splits streamed text at the tags around its reasoning and drops the tags. Only text at the beginning is reasoning:
 /// an answer may name the tags.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReasoningParser {
     tags: Option<[&'static str; 2]>,
     place: Place,
@@ -82,6 +82,16 @@ impl ReasoningParser {
             parts.push((Part::Answer, std::mem::take(&mut self.held)));
         }
         parts
+    }
+
+    /// Whether the text so far ends inside the reasoning.
+    pub fn is_thinking(&self) -> bool {
+        self.place == Place::Reasoning
+    }
+
+    /// The tag that ends the reasoning.
+    pub(crate) fn closing_tag(&self) -> Option<&'static str> {
+        self.tags.map(|[_, close]| close)
     }
 
     /// The text that was held back.

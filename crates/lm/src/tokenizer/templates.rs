@@ -79,6 +79,11 @@ impl Templates {
         })
     }
 
+    /// One template for all chats.
+    pub(super) fn of(origin: &'static str, source: &str) -> Self {
+        Templates { default: Some(Template::new(origin, source)), tool_use: None }
+    }
+
     /// The template for a chat.
     pub(super) fn get(&self, tools: Tools) -> Option<&Template> {
         self.tool_use.as_ref().filter(|_| tools == Tools::Given).or(self.default.as_ref())
