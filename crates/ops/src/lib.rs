@@ -1,6 +1,6 @@
 //! Every operation, once: its contract, its gradient, its reference in f64, its kernels, its cases.
 //!
-//! An operation is one line in [`OPS`] and one folder, here or in its family (`delta`, `experts`, `linalg`,
+//! An operation is one line of `operations!` and one folder, here or in its family (`delta`, `experts`, `linalg`,
 //! `quantized`); or a row of a table in `elementwise`; or a file of `reduce`. The check, the tests on every device, the
 //! benchmark, the generated documentation and `alluvium ops` read that list.
 
@@ -51,87 +51,21 @@ mod global_norm;
 // sampling
 mod sample;
 
-// elementwise
-pub use elementwise::binary::{add, mul, sub, swiglu};
-pub use elementwise::cast::cast;
-pub use elementwise::scale::scale;
-pub use elementwise::unary::{exp, gelu, gelu_approx, log, relu, sigmoid, silu, softplus};
-
-// shape
-pub use concat::concat;
-pub use repeat_heads::repeat_heads;
-pub use slice::slice;
-pub use split::{split, split_in};
-pub use transpose::transpose;
-pub use write_rows::write_rows;
-
-// reduce
-pub use reduce::{Over, argmax, cumsum, max, mean, sum};
-
-// matmul
-pub use linalg::linear::linear;
-pub use linalg::matmul::{Transpose, matmul};
-
-// norm
-pub use gated_rms_norm::gated_rms_norm;
-pub use l2_norm::l2_norm;
-pub use rms_norm::rms_norm;
-
-// sequence
-pub use causal_conv1d::{Activation, CausalConv1dArgs, ConvOutput, causal_conv1d};
-pub use embedding::embedding;
-pub use rope::{Pairs, Rope, RopeScaling, rope};
-
-// attention
-pub use attention::{AttentionArgs, attention};
-
-// gated delta rule
-pub use delta::chunk_cumsum::chunk_cumsum;
-pub use delta::chunk_kkt::chunk_kkt;
-pub use delta::chunk_output::{ChunkOutputArgs, chunk_output};
-pub use delta::chunk_state::{ChunkStateOutput, chunk_state};
-pub use delta::gated_delta_rule::{ChunkStates, GatedDeltaArgs, GatedDeltaOutput, gated_delta_rule};
-pub use delta::gated_delta_step::{GatedDeltaStepArgs, gated_delta_step};
-pub use delta::gdn_gate::{Gates, gdn_gate};
-pub use delta::recompute_w_u::{WyRepr, recompute_w_u};
-pub use delta::solve_tril::solve_tril;
-
-// loss
-pub use cross_entropy::{CrossEntropyArgs, Reduction, cross_entropy};
-pub use kl_div::kl_div;
-
-// optimizer
-pub use adamw::{AdamW, AdamWState, adamw};
-pub use clip_by_norm::clip_by_norm;
-pub use global_norm::global_norm;
-pub use linalg::newton_schulz::newton_schulz;
-
-// quantized
-pub use quantized::dequantize::dequantize;
-pub use quantized::quantize::quantize;
-pub use quantized::quantize_affine::quantize_affine;
-pub use quantized::quantized_embedding::quantized_embedding;
-pub use quantized::quantized_matmul::quantized_matmul;
+pub use op::{Case, Cost, Fill, Given, Op, Options, Oversize};
 pub use quantized::{Packed, Packing, Quantized};
-
-// mixture of experts
-pub use experts::combine_experts::combine_experts;
-pub use experts::grouped_matmul::grouped_matmul;
-pub use experts::quantized_grouped_matmul::quantized_grouped_matmul;
-pub use experts::route::{RouteOutput, Routing, route};
-
-// sampling
-pub use sample::{Sampling, sample};
 
 #[doc(hidden)]
 pub use linalg::gpu::unreached_shaders;
-pub use op::{Case, Cost, Fill, Given, Op, Options, Oversize};
 
-/// Makes the list of operations from their names and entries, and a macro that tests call with the names.
+/// Makes the list of operations, exports their functions and types, and makes a macro that tests call with the names.
+///
+/// A line is the operation's name, its module, and there the entry and what is public.
 macro_rules! operations {
-    ($d:tt $($name:ident: $entry:path,)*) => {
+    ($d:tt $($name:ident: $($module:ident)::+ ::{$entry:ident, $($public:ident),+},)*) => {
+        $(pub use $($module)::+::{$($public),+};)*
+
         /// The one list of operations.
-        pub static OPS: &[&Op] = &[$(&$entry),*];
+        pub static OPS: &[&Op] = &[$(&$($module)::+::$entry),*];
 
         /// Calls a macro with the names of all operations: `callback! { add sub mul … }`. Tests make a module of each.
         #[macro_export]
@@ -144,89 +78,89 @@ macro_rules! operations {
 #[rustfmt::skip]
 operations! { $
     // elementwise
-    add: elementwise::binary::add::OP,
-    sub: elementwise::binary::sub::OP,
-    mul: elementwise::binary::mul::OP,
-    scale: elementwise::scale::OP,
-    silu: elementwise::unary::silu::OP,
-    sigmoid: elementwise::unary::sigmoid::OP,
-    swiglu: elementwise::binary::swiglu::OP,
-    cast: elementwise::cast::OP,
-    softplus: elementwise::unary::softplus::OP,
-    gelu: elementwise::unary::gelu::OP,
-    gelu_approx: elementwise::unary::gelu_approx::OP,
-    relu: elementwise::unary::relu::OP,
-    exp: elementwise::unary::exp::OP,
-    log: elementwise::unary::log::OP,
+    add: elementwise::binary::add::{OP, add},
+    sub: elementwise::binary::sub::{OP, sub},
+    mul: elementwise::binary::mul::{OP, mul},
+    scale: elementwise::scale::{OP, scale},
+    silu: elementwise::unary::silu::{OP, silu},
+    sigmoid: elementwise::unary::sigmoid::{OP, sigmoid},
+    swiglu: elementwise::binary::swiglu::{OP, swiglu},
+    cast: elementwise::cast::{OP, cast},
+    softplus: elementwise::unary::softplus::{OP, softplus},
+    gelu: elementwise::unary::gelu::{OP, gelu},
+    gelu_approx: elementwise::unary::gelu_approx::{OP, gelu_approx},
+    relu: elementwise::unary::relu::{OP, relu},
+    exp: elementwise::unary::exp::{OP, exp},
+    log: elementwise::unary::log::{OP, log},
 
     // shape
-    slice: slice::OP,
-    split: split::OP,
-    concat: concat::OP,
-    repeat_heads: repeat_heads::OP,
-    write_rows: write_rows::OP,
-    transpose: transpose::OP,
+    slice: slice::{OP, slice},
+    split: split::{OP, split, split_in},
+    concat: concat::{OP, concat},
+    repeat_heads: repeat_heads::{OP, repeat_heads},
+    write_rows: write_rows::{OP, write_rows},
+    transpose: transpose::{OP, transpose},
 
     // reduce
-    sum: reduce::SUM,
-    mean: reduce::MEAN,
-    max: reduce::MAX,
-    argmax: reduce::ARGMAX,
-    cumsum: reduce::CUMSUM,
+    sum: reduce::{SUM, sum, Over},
+    mean: reduce::{MEAN, mean},
+    max: reduce::{MAX, max},
+    argmax: reduce::{ARGMAX, argmax},
+    cumsum: reduce::{CUMSUM, cumsum},
 
     // matmul
-    matmul: linalg::matmul::OP,
-    linear: linalg::linear::OP,
+    matmul: linalg::matmul::{OP, matmul, Transpose},
+    linear: linalg::linear::{OP, linear},
 
     // norm
-    l2_norm: l2_norm::OP,
-    gated_rms_norm: gated_rms_norm::OP,
-    rms_norm: rms_norm::OP,
+    l2_norm: l2_norm::{OP, l2_norm},
+    gated_rms_norm: gated_rms_norm::{OP, gated_rms_norm},
+    rms_norm: rms_norm::{OP, rms_norm},
 
     // sequence
-    causal_conv1d: causal_conv1d::OP,
-    rope: rope::OP,
-    embedding: embedding::OP,
+    causal_conv1d: causal_conv1d::{OP, causal_conv1d, Activation, CausalConv1dArgs, ConvOutput},
+    rope: rope::{OP, rope, Pairs, Rope, RopeScaling},
+    embedding: embedding::{OP, embedding},
 
     // attention
-    attention: attention::OP,
+    attention: attention::{OP, attention, AttentionArgs},
 
     // gated delta rule
-    gated_delta_rule: delta::gated_delta_rule::OP,
-    gated_delta_step: delta::gated_delta_step::OP,
-    gdn_gate: delta::gdn_gate::OP,
-    chunk_cumsum: delta::chunk_cumsum::OP,
-    chunk_kkt: delta::chunk_kkt::OP,
-    solve_tril: delta::solve_tril::OP,
-    recompute_w_u: delta::recompute_w_u::OP,
-    chunk_state: delta::chunk_state::OP,
-    chunk_output: delta::chunk_output::OP,
+    gated_delta_rule: delta::gated_delta_rule::{OP, gated_delta_rule, ChunkStates, GatedDeltaArgs, GatedDeltaOutput},
+    gated_delta_step: delta::gated_delta_step::{OP, gated_delta_step, GatedDeltaStepArgs},
+    gdn_gate: delta::gdn_gate::{OP, gdn_gate, Gates},
+    chunk_cumsum: delta::chunk_cumsum::{OP, chunk_cumsum},
+    chunk_kkt: delta::chunk_kkt::{OP, chunk_kkt},
+    solve_tril: delta::solve_tril::{OP, solve_tril},
+    recompute_w_u: delta::recompute_w_u::{OP, recompute_w_u, WyRepr},
+    chunk_state: delta::chunk_state::{OP, chunk_state, ChunkStateOutput},
+    chunk_output: delta::chunk_output::{OP, chunk_output, ChunkOutputArgs},
 
     // loss
-    cross_entropy: cross_entropy::OP,
-    kl_div: kl_div::OP,
+    cross_entropy: cross_entropy::{OP, cross_entropy, CrossEntropyArgs, Reduction},
+    kl_div: kl_div::{OP, kl_div},
 
     // optimizer
-    adamw: adamw::OP,
-    global_norm: global_norm::OP,
-    clip_by_norm: clip_by_norm::OP,
-    newton_schulz: linalg::newton_schulz::OP,
+    adamw: adamw::{OP, adamw, AdamW, AdamWState},
+    global_norm: global_norm::{OP, global_norm},
+    clip_by_norm: clip_by_norm::{OP, clip_by_norm},
+    newton_schulz: linalg::newton_schulz::{OP, newton_schulz},
 
     // quantized
-    quantize_affine: quantized::quantize_affine::OP,
-    quantize: quantized::quantize::OP,
-    dequantize: quantized::dequantize::OP,
-    quantized_matmul: quantized::quantized_matmul::OP,
-    quantized_embedding: quantized::quantized_embedding::OP,
+    quantize_affine: quantized::quantize_affine::{OP, quantize_affine},
+    quantize: quantized::quantize::{OP, quantize},
+    dequantize: quantized::dequantize::{OP, dequantize},
+    quantized_matmul: quantized::quantized_matmul::{OP, quantized_matmul},
+    quantized_embedding: quantized::quantized_embedding::{OP, quantized_embedding},
 
     // mixture of experts
-    route: experts::route::OP,
-    grouped_matmul: experts::grouped_matmul::OP,
-    quantized_grouped_matmul: experts::quantized_grouped_matmul::OP,
-    combine_experts: experts::combine_experts::OP,
+    route: experts::route::{OP, route, RouteOutput, Routing},
+    grouped_matmul: experts::grouped_matmul::{OP, grouped_matmul},
+    quantized_grouped_matmul: experts::quantized_grouped_matmul::{OP, quantized_grouped_matmul},
+    combine_experts: experts::combine_experts::{OP, combine_experts},
 
     // sampling
-    sample: sample::OP,
+    sample: sample::{OP, sample, Sampling},
 }
 
 /// The operation of this name.

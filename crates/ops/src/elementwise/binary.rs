@@ -29,6 +29,7 @@ macro_rules! binary {
         pub(crate) mod $name {
             #[allow(unused_imports)]
             use super::*;
+            pub use super::$name;
 
             pub(super) static CONTRACT: Contract = Contract {
                 op: stringify!($name),

@@ -45,6 +45,7 @@ macro_rules! unary {
         pub(crate) mod $name {
             #[allow(unused_imports)]
             use super::*;
+            pub use super::$name;
 
             pub(super) static CONTRACT: Contract = Contract {
                 op: stringify!($name),
