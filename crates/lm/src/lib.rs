@@ -3,6 +3,7 @@
 //! A model is one file in [`models`], named by the `model_type` of its `config.json`, and one entry of the default
 //! [`models::Registry`]. Its layers are in [`nn`]; the names of their fields are the keys of a checkpoint.
 
+pub mod adapter;
 pub mod cache;
 pub mod checkpoint;
 pub mod formats;
@@ -17,6 +18,7 @@ pub mod quantize;
 pub mod tokenizer;
 pub mod weight;
 
+pub use adapter::{Adapter, FineTuneType, LoraParameters, LowRank, attach_low_rank, detach_adapters};
 pub use cache::{Cache, CacheShape, LayerCache};
 pub use checkpoint::convert::{Change, Converted, convert};
 pub use checkpoint::convert_to_transformers;
@@ -32,7 +34,8 @@ pub use init::{Init, RandomInit, VarBuilder, WeightSource};
 pub use model::{Batch, Checkpointing, LanguageModel, ModelRef};
 pub use models::{ModelType, Registry, build, initialize, initialize_decoder};
 pub use parameters::{
-    Parameter, Parameters, Role, freeze, join, parameter_count, unfreeze, visit_trainable, visit_trainable_mut,
+    ModuleKind, Parameter, Parameters, Role, freeze, join, parameter_count, unfreeze, visit_trainable,
+    visit_trainable_mut,
 };
 pub use quantize::{MixedRecipe, QuantConfig};
 pub use tokenizer::chat_template::ChatTemplate;

@@ -1,5 +1,6 @@
 //! The tensors of a model, by the names they have in a checkpoint.
 
+use crate::weight::Weight;
 use alluvium_core::{DType, Tensor};
 use std::ops::Deref;
 
@@ -64,6 +65,17 @@ fn role_of(tensor: &Tensor) -> Role {
     if is_codes(tensor) { Role::Codes } else { Role::Trainable }
 }
 
+/// The use that a module makes of its matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModuleKind {
+    /// A linear projection, `[O, I]`.
+    Linear,
+    /// The projections of all experts of a layer, `[E, O, I]`.
+    Experts,
+    /// An embedding, `[V, D]`, which may be the output projection, too.
+    Embedding,
+}
+
 /// A part of a model that holds parameters. [`params!`](crate::params) implements it for structs and enums.
 pub trait Parameters {
     /// Calls `f` with the name, the tensor and the role of each parameter, in a fixed order. Names begin with `prefix`.
@@ -71,6 +83,10 @@ pub trait Parameters {
 
     /// As [`Parameters::parameters`], to replace tensors and to change roles. The role of codes stays.
     fn parameters_mut<'a>(&'a mut self, prefix: &str, f: &mut dyn FnMut(String, &'a mut Tensor, &mut Role));
+
+    /// Calls `f` with the name of each module that has a matrix, its kind and the matrix, to attach an adapter or to
+    /// replace the matrix.
+    fn weights_mut(&mut self, _prefix: &str, _f: &mut dyn FnMut(&str, ModuleKind, &mut Weight)) {}
 
     /// Calls `f` with the name and the tensor of each parameter.
     fn visit<'a>(&'a self, prefix: &str, f: &mut dyn FnMut(String, &'a Tensor)) {
@@ -186,6 +202,12 @@ impl<P: Parameters> Parameters for Option<P> {
             part.parameters_mut(prefix, f);
         }
     }
+
+    fn weights_mut(&mut self, prefix: &str, f: &mut dyn FnMut(&str, ModuleKind, &mut Weight)) {
+        if let Some(part) = self {
+            part.weights_mut(prefix, f);
+        }
+    }
 }
 
 /// Parts are numbered from 0: `layers.0`, `layers.1`.
@@ -199,6 +221,12 @@ impl<P: Parameters> Parameters for Vec<P> {
     fn parameters_mut<'a>(&'a mut self, prefix: &str, f: &mut dyn FnMut(String, &'a mut Tensor, &mut Role)) {
         for (index, part) in self.iter_mut().enumerate() {
             part.parameters_mut(&join(prefix, &index.to_string()), f);
+        }
+    }
+
+    fn weights_mut(&mut self, prefix: &str, f: &mut dyn FnMut(&str, ModuleKind, &mut Weight)) {
+        for (index, part) in self.iter_mut().enumerate() {
+            part.weights_mut(&join(prefix, &index.to_string()), f);
         }
     }
 }
@@ -260,6 +288,19 @@ macro_rules! params {
                     })*
                 }
             }
+
+            fn weights_mut(
+                &mut self,
+                prefix: &str,
+                f: &mut dyn FnMut(&str, $crate::parameters::ModuleKind, &mut $crate::Weight),
+            ) {
+                match self {
+                    $(Self::$variant(part) => {
+                        let place = $crate::join(prefix, $crate::params!(@part $($key)?));
+                        $crate::Parameters::weights_mut(part, &place, f);
+                    })*
+                }
+            }
         }
     };
     ($type:ty { $($field:ident $(: $key:literal)?),* $(,)? }) => {
@@ -283,6 +324,17 @@ macro_rules! params {
                 $(
                     let key = $crate::params!(@key $field $($key)?);
                     $crate::Parameters::parameters_mut(&mut self.$field, &$crate::join(prefix, key), f);
+                )*
+            }
+
+            fn weights_mut(
+                &mut self,
+                prefix: &str,
+                f: &mut dyn FnMut(&str, $crate::parameters::ModuleKind, &mut $crate::Weight),
+            ) {
+                $(
+                    let key = $crate::params!(@key $field $($key)?);
+                    $crate::Parameters::weights_mut(&mut self.$field, &$crate::join(prefix, key), f);
                 )*
             }
         }

@@ -1,6 +1,7 @@
 //! A matrix of a model, as it is stored.
 
-use crate::parameters::{Parameter, Parameters, Role, join};
+use crate::adapter::LowRank;
+use crate::parameters::{ModuleKind, Parameter, Parameters, Role, join};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::{
     Packing, Quantized, cast, embedding, grouped_matmul, linear, quantized_embedding, quantized_grouped_matmul,
@@ -25,13 +26,15 @@ pub enum Weight {
         /// The format of the codes.
         packing: Packing,
     },
+    /// A matrix with a low-rank update, which is trained in its place.
+    Adapted(Box<LowRank>),
 }
 
 impl Weight {
     /// The packed numbers, borrowed; none where they are plain.
     pub fn quantized(&self) -> Option<Quantized<'_>> {
         match self {
-            Weight::Dense(_) => None,
+            Weight::Dense(_) | Weight::Adapted(_) => None,
             Weight::Quantized { w, scales, biases, packing } => {
                 Some(Quantized { w, scales, biases: biases.as_deref(), packing: *packing })
             }
@@ -49,6 +52,7 @@ impl Weight {
                 let q = Quantized { w, scales, biases: biases.as_deref(), packing: *packing };
                 quantized_matmul(x, &q)
             }
+            Weight::Adapted(adapted) => adapted.linear(x),
         }
     }
 
@@ -64,6 +68,7 @@ impl Weight {
                 let q = Quantized { w, scales, biases: biases.as_deref(), packing: *packing };
                 quantized_grouped_matmul(x, &q, experts)
             }
+            Weight::Adapted(adapted) => adapted.grouped(x, experts),
         }
     }
 
@@ -79,6 +84,7 @@ impl Weight {
                 let q = Quantized { w, scales, biases: biases.as_deref(), packing: *packing };
                 quantized_embedding(&q, ids, DType::F32)
             }
+            Weight::Adapted(adapted) => adapted.embedding(ids),
         }
     }
 
@@ -89,13 +95,14 @@ impl Weight {
             Weight::Quantized { scales, biases, .. } => {
                 scales.is_traced() || biases.as_ref().is_some_and(|biases| biases.is_traced())
             }
+            Weight::Adapted(adapted) => adapted.is_traced(),
         }
     }
 
     /// The plain numbers, which training needs.
     ///
     /// # Errors
-    /// When the weight is quantized.
+    /// When the weight is quantized or has an adapter.
     pub fn dense(&self) -> Result<&Tensor> {
         match self {
             Weight::Dense(w) => Ok(w),
@@ -103,6 +110,9 @@ impl Weight {
                 let why =
                     format!("a plain weight is needed, this one is {packing:?}; convert the model with --dequantize");
                 Err(Error::value("weight", why))
+            }
+            Weight::Adapted(_) => {
+                Err(Error::value("weight", "a plain weight is needed, this one has an adapter; fuse the adapter"))
             }
         }
     }
@@ -115,6 +125,7 @@ impl Weight {
                 let shape = w.shape();
                 shape.with(shape.rank().saturating_sub(1), shape.last() * 32 / packing.bits().max(1))
             }
+            Weight::Adapted(adapted) => adapted.base().shape(),
         }
     }
 
@@ -122,6 +133,7 @@ impl Weight {
     pub fn device(&self) -> &Device {
         match self {
             Weight::Dense(w) | Weight::Quantized { w, .. } => w.device(),
+            Weight::Adapted(adapted) => adapted.base().device(),
         }
     }
 }
@@ -135,6 +147,7 @@ impl Parameters for Weight {
                 scales.parameters(&join(prefix, "scales"), f);
                 biases.parameters(&join(prefix, "biases"), f);
             }
+            Weight::Adapted(adapted) => adapted.parameters(prefix, f),
         }
     }
 
@@ -146,6 +159,12 @@ impl Parameters for Weight {
                 scales.parameters_mut(&join(prefix, "scales"), f);
                 biases.parameters_mut(&join(prefix, "biases"), f);
             }
+            Weight::Adapted(adapted) => adapted.parameters_mut(prefix, f),
         }
+    }
+
+    fn weights_mut(&mut self, prefix: &str, f: &mut dyn FnMut(&str, ModuleKind, &mut Weight)) {
+        let kind = if self.shape().rank() == 3 { ModuleKind::Experts } else { ModuleKind::Linear };
+        f(prefix, kind, self);
     }
 }

@@ -1,4 +1,4 @@
-use super::model::open;
+use super::model::{AdapterArg, open};
 use super::prompt::{PrefillArgs, TemplateArgs, text_or_stdin};
 use super::{DeviceArg, is_here};
 use crate::output::bytes;
@@ -17,6 +17,8 @@ pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and the safetensors files
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    #[command(flatten)]
+    adapter: AdapterArg,
     /// Prompt; the escapes \n and \t become a new line and a tab. `-`, or no flag, reads it unchanged from standard
     /// input
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
@@ -39,7 +41,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         bail!("--prompt-cache-file {}: there is no folder {}; make it first", file.display(), folder.display());
     }
     let prompt = text_or_stdin(args.prompt.as_deref())?;
-    let opened = args.template.apply(open(&args.model, &args.device)?)?;
+    let opened = args.template.apply(open(&args.model, &args.device)?.adapted(&args.adapter)?)?;
     let ids = args.template.cached_prompt(&opened.tokenizer, &args.model, prompt)?;
     let session = Session::new(opened.model.as_ref())?.without_snapshots();
     let mut session = session.with_prefill_step_size(args.prefill.prefill_step_size);

@@ -1,4 +1,4 @@
-use super::model::open;
+use super::model::{AdapterArg, open};
 use super::prompt::{SessionArgs, TemplateArgs, text_or_stdin};
 use super::response::{Form, Prompt, Response};
 use super::sampling::{SamplingArgs, max_tokens};
@@ -20,6 +20,8 @@ pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and the safetensors files
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    #[command(flatten)]
+    adapter: AdapterArg,
     /// Prompt; the escapes \n and \t become a new line and a tab. `-`, or no flag, reads it unchanged from standard
     /// input
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
@@ -57,7 +59,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     is_here(&args.model)?;
     args.template.check_cache(args.session.prompt_cache_file.as_deref())?;
     let prompt = text_or_stdin(args.prompt.as_deref())?;
-    let opened = args.template.apply(open(&args.model, &args.device)?)?;
+    let opened = args.template.apply(open(&args.model, &args.device)?.adapted(&args.adapter)?)?;
     let (tokenizer, model) = (&opened.tokenizer, opened.model.as_ref());
     let cache = args.session.cache(model)?;
     let (ids, thinking) = prompt_ids(args, tokenizer, prompt)?;

@@ -3,7 +3,7 @@
 use super::DeviceArg;
 use crate::output::{bytes, count, note, say, spinner};
 use alluvium::Device;
-use alluvium::lm::{Config, LanguageModel, Loaded, Tokenizer, inspect, load};
+use alluvium::lm::{Adapter, Config, LanguageModel, Loaded, Tokenizer, inspect, load};
 use std::path::{Path, PathBuf};
 
 /// A loaded model with a tokenizer.
@@ -41,7 +41,30 @@ pub(crate) fn described(device: &Device) -> String {
     }
 }
 
+/// The adapter of a fine-tuning run.
+#[derive(clap::Args)]
+pub(crate) struct AdapterArg {
+    /// Folder with an adapter for the model, as `alluvium finetune`, mlx-lm or PEFT write it
+    #[arg(long, value_name = "DIR")]
+    adapter_path: Option<PathBuf>,
+}
+
+impl AdapterArg {
+    /// Applies the adapter to a model.
+    pub(crate) fn attach(&self, model: &mut dyn LanguageModel) -> anyhow::Result<()> {
+        let Some(folder) = &self.adapter_path else { return Ok(()) };
+        let device = model.device().clone();
+        Ok(Adapter::read(folder, &device)?.attach(model)?)
+    }
+}
+
 impl Opened {
+    /// The model with an adapter.
+    pub(crate) fn adapted(mut self, adapter: &AdapterArg) -> anyhow::Result<Self> {
+        adapter.attach(self.model.as_mut())?;
+        Ok(self)
+    }
+
     /// The name of the model in errors.
     pub(crate) fn name(&self) -> String {
         self.folder.display().to_string()

@@ -1,3 +1,4 @@
+use super::model::AdapterArg;
 use super::prompt::tokenizer;
 use super::{DeviceArg, is_here};
 use crate::output::{bar, bytes, seconds};
@@ -19,6 +20,8 @@ pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and the safetensors files
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    #[command(flatten)]
+    adapter: AdapterArg,
     /// Text file, or a .jsonl file with a `text` on each line
     #[arg(long, value_name = "FILE")]
     data_path: PathBuf,
@@ -48,7 +51,8 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     is_here(&args.model)?;
     let device = args.device.open()?;
     let texts = read(&args.data_path)?;
-    let loaded = load(&args.model, &device)?;
+    let mut loaded = load(&args.model, &device)?;
+    args.adapter.attach(loaded.model.as_mut())?;
     let mut ids = tokens(&tokenizer(loaded.tokenizer, &args.model)?, &texts)?;
     ids.truncate(samples.saturating_mul(length));
     if ids.len() < 2 {

@@ -342,6 +342,7 @@ impl TensorJob {
             (Weight::Quantized { w, scales, biases, .. }, _) => {
                 [Some(w), Some(scales), biases].into_iter().flatten().map(|x| cast(x.into())).collect()
             }
+            (Weight::Adapted(_), _) => Err(Error::value("convert", "a stored matrix has no adapter")),
         }
     }
 

@@ -144,6 +144,11 @@ impl<'de> Visitor<'de> for Metadata {
         f.write_str("an object of strings as `__metadata__`")
     }
 
+    /// mlx writes null where there is no metadata.
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(Ok(BTreeMap::new()))
+    }
+
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let (mut all, mut fault) = (BTreeMap::new(), None);
         while let Some(key) = map.next_key::<String>()? {

@@ -8,7 +8,7 @@ use super::{Ablation, Attention, Embedding, GatedDeltaNet, Linear, Mlp, RmsNorm,
 use crate::cache::{Cache, CacheShape, LayerCache};
 use crate::init::VarBuilder;
 use crate::model::{Batch, Checkpointing, LanguageModel};
-use crate::parameters::{Parameters, Role, join};
+use crate::parameters::{ModuleKind, Parameters, Role, join};
 use crate::params;
 use crate::weight::Weight;
 use alluvium_core::{Error, Result, Tensor, tape};
@@ -134,6 +134,12 @@ impl Parameters for Decoder {
         let prefix = join(prefix, self.prefix);
         self.model.parameters_mut(&join(&prefix, "model"), f);
         self.lm_head.parameters_mut(&join(&prefix, "lm_head"), f);
+    }
+
+    fn weights_mut(&mut self, prefix: &str, f: &mut dyn FnMut(&str, ModuleKind, &mut Weight)) {
+        let prefix = join(prefix, self.prefix);
+        self.model.weights_mut(&join(&prefix, "model"), f);
+        self.lm_head.weights_mut(&join(&prefix, "lm_head"), f);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Linear projections and embeddings.
 
 use crate::init::{Init, VarBuilder};
-use crate::parameters::Parameter;
+use crate::parameters::{ModuleKind, Parameter, Parameters, Role};
 use crate::params;
 use crate::weight::Weight;
 use alluvium_core::{Device, Result, Tensor};
@@ -98,7 +98,19 @@ pub struct Embedding {
     weight: Weight,
 }
 
-params!(Embedding { weight: "" });
+impl Parameters for Embedding {
+    fn parameters<'a>(&'a self, prefix: &str, f: &mut dyn FnMut(String, &'a Tensor, Role)) {
+        self.weight.parameters(prefix, f);
+    }
+
+    fn parameters_mut<'a>(&'a mut self, prefix: &str, f: &mut dyn FnMut(String, &'a mut Tensor, &mut Role)) {
+        self.weight.parameters_mut(prefix, f);
+    }
+
+    fn weights_mut(&mut self, prefix: &str, f: &mut dyn FnMut(&str, ModuleKind, &mut Weight)) {
+        f(prefix, ModuleKind::Embedding, &mut self.weight);
+    }
+}
 
 impl Embedding {
     /// An embedding of sizes `[vocab_size, hidden_size]`.

@@ -4,7 +4,7 @@ mod commands;
 mod input;
 
 use super::generate::{as_json, report};
-use super::model::{Opened, open};
+use super::model::{AdapterArg, Opened, open};
 use super::prompt::{SessionArgs, TemplateArgs};
 use super::response::{Form, Prompt, Response};
 use super::sampling::{SamplingArgs, max_tokens};
@@ -30,6 +30,8 @@ pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json, a chat template and the safetensors files
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    #[command(flatten)]
+    adapter: AdapterArg,
     /// Maximum number of tokens in a response
     #[arg(long, short, alias = "n-predict", short_alias = 'n', value_name = "N", default_value_t = 1024)]
     #[arg(value_parser = max_tokens)]
@@ -53,7 +55,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         bail!("--ignore-chat-template: a chat needs its template; `alluvium generate` continues plain text");
     }
     args.template.check_cache(args.session.prompt_cache_file.as_deref())?;
-    let opened = args.template.apply(open(&args.model, &args.device)?)?;
+    let opened = args.template.apply(open(&args.model, &args.device)?.adapted(&args.adapter)?)?;
     if opened.tokenizer.chat_template().is_none() {
         bail!(
             "{} has no chat template; `alluvium generate` continues plain text, and --chat-template FILE gives a \
