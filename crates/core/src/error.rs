@@ -11,6 +11,12 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Error(Box<Kind>);
 
 /// The cause of an error.
+///
+/// | kind | a program may |
+/// |---|---|
+/// | `Shape`, `Dtype`, `Device`, `Value`, `NoGradient` | correct its call |
+/// | `File`, `Unsupported`, `Io` | name the file, and try another |
+/// | `Memory`, `Gpu` | try a smaller batch, or another device |
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Kind {
@@ -82,6 +88,13 @@ pub enum Kind {
         /// The fault of the file, and a remedy.
         why: String,
     },
+    /// A well-formed file that asks for what the library does not have: a model type, a scaling, an activation.
+    Unsupported {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it asks for, and what there is.
+        why: String,
+    },
     /// Reading or writing a file.
     Io {
         /// The file or folder.
@@ -91,8 +104,6 @@ pub enum Kind {
         /// The system's error.
         source: std::io::Error,
     },
-    /// The run was interrupted.
-    Interrupted,
 }
 
 impl Kind {
@@ -116,6 +127,11 @@ impl Error {
     /// An error for a malformed file.
     pub fn file(path: impl AsRef<Path>, why: impl Into<String>) -> Self {
         Kind::File { path: path.as_ref().to_owned(), why: why.into() }.into()
+    }
+
+    /// An error for a well-formed file that asks for what the library does not have.
+    pub fn unsupported(path: impl AsRef<Path>, why: impl Into<String>) -> Self {
+        Kind::Unsupported { path: path.as_ref().to_owned(), why: why.into() }.into()
     }
 
     /// An error of the system while `doing` something with `path`, for `map_err`.
@@ -156,9 +172,8 @@ impl std::fmt::Display for Error {
                 write!(f, "out of memory: the system refused {}, {} in use", Bytes(*asked), Bytes(*used))
             }
             Kind::Gpu { device, why } => write!(f, "{device}: {why}"),
-            Kind::File { path, why } => write!(f, "{}: {why}", path.display()),
+            Kind::File { path, why } | Kind::Unsupported { path, why } => write!(f, "{}: {why}", path.display()),
             Kind::Io { path, doing, source } => write!(f, "cannot {doing} {}: {source}", path.display()),
-            Kind::Interrupted => write!(f, "interrupted"),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Tensors: shared memory of a device with a shape and a dtype.
 
+mod device;
 mod host;
 
 use crate::cpu::Bytes;

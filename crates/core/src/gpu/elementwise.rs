@@ -1,9 +1,7 @@
-//! Tensors of a GPU: allocating, filling, converting, copying, adding and reading them.
+//! Launches that fill, convert, copy and add tensors of a GPU.
 
-use super::{Bind, Bytes, Gpu, Groups, Kernel, Launch};
-use crate::tensor::Storage;
-use crate::{DType, Error, Result, Shape, Tensor};
-use std::sync::Arc;
+use super::{Bind, Gpu, Groups, Kernel, Launch};
+use crate::{DType, Error, Result, Tensor};
 
 /// Invocations of a workgroup.
 const WG: usize = 256;
@@ -19,9 +17,6 @@ const fn trusted(name: &'static str, wgsl: &'static [&'static str]) -> Kernel {
     unsafe { Kernel::trusted(name, wgsl) }
 }
 
-/// The word of memory that is NaN in every floating dtype.
-const POISON: u32 = u32::MAX;
-
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct Count {
@@ -30,72 +25,8 @@ struct Count {
 }
 
 impl Gpu {
-    /// A tensor with unspecified contents, for a kernel to write.
-    ///
-    /// # Errors
-    /// When the memory, or its limit, is used up.
-    pub fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
-        let shape = shape.into().checked()?;
-        let bytes = self.memory().allocate(shape.elements() * dtype.size())?;
-        let tensor = self.tensor(Arc::new(bytes), shape, dtype);
-        if self.0.poison {
-            self.fill_words(&tensor, POISON)?;
-        }
-        Ok(tensor)
-    }
-
-    /// A tensor of zeros.
-    ///
-    /// # Errors
-    /// As [`Gpu::empty`].
-    pub fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
-        let shape = shape.into().checked()?;
-        let bytes = self.memory().allocate(shape.elements() * dtype.size())?;
-        self.engine().clear(bytes.buffer()?);
-        Ok(self.tensor(Arc::new(bytes), shape, dtype))
-    }
-
-    /// An f32 tensor filled with one value.
-    ///
-    /// # Errors
-    /// As [`Gpu::empty`].
-    pub fn full(&self, shape: impl Into<Shape>, value: f32) -> Result<Tensor> {
-        let shape = shape.into().checked()?;
-        let bytes = self.memory().allocate(shape.elements() * 4)?;
-        let tensor = self.tensor(Arc::new(bytes), shape, DType::F32);
-        self.fill_words(&tensor, value.to_bits())?;
-        Ok(tensor)
-    }
-
-    /// A tensor of these bytes.
-    ///
-    /// # Errors
-    /// When the memory, or its limit, is used up, or the device was lost.
-    pub(crate) fn upload(&self, data: &[u8], shape: Shape, dtype: DType) -> Result<Tensor> {
-        self.check_alive()?;
-        Ok(self.tensor(Arc::new(self.uploaded(data, dtype)?), shape, dtype))
-    }
-
-    pub(super) fn uploaded(&self, data: &[u8], dtype: DType) -> Result<Bytes> {
-        let bytes = self.memory().allocate_with(data)?;
-        Ok(if dtype == DType::U32 { bytes.with_mirror(bytemuck::pod_collect_to_vec(data)) } else { bytes })
-    }
-
-    pub(super) fn tensor(&self, bytes: Arc<Bytes>, shape: Shape, dtype: DType) -> Tensor {
-        Tensor::new(Storage::Gpu(bytes), shape, dtype, self.clone().into())
-    }
-
-    /// The bytes of a tensor. Waits for the launches before.
-    ///
-    /// # Errors
-    /// When the tensor is of another handle, or the device was lost.
-    pub(crate) fn download(&self, x: &Tensor) -> Result<Vec<u8>> {
-        self.check_own("read", x)?;
-        let (bytes, first) = (x.gpu_bytes()?, x.offset());
-        self.engine().read(bytes.buffer()?, bytes.capacity(), first..first + x.bytes_len())
-    }
-
-    fn fill_words(&self, x: &Tensor, value: u32) -> Result<()> {
+    /// Fills memory with a word.
+    pub(crate) fn fill_words(&self, x: &Tensor, value: u32) -> Result<()> {
         let words = (x.elements() * x.dtype().size()).div_ceil(4);
         for part in self.segments(words, 4) {
             let params = Count { n: part.len() as u32, value };
@@ -172,8 +103,7 @@ impl Gpu {
     /// A copy, which starts where a binding may.
     pub(super) fn aligned(&self, x: &Tensor) -> Result<Tensor> {
         let len = x.bytes_len();
-        let bytes = self.memory().allocate(len.next_multiple_of(4))?;
-        let y = self.tensor(Arc::new(bytes), x.shape(), x.dtype());
+        let y = self.unfilled(x.shape(), x.dtype())?;
         if x.offset().is_multiple_of(4) {
             let (source, target) = (x.gpu_bytes()?, y.gpu_bytes()?);
             let len = len.next_multiple_of(4).min(source.capacity() - x.offset());

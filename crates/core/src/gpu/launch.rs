@@ -156,7 +156,7 @@ impl Gpu {
 
     /// # Errors
     /// [`Kind::Device`] when the tensor is not of this handle.
-    pub(super) fn check_own(&self, what: &'static str, tensor: &Tensor) -> Result<()> {
+    pub(crate) fn check_own(&self, what: &'static str, tensor: &Tensor) -> Result<()> {
         match tensor.device() {
             crate::Device::Gpu(gpu) if gpu == self => Ok(()),
             other => Err(Kind::device(what, ("the launch", &self.clone().into()), ("a tensor", other)).into()),

@@ -3,9 +3,10 @@
 //! A dropped buffer may be reused while launches that use it are still enqueued: the queue runs in order.
 
 use super::engine::{Buffer, Engine};
-use super::failed;
+use super::{Gpu, failed};
 use crate::pool::{Admitted, Pool, size_class};
-use crate::{Kind, Result};
+use crate::{DType, Kind, Result};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -187,5 +188,33 @@ impl Drop for Bytes {
             let class = block.class;
             self.memory.0.pool.recycle(block, class, class);
         }
+    }
+}
+
+/// The storage that a GPU hands out; `tensor` makes tensors of it.
+impl Gpu {
+    /// Memory of this many bytes with unspecified contents.
+    pub(crate) fn allocated(&self, bytes: usize) -> Result<Arc<Bytes>> {
+        Ok(Arc::new(self.memory().allocate(bytes)?))
+    }
+
+    /// Memory of this many bytes, all zero.
+    pub(crate) fn zeroed(&self, bytes: usize) -> Result<Arc<Bytes>> {
+        let bytes = self.memory().allocate(bytes)?;
+        self.engine().clear(bytes.buffer()?);
+        Ok(Arc::new(bytes))
+    }
+
+    /// The memory of these bytes. Ids keep their host mirror.
+    pub(crate) fn uploaded(&self, data: &[u8], dtype: DType) -> Result<Arc<Bytes>> {
+        self.check_alive()?;
+        let bytes = self.memory().allocate_with(data)?;
+        let is_mirrored = dtype == DType::U32;
+        Ok(Arc::new(if is_mirrored { bytes.with_mirror(bytemuck::pod_collect_to_vec(data)) } else { bytes }))
+    }
+
+    /// Reads this range of memory. Waits for the launches before.
+    pub(crate) fn downloaded(&self, bytes: &Bytes, range: Range<usize>) -> Result<Vec<u8>> {
+        self.engine().read(bytes.buffer()?, bytes.capacity(), range)
     }
 }

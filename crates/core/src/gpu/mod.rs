@@ -192,6 +192,11 @@ impl Gpu {
         &self.0.adapter
     }
 
+    /// Whether new memory is filled with NaN.
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.0.poison
+    }
+
     /// The adapter's limits.
     pub fn limits(&self) -> &Limits {
         &self.0.limits

@@ -34,7 +34,7 @@ impl Gpu {
         if tables.len() >= COUNT {
             tables.clear();
         }
-        let bytes = Arc::new(self.uploaded(bytemuck::cast_slice(words), DType::U32)?);
+        let bytes = self.uploaded(bytemuck::cast_slice(words), DType::U32)?;
         tables.insert(words.to_vec(), bytes.clone());
         Ok(self.tensor(bytes, shape, DType::U32))
     }

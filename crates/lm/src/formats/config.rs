@@ -205,6 +205,11 @@ impl Config {
     pub fn wrong(&self, why: impl Into<String>) -> Error {
         Error::file(&self.path, why)
     }
+
+    /// An error that names this file, for a model that the library does not have.
+    pub fn unsupported(&self, why: impl Into<String>) -> Error {
+        Error::unsupported(&self.path, why)
+    }
 }
 
 /// The ids of `eos_token_id`: one, a list, or none where it is null or missing.

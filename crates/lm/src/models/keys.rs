@@ -58,16 +58,16 @@ pub(super) fn refuse_unknown_arithmetic(config: &Config) -> Result<()> {
     let text = config.text();
     for key in ["hidden_act", "hidden_activation"] {
         if let Some(act) = text_of(config, text, key)?.filter(|act| !matches!(*act, "silu" | "swish")) {
-            return Err(config.wrong(format!("`{key}` is `{act}`; silu alone is known")));
+            return Err(config.unsupported(format!("`{key}` is `{act}`; silu alone is known")));
         }
     }
     for (key, neutral) in NEUTRAL {
         if let Some(value) = number(config, text, key)?.filter(|value| !neutral.contains(value)) {
-            return Err(config.wrong(format!("`{key}` is {value}; no built-in model implements it")));
+            return Err(config.unsupported(format!("`{key}` is {value}; no built-in model implements it")));
         }
     }
     if text.get("attn_output_gate") == Some(&Value::Bool(false)) {
-        return Err(config.wrong("`attn_output_gate` is false; gated attention alone is known"));
+        return Err(config.unsupported("`attn_output_gate` is false; gated attention alone is known"));
     }
     sliding_window(config)
 }
@@ -87,7 +87,7 @@ fn sliding_window(config: &Config) -> Result<()> {
     if window >= longest || (layer_types.is_none() && full >= layers) {
         return Ok(());
     }
-    Err(config.wrong(format!("`sliding_window` is {window} and used; attention over all tokens alone is known")))
+    Err(config.unsupported(format!("`sliding_window` is {window} and used; attention over all tokens alone is known")))
 }
 
 fn brief(value: &Value) -> String {

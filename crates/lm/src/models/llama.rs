@@ -67,7 +67,9 @@ impl Sizes {
         // `refuse_unknown_arithmetic` accepted the window, so it covers the longest sequence
         let is_full = |kind: &String| matches!(kind.as_str(), "full_attention" | "sliding_attention");
         if let Some(other) = sizes.layer_types.iter().flatten().find(|kind| !is_full(kind)) {
-            return Err(config.wrong(format!("a layer of `layer_types` is {other}; full_attention alone is known")));
+            return Err(
+                config.unsupported(format!("a layer of `layer_types` is {other}; full_attention alone is known"))
+            );
         }
         Ok(sizes)
     }

@@ -197,7 +197,7 @@ impl Registry {
         let name = config.model_type()?;
         self.types.iter().find(|known| known.name == name).copied().ok_or_else(|| {
             let known: Vec<&str> = self.types.iter().map(|known| known.name).collect();
-            config.wrong(format!("model_type `{name}` is not known; known are {}", known.join(", ")))
+            config.unsupported(format!("model_type `{name}` is not known; known are {}", known.join(", ")))
         })
     }
 }

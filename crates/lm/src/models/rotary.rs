@@ -72,7 +72,8 @@ fn scaled(config: &Config, rope: Rope) -> Result<Rotary> {
     let Some(keys) = block(config, name) else { return Ok(rope.into()) };
     let wrong = |why: String| config.wrong(format!("{name}: {why}"));
     if let Some((key, _)) = keys.iter().find(|(_, value)| value.is_object()) {
-        return Err(wrong(format!("`{key}` is an object; a rotation for each type of layer is not supported")));
+        let why = format!("{name}: `{key}` is an object; a rotation for each type of layer is not supported");
+        return Err(config.unsupported(why));
     }
     let get = |key: &str| number(config, keys, key);
     let or = |key: &str, default: f64| Ok::<_, alluvium_core::Error>(get(key)?.unwrap_or(default) as f32);
@@ -117,7 +118,7 @@ fn scaled(config: &Config, rope: Rope) -> Result<Rotary> {
         }
         other => {
             let known = "default, linear, llama3, yarn and dynamic";
-            return Err(wrong(format!("type `{other}` is not known; known are {known}")));
+            return Err(config.unsupported(format!("{name}: type `{other}` is not known; known are {known}")));
         }
     };
     Ok(Rope { scaling, ..rope }.into())

@@ -31,7 +31,7 @@ impl Quantization {
             Some(method) if !method.starts_with("mxfp") => {
                 let known = "fp8 with block scales, mxfp4, mxfp8 and the formats of MLX";
                 let why = format!("quant_method `{method}` is not read; known are {known}");
-                return Err(config.wrong(format!("{why}. Fetch the model in bf16, or in one of those")));
+                return Err(config.unsupported(format!("{why}. Fetch the model in bf16, or in one of those")));
             }
             _ => {}
         }
