@@ -21,10 +21,10 @@ pub mod weight;
 pub use adapter::{Adapter, FineTuneType, LoraParameters, LowRank, attach_low_rank, detach_adapters};
 pub use cache::{Cache, CacheShape, LayerCache};
 pub use checkpoint::convert::{Change, Converted, convert};
-pub use checkpoint::convert_to_transformers;
 pub use checkpoint::{
     CheckpointInfo, LoadOptions, Loaded, TensorInfo, check_destination, inspect, load, load_with, save,
 };
+pub use checkpoint::{convert_gguf, convert_to_transformers};
 pub use formats::config::Config;
 pub use generate::{
     FinishReason, GenerateOptions, GeneratedToken, Generation, GenerationBatch, ReasoningBudget, RepetitionPenalty,

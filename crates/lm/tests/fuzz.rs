@@ -33,6 +33,11 @@ const TOKENIZERS: [&str; 4] = [
     include_str!("corpus/tokenizer-spaces.json"),
 ];
 
+const GGUF: [&[u8]; 2] = [
+    include_bytes!("../../../fixtures/gguf/qwen3-q5_0.gguf"),
+    include_bytes!("../../../fixtures/gguf/llama-sentencepiece.gguf"),
+];
+
 #[test]
 fn no_safetensors_file_makes_its_reader_panic_hang_or_take_memory() {
     headers(FEW);
@@ -56,6 +61,17 @@ fn no_tokenizer_makes_its_reader_panic_hang_or_take_memory() {
 #[test]
 fn no_chat_template_makes_its_reader_panic_hang_or_take_memory() {
     templates(FEW);
+}
+
+#[test]
+fn no_gguf_file_makes_the_loader_panic_hang_or_take_memory() {
+    gguf_files(FEW / 4);
+}
+
+#[test]
+#[ignore = "takes many minutes"]
+fn a_million_gguf_files() {
+    gguf_files(MILLION);
 }
 
 #[test]
@@ -204,6 +220,20 @@ fn tokenizers(inputs: usize) {
         });
         write(name, text.as_bytes());
     }
+}
+
+/// The metadata, the tensors and the tokenizer of a GGUF file.
+fn gguf_files(inputs: usize) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let seeds = [GGUF[0], GGUF[1]].map(|bytes| Seed::text(bytes.to_vec()));
+    let fuzz = Fuzz { name: "gguf", seeds: &seeds, inputs, constant: 64 << 20 };
+    let taken = fuzz.run(|bytes| {
+        std::fs::write(&path, bytes).unwrap();
+        let _ = inspect(&path);
+        load(&path, &Device::cpu()).is_ok()
+    });
+    assert!(taken > inputs / 20, "{taken}");
 }
 
 /// A template, with messages of three roles and a tool.

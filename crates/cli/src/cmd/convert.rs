@@ -2,7 +2,7 @@ use super::is_here;
 use crate::output::{bar, bytes, count};
 use alluvium::DType;
 use alluvium::lm::quantize::format::parse_packing;
-use alluvium::lm::{Change, Converted, MixedRecipe, QuantConfig, convert, convert_to_transformers};
+use alluvium::lm::{Change, Converted, MixedRecipe, QuantConfig, convert, convert_gguf, convert_to_transformers};
 use anyhow::{Context, anyhow, bail};
 use clap::ValueEnum;
 use std::io::Write;
@@ -14,8 +14,11 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder of the model
-    #[arg(long, visible_alias = "model", value_name = "DIR")]
-    hf_path: PathBuf,
+    #[arg(long, visible_alias = "model", value_name = "DIR", required_unless_present = "gguf")]
+    hf_path: Option<PathBuf>,
+    /// GGUF file of llama.cpp, the first one of a split model; its values are kept, see docs/formats.md
+    #[arg(long, value_name = "FILE", conflicts_with = "hf_path")]
+    gguf: Option<PathBuf>,
     /// New folder; it must not exist
     #[arg(long, visible_alias = "output", value_name = "DIR", default_value = "mlx_model")]
     mlx_path: PathBuf,
@@ -131,7 +134,8 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         _ if args.packing.asks() => bail!("the --q-* and --quant-predicate flags need -q; add it"),
         _ => Change::None,
     };
-    let job = Job { from: &args.hf_path, to: &args.mlx_path, layout: args.to, dtype: args.dtype, json: args.json };
+    let from = args.gguf.as_ref().or(args.hf_path.as_ref()).context("--hf-path or --gguf is missing")?;
+    let job = Job { from, to: &args.mlx_path, layout: args.to, dtype: args.dtype, json: args.json };
     job.run(&change, out)
 }
 
@@ -205,6 +209,10 @@ fn convert_with_progress(
         progress.set_position(done as u64);
     };
     let converted = match layout {
+        Layout::Mlx if from.is_file() => convert_gguf(from, to, dtype, change, &mut show)?,
+        Layout::Hf if from.is_file() => {
+            bail!("a GGUF file is converted to the layout of MLX first; then convert that folder with --to hf")
+        }
         Layout::Mlx => convert(from, to, dtype, change, &mut show)?,
         Layout::Hf => convert_to_transformers(from, to, dtype, change, &mut show)?,
     };

@@ -2,6 +2,7 @@
 
 use super::folder::Folder;
 use crate::formats::config::Config;
+use crate::formats::gguf::is_gguf;
 use crate::formats::safetensors;
 use crate::quantize::format::{Quantization, in_words};
 use alluvium_core::{Result, Shape};
@@ -40,6 +41,17 @@ pub struct TensorInfo {
 }
 
 impl CheckpointInfo {
+    /// The contents of files that have no modules of several tensors.
+    pub(super) fn new(
+        model_type: Option<String>,
+        files: Vec<(PathBuf, u64)>,
+        tensors: Vec<TensorInfo>,
+        metadata: BTreeMap<String, String>,
+    ) -> Self {
+        let said = Quantization::default();
+        CheckpointInfo { model_type, files, tensors, packings: BTreeMap::new(), said, metadata }
+    }
+
     /// The parameters of the model. Quantized elements count; their scales and biases do not.
     pub fn parameters(&self) -> usize {
         let names = self.by_name();
@@ -103,11 +115,14 @@ fn is_of_group(tensor: &TensorInfo, names: &HashMap<&str, &TensorInfo>) -> bool 
     module.is_some_and(|module| names.get(format!("{module}.weight").as_str()).is_some_and(|w| w.dtype == "U32"))
 }
 
-/// Inspects a folder, or a single safetensors file, from the headers alone.
+/// Inspects a folder, or a single safetensors or GGUF file, from the headers alone.
 ///
 /// # Errors
 /// As [`load`](super::load), for the headers and the configuration.
 pub fn inspect(path: &Path) -> Result<CheckpointInfo> {
+    if is_gguf(path) {
+        return super::gguf::inspect(path);
+    }
     let (files, model_type, said) = match path.is_dir() {
         true => {
             let config = path.join("config.json");

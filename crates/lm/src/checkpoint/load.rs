@@ -1,7 +1,9 @@
 //! Loading a model from a folder.
 
+use super::gguf;
 use super::weights::Weights;
 use crate::formats::config::Config;
+use crate::formats::gguf::is_gguf;
 use crate::model::LanguageModel;
 use crate::models::{ModelType, Registry};
 use crate::tokenizer::Tokenizer;
@@ -12,9 +14,9 @@ use std::path::Path;
 pub struct Loaded {
     /// The model, its matrices in the dtype that the files have.
     pub model: Box<dyn LanguageModel>,
-    /// The tokenizer, where the folder has a `tokenizer.json`.
+    /// The tokenizer, where there is one.
     pub tokenizer: Option<Tokenizer>,
-    /// The model's `config.json`.
+    /// The model's `config.json`, or what the metadata of a GGUF file say in its terms.
     pub config: Config,
 }
 
@@ -24,7 +26,7 @@ impl std::fmt::Debug for Loaded {
     }
 }
 
-/// Loads the model in a folder, in the layout of MLX or of transformers.
+/// Loads the model in a folder, in the layout of MLX or of transformers, or in a GGUF file.
 ///
 /// Matrices stay in the dtype that they are stored in, and are read straight into the memory that they keep. All else,
 /// which is small, is widened to f32: norms, filters, gates, biases.
@@ -64,6 +66,9 @@ impl LoadOptions {
 /// # Errors
 /// As [`load`].
 pub fn load_with(folder: &Path, options: &LoadOptions) -> Result<Loaded> {
+    if is_gguf(folder) {
+        return gguf::load(folder, options);
+    }
     let mut config = Config::read(folder)?;
     let model_type = options.registry.get(&config)?;
     let mut weights = Weights::open(folder, &mut config, &model_type, &options.device)?;

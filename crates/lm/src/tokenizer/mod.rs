@@ -12,6 +12,7 @@ use self::templates::{Templates, Tools};
 pub use conversation::{Content, ContentPart, Conversation, FunctionCall, Message, PromptEnd, ToolCall};
 pub use detokenizer::Detokenizer;
 
+use crate::checkpoint::TokenizerFiles;
 use crate::formats::atomic::AtomicFile;
 use crate::formats::config::{Config, token_ids};
 use crate::formats::json::pretty;
@@ -87,6 +88,18 @@ impl Tokenizer {
     /// As [`Tokenizer::load`].
     pub fn find(folder: &Path) -> Result<Option<Self>> {
         folder.join("tokenizer.json").exists().then(|| Self::load(folder)).transpose()
+    }
+
+    /// The tokenizer of files that were made from another format; errors name `origin`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub(crate) fn from_files(files: TokenizerFiles, origin: &Path) -> Result<Self> {
+        let TokenizerFiles { tokenizer, config, generation } = files;
+        let templates = Templates::of_config(&config);
+        let eos = token_ids(generation.get("eos_token_id")).map_err(|why| Error::file(origin, why))?;
+        let tokenizer = Self::parse(tokenizer.to_string(), origin)?;
+        Ok(Tokenizer { config, generation, templates, ..tokenizer }.with_eos(eos))
     }
 
     /// Parses the text of a `tokenizer.json`.

@@ -58,6 +58,15 @@ impl Templates {
                 Err(_) => Ok(None),
             }
         };
+        let Templates { default, tool_use } = Self::of_config(config);
+        Ok(match file(FILE)? {
+            Some(default) => Templates { default: Some(default), tool_use: file(TOOL_USE_FILE)? },
+            None => Templates { default, tool_use: file(TOOL_USE_FILE)?.or(tool_use) },
+        })
+    }
+
+    /// The templates of a `tokenizer_config.json`.
+    pub(super) fn of_config(config: &Value) -> Self {
         let own = |source: &Value| {
             source.as_str().map(|source| Template::new("chat_template of tokenizer_config.json", source))
         };
@@ -73,10 +82,7 @@ impl Templates {
             Some(one) => (own(one), None),
             None => (None, None),
         };
-        Ok(match file(FILE)? {
-            Some(default) => Templates { default: Some(default), tool_use: file(TOOL_USE_FILE)? },
-            None => Templates { default, tool_use: file(TOOL_USE_FILE)?.or(tool_use) },
-        })
+        Templates { default, tool_use }
     }
 
     /// One template for all chats.
