@@ -11,9 +11,13 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
+/// The version, the commit and the target.
+const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (", env!("ALLUVIUM_COMMIT"), ", ", env!("ALLUVIUM_TARGET"), ")");
+
 /// Train, quantize and run hybrid Gated DeltaNet language models.
 #[derive(Parser)]
-#[command(name = "alluvium", version, max_term_width = 110)]
+#[command(name = "alluvium", bin_name = "alluvium", version = VERSION, max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -39,17 +43,23 @@ enum Command {
     #[command(name = "cache_prompt", alias = "cache-prompt")]
     CachePrompt(cmd::cache_prompt::Args),
     Info(cmd::info::Args),
+    Models(cmd::hub::ModelsArgs),
+    #[command(alias = "pull")]
+    Download(cmd::hub::DownloadArgs),
     Check(cmd::check::Args),
     Bench(cmd::bench::Args),
     Ops(cmd::ops::Args),
     Devices(cmd::devices::Args),
+    Completions(cmd::docs::CompletionsArgs),
+    Man(cmd::docs::ManArgs),
 }
 
 fn main() -> ExitCode {
     let out = &mut std::io::stdout().lock();
     // values below zero reach the flag they follow, which says what it takes
     let cli = Cli::command().mut_subcommands(|command| command.allow_negative_numbers(true));
-    let cli = Cli::from_arg_matches(&cli.get_matches()).unwrap_or_else(|error| error.exit());
+    let matches = cli.try_get_matches().unwrap_or_else(|error| refuse(error));
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match run(cli, out) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
@@ -59,6 +69,30 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Commands of other programs, and what there is in their place.
+const ELSEWHERE: [(&[&str], &str); 5] = [
+    (&["run", "cli"], "`alluvium chat --model NAME` or `alluvium generate --model NAME --prompt TEXT`"),
+    (&["list", "ls", "manage", "scan"], "`alluvium models`"),
+    (&["show", "ps"], "`alluvium info PATH`"),
+    (&["serve", "server"], "nothing yet; `alluvium chat` and `alluvium generate` run a model"),
+    (&["lora", "sft"], "`alluvium train` trains a model; `alluvium --help` lists all commands"),
+];
+
+/// Ends the program with the error of clap, and a tip where the command is one of another program.
+fn refuse(error: clap::Error) -> ! {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let name = match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(name)) if error.kind() == ErrorKind::InvalidSubcommand => name.as_str(),
+        _ => error.exit(),
+    };
+    let tip = ELSEWHERE.iter().find(|(names, _)| names.contains(&name)).map(|(_, tip)| *tip);
+    let _ = error.print();
+    if let Some(tip) = tip {
+        output::say!("\n  tip: here it is {tip}");
+    }
+    std::process::exit(2)
 }
 
 fn run(cli: Cli, out: &mut impl Write) -> anyhow::Result<()> {
@@ -84,5 +118,9 @@ fn run(cli: Cli, out: &mut impl Write) -> anyhow::Result<()> {
         Command::Bench(args) => cmd::bench::run(&args, out),
         Command::Ops(args) => cmd::ops::run(&args, out),
         Command::Devices(args) => cmd::devices::run(&args, out),
+        Command::Models(args) => cmd::hub::models(&args, out),
+        Command::Download(args) => cmd::hub::download(&args, out),
+        Command::Completions(args) => cmd::docs::completions::<Cli>(&args, out),
+        Command::Man(args) => cmd::docs::man::<Cli>(&args, out),
     }
 }

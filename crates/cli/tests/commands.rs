@@ -32,16 +32,18 @@ fn training_writes_model_tokenizer_state_and_metrics() {
         "bada",
     ]));
     assert!(out.contains("token frequencies alone reach") && out.contains("a/new/run/loss.svg"), "{out}");
-    assert!(out.contains("Sample:\n\nbada"), "{out}");
+    assert!(out.contains("Sample after \"bada\":\n\nbada"), "{out}");
     assert_eq!(
         names(&place.path("a/new/run")),
         [
             "config.json",
+            "config.toml",
             "generation_config.json",
             "loss.svg",
             "metrics.jsonl",
             "model.safetensors",
             "model.safetensors.index.json",
+            "report.md",
             "tokenizer.json",
             "tokenizer_config.json",
             "trainer.safetensors",
@@ -67,8 +69,10 @@ fn a_run_takes_an_existing_tokenizer() {
     assert!(tokenizer("run") == tokenizer("second"));
 }
 
+/// Greedy, unless the arguments have a temperature.
 fn generated(place: &Place, args: &[&str]) -> String {
-    said(place.alluvium(&["generate", "--model", "run", "--prompt", "bada"]).args(args))
+    let greedy: &[&str] = if args.contains(&"--temp") { &[] } else { &["--temp", "0"] };
+    said(place.alluvium(&["generate", "--model", "run", "--prompt", "bada", "--top-p", "1"]).args(greedy).args(args))
 }
 
 #[test]
@@ -98,8 +102,10 @@ fn generation_ends_at_its_limit_and_before_a_stop_text() {
 #[test]
 fn a_prompt_comes_from_standard_input_as_well() {
     let place = Place::trained();
-    for args in [&["generate", "--model", "run", "-m", "9"][..], &["generate", "--model", "run", "-m", "9", "-p", "-"]]
-    {
+    for args in [
+        &["generate", "--model", "run", "-m", "9", "--temp", "0"][..],
+        &["generate", "--model", "run", "-m", "9", "--temp", "0", "-p", "-"],
+    ] {
         let mut child = place.alluvium(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(b"bada").unwrap();
         let output = child.wait_with_output().unwrap();
@@ -212,6 +218,10 @@ fn every_command_has_help_with_its_defaults() {
         "perplexity",
         "cache_prompt",
         "info",
+        "models",
+        "download",
+        "completions",
+        "man",
         "check",
         "bench",
         "ops",

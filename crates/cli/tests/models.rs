@@ -392,7 +392,7 @@ fn conversions_that_are_impossible_are_errors() {
 fn a_missing_path_is_named_with_what_to_do() {
     let place = Place::new();
     let repository = "mlx-community/Llama-3.2-3B";
-    let words = [repository, "nothing is downloaded", "--local-dir DIR`) and give the folder"];
+    let words = [repository, "there is no such folder, the cache ", "HF_HUB_OFFLINE is set, so nothing is downloaded"];
     std::fs::write(place.path("text.txt"), "some text").unwrap();
     for args in [
         &["convert", "--hf-path", repository][..],

@@ -173,7 +173,7 @@ fn damaged_models_are_errors() {
     refused_with(&mut generate(&place, "bada"), &["run/config.json: not valid JSON"]);
     fs::remove_file(place.path("run/config.json")).unwrap();
     refused_with(&mut generate(&place, "bada"), &["run: there is no model here: config.json is missing"]);
-    refused_with(&mut place.alluvium(&["info", "nowhere"]), &["cannot read nowhere: No such file"]);
+    refused_with(&mut place.alluvium(&["info", "nowhere"]), &["nowhere: there is no such file or folder"]);
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub use generate::{
     FinishReason, GenerateOptions, GeneratedToken, Generation, GenerationBatch, ReasoningBudget, RepetitionPenalty,
     Request, Session, TokenLogprob, TokenStream, generate, generate_batch,
 };
-pub use init::{Init, RandomInit, VarBuilder, WeightSource};
+pub use init::{Init, RandomInit, ShapeSource, VarBuilder, WeightSource};
 pub use model::{Batch, Checkpointing, LanguageModel, ModelRef};
 pub use models::{ModelType, Registry, build, initialize, initialize_decoder};
 pub use parameters::{

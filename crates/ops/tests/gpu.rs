@@ -6,6 +6,7 @@ use alluvium_core::{DType, Device};
 use alluvium_ops::check::{Zeros, check, need};
 use alluvium_ops::{Case, OPS, Op, Oversize, unreached_shaders};
 
+mod direct3d;
 mod metal;
 mod written;
 
@@ -41,6 +42,7 @@ fn prove(dtype: DType, device: &Device, largest: usize) {
     assert!(!shaders.is_empty());
     written::write(&shaders).unwrap();
     faults.extend(as_metal(&shaders));
+    faults.extend(as_direct3d(&shaders));
     assert!(faults.is_empty(), "{} faults in {dtype} on {device:?}:\n{}", faults.len(), faults.join("\n"));
 }
 
@@ -49,6 +51,13 @@ fn as_metal(shaders: &[Shader]) -> Vec<String> {
     let named = |shader: &Shader, fault| format!("{} {} as Metal: {fault}", shader.name, shader.entry);
     let of = |shader| metal::faults(shader).into_iter().map(move |fault| named(shader, fault));
     shaders.iter().flat_map(of).collect()
+}
+
+/// What is wrong with shaders on Direct3D 12, which has no cooperative matrices.
+fn as_direct3d(shaders: &[Shader]) -> Vec<String> {
+    let named = |shader: &Shader, fault| format!("{} {} as HLSL: {fault}", shader.name, shader.entry);
+    let of = |shader| direct3d::faults(shader).into_iter().map(move |fault| named(shader, fault));
+    shaders.iter().filter(|shader| !shader.text.contains("coop_mat")).flat_map(of).collect()
 }
 
 #[test]
@@ -90,7 +99,7 @@ fn shaders_that_no_case_reaches_are_within_the_limits_of_metal() {
     written::write(&shaders).unwrap();
     // Apple's GPUs have matrices of f32 alone
     shaders.retain(|shader| !shader.text.starts_with("enable f16;"));
-    let faults = as_metal(&shaders);
+    let faults = [as_metal(&shaders), as_direct3d(&shaders)].concat();
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 

@@ -6,6 +6,10 @@ use std::path::Path;
 
 /// The drawing of the loss curve.
 pub(crate) const CURVE: &str = "loss.svg";
+/// The settings of the run, as `--config` takes them.
+pub(crate) const SETTINGS: &str = "config.toml";
+/// A summary of the run for people.
+pub const REPORT: &str = "report.md";
 
 /// Files of a tokenizer: a run that was killed before its first checkpoint may have left them.
 const TOKENIZER: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"];
@@ -39,7 +43,8 @@ pub(crate) fn claim(out: &Path) -> Result<()> {
     }
     // without a state, the metrics of a run are those of one that was killed before its first checkpoint
     let was_begun = metrics::check_ours(&out.join(metrics::FILE))?;
-    let overwritten = |name: &String| TOKENIZER.contains(&name.as_str()) || *name == CURVE;
+    let overwritten =
+        |name: &String| TOKENIZER.contains(&name.as_str()) || [CURVE, SETTINGS, REPORT].contains(&name.as_str());
     match names.iter().find(|name| overwritten(name)) {
         Some(name) if !was_begun => refuse(name),
         _ => std::fs::create_dir_all(out).map_err(Error::io(out, "create")),
@@ -72,6 +77,8 @@ mod tests {
             "tokenizer_config.json",
             "generation_config.json",
             "loss.svg",
+            "config.toml",
+            "report.md",
             "model-Q4_0.gguf",
         ] {
             let folder = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@
 
 mod curve;
 pub mod data;
+mod estimate;
 mod folder;
 mod meter;
 mod metrics;
@@ -18,6 +19,8 @@ mod step;
 mod trainer;
 
 pub use curve::draw;
+pub use estimate::MemoryEstimate;
+pub use folder::REPORT;
 pub use metrics::{Metrics, MetricsRow};
 pub use objective::{NextToken, Objective, correct_targets};
 pub use optim::{Optimizer, OptimizerConfig, OptimizerKind, Schedule};

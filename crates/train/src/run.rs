@@ -35,6 +35,8 @@ pub struct TextSummary {
     pub train_tokens: usize,
     /// Tokens of the validation text.
     pub validation_tokens: usize,
+    /// Bytes of the validation text.
+    pub validation_bytes: usize,
     /// Validation loss of a model that knows token frequencies alone; `None` without validation text.
     pub unigram_loss: Option<f64>,
     /// The start of a line of the validation text.
@@ -155,7 +157,7 @@ impl Preparation<'_> {
             None => {
                 prepare("training the tokenizer");
                 let texts = documents.train.iter().flat_map(|document| encode::bounded_words(&document.text));
-                Tokenizer::train(texts, settings.architecture.vocab_size, &|_| ())?
+                Tokenizer::train(texts, settings.architecture.vocab_size, &|_| ())?.with_sampling(0.7, 0.95)
             }
         };
         settings.architecture.vocab_size = tokenizer.vocab_size();
@@ -171,6 +173,7 @@ impl Preparation<'_> {
             skipped,
             train_tokens: corpus.tokens(),
             validation_tokens: validation.as_ref().map_or(0, Corpus::tokens),
+            validation_bytes: documents.validation.iter().map(|document| document.text.len()).sum(),
             unigram_loss: validation.as_ref().map(|v| corpus.unigram_loss(v, settings.architecture.vocab_size)),
             sample_prompt: documents.validation.iter().find_map(sample_prompt),
         };
@@ -238,5 +241,8 @@ pub fn task_data(task: Task, settings: &Settings) -> Result<(TaskData, Validatio
 /// The start of the first line that is long enough to be a prompt.
 fn sample_prompt(document: &Document) -> Option<String> {
     let line = document.text.lines().find(|line| line.len() > 8)?;
-    Some(line.chars().take(24).collect())
+    let start: String = line.chars().take(24).collect();
+    // whole words, where there are several
+    let end = if start.len() == line.len() { None } else { start.trim_end().rfind(' ') };
+    Some(end.filter(|&end| end >= 8).map_or(start.clone(), |end| start[..end].to_owned()))
 }

@@ -142,6 +142,15 @@ macro_rules! settings {
                 ]
             }
 
+            /// The settings as TOML: a file that [`Overrides::read`] takes.
+            pub fn toml(&self) -> String {
+                let mut text = format!("preset = \"{}\"\n", self.preset);
+                $(text += &format!("{} = {}\n", stringify!($name), quoted(&self.$name.to_string()));)*
+                text += "\n";
+                $(text += &format!("{} = {}\n", stringify!($shape), self.architecture.$shape);)*
+                text
+            }
+
             /// The settings that differ from those of another run, with both values.
             pub fn differences(&self, other: &Self) -> Vec<String> {
                 let mut all = Vec::new();
@@ -159,6 +168,14 @@ macro_rules! settings {
             }
         }
     };
+}
+
+/// A value in TOML: numbers and truth values as they are, names quoted.
+fn quoted(value: &str) -> String {
+    match value.parse::<f64>().is_ok() || ["true", "false"].contains(&value) {
+        true => value.to_owned(),
+        false => format!("\"{value}\""),
+    }
 }
 
 settings! {
@@ -482,6 +499,19 @@ mod tests {
         assert_eq!(overrides.settings().unwrap_err().to_string(), "settings: head_dim is 0, expected 1 or more");
         let overrides = Overrides { learning_rate: Some(f32::NAN), ..Overrides::default() };
         assert!(overrides.settings().is_err());
+    }
+
+    #[test]
+    fn settings_are_written_as_the_file_that_gives_them_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        for settings in [
+            Settings { learning_rate: 1e-5, val_split: 1e-7, ..Settings::of(Preset::Base) },
+            Settings { optimizer: OptimizerKind::Muon, seed: u64::MAX >> 1, ..Settings::of(Preset::Tiny) },
+        ] {
+            std::fs::write(&path, settings.toml()).unwrap();
+            assert_eq!(Overrides::read(&path).unwrap().settings().unwrap(), settings);
+        }
     }
 
     #[test]

@@ -356,6 +356,8 @@ impl Trainer {
             unreported: self.meter.losses,
             settings: self.parts.settings.clone(),
         };
+        let settings = format!("# `alluvium train --config` takes this file.\n{}", self.settings().toml());
+        alluvium_lm::formats::write_atomic(&out.join(folder::SETTINGS), |file| file.write_all(settings.as_bytes()))?;
         if let Some(tokenizer) = self.tokenizer()
             && self.saved.is_none()
         {

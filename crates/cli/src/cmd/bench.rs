@@ -1,16 +1,22 @@
-use super::{DeviceArg, operations};
+use super::{DeviceArg, bench_model, operations};
 use crate::output::{seconds, table};
 use alluvium::DType;
 use alluvium::ops::bench::{Ceiling, Timing, cases, ceiling, time};
 use alluvium::ops::check::{Zeros, check};
 use serde_json::json;
 use std::io::Write;
+use std::path::PathBuf;
 
-/// Time operations and compare with the device's measured limits: copy bandwidth, matrix product rate, launch cost
+/// Time a model, or operations beside the device's measured limits: copy bandwidth, matrix product rate, launch cost
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only these operations
     ops: Vec<String>,
+    /// Time a model instead: reading a prompt (pp) and generating (tg), in the table of llama-bench
+    #[arg(long, value_name = "DIR", conflicts_with = "ops")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    of_model: bench_model::ModelArgs,
     /// Write one JSON object per line
     #[arg(long)]
     json: bool,
@@ -19,6 +25,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    if let Some(model) = &args.model {
+        return bench_model::run(model, &args.of_model, &args.device, args.json, out);
+    }
     let device = args.device.open()?;
     let ops = operations(&args.ops)?;
     let ceiling = ceiling(&device)?;

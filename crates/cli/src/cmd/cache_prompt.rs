@@ -1,6 +1,7 @@
+use super::DeviceArg;
+use super::memory::MemoryArg;
 use super::model::{AdapterArg, open};
 use super::prompt::{PrefillArgs, TemplateArgs, text_or_stdin};
-use super::{DeviceArg, is_here};
 use crate::output::bytes;
 use alluvium::lm::Session;
 use alluvium::lm::cache::save_prompt_cache;
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 /// The prompt is rendered as a user message that is not ended: the prompt of `generate` continues it.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder with config.json, tokenizer.json and the safetensors files
+    /// Folder with config.json, tokenizer.json and the safetensors files, or a name on the Hugging Face Hub: org/name
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]
@@ -32,16 +33,19 @@ pub(crate) struct Args {
     prefill: PrefillArgs,
     #[command(flatten)]
     device: DeviceArg,
+    #[command(flatten)]
+    memory: MemoryArg,
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
-    is_here(&args.model)?;
     let file = &args.prompt_cache_file;
     if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
         bail!("--prompt-cache-file {}: there is no folder {}; make it first", file.display(), folder.display());
     }
     let prompt = text_or_stdin(args.prompt.as_deref())?;
-    let opened = args.template.apply(open(&args.model, &args.device)?.adapted(&args.adapter)?)?;
+    let opened = args
+        .template
+        .apply(open(&args.model, &args.device, prompt.len() / 4, &args.memory)?.adapted(&args.adapter)?)?;
     let ids = args.template.cached_prompt(&opened.tokenizer, &args.model, prompt)?;
     let session = Session::new(opened.model.as_ref())?.without_snapshots();
     let mut session = session.with_prefill_step_size(args.prefill.prefill_step_size);

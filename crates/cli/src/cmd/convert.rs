@@ -1,4 +1,4 @@
-use super::is_here;
+use super::hub::find_model;
 use crate::output::{bar, bytes, count};
 use alluvium::DType;
 use alluvium::lm::quantize::format::parse_packing;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// One tensor is in memory at a time.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder of the model
+    /// Folder of the model, or its name on the Hugging Face Hub: org/name
     #[arg(long, visible_alias = "model", value_name = "DIR", required_unless_present = "gguf")]
     hf_path: Option<PathBuf>,
     /// GGUF file of llama.cpp, the first one of a split model; its values are kept, see docs/formats.md
@@ -202,7 +202,7 @@ fn convert_with_progress(
     dtype: Option<DType>,
     change: &Change,
 ) -> anyhow::Result<Converted> {
-    is_here(from)?;
+    let from = &find_model(from)?;
     let progress = bar(0, 0);
     let mut show = |done, all| {
         progress.set_length(all as u64);

@@ -1,8 +1,9 @@
+use super::DeviceArg;
+use super::memory::MemoryArg;
 use super::model::{AdapterArg, open};
 use super::prompt::{SessionArgs, TemplateArgs, text_or_stdin};
 use super::response::{Form, Prompt, Response};
 use super::sampling::{SamplingArgs, max_tokens};
-use super::{DeviceArg, is_here};
 use crate::output::{bytes, note, seconds, set_quiet};
 use alluvium::lm::tokenizer::reasoning::ReasoningParser;
 use alluvium::lm::{Generation, Message, PromptEnd, ReasoningBudget, TokenLogprob, TokenStream, Tokenizer};
@@ -17,7 +18,7 @@ use std::path::PathBuf;
 /// The prompt is rendered with the model's chat template where it has one.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder with config.json, tokenizer.json and the safetensors files
+    /// Folder with config.json, tokenizer.json and the safetensors files, or a name on the Hugging Face Hub: org/name
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]
@@ -50,16 +51,19 @@ pub(crate) struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     device: DeviceArg,
+    #[command(flatten)]
+    memory: MemoryArg,
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     if args.verbose.as_deref().is_some_and(|verbose| verbose.to_lowercase().starts_with('f')) {
         set_quiet();
     }
-    is_here(&args.model)?;
     args.template.check_cache(args.session.prompt_cache_file.as_deref())?;
     let prompt = text_or_stdin(args.prompt.as_deref())?;
-    let opened = args.template.apply(open(&args.model, &args.device)?.adapted(&args.adapter)?)?;
+    // most tokens have four bytes
+    let tokens = args.max_tokens.saturating_add(prompt.len() / 4);
+    let opened = args.template.apply(open(&args.model, &args.device, tokens, &args.memory)?.adapted(&args.adapter)?)?;
     let (tokenizer, model) = (&opened.tokenizer, opened.model.as_ref());
     let cache = args.session.cache(model)?;
     let (ids, thinking) = prompt_ids(args, tokenizer, prompt)?;
@@ -86,7 +90,9 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     }
     writeln!(out)?;
     response.note_cut(&generation);
-    report(&generation, opened.device.peak_memory());
+    report_speed(&generation);
+    let time = seconds(generation.prefill_seconds + generation.decode_seconds);
+    note!("time: {time} · peak memory: {}", bytes(opened.device.peak_memory()));
     Ok(())
 }
 
@@ -119,16 +125,15 @@ pub(crate) fn write_stream(mut stream: TokenStream<'_, '_>, out: &mut impl Write
     Ok(stream.into_generation())
 }
 
-pub(crate) fn report(generation: &Generation, peak: usize) {
+/// Says the speed of a completion, in a line that fits 80 columns.
+pub(crate) fn report_speed(generation: &Generation) {
     let rate = |tokens: usize, time: f64| tokens as f64 / time.max(1e-9);
     note!(
-        "prompt: {} tokens, {:.1} tokens/s · completion: {} tokens, {:.1} tokens/s · {} · peak {}",
+        "prompt: {} tokens, {:.1} tokens/s · completion: {} tokens, {:.1} tokens/s",
         generation.prompt_tokens,
         rate(generation.prompt_tokens - generation.reused_tokens, generation.prefill_seconds),
         generation.tokens.len(),
         rate(generation.tokens.len().saturating_sub(1), generation.decode_seconds),
-        seconds(generation.prefill_seconds + generation.decode_seconds),
-        bytes(peak),
     );
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// Show the contents of a checkpoint: model, tensors, parameters, memory
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder of a model, or a safetensors file
+    /// Folder of a model, its name on the Hugging Face Hub, or a safetensors file
     path: PathBuf,
     /// List every tensor
     #[arg(long)]
@@ -18,14 +18,14 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
-    super::is_here(&args.path)?;
-    let found = inspect(&args.path)?;
+    let path = super::hub::find_model(&args.path)?;
+    let found = inspect(&path)?;
     if args.json {
         writeln!(out, "{}", as_json(&found, args.tensors))?;
         return Ok(());
     }
     let mut rows = Vec::new();
-    rows.push(["path".to_owned(), args.path.display().to_string()]);
+    rows.push(["path".to_owned(), path.display().to_string()]);
     if let Some(model_type) = &found.model_type {
         rows.push(["model".to_owned(), model_type.clone()]);
     }

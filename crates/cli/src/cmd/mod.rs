@@ -1,18 +1,23 @@
 //! The commands, one file each: arguments and output, no logic.
 
 pub(crate) mod bench;
+mod bench_model;
 pub(crate) mod cache_prompt;
 pub(crate) mod chat;
 pub(crate) mod check;
 pub(crate) mod convert;
 pub(crate) mod devices;
+pub(crate) mod docs;
 pub(crate) mod generate;
+pub(crate) mod hub;
 pub(crate) mod info;
+pub(crate) mod memory;
 pub(crate) mod model;
 pub(crate) mod ops;
 pub(crate) mod perplexity;
 pub(crate) mod prompt;
 pub(crate) mod quantize;
+mod report;
 pub(crate) mod response;
 pub(crate) mod sampling;
 pub(crate) mod train;
@@ -23,7 +28,7 @@ use alluvium::core::gpu::{Builder, Gpu};
 use alluvium::ops::Op;
 use anyhow::{Result, bail};
 use etcetera::base_strategy::{BaseStrategy, choose_native_strategy};
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 
 /// The device to run on.
 #[derive(clap::Args)]
@@ -70,17 +75,4 @@ pub(crate) fn operations(names: &[String]) -> Result<Vec<&'static Op>> {
         None => bail!("there is no operation `{name}`; `alluvium ops` lists them"),
     };
     names.iter().map(find).collect()
-}
-
-/// An error for a missing folder that looks like the name of a Hugging Face repository.
-pub(crate) fn is_here(model: &Path) -> Result<()> {
-    let names = || model.components().all(|part| matches!(part, Component::Normal(_)));
-    if model.exists() || model.components().count() != 2 || !names() {
-        return Ok(());
-    }
-    let name = model.display();
-    bail!(
-        "{name}: no such folder, and nothing is downloaded; if it is a Hugging Face repository, fetch it \
-         (`hf download {name} --local-dir DIR`) and give the folder"
-    )
 }

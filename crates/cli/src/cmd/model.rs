@@ -1,9 +1,13 @@
-//! Opening a model: its folder, its tokenizer, and what is said about it before it is loaded.
+//! Opening a model: its folder, its memory, its tokenizer, and what is said about it before it is loaded.
 
 use super::DeviceArg;
+use super::hub::find_model;
+use super::memory::{self, MemoryArg};
 use crate::output::{bytes, count, note, say, spinner};
 use alluvium::Device;
-use alluvium::lm::{Adapter, Config, LanguageModel, Loaded, Tokenizer, inspect, load};
+use alluvium::lm::{
+    Adapter, CacheShape, Config, LanguageModel, Loaded, Registry, ShapeSource, Tokenizer, inspect, load,
+};
 use std::path::{Path, PathBuf};
 
 /// A loaded model with a tokenizer.
@@ -15,15 +19,20 @@ pub(crate) struct Opened {
     pub(crate) device: Device,
 }
 
-/// Loads the model of a flag and says on standard error what it is and where it runs.
-pub(crate) fn open(model: &Path, device: &DeviceArg) -> anyhow::Result<Opened> {
-    super::is_here(model)?;
-    let folder = model.to_owned();
+/// Finds and loads the model of a flag. Says on standard error what it is, where it runs and what it takes for a
+/// sequence of so many tokens, and refuses one that does not fit.
+pub(crate) fn open(model: &Path, device: &DeviceArg, tokens: usize, memory: &MemoryArg) -> anyhow::Result<Opened> {
+    let folder = find_model(model)?;
     let device = device.open()?;
+    // what is wrong with the files is said by loading them
     if let Ok(found) = inspect(&folder) {
+        let caches = caches(&folder, tokens).unwrap_or(0);
         let model_type = found.model_type.as_deref().unwrap_or("unknown type");
-        let (parameters, weights) = (count(found.parameters() as f64), bytes(found.bytes()));
-        note!("model     {model_type}, {parameters} parameters, {weights} · {}", described(&device));
+        let (parameters, weights) = (count(found.parameters() as f64), found.bytes());
+        note!("model     {model_type}, {parameters} parameters · {}", described(&device));
+        note!("memory    {} of weights, {} of caches for {tokens} tokens", bytes(weights), bytes(caches));
+        let remedy = "quantize the model (`alluvium quantize`), or choose a smaller one";
+        memory::check(weights.saturating_add(caches), &device, remedy, memory)?;
     }
     let progress = spinner("loading the model …");
     let loaded = load(&folder, &device);
@@ -31,6 +40,14 @@ pub(crate) fn open(model: &Path, device: &DeviceArg) -> anyhow::Result<Opened> {
     let Loaded { model, tokenizer, config } = loaded?;
     let tokenizer = super::prompt::tokenizer(tokenizer, &folder)?;
     Ok(Opened { folder, model, tokenizer, config, device })
+}
+
+/// The bytes of the caches of a model for one sequence, from its configuration alone.
+fn caches(folder: &Path, tokens: usize) -> alluvium::Result<usize> {
+    let config = Config::read(folder)?;
+    let shapes = Registry::default().get(&config)?.build(&config, &mut ShapeSource::new()?)?.cache_shapes();
+    let bytes = |shape: &CacheShape| shape.bytes(tokens);
+    Ok(shapes.iter().map(bytes).fold(0, usize::saturating_add))
 }
 
 /// A device with its threads.
@@ -54,7 +71,7 @@ impl AdapterArg {
     pub(crate) fn attach(&self, model: &mut dyn LanguageModel) -> anyhow::Result<()> {
         let Some(folder) = &self.adapter_path else { return Ok(()) };
         let device = model.device().clone();
-        Ok(Adapter::read(folder, &device)?.attach(model)?)
+        Ok(Adapter::read(&find_model(folder)?, &device)?.attach(model)?)
     }
 }
 

@@ -1,8 +1,8 @@
-use super::model::AdapterArg;
-use super::prompt::tokenizer;
-use super::{DeviceArg, is_here};
+use super::DeviceArg;
+use super::memory::MemoryArg;
+use super::model::{AdapterArg, open};
 use crate::output::{bar, bytes, seconds};
-use alluvium::lm::{Tokenizer, load, perplexity};
+use alluvium::lm::{Tokenizer, perplexity};
 use anyhow::{Context, anyhow, bail};
 use serde_json::Value;
 use std::io::Write;
@@ -17,7 +17,7 @@ use std::time::Instant;
 /// order.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder with config.json, tokenizer.json and the safetensors files
+    /// Folder with config.json, tokenizer.json and the safetensors files, or a name on the Hugging Face Hub: org/name
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]
@@ -36,6 +36,8 @@ pub(crate) struct Args {
     json: bool,
     #[command(flatten)]
     device: DeviceArg,
+    #[command(flatten)]
+    memory: MemoryArg,
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
@@ -48,22 +50,20 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         (_, Ok(samples)) if samples > 0 => samples,
         (samples, _) => bail!("--num-samples is {samples}, expected 1 or more, or -1 for all"),
     };
-    is_here(&args.model)?;
-    let device = args.device.open()?;
     let texts = read(&args.data_path)?;
-    let mut loaded = load(&args.model, &device)?;
-    args.adapter.attach(loaded.model.as_mut())?;
-    let mut ids = tokens(&tokenizer(loaded.tokenizer, &args.model)?, &texts)?;
+    let opened = open(&args.model, &args.device, length, &args.memory)?.adapted(&args.adapter)?;
+    let device = &opened.device;
+    let mut ids = tokens(&opened.tokenizer, &texts)?;
     ids.truncate(samples.saturating_mul(length));
     if ids.len() < 2 {
         bail!("{}: it has {} tokens, expected 2 or more", args.data_path.display(), ids.len());
     }
     let start = Instant::now();
     let progress = bar(ids.len() as u64, 0);
-    let score = perplexity::score(loaded.model.as_ref(), &ids, length, &mut |done| {
+    let score = perplexity::score(opened.model.as_ref(), &ids, length, &mut |done| {
         progress.set_position(done as u64);
     })
-    .with_context(|| args.model.display().to_string())?;
+    .with_context(|| opened.name())?;
     progress.finish_and_clear();
     let time = start.elapsed().as_secs_f64();
     if args.json {

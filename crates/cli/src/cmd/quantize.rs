@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// Quantize the matrices of a model; the same as `convert -q`
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder of the model
+    /// Folder of the model, or its name on the Hugging Face Hub: org/name
     #[arg(long, visible_alias = "hf-path", value_name = "DIR")]
     model: PathBuf,
     /// New folder; it must not exist

@@ -120,7 +120,7 @@ impl SamplingArgs {
 
 /// A seed that differs from run to run, short enough to be typed.
 fn random_seed() -> u64 {
-    RandomState::new().hash_one(std::process::id()) >> 40
+    RandomState::new().hash_one(std::process::id()) % 1_000_000
 }
 
 /// The values of a `generation_config.json`, and what was chosen so far.

@@ -1,17 +1,22 @@
 use super::DeviceArg;
+use super::memory::{self, MemoryArg};
+use super::model::described;
+use super::report::{Report, Timing};
 use crate::cmd::generate::write_stream;
-use crate::output::{Interrupted, bar, bytes, count, listing, say, seconds};
+use crate::output::{Interrupted, bar, bytes, count, dimmed, listing, note, seconds, shows_progress, spinner};
 use crate::signals::Stoppable;
-use alluvium::lm::{GenerateOptions, Session};
+use alluvium::Device;
+use alluvium::lm::{GenerateOptions, Session, Tokenizer};
 use alluvium::ops::Sampling;
 use alluvium::train::data::Task;
 use alluvium::train::{
-    DataSource, Event, MetricsRow, Overrides, Preset, Run, RunPaths, RunStatus, Settings, TextSummary, Trainer,
+    DataSource, Event, MemoryEstimate, MetricsRow, Overrides, Preset, Run, RunPaths, RunStatus, Settings, TextSummary,
+    Trainer,
 };
 use indicatif::ProgressBar;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Train a model on text files, or on a synthetic memory task
@@ -40,11 +45,16 @@ pub(crate) struct Args {
     /// Prompt of the sample that is generated at the end [default: the start of a line of the validation text]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     sample_prompt: Option<String>,
+    /// Write the result as JSON, without a sample
+    #[arg(long)]
+    json: bool,
     /// Tokens of that sample; 0 disables it
     #[arg(long, value_name = "N", default_value_t = 120)]
     sample_tokens: usize,
     #[command(flatten)]
     device: DeviceArg,
+    #[command(flatten)]
+    memory: MemoryArg,
     #[command(flatten, next_help_heading = "Settings")]
     overrides: Overrides,
 }
@@ -60,25 +70,54 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
         None => (!args.data.is_empty()).then_some(DataSource::Text(args.data)),
     };
     let paths = RunPaths { source, tokenizer: args.tokenizer, out: args.out };
+    if !args.resume {
+        let settings = match args.task {
+            Some(task) => overrides.settings_for(task)?,
+            None => overrides.settings()?,
+        };
+        fits(settings, paths.tokenizer.as_deref(), &device, &args.memory)?;
+    }
     let mut screen = Screen::new();
-    let mut observe = |event: Event<'_>| screen.show(event);
+    let mut observe = |event: Event<'_>| screen.show(&event);
     let Run { mut trainer, text } = match (args.resume, args.task) {
         (true, _) => Run::resume(&paths, |before| overrides.applied(before.clone()), &device, &mut observe)?,
         (false, Some(task)) => Run::begin(&paths, overrides.settings_for(task)?, &device, &mut observe)?,
         (false, None) => Run::begin(&paths, overrides.settings()?, &device, &mut observe)?,
     };
-    screen.describe(&trainer, text.as_ref(), args.task);
-    let status = trainer.run(&mut |event| screen.show(event))?;
-    screen.bar.finish_and_clear();
+    screen.describe((&trainer, &described(&device)), text.as_ref(), args.task);
+    let (started, first) = (Instant::now(), trainer.step());
+    let status = trainer.run(&mut |event| screen.show(&event))?;
+    let timing = Timing { seconds: started.elapsed().as_secs_f64(), first_step: first };
+    screen.finish();
     let folder = paths.out.display();
     if status == RunStatus::Stopped {
         writeln!(out, "stopped after step {}; saved in {folder}, --resume continues it", trainer.step())?;
         return Err(Interrupted.into());
     }
-    summarize(&trainer, text.as_ref(), out)?;
-    writeln!(out, "model       {folder}\ncurve       {folder}/loss.svg")?;
-    let prompt = args.sample_prompt.or_else(|| text.and_then(|text| text.sample_prompt));
-    sample(&trainer, prompt, args.sample_tokens, out)
+    let report = Report { trainer: &trainer, text: text.as_ref(), device: &device, timing };
+    if args.json {
+        writeln!(out, "{}", report.json(&paths.out))?;
+        return report.write(&paths.out, None);
+    }
+    report.summarize(out)?;
+    writeln!(out, "model       {folder}\ncurve       {folder}/loss.svg\nreport      {folder}/report.md")?;
+    let prompt = args.sample_prompt.or_else(|| text.as_ref().and_then(|text| text.sample_prompt.clone()));
+    let sample = sample(&trainer, prompt, args.sample_tokens, out)?;
+    report.write(&paths.out, sample.as_ref())
+}
+
+/// Says how many parameters a run has and what memory it takes, and refuses one that does not fit.
+fn fits(mut settings: Settings, tokenizer: Option<&Path>, device: &Device, arg: &MemoryArg) -> anyhow::Result<()> {
+    if let Some(path) = tokenizer {
+        settings.architecture.vocab_size = Tokenizer::load(path)?.vocab_size();
+    }
+    let estimate = settings.memory()?;
+    let MemoryEstimate { parameters, weights, gradients, moments, activations } = estimate;
+    let (model, state) = (count(parameters as f64), bytes(gradients.saturating_add(moments)));
+    note!("memory    {model} parameters, at most {} of weights,", bytes(weights));
+    note!("          {state} of gradients and moments, about {} of activations", bytes(activations));
+    let remedy = "make the model, --batch-size or --max-seq-length smaller, or add --grad-checkpoint";
+    memory::check(estimate.total(), device, remedy, arg)
 }
 
 /// The settings of each preset, one column each.
@@ -114,7 +153,7 @@ impl Screen {
     fn new() -> Self {
         Screen {
             bar: ProgressBar::hidden(),
-            terminal: std::io::stderr().is_terminal(),
+            terminal: shows_progress(),
             stoppable: None,
             started: Instant::now(),
             first: 0,
@@ -124,7 +163,9 @@ impl Screen {
         }
     }
 
-    fn describe(&mut self, trainer: &Trainer, text: Option<&TextSummary>, task: Option<Task>) {
+    fn describe(&mut self, run: (&Trainer, &str), text: Option<&TextSummary>, task: Option<Task>) {
+        let (trainer, device) = run;
+        self.bar.finish_and_clear();
         if let Some(text) = text {
             let (files, size, binary) = (text.files, bytes(text.bytes), text.skipped.binary);
             let mut left_out = format!("binary files left out: {binary}");
@@ -134,22 +175,22 @@ impl Screen {
             if text.skipped.broken_links > 0 {
                 left_out += &format!(", broken links: {}", text.skipped.broken_links);
             }
-            say!("text      {files} files, {size} ({left_out})");
+            note!("text      {files} files, {size} ({left_out})");
             let (trained, validation) = (text.train_tokens as f64, text.validation_tokens as f64);
-            say!("tokens    {} to train on, {} for validation", count(trained), count(validation));
+            note!("tokens    {} to train on, {} for validation", count(trained), count(validation));
         }
         if let Some(task) = task {
-            say!("task      {}: {} keys, each written {}×", task.name(), task.keys(), task.writes());
+            note!("task      {}: {} keys, each written {}×", task.name(), task.keys(), task.writes());
         }
         let (settings, step) = (trainer.settings(), trainer.step());
-        say!(
+        note!(
             "model     {} parameters, {} layers × {}, vocabulary {}",
             count(trainer.parameter_count() as f64),
             settings.architecture.num_hidden_layers,
             settings.architecture.hidden_size,
             settings.architecture.vocab_size
         );
-        say!(
+        note!(
             "run       {} steps of {} × {} tokens, {}, learning rate {}, seed {}",
             settings.iters,
             settings.batch_size * settings.grad_accumulation_steps,
@@ -158,20 +199,29 @@ impl Screen {
             settings.learning_rate,
             settings.seed
         );
+        note!("device    {device}");
         if step >= settings.iters {
-            say!("the run has all its steps: {step} of {}; --iters adds more", settings.iters);
+            note!("the run has all its steps: {step} of {}; --iters adds more", settings.iters);
         }
         (self.started, self.first, self.iters) = (Instant::now(), step, settings.iters);
-        if self.terminal {
-            self.bar = bar(settings.iters, step);
-        }
+        self.bar = bar(settings.iters, step);
     }
 
-    fn show(&mut self, event: Event<'_>) -> ControlFlow<()> {
-        match event {
-            Event::Preparing(what) => say!("{what} …"),
+    fn show(&mut self, event: &Event<'_>) -> ControlFlow<()> {
+        match *event {
+            Event::Preparing(what) => {
+                self.bar.finish_and_clear();
+                note!("{what} …");
+                self.bar = spinner(what);
+            }
             Event::Ready(_) => self.stoppable = Some(Stoppable::new()),
-            Event::Stepped { step, .. } => self.bar.set_position(step),
+            Event::Stepped { step, .. } => {
+                self.bar.set_position(step);
+                self.bar.set_message(self.line(step, Width::Bar));
+            }
+            Event::Evaluated { done, of } if done < of => {
+                self.bar.set_message(format!("validation, batch {done} of {of}"));
+            }
             Event::Measured(row) => self.measured(row),
             _ => {}
         }
@@ -181,56 +231,74 @@ impl Screen {
     fn measured(&mut self, row: &MetricsRow) {
         let is_validation = row.val_loss.is_some();
         *(if is_validation { &mut self.validated } else { &mut self.last }) = Some(row.clone());
-        let Some(last) = &self.last else { return };
-        let mut text = format!("loss {:.3}", last.loss.unwrap_or(f64::NAN));
-        if let Some(MetricsRow { val_loss: Some(loss), accuracy, .. }) = self.validated {
-            text += &format!(" · validation {loss:.3}");
-            text += &accuracy.map_or(String::new(), |accuracy| format!(" · accuracy {:.1} %", 100.0 * accuracy));
+        if !self.terminal && !is_validation {
+            note!("step {}/{} · {}", row.step, self.iters, self.line(row.step, Width::Line));
         }
-        let speed = count(last.tokens_per_second.unwrap_or(0.0));
-        text += &format!(" · {speed} tokens/s · {}", bytes(last.peak_memory.unwrap_or(0)));
-        if self.terminal {
-            self.bar.set_message(text);
-        } else if !is_validation {
-            let (done, left) = (row.step - self.first, self.iters - row.step);
-            if left > 0 {
-                let time = self.started.elapsed().as_secs_f64() / done.max(1) as f64 * left as f64;
-                text += &format!(" · {} left", seconds(time));
-            }
-            say!("step {}/{} · {text}", row.step, self.iters);
+    }
+
+    /// The state of the run, the most important first: a bar's line is cut to the width of the terminal.
+    fn line(&self, step: u64, width: Width) -> String {
+        let Some(last) = &self.last else { return String::new() };
+        let mut parts = vec![format!("loss {:.3}", last.loss.unwrap_or(f64::NAN))];
+        if let Some(MetricsRow { val_loss: Some(loss), accuracy, .. }) = self.validated {
+            parts.push(format!("{} {loss:.3}", if width == Width::Bar { "val" } else { "validation" }));
+            parts.extend(accuracy.map(|accuracy| format!("accuracy {:.1} %", 100.0 * accuracy)));
+        }
+        let (done, left) = (step - self.first, self.iters.saturating_sub(step));
+        let time = || seconds(self.started.elapsed().as_secs_f64() / done.max(1) as f64 * left as f64);
+        let left = (left > 0 && done > 1).then(|| format!("{} left", time()));
+        let speed = format!("{} tokens/s", count(last.tokens_per_second.unwrap_or(0.0)));
+        let memory = bytes(last.peak_memory.unwrap_or(0));
+        match width {
+            Width::Bar => parts.extend(left.into_iter().chain([speed])),
+            Width::Line => parts.extend([speed, memory].into_iter().chain(left)),
+        }
+        parts.join(" · ")
+    }
+
+    /// Replaces the bar by its last line.
+    fn finish(&mut self) {
+        self.bar.finish_and_clear();
+        self.stoppable = None;
+        if let (true, Some(last)) = (self.terminal, &self.last) {
+            note!("step {}/{} · {}", last.step, self.iters, self.line(self.iters, Width::Line));
         }
     }
 }
 
-/// The last validation of a run.
-fn summarize(trainer: &Trainer, text: Option<&TextSummary>, out: &mut impl Write) -> anyhow::Result<()> {
-    let Some(row) = trainer.metrics().iter().rev().find(|row| row.val_loss.is_some()) else { return Ok(()) };
-    let loss = row.val_loss.unwrap_or(f64::NAN);
-    match (row.accuracy, text.and_then(|text| text.unigram_loss)) {
-        (Some(accuracy), _) => {
-            writeln!(out, "validation  accuracy {:.1} %, {loss:.3} nats per answer", 100.0 * accuracy)?;
-        }
-        (None, Some(unigram)) => {
-            writeln!(out, "validation  {loss:.3} nats per token; token frequencies alone reach {unigram:.3}")?;
-        }
-        (None, None) => writeln!(out, "validation  {loss:.3} nats per token")?,
-    }
-    Ok(())
+/// The room for the state of a run.
+#[derive(Clone, Copy, PartialEq)]
+enum Width {
+    /// What is left of a terminal's line beside a bar.
+    Bar,
+    /// A line of a log.
+    Line,
+}
+
+/// A prompt and what the trained model wrote after it.
+pub(super) struct Sample {
+    pub(super) prompt: String,
+    pub(super) text: String,
 }
 
 /// Generates a sample with the trained model.
-fn sample(trainer: &Trainer, prompt: Option<String>, tokens: usize, out: &mut impl Write) -> anyhow::Result<()> {
-    let Some(tokenizer) = trainer.tokenizer().filter(|_| tokens > 0) else { return Ok(()) };
+fn sample(
+    trainer: &Trainer,
+    prompt: Option<String>,
+    tokens: usize,
+    out: &mut impl Write,
+) -> anyhow::Result<Option<Sample>> {
+    let Some(tokenizer) = trainer.tokenizer().filter(|_| tokens > 0) else { return Ok(None) };
     let prompt = prompt.unwrap_or_else(|| "The ".to_owned());
-    writeln!(out, "\nSample:\n")?;
+    writeln!(out, "\nSample after {prompt:?}:\n")?;
     let sampling = Sampling { temperature: 0.7, top_k: 0, top_p: 0.95, min_p: 0.0 };
     let seed = trainer.settings().seed;
     let options = GenerateOptions { max_tokens: tokens, sampling, seed, ..GenerateOptions::default() };
-    write!(out, "{prompt}")?;
+    write!(out, "{}", dimmed(&prompt))?;
     out.flush()?;
     let ids = tokenizer.encode(&prompt)?;
     let mut session = Session::new(trainer.model())?.without_snapshots();
-    write_stream(session.stream(Some(tokenizer), &ids, &options)?, out)?;
+    let generation = write_stream(session.stream(Some(tokenizer), &ids, &options)?, out)?;
     writeln!(out)?;
-    Ok(())
+    Ok(Some(Sample { prompt, text: generation.text }))
 }

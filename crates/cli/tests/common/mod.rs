@@ -53,7 +53,12 @@ impl Place {
         let mut command = Command::new(env!("CARGO_BIN_EXE_alluvium"));
         command.current_dir(self.folder.path()).args(args).stdin(Stdio::null());
         // kernels of tests are not kept among the user's
-        command.env("XDG_CACHE_HOME", self.path("cache"));
+        command.env("XDG_CACHE_HOME", self.path("cache")).env("XDG_STATE_HOME", self.path("state"));
+        // no test asks a server that it has not made
+        command.env("HF_HOME", self.path("hub")).env("HF_HUB_OFFLINE", "1");
+        for name in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "NO_COLOR"] {
+            command.env_remove(name);
+        }
         command
     }
 

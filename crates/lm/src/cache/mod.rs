@@ -79,6 +79,21 @@ pub enum CacheShape {
     },
 }
 
+impl CacheShape {
+    /// The bytes of the cache of one sequence of so many tokens.
+    pub fn bytes(&self, tokens: usize) -> usize {
+        let elements = match self {
+            CacheShape::Delta { conv_state, recurrent_state } => {
+                conv_state.as_ref().map_or(0, Shape::elements).saturating_add(recurrent_state.elements())
+            }
+            CacheShape::Attention { kv_heads, head_dim } => {
+                2usize.saturating_mul(*kv_heads).saturating_mul(*head_dim).saturating_mul(tokens)
+            }
+        };
+        elements.saturating_mul(size_of::<f32>())
+    }
+}
+
 impl Cache {
     /// An empty cache for `batch` sequences.
     pub fn new(batch: usize, layers: Vec<LayerCache>) -> Self {

@@ -259,6 +259,13 @@ impl Tokenizer {
         self
     }
 
+    /// The same tokenizer with a `generation_config.json` that asks for sampling.
+    pub fn with_sampling(mut self, temperature: f64, top_p: f64) -> Self {
+        self.generation =
+            json!({"eos_token_id": self.eos, "do_sample": true, "temperature": temperature, "top_p": top_p});
+        self
+    }
+
     /// What `generation_config.json` holds; null where the folder has none.
     pub fn generation_config(&self) -> &Value {
         &self.generation

@@ -4,7 +4,7 @@
 pub(super) const COMMANDS: [(&str, &str); 9] = [
     ("/help", "lists the commands"),
     ("/reset", "clears the conversation"),
-    ("/system [TEXT]", "sets the system prompt and clears the conversation; without TEXT there is none"),
+    ("/system [TEXT]", "sets or removes the system prompt and clears the conversation"),
     ("/undo", "removes the last message and its answer"),
     ("/retry", "answers the last message again, with another seed"),
     ("/save FILE", "writes the conversation as JSON"),

@@ -3,12 +3,13 @@
 mod commands;
 mod input;
 
-use super::generate::{as_json, report};
+use super::DeviceArg;
+use super::generate::{as_json, report_speed};
+use super::memory::MemoryArg;
 use super::model::{AdapterArg, Opened, open};
 use super::prompt::{SessionArgs, TemplateArgs};
 use super::response::{Form, Prompt, Response};
 use super::sampling::{SamplingArgs, max_tokens};
-use super::{DeviceArg, is_here};
 use crate::output::{note, say, say_error};
 use crate::signals::Stoppable;
 use alluvium::lm::formats::write_atomic;
@@ -18,6 +19,7 @@ use anyhow::{Context, anyhow, bail};
 use commands::{COMMANDS, Line};
 use input::{Input, Source};
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// Chat with a model
@@ -27,7 +29,8 @@ use std::path::{Path, PathBuf};
 /// empty prompt it ends the chat, as Ctrl-D does. The cache of the conversation is reused from turn to turn.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder with config.json, tokenizer.json, a chat template and the safetensors files
+    /// Folder with config.json, tokenizer.json, a chat template and the safetensors files, or a name on the Hugging Face
+    /// Hub: org/name
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]
@@ -47,15 +50,17 @@ pub(crate) struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     device: DeviceArg,
+    #[command(flatten)]
+    memory: MemoryArg,
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
-    is_here(&args.model)?;
     if args.template.ignore_chat_template {
         bail!("--ignore-chat-template: a chat needs its template; `alluvium generate` continues plain text");
     }
     args.template.check_cache(args.session.prompt_cache_file.as_deref())?;
-    let opened = args.template.apply(open(&args.model, &args.device)?.adapted(&args.adapter)?)?;
+    let opened =
+        args.template.apply(open(&args.model, &args.device, args.max_tokens, &args.memory)?.adapted(&args.adapter)?)?;
     if opened.tokenizer.chat_template().is_none() {
         bail!(
             "{} has no chat template; `alluvium generate` continues plain text, and --chat-template FILE gives a \
@@ -86,7 +91,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             Input::Text(line) => line,
             Input::Interrupted if is_leaving => return Err(crate::output::Interrupted.into()),
             Input::Interrupted => {
-                note!("(Ctrl-C again or Ctrl-D ends the chat)");
+                note!("Ctrl-C again or Ctrl-D ends the chat");
                 is_leaving = true;
                 continue;
             }
@@ -99,11 +104,9 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         is_leaving = false;
         match Line::of(&line) {
             Line::Exit => break,
-            Line::Message(message) => {
-                chat.answer(&message, &source, out)?;
-            }
+            Line::Message(message) => is_leaving = chat.answer(&message, &source, out)?.is_break(),
             Line::Retry => match chat.retried() {
-                Some(message) => chat.answer(&message, &source, out)?,
+                Some(message) => is_leaving = chat.answer(&message, &source, out)?.is_break(),
                 None => say!("there is no message to answer again"),
             },
             command => chat.obey(&command),
@@ -240,24 +243,24 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// Generates and writes a response. A message that cannot be answered is reported and left out of the
-    /// conversation.
+    /// Generates and writes a response, unless Ctrl-C breaks it. A message that cannot be answered is reported and left
+    /// out of the conversation.
     ///
     /// # Errors
     /// When the output cannot be written.
-    fn answer(&mut self, message: &str, source: &Source, out: &mut impl Write) -> anyhow::Result<()> {
+    fn answer(&mut self, message: &str, source: &Source, out: &mut impl Write) -> anyhow::Result<ControlFlow<()>> {
         self.unanswered = None;
         match self.answered(message, source, out) {
             Err(error) if !error.is::<io::Error>() => {
                 say_error(&format!("{error:#}; the message was left out"));
                 self.session = self.args.session.session(self.opened.model.as_ref(), self.cache.clone())?;
-                Ok(())
+                Ok(ControlFlow::Continue(()))
             }
             result => result,
         }
     }
 
-    fn answered(&mut self, message: &str, source: &Source, out: &mut impl Write) -> anyhow::Result<()> {
+    fn answered(&mut self, message: &str, source: &Source, out: &mut impl Write) -> anyhow::Result<ControlFlow<()>> {
         let tokenizer = &self.opened.tokenizer;
         let text = self.prompt(message)?;
         let ids = tokenizer.encode_without_special_tokens(&text)?;
@@ -269,7 +272,7 @@ impl Chat<'_> {
         let prompt = Prompt { tokenizer, ids: &ids, options: &self.options };
         // elsewhere Ctrl-C ends the program
         let stoppable = source.is_terminal().then(Stoppable::new);
-        let mut check = || stoppable.as_ref().map_or(std::ops::ControlFlow::Continue(()), Stoppable::check);
+        let mut check = || stoppable.as_ref().map_or(ControlFlow::Continue(()), Stoppable::check);
         let generation =
             prompt.respond(&mut self.session, &mut response, &mut check, out).with_context(|| self.opened.name())?;
         match self.form {
@@ -284,9 +287,12 @@ impl Chat<'_> {
         self.options.seed = self.options.seed.wrapping_add(1);
         self.keep(message, &response, &generation);
         if source.is_terminal() {
-            report(&generation, self.opened.device.peak_memory());
+            report_speed(&generation);
         }
-        Ok(())
+        Ok(match generation.finish_reason {
+            Some(_) => ControlFlow::Continue(()),
+            None => ControlFlow::Break(()),
+        })
     }
 
     /// Adds a message and its answer to the conversation.
@@ -300,7 +306,7 @@ impl Chat<'_> {
             return;
         }
         if generation.finish_reason.is_none() {
-            note!("stopped; what was answered stays in the conversation (/undo removes it)");
+            note!("stopped; the answer so far stays in the conversation, /undo removes it");
         }
         self.conversation.messages.push(Message::user(message));
         self.conversation.messages.push(Message::assistant(answer));
