@@ -28,7 +28,7 @@ fn main() -> alluvium::Result<()> {
         data: Box::new(TokenData::new(corpus, 128, 4, settings.seed)?),
         validation: Validation::default(),
         tokenizer: None,
-        settings,
+        settings: settings.loop_settings(),
         device,
     });
     trainer.run(&mut |event| {

@@ -35,6 +35,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(Box<cmd::train::Args>),
+    #[command(alias = "lora")]
+    Finetune(Box<cmd::finetune::Args>),
+    Fuse(cmd::fuse::Args),
     Generate(Box<cmd::generate::Args>),
     Chat(Box<cmd::chat::Args>),
     Convert(cmd::convert::Args),
@@ -107,6 +110,8 @@ fn run(cli: Cli, out: &mut impl Write) -> anyhow::Result<()> {
     }
     match cli.command {
         Command::Train(args) => cmd::train::run(*args, out),
+        Command::Finetune(args) => cmd::finetune::run(&args, out),
+        Command::Fuse(args) => cmd::fuse::run(&args, out),
         Command::Generate(args) => cmd::generate::run(&args, out),
         Command::Chat(args) => cmd::chat::run(&args, out),
         Command::Convert(args) => cmd::convert::run(&args, out),

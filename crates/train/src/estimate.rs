@@ -37,7 +37,8 @@ impl Settings {
         build(&self.architecture.config(self.max_seq_length, 0)?, &mut shapes)?;
         let weights = shapes.elements.saturating_mul(size_of::<f32>());
         let moments = match self.optimizer {
-            OptimizerKind::AdamW => weights.saturating_mul(2),
+            OptimizerKind::AdamW | OptimizerKind::Adam => weights.saturating_mul(2),
+            OptimizerKind::Sgd => 0,
             OptimizerKind::Muon => weights,
         };
         let activations = self.activations();

@@ -17,8 +17,17 @@ const TOKENIZER: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "genera
 /// Makes the folder of a new run.
 ///
 /// # Errors
-/// When the folder holds a run, a model, or any file that the run would overwrite; nothing is changed then.
+/// As [`check`]; nothing is changed then.
 pub(crate) fn claim(out: &Path) -> Result<()> {
+    check(out)?;
+    std::fs::create_dir_all(out).map_err(Error::io(out, "create"))
+}
+
+/// Checks that a new run can use a folder, which need not exist.
+///
+/// # Errors
+/// When the folder holds a run, a model, or any file that the run would overwrite.
+pub(crate) fn check(out: &Path) -> Result<()> {
     let refuse = |name: &str| {
         let why = format!("it already holds {name}; --resume continues a run, or choose another folder");
         Err(Error::file(out, why))
@@ -47,7 +56,7 @@ pub(crate) fn claim(out: &Path) -> Result<()> {
         |name: &String| TOKENIZER.contains(&name.as_str()) || [CURVE, SETTINGS, REPORT].contains(&name.as_str());
     match names.iter().find(|name| overwritten(name)) {
         Some(name) if !was_begun => refuse(name),
-        _ => std::fs::create_dir_all(out).map_err(Error::io(out, "create")),
+        _ => Ok(()),
     }
 }
 

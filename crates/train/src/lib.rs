@@ -7,6 +7,7 @@
 mod curve;
 pub mod data;
 mod estimate;
+pub mod finetune;
 mod folder;
 mod meter;
 mod metrics;
@@ -23,9 +24,11 @@ pub use estimate::MemoryEstimate;
 pub use folder::REPORT;
 pub use metrics::{Metrics, MetricsRow};
 pub use objective::{NextToken, Objective, correct_targets};
-pub use optim::{Optimizer, OptimizerConfig, OptimizerKind, Schedule};
+pub use optim::{Decayed, LrSchedule, LrScheduleName, Optimizer, OptimizerConfig, OptimizerKind, Schedule};
 pub use run::{Run, RunPaths, TextSummary, task_data};
 pub use settings::{Architecture, Overrides, Preset, Settings};
 pub use state::DataSource;
 pub use step::{Gradients, StepOptions, StepStats, gradients, train_step};
-pub use trainer::{Event, Observer, RunStatus, Trainer, TrainerParts, Validation, ValidationMetric};
+pub use trainer::{
+    Event, FirstValidation, LoopSettings, Observer, RunStatus, Trainer, TrainerParts, Validation, ValidationMetric,
+};

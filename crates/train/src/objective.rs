@@ -1,9 +1,9 @@
 //! Objectives: what a training step minimizes.
 
 use crate::data::{IGNORE_INDEX, PackedBatch};
-use alluvium_core::{Device, Result, Tensor};
-use alluvium_lm::{Checkpointing, LanguageModel};
-use alluvium_ops::{CrossEntropyArgs, Reduction, argmax, cross_entropy, embedding};
+use alluvium_core::{Backward, Device, Error, Result, Tape, Tensor, tape};
+use alluvium_lm::{Checkpointing, LanguageModel, Parameters, Weight};
+use alluvium_ops::{CrossEntropyArgs, Reduction, add, argmax, concat, cross_entropy, embedding, kl_div, scale, slice};
 
 /// A loss of a model `M` on a batch `B`.
 ///
@@ -57,10 +57,17 @@ impl NextToken {
     }
 
     fn cross_entropy(&self, model: &dyn LanguageModel, batch: &PackedBatch, z_loss: f32) -> Result<Tensor> {
+        let targets = &batch.targets;
         let batch = batch.to_device(&self.device)?;
         let hidden = model.forward(&batch.batch(), self.checkpointing)?;
-        let w = model.lm_head().dense()?;
         let x = hidden.reshape([batch.targets.elements(), hidden.shape().last()])?;
+        let head = model.lm_head();
+        let Some(w) = head.dense().ok().filter(|w| w.dtype() == x.dtype()) else {
+            if z_loss > 0.0 {
+                return Err(Error::value("cross_entropy", "z_loss needs a plain f32 output projection; set it to 0"));
+            }
+            return head_loss(head, &x, targets);
+        };
         cross_entropy(CrossEntropyArgs {
             x: &x,
             w,
@@ -71,6 +78,88 @@ impl NextToken {
             chunk: (LOGITS_AT_ONCE / w.shape()[0]).clamp(16, 1024),
         })
     }
+}
+
+/// Next-token cross-entropy with an output projection of any form: half precision, quantized, with an adapter.
+///
+/// Logits are computed for some tokens at a time. Where the projection is frozen, the gradient of the hidden states is
+/// computed with them, on a tape of its own, and the backward pass only scales it; else a chunk is computed again.
+fn head_loss(head: &Weight, x: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let (places, targets): (Vec<u32>, Vec<u32>) =
+        (0..).zip(targets).filter(|(_, target)| **target != IGNORE_INDEX).map(|(at, &target)| (at, target)).unzip();
+    if places.is_empty() {
+        return Tensor::full([], 0.0, x.device());
+    }
+    let rows = embedding(x, &Tensor::from_slice(&places, [places.len()], x.device())?)?;
+    let chunk = (LOGITS_AT_ONCE / head.shape()[0]).clamp(16, 1024);
+    let is_frozen = !is_traced(head);
+    let (mut total, mut gradients) = (None, Vec::new());
+    for (index, targets) in targets.chunks(chunk).enumerate() {
+        let range = index * chunk..index * chunk + targets.len();
+        let share = targets.len() as f32 / places.len() as f32;
+        let part = if is_frozen {
+            let tape = Tape::new();
+            let mut part = rows.detach().rows(range.start, range.len())?;
+            if rows.is_traced() {
+                part = tape.watch(&part);
+            }
+            let loss = scale(&one_hot_loss(&head.linear(&part)?, targets)?, share)?;
+            if rows.is_traced() {
+                let mut grads = loss.backward()?;
+                gradients.extend(grads.take(&part));
+            }
+            loss.detach()
+        } else {
+            let (head, targets) = (head.clone(), targets.to_vec());
+            let logits = move |x: &Tensor| one_hot_loss(&head.linear(x)?, &targets);
+            scale(&tape::recompute(&slice(&rows, 0, range)?, logits)?, share)?
+        };
+        total = Some(match total {
+            Some(total) => add(&total, &part)?,
+            None => part,
+        });
+    }
+    let total = total.unwrap_or(Tensor::full([], 0.0, x.device())?);
+    if gradients.is_empty() {
+        return Ok(total);
+    }
+    let gradient = concat(&gradients.iter().collect::<Vec<_>>(), 0)?;
+    tape::record([&rows], total, || HeadGradient { rows: gradient })
+}
+
+fn is_traced(head: &Weight) -> bool {
+    let mut traced = false;
+    head.visit("", &mut |_, tensor| traced |= tensor.is_traced());
+    traced
+}
+
+/// The gradient of the hidden states for a loss whose own is 1.
+struct HeadGradient {
+    rows: Tensor,
+}
+
+impl Backward<1> for HeadGradient {
+    fn op(&self) -> &'static str {
+        "head_loss"
+    }
+
+    fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        Ok([Some(scale(&self.rows, dy.item()?)?)])
+    }
+}
+
+/// A logit to which the softmax gives probability 0.
+const NEVER: f32 = -1e4;
+
+/// The mean cross-entropy of logits: the divergence from a teacher that is certain of the target.
+fn one_hot_loss(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let vocab_size = logits.shape().last();
+    let mut teacher = vec![NEVER; targets.len() * vocab_size];
+    for (row, &target) in teacher.chunks_exact_mut(vocab_size).zip(targets) {
+        let why = || Error::value("cross_entropy", format!("a target is {target}, expected below V = {vocab_size}"));
+        *row.get_mut(target as usize).ok_or_else(why)? = 0.0;
+    }
+    kl_div(logits, &Tensor::from_slice(&teacher, logits.shape(), logits.device())?)
 }
 
 impl Objective<dyn LanguageModel, PackedBatch> for NextToken {

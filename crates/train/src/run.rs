@@ -5,7 +5,7 @@ use crate::data::{
     split,
 };
 use crate::state::{self, DataSource, Progress};
-use crate::trainer::{Event, Observer, Trainer, TrainerParts, Validation, ValidationMetric};
+use crate::trainer::{Event, Observer, Output, Trainer, TrainerParts, Validation, ValidationMetric};
 use crate::{NextToken, Settings};
 use alluvium_core::{Device, Error, Result};
 use alluvium_lm::{Checkpointing, Config, LanguageModel, Tokenizer, initialize};
@@ -50,6 +50,8 @@ pub struct Run {
     pub trainer: Trainer,
     /// The text; `None` for a synthetic task.
     pub text: Option<TextSummary>,
+    /// The settings of the run.
+    pub settings: Settings,
 }
 
 /// Settings that may differ when a run is resumed; `vocab_size` is always the tokenizer's.
@@ -67,9 +69,10 @@ impl Run {
         // before the text is read, which may take long, and again once there is something to write
         crate::folder::claim(&paths.out)?;
         let preparation = Preparation { source, tokenizer: paths.tokenizer.clone(), out: &paths.out, device };
-        let (parts, text, source) = preparation.parts(settings, None, observe)?;
+        let Prepared { parts, text, source, settings } = preparation.parts(settings, None, observe)?;
         let trainer = Trainer::new(parts).with_folder(&paths.out)?.with_source(source);
-        Ok(Run { trainer, text })
+        let trainer = recorded(trainer, &settings)?;
+        Ok(Run { trainer, text, settings })
     }
 
     /// Resumes the run in a folder at its last checkpoint. `change` gets the settings of the run and returns those to
@@ -85,8 +88,9 @@ impl Run {
     ) -> Result<Self> {
         let path = paths.out.join(state::FILE);
         let progress = state::progress(&path)?;
-        let settings = change(&progress.settings)?;
-        let mut differences = progress.settings.differences(&settings);
+        let before: Settings = progress.settings(&path)?;
+        let settings = change(&before)?;
+        let mut differences = before.differences(&settings);
         differences.retain(|d| !CHANGEABLE_ON_RESUME.iter().any(|name| d.split(' ').next() == Some(name)));
         if !differences.is_empty() {
             let why = format!("the run cannot be resumed with other settings: {}", differences.join("; "));
@@ -97,9 +101,9 @@ impl Run {
             None => remembered(&path, &progress)?,
         };
         let preparation = Preparation { source, tokenizer: Some(paths.out.clone()), out: &paths.out, device };
-        let (parts, text, source) = preparation.parts(settings, Some(&progress), observe)?;
-        let trainer = Trainer::new(parts).restored(&paths.out, &progress)?.with_source(source);
-        Ok(Run { trainer, text })
+        let Prepared { parts, text, source, settings } = preparation.parts(settings, Some(&progress), observe)?;
+        let trainer = Trainer::new(parts).restored(&paths.out, &progress)?;
+        Ok(Run { trainer: recorded(trainer.with_source(source), &settings)?, text, settings })
     }
 }
 
@@ -126,7 +130,18 @@ struct Preparation<'a> {
     device: &'a Device,
 }
 
-type Prepared = (TrainerParts, Option<TextSummary>, Option<DataSource>);
+struct Prepared {
+    parts: TrainerParts,
+    text: Option<TextSummary>,
+    source: Option<DataSource>,
+    settings: Settings,
+}
+
+/// The trainer, which writes the settings into its checkpoints.
+fn recorded(trainer: Trainer, settings: &Settings) -> Result<Trainer> {
+    let record = serde_json::to_value(settings).map_err(|error| Error::value("train", error.to_string()))?;
+    Ok(trainer.with_record(record).with_output(Output::Model { settings: Some(settings.toml()) }))
+}
 
 impl Preparation<'_> {
     fn parts(self, settings: Settings, before: Option<&Progress>, observe: &mut Observer<'_>) -> Result<Prepared> {
@@ -188,14 +203,15 @@ impl Preparation<'_> {
         let validation = Validation { batches, metric: ValidationMetric::Loss, baseline: summary.unigram_loss };
         let data = Box::new(TokenData::new(corpus, block, rows, settings.seed)?);
         let source = absolute.iter().all(|path| path.to_str().is_some()).then_some(DataSource::Text(absolute));
-        Ok((self.assemble(model, Some(tokenizer), data, validation, settings), Some(summary), source))
+        let parts = self.assemble(model, Some(tokenizer), data, validation, &settings);
+        Ok(Prepared { parts, text: Some(summary), source, settings })
     }
 
     fn task_parts(self, task: Task, settings: Settings, before: Option<&Progress>) -> Result<Prepared> {
         let model = self.model(&settings, 0, before)?;
         let (data, validation) = task_data(task, &settings)?;
-        let parts = self.assemble(model, None, Box::new(data), validation, settings);
-        Ok((parts, None, Some(DataSource::Task(task))))
+        let parts = self.assemble(model, None, Box::new(data), validation, &settings);
+        Ok(Prepared { parts, text: None, source: Some(DataSource::Task(task)), settings })
     }
 
     fn model(
@@ -218,11 +234,11 @@ impl Preparation<'_> {
         tokenizer: Option<Tokenizer>,
         data: Box<dyn TrainingData>,
         validation: Validation,
-        settings: Settings,
+        settings: &Settings,
     ) -> TrainerParts {
         let checkpointing = if settings.grad_checkpoint { Checkpointing::Layers } else { Checkpointing::None };
         let objective = NextToken { z_loss: settings.z_loss, checkpointing, device: self.device.clone() };
-        let (objective, device) = (Box::new(objective), self.device.clone());
+        let (objective, device, settings) = (Box::new(objective), self.device.clone(), settings.loop_settings());
         TrainerParts { model, config, tokenizer, objective, data, validation, settings, device }
     }
 }

@@ -1,6 +1,7 @@
 //! The settings of a run: a preset sets all of them; a TOML file and flags override some.
 
 use crate::data::Task;
+use crate::trainer::{FirstValidation, LoopSettings};
 use crate::{OptimizerConfig, OptimizerKind, Schedule};
 use alluvium_core::{Error, Result};
 use alluvium_lm::Config;
@@ -387,9 +388,24 @@ impl Settings {
         }
     }
 
+    /// The settings of the training loop.
+    pub fn loop_settings(&self) -> LoopSettings {
+        LoopSettings {
+            iters: self.iters,
+            grad_accumulation_steps: self.grad_accumulation_steps,
+            grad_clip: self.grad_clip,
+            steps_per_report: self.steps_per_report,
+            steps_per_eval: self.steps_per_eval,
+            save_every: self.save_every,
+            first_validation: FirstValidation::AfterSteps,
+            schedule: self.schedule(),
+            optimizer: self.optimizer_config(),
+        }
+    }
+
     /// The learning rates of the run.
     pub fn schedule(&self) -> Schedule {
-        Schedule { peak: self.learning_rate, warmup: self.warmup, steps: self.iters }
+        Schedule::WarmupCosine { peak: self.learning_rate, warmup: self.warmup, steps: self.iters }
     }
 }
 

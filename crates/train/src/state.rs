@@ -1,13 +1,15 @@
 //! `trainer.safetensors`: what a run needs to resume, in one file that is written whole or not at all.
 
+use crate::Optimizer;
 use crate::data::{DataPosition, Task};
 use crate::meter::WeightedSum;
-use crate::{Optimizer, Settings};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::init::{Init, WeightSource};
-use alluvium_lm::{Config, LanguageModel};
+use alluvium_lm::{Config, LanguageModel, visit_trainable, visit_trainable_mut};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// The file's name in the folder of a run. Tools that read checkpoints look for `model*.safetensors`, so it is none of
@@ -40,10 +42,20 @@ pub(crate) struct Progress {
     /// Losses since the last row of the metrics.
     #[serde(default)]
     pub(crate) unreported: WeightedSum,
-    pub(crate) settings: Settings,
+    /// The lowest validation loss so far.
+    #[serde(default)]
+    pub(crate) best: Option<f64>,
+    /// The settings that the run was begun with, as its kind has them.
+    pub(crate) settings: Value,
 }
 
 impl Progress {
+    /// The settings of a run of a kind.
+    pub(crate) fn settings<S: DeserializeOwned>(&self, path: &Path) -> Result<S> {
+        serde_json::from_value(self.settings.clone())
+            .map_err(|error| Error::file(path, format!("the settings of the run cannot be read: {error}")))
+    }
+
     /// Whether a run can have counted this far: larger counts would overflow later.
     fn is_possible(&self) -> bool {
         const MOST: u64 = 1 << 53;
@@ -55,7 +67,7 @@ impl Progress {
 
 pub(crate) fn save(path: &Path, model: &dyn LanguageModel, optimizer: &Optimizer, progress: &Progress) -> Result<()> {
     let mut tensors: Vec<(String, &Tensor)> = Vec::new();
-    model.visit("", &mut |name, parameter| tensors.push((format!("parameter.{name}"), parameter)));
+    visit_trainable(model, &mut |name, parameter| tensors.push((format!("parameter.{name}"), parameter)));
     tensors.extend(optimizer.state().into_iter().map(|(name, tensor)| (format!("moment.{name}"), tensor)));
     let progress = serde_json::to_string(progress).map_err(|e| Error::file(path, e.to_string()))?;
     safetensors::write(path, &tensors, &[(KEY.to_owned(), progress)])
@@ -100,6 +112,18 @@ impl WeightSource for Parameters<'_> {
         }
         self.file.tensor(&stored, self.device)
     }
+}
+
+/// Reads the trainable parameters into a model that has all others.
+pub(crate) fn restore_parameters(path: &Path, model: &mut dyn LanguageModel, device: &Device) -> Result<()> {
+    let mut parameters = Parameters { file: safetensors::read(path)?, path, device };
+    let mut result = Ok(());
+    visit_trainable_mut(model, &mut |name, slot| {
+        if result.is_ok() {
+            result = parameters.tensor(&name, slot.shape(), Init::Zeros).map(|tensor| *slot = tensor);
+        }
+    });
+    result
 }
 
 /// Reads the optimizer's moments.

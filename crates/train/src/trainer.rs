@@ -4,10 +4,16 @@ use crate::data::{PackedBatch, TrainingData};
 use crate::meter::{Diverged, LossMeter, Throughput, WeightedSum};
 use crate::objective::correct_targets;
 use crate::state::{self, DataSource, Progress};
-use crate::{Metrics, MetricsRow, Objective, Optimizer, Schedule, Settings, StepOptions, draw, folder, train_step};
-use alluvium_core::{Device, Error, Result};
-use alluvium_lm::{Config, LanguageModel, Tokenizer, parameter_count};
-use alluvium_ops::global_norm;
+use crate::{
+    Metrics, MetricsRow, Objective, Optimizer, OptimizerConfig, Schedule, StepOptions, draw, folder, train_step,
+};
+use alluvium_core::{DType, Device, Error, Result, Tensor};
+use alluvium_lm::adapter::{ADAPTER_CONFIG, ADAPTERS};
+use alluvium_lm::formats::{safetensors, write_atomic};
+use alluvium_lm::{Config, LanguageModel, Tokenizer, parameter_count, visit_trainable};
+use alluvium_ops::{cast, global_norm};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -73,6 +79,39 @@ pub struct Validation {
     pub baseline: Option<f64>,
 }
 
+/// The settings of the training loop.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoopSettings {
+    /// Optimizer steps.
+    pub iters: u64,
+    /// Batches whose gradients are averaged before a step.
+    pub grad_accumulation_steps: usize,
+    /// Maximum norm of the gradient; 0 disables clipping.
+    pub grad_clip: f32,
+    /// Steps between reports of the training loss.
+    pub steps_per_report: u64,
+    /// Steps between validations.
+    pub steps_per_eval: u64,
+    /// Steps between checkpoints.
+    pub save_every: u64,
+    /// When the first validation is.
+    pub first_validation: FirstValidation,
+    /// The learning rates.
+    pub schedule: Schedule,
+    /// The constants of the optimizer.
+    pub optimizer: OptimizerConfig,
+}
+
+/// When the first validation of a run is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FirstValidation {
+    /// After `steps_per_eval` steps.
+    #[default]
+    AfterSteps,
+    /// Before the first step, too: the model that is fine-tuned.
+    BeforeTraining,
+}
+
 /// The parts of a [`Trainer`].
 pub struct TrainerParts {
     /// The model; its parameters are updated in place.
@@ -87,8 +126,8 @@ pub struct TrainerParts {
     pub data: Box<dyn TrainingData>,
     /// Validation batches.
     pub validation: Validation,
-    /// Steps, schedule, optimizer, intervals. The model's shape in them is not used.
-    pub settings: Settings,
+    /// Steps, schedule, optimizer, intervals.
+    pub settings: LoopSettings,
     /// The device of the model.
     pub device: Device,
 }
@@ -108,6 +147,27 @@ pub struct Trainer {
     is_saved: bool,
     out: Option<PathBuf>,
     source: Option<DataSource>,
+    /// The settings that checkpoints record.
+    record: Value,
+    output: Output,
+    /// The lowest validation loss so far.
+    best: Option<f64>,
+}
+
+/// The files of a checkpoint beside the state of the run.
+#[derive(Clone, Debug)]
+pub(crate) enum Output {
+    /// The model, in the layout of MLX, and the settings as TOML.
+    Model { settings: Option<String> },
+    /// The trainable parameters, as mlx-lm's adapter.
+    Adapter(AdapterOutput),
+}
+
+/// The configuration of an adapter and the dtypes in which its tensors are stored.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AdapterOutput {
+    pub(crate) config: Map<String, Value>,
+    pub(crate) dtypes: BTreeMap<String, DType>,
 }
 
 impl std::fmt::Debug for Trainer {
@@ -120,7 +180,7 @@ impl Trainer {
     /// A run at step 0 that writes no files.
     pub fn new(parts: TrainerParts) -> Self {
         Trainer {
-            optimizer: Optimizer::new(parts.settings.optimizer_config()),
+            optimizer: Optimizer::new(parts.settings.optimizer),
             metrics: Metrics::default(),
             meter: LossMeter::default(),
             throughput: Throughput::new(),
@@ -130,6 +190,9 @@ impl Trainer {
             is_saved: false,
             out: None,
             source: None,
+            record: Value::Null,
+            output: Output::Model { settings: None },
+            best: None,
             parts,
         }
     }
@@ -150,6 +213,16 @@ impl Trainer {
         Trainer { source, ..self }
     }
 
+    /// Records in checkpoints the settings that a resumed run needs.
+    pub(crate) fn with_record(self, record: Value) -> Self {
+        Trainer { record, ..self }
+    }
+
+    /// Writes an adapter instead of a model.
+    pub(crate) fn with_output(self, output: Output) -> Self {
+        Trainer { output, ..self }
+    }
+
     /// Continues the run whose state is in a folder. The model must be that of the state.
     pub(crate) fn restored(mut self, out: &Path, progress: &Progress) -> Result<Self> {
         let path = out.join(state::FILE);
@@ -161,7 +234,7 @@ impl Trainer {
         self.metrics = Metrics::open(&out.join(crate::metrics::FILE), progress.step)?;
         state::restore(&path, &mut self.optimizer, &self.parts.device)?;
         (self.step, self.tokens, self.saved) = (progress.step, progress.tokens, Some(progress.step));
-        self.meter.losses = progress.unreported;
+        (self.meter.losses, self.best) = (progress.unreported, progress.best);
         self.out = Some(out.to_owned());
         Ok(self)
     }
@@ -181,8 +254,8 @@ impl Trainer {
         self.parts.model
     }
 
-    /// The settings of the run.
-    pub fn settings(&self) -> &Settings {
+    /// The settings of the loop.
+    pub fn settings(&self) -> &LoopSettings {
         &self.parts.settings
     }
 
@@ -210,7 +283,9 @@ impl Trainer {
         let mut wish = observe(Event::Ready(self));
         self.throughput = Throughput::new();
         let measured = self.metrics.rows().iter().any(|row| row.step == self.step && row.val_loss.is_some());
-        if self.step > 0 && self.is_due(self.parts.settings.steps_per_eval) && !measured && wish.is_continue() {
+        let is_first = self.step == 0 && self.parts.settings.first_validation == FirstValidation::BeforeTraining;
+        let is_due = is_first || (self.step > 0 && self.is_due(self.parts.settings.steps_per_eval));
+        if is_due && !measured && wish.is_continue() {
             wish = self.validate(observe)?;
         }
         while self.step < self.parts.settings.iters && wish.is_continue() {
@@ -256,8 +331,8 @@ impl Trainer {
         Ok(observe(Event::Stepped { step, tokens }))
     }
 
-    fn schedule(&self) -> Schedule {
-        self.parts.settings.schedule()
+    fn schedule(&self) -> &Schedule {
+        &self.parts.settings.schedule
     }
 
     /// Reads the losses that were not read yet.
@@ -304,7 +379,19 @@ impl Trainer {
         self.throughput.exclude(started);
         let Some(row) = row else { return Ok(ControlFlow::Break(())) };
         self.metrics.push(row.clone())?;
+        self.keep_best(row.val_loss)?;
         Ok(observe(Event::Measured(&row)))
+    }
+
+    /// Writes the adapter of the lowest validation loss.
+    fn keep_best(&mut self, loss: Option<f64>) -> Result<()> {
+        let (Some(loss), Some(out), Output::Adapter(output)) = (loss, &self.out, &self.output) else { return Ok(()) };
+        if self.step == 0 || !loss.is_finite() || self.best.is_some_and(|best| best <= loss) {
+            return Ok(());
+        }
+        output.save_tensors(self.model(), &out.join(BEST))?;
+        self.best = Some(loss);
+        Ok(())
     }
 
     /// Measures the validation batches; `None` when the observer broke before the last one.
@@ -343,7 +430,7 @@ impl Trainer {
     fn save(&mut self, out: &Path) -> Result<()> {
         self.sync()?;
         let mut parameters = Vec::new();
-        self.model().visit("", &mut |_, parameter| parameters.push(parameter));
+        visit_trainable(self.model(), &mut |_, parameter| parameters.push(parameter));
         if !global_norm(&parameters)?.item()?.is_finite() {
             return Err(self.broken(&format!("parameters are not finite after step {}", self.step)));
         }
@@ -354,10 +441,13 @@ impl Trainer {
             fingerprint: self.parts.data.fingerprint(),
             source: self.source.clone(),
             unreported: self.meter.losses,
-            settings: self.parts.settings.clone(),
+            best: self.best,
+            settings: self.record.clone(),
         };
-        let settings = format!("# `alluvium train --config` takes this file.\n{}", self.settings().toml());
-        alluvium_lm::formats::write_atomic(&out.join(folder::SETTINGS), |file| file.write_all(settings.as_bytes()))?;
+        if let Output::Model { settings: Some(settings) } = &self.output {
+            let settings = format!("# `alluvium train --config` takes this file.\n{settings}");
+            write_atomic(out.join(folder::SETTINGS), |file| file.write_all(settings.as_bytes()))?;
+        }
         if let Some(tokenizer) = self.tokenizer()
             && self.saved.is_none()
         {
@@ -366,11 +456,41 @@ impl Trainer {
         }
         // the state before the model: a kill between the two leaves a run that resumes, never a model without one
         state::save(&out.join(state::FILE), self.model(), &self.optimizer, &progress)?;
-        alluvium_lm::save(self.model(), &self.parts.config, self.tokenizer(), out)?;
+        match &self.output {
+            Output::Model { .. } => alluvium_lm::save(self.model(), &self.parts.config, self.tokenizer(), out)?,
+            Output::Adapter(output) => output.save(self.model(), out, self.step)?,
+        }
         self.saved = Some(self.step);
         draw(&out.join(folder::CURVE), self.metrics.rows(), self.parts.validation.baseline)?;
         self.is_saved = true;
         Ok(())
+    }
+}
+
+/// The adapter of the lowest validation loss.
+pub(crate) const BEST: &str = "best_adapters.safetensors";
+
+impl AdapterOutput {
+    /// Writes the adapter of a step, under mlx-lm's name and under that of the step.
+    fn save(&self, model: &dyn LanguageModel, out: &Path, step: u64) -> Result<()> {
+        self.save_tensors(model, &out.join(format!("{step:07}_{ADAPTERS}")))?;
+        self.save_tensors(model, &out.join(ADAPTERS))?;
+        let text = serde_json::to_string_pretty(&self.config).map_err(|e| Error::file(out, e.to_string()))?;
+        write_atomic(out.join(ADAPTER_CONFIG), |file| file.write_all(text.as_bytes()))
+    }
+
+    fn save_tensors(&self, model: &dyn LanguageModel, path: &Path) -> Result<()> {
+        let mut tensors = Vec::new();
+        visit_trainable(model, &mut |name, tensor| tensors.push((name, tensor.detach())));
+        for (name, tensor) in &mut tensors {
+            if let Some(&dtype) = self.dtypes.get(name)
+                && dtype != tensor.dtype()
+            {
+                *tensor = cast(tensor, dtype)?;
+            }
+        }
+        let tensors: Vec<(String, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
+        safetensors::write(path, &tensors, &[("format".to_owned(), "mlx".to_owned())])
     }
 }
 

@@ -47,7 +47,7 @@ fn task_trainer(task: Task) -> Trainer {
         objective,
         data: Box::new(data),
         validation,
-        settings,
+        settings: settings.loop_settings(),
         device,
     })
 }
@@ -178,8 +178,16 @@ fn a_language_model_is_trained_on_token_ids() {
     let objective = Box::new(NextToken::new(&device));
     let validation = Validation::default();
     let data = Box::new(data);
-    let mut trainer =
-        Trainer::new(TrainerParts { model, config, tokenizer: None, objective, data, validation, settings, device });
+    let mut trainer = Trainer::new(TrainerParts {
+        model,
+        config,
+        tokenizer: None,
+        objective,
+        data,
+        validation,
+        settings: settings.loop_settings(),
+        device,
+    });
     trainer.run(&mut |_| CONTINUE).unwrap();
     let losses: Vec<f64> = trainer.metrics().iter().filter_map(|row| row.loss).collect();
     assert!(losses[29] < 0.7 * losses[0], "{losses:?}");

@@ -105,7 +105,7 @@ fn measure(experiment: &Experiment, device: &Device, observe: &dyn Fn(&MetricsRo
         objective: Box::new(NextToken::new(device)),
         data: Box::new(data),
         validation,
-        settings,
+        settings: settings.loop_settings(),
         device: device.clone(),
     });
     trainer.run(&mut |event| {

@@ -8,6 +8,8 @@ pub(crate) mod check;
 pub(crate) mod convert;
 pub(crate) mod devices;
 pub(crate) mod docs;
+pub(crate) mod finetune;
+pub(crate) mod fuse;
 pub(crate) mod generate;
 pub(crate) mod hub;
 pub(crate) mod info;

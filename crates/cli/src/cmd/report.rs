@@ -5,7 +5,7 @@ use super::train::Sample;
 use crate::output::{bytes, count, seconds};
 use alluvium::Device;
 use alluvium::lm::formats::write_atomic;
-use alluvium::train::{MetricsRow, REPORT, TextSummary, Trainer};
+use alluvium::train::{MetricsRow, REPORT, Settings, TextSummary, Trainer};
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::Path;
@@ -20,6 +20,7 @@ pub(super) struct Timing {
 /// A finished run.
 pub(super) struct Report<'a> {
     pub(super) trainer: &'a Trainer,
+    pub(super) settings: &'a Settings,
     pub(super) text: Option<&'a TextSummary>,
     pub(super) device: &'a Device,
     pub(super) timing: Timing,
@@ -105,7 +106,7 @@ impl Report<'_> {
             let fence = "`".repeat(3.max(longest_run(prompt).max(longest_run(text)) + 1));
             let _ = write!(page, "\n## Sample\n\nAfter {prompt:?}:\n\n{fence}text\n{prompt}{text}\n{fence}\n");
         }
-        let settings = self.trainer.settings().toml();
+        let settings = self.settings.toml();
         page + "\n## Settings\n\n```toml\n" + settings.trim_end() + "\n```\n"
     }
 

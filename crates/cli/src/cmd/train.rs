@@ -79,12 +79,12 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     }
     let mut screen = Screen::new();
     let mut observe = |event: Event<'_>| screen.show(&event);
-    let Run { mut trainer, text } = match (args.resume, args.task) {
+    let Run { mut trainer, text, settings } = match (args.resume, args.task) {
         (true, _) => Run::resume(&paths, |before| overrides.applied(before.clone()), &device, &mut observe)?,
         (false, Some(task)) => Run::begin(&paths, overrides.settings_for(task)?, &device, &mut observe)?,
         (false, None) => Run::begin(&paths, overrides.settings()?, &device, &mut observe)?,
     };
-    screen.describe((&trainer, &described(&device)), text.as_ref(), args.task);
+    screen.describe((&trainer, &settings, &described(&device)), text.as_ref(), args.task);
     let (started, first) = (Instant::now(), trainer.step());
     let status = trainer.run(&mut |event| screen.show(&event))?;
     let timing = Timing { seconds: started.elapsed().as_secs_f64(), first_step: first };
@@ -94,7 +94,7 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
         writeln!(out, "stopped after step {}; saved in {folder}, --resume continues it", trainer.step())?;
         return Err(Interrupted.into());
     }
-    let report = Report { trainer: &trainer, text: text.as_ref(), device: &device, timing };
+    let report = Report { trainer: &trainer, settings: &settings, text: text.as_ref(), device: &device, timing };
     if args.json {
         writeln!(out, "{}", report.json(&paths.out))?;
         return report.write(&paths.out, None);
@@ -102,7 +102,7 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
     report.summarize(out)?;
     writeln!(out, "model       {folder}\ncurve       {folder}/loss.svg\nreport      {folder}/report.md")?;
     let prompt = args.sample_prompt.or_else(|| text.as_ref().and_then(|text| text.sample_prompt.clone()));
-    let sample = sample(&trainer, prompt, args.sample_tokens, out)?;
+    let sample = sample((&trainer, settings.seed), prompt, args.sample_tokens, out)?;
     report.write(&paths.out, sample.as_ref())
 }
 
@@ -163,8 +163,8 @@ impl Screen {
         }
     }
 
-    fn describe(&mut self, run: (&Trainer, &str), text: Option<&TextSummary>, task: Option<Task>) {
-        let (trainer, device) = run;
+    fn describe(&mut self, run: (&Trainer, &Settings, &str), text: Option<&TextSummary>, task: Option<Task>) {
+        let (trainer, settings, device) = run;
         self.bar.finish_and_clear();
         if let Some(text) = text {
             let (files, size, binary) = (text.files, bytes(text.bytes), text.skipped.binary);
@@ -182,7 +182,7 @@ impl Screen {
         if let Some(task) = task {
             note!("task      {}: {} keys, each written {}×", task.name(), task.keys(), task.writes());
         }
-        let (settings, step) = (trainer.settings(), trainer.step());
+        let step = trainer.step();
         note!(
             "model     {} parameters, {} layers × {}, vocabulary {}",
             count(trainer.parameter_count() as f64),
@@ -283,7 +283,7 @@ pub(super) struct Sample {
 
 /// Generates a sample with the trained model.
 fn sample(
-    trainer: &Trainer,
+    (trainer, seed): (&Trainer, u64),
     prompt: Option<String>,
     tokens: usize,
     out: &mut impl Write,
@@ -292,7 +292,6 @@ fn sample(
     let prompt = prompt.unwrap_or_else(|| "The ".to_owned());
     writeln!(out, "\nSample after {prompt:?}:\n")?;
     let sampling = Sampling { temperature: 0.7, top_k: 0, top_p: 0.95, min_p: 0.0 };
-    let seed = trainer.settings().seed;
     let options = GenerateOptions { max_tokens: tokens, sampling, seed, ..GenerateOptions::default() };
     write!(out, "{}", dimmed(&prompt))?;
     out.flush()?;

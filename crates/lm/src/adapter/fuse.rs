@@ -1,11 +1,12 @@
 //! Adapters made a part of the model's own matrices.
 
-use super::low_rank::dense;
+use super::Adapter;
+use super::low_rank::{LowRank, Update, widened};
 use crate::model::LanguageModel;
-use crate::parameters::{Parameter, Role};
+use crate::parameters::{ModuleKind, Parameter, Role, join};
 use crate::weight::Weight;
-use alluvium_core::{DType, Error, Result};
-use alluvium_ops::quantize;
+use alluvium_core::{DType, Error, Result, Tensor};
+use alluvium_ops::{cast, quantize};
 
 /// The form of the matrices after [`fuse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +34,70 @@ pub fn fuse(model: &mut dyn LanguageModel, form: Fuse) -> Result<usize> {
     result.map(|()| count)
 }
 
+/// What an adapter has for one module or tensor.
+#[derive(Clone, Debug)]
+pub(crate) enum AdaptedTensor {
+    Update(Update),
+    Replaced(Tensor),
+}
+
+impl Adapter {
+    /// The part for a module, or for a tensor that is no matrix.
+    pub(crate) fn part(&self, name: &str) -> Option<AdaptedTensor> {
+        let name = self.names.of(name);
+        if let Some(update) = self.updates.get(name) {
+            return Some(AdaptedTensor::Update(update.clone()));
+        }
+        let replaced = self.replaced.get(name).or_else(|| self.replaced.get(&join(name, "weight")));
+        replaced.map(|tensor| AdaptedTensor::Replaced(tensor.clone()))
+    }
+
+    /// Errs unless as many modules and tensors were found as the adapter has.
+    pub(crate) fn check_all_placed(&self, count: usize) -> Result<()> {
+        if count == self.len() {
+            return Ok(());
+        }
+        let why = format!("of its {} modules the model has {count}: it was made for another model", self.len());
+        Err(self.wrong(why))
+    }
+}
+
+impl AdaptedTensor {
+    /// The matrix of a module with this part.
+    pub(crate) fn fuse(&self, name: &str, base: Weight, form: Fuse) -> Result<Weight> {
+        let named = |error: Error| Error::value("fuse", format!("`{name}`: {error}"));
+        let kind = match base.shape().rank() {
+            3 => ModuleKind::Experts,
+            _ if name.ends_with("embed_tokens") => ModuleKind::Embedding,
+            _ => ModuleKind::Linear,
+        };
+        match self {
+            AdaptedTensor::Update(update) => {
+                let adapted = LowRank::new(base, kind, update.clone()).map_err(named)?;
+                let mut weight = Weight::Adapted(Box::new(adapted));
+                fuse_one(&mut weight, form).map_err(named)?;
+                Ok(weight)
+            }
+            AdaptedTensor::Replaced(_) => Ok(Weight::Dense(self.replace(name, base.dense()?)?.into())),
+        }
+    }
+
+    /// The tensor that replaces a stored one, in its dtype.
+    pub(crate) fn replace(&self, name: &str, stored: &Tensor) -> Result<Tensor> {
+        match self {
+            AdaptedTensor::Replaced(new) if new.shape() == stored.shape() && new.dtype() == stored.dtype() => {
+                Ok(new.clone())
+            }
+            AdaptedTensor::Replaced(new) if new.shape() == stored.shape() => cast(new, stored.dtype()),
+            _ => Err(Error::value("fuse", format!("`{name}` is {}, the adapter has another shape", stored.shape()))),
+        }
+    }
+}
+
 fn fuse_one(weight: &mut Weight, form: Fuse) -> Result<usize> {
     let Weight::Adapted(adapted) = weight else {
         if form == Fuse::Dequantize && weight.quantized().is_some() {
-            *weight = Weight::Dense(dense(weight, stored_dtype(weight))?.into());
+            *weight = Weight::Dense(widened(weight, stored_dtype(weight))?.into());
         }
         return Ok(0);
     };

@@ -184,7 +184,7 @@ impl LowRank {
     /// # Errors
     /// As the operations.
     pub fn fused(&self, dtype: DType) -> Result<Tensor> {
-        let base = dense(&self.base, dtype)?;
+        let base = widened(&self.base, dtype)?;
         let delta = self.delta()?;
         let fused = add(&base, &cast_to(&delta, dtype)?)?;
         let Some(magnitude) = &self.magnitude else { return Ok(fused) };
@@ -265,7 +265,7 @@ pub(super) fn check_rank(rank: usize, base: &Weight) -> Result<()> {
 
 /// The matrix widened to a dtype. As in MLX an affine one is rounded twice: the scaled codes, and then their sum with the
 /// biases.
-pub(super) fn dense(weight: &Weight, dtype: DType) -> Result<Tensor> {
+pub(crate) fn widened(weight: &Weight, dtype: DType) -> Result<Tensor> {
     let Some(quantized) = weight.quantized() else { return cast_to(&weight.dense()?.detach(), dtype) };
     let Some(biases) = quantized.biases else { return dequantize(&quantized, dtype) };
     let zeros = |x: &Tensor| Tensor::zeros(x.shape(), x.dtype(), x.device());
@@ -280,7 +280,7 @@ fn cast_to(x: &Tensor, dtype: DType) -> Result<Tensor> {
 
 /// The squared length of each row of a matrix `[O, I]`: `[O]`, f32.
 fn row_squares(weight: &Weight) -> Result<Tensor> {
-    let w = dense(weight, DType::F32)?;
+    let w = widened(weight, DType::F32)?;
     sum(&mul(&w, &w)?, Over::Last)
 }
 

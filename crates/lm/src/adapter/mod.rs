@@ -10,7 +10,9 @@ mod low_rank;
 mod peft;
 
 pub use config::{FineTuneType, LoraParameters};
+pub(crate) use fuse::AdaptedTensor;
 pub use fuse::{Fuse, fuse};
+pub(crate) use low_rank::widened;
 pub use low_rank::{LowRank, Update};
 
 use crate::formats::safetensors;
@@ -196,6 +198,15 @@ impl Adapter {
 
     fn wrong(&self, why: String) -> Error {
         Error::file(&self.file, why)
+    }
+
+    /// The tensors by the names that they have in a model with this adapter.
+    pub fn tensors(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        let updates = self.updates.iter().flat_map(|(module, update)| {
+            let parts = [(A, Some(&update.a)), (B, Some(&update.b)), (M, update.m.as_ref())];
+            parts.into_iter().filter_map(move |(part, tensor)| Some((format!("{module}.{part}"), tensor?)))
+        });
+        updates.chain(self.replaced.iter().map(|(name, tensor)| (name.clone(), tensor)))
     }
 
     /// The number of adapted modules and replaced parameters.

@@ -5,6 +5,7 @@
 
 use super::index::{INDEX, is_weight_file};
 use super::weights::{Matrix, Weights};
+use crate::adapter::{AdaptedTensor, Adapter, Fuse, widened};
 use crate::formats::atomic::{TempPath, sync_folder};
 use crate::formats::config::Config;
 use crate::formats::json::pretty;
@@ -17,7 +18,7 @@ use crate::quantize::format::Quantization;
 use crate::quantize::predicate::{Module, QuantConfig};
 use crate::weight::Weight;
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
-use alluvium_ops::{Packing, cast, dequantize};
+use alluvium_ops::{Packing, cast};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::Path;
@@ -37,6 +38,8 @@ pub enum Change {
     Quantize(QuantConfig),
     /// Dequantizes the matrices.
     Dequantize,
+    /// Adds an adapter to the matrices. Tensors keep their dtypes.
+    Fuse(Adapter, Fuse),
 }
 
 /// A summary of a conversion.
@@ -75,7 +78,10 @@ pub fn convert(
 ) -> Result<Converted> {
     refuse_existing(to)?;
     let config = Config::read(from)?;
-    let dtype = dtype.or_else(|| config.dtype());
+    let dtype = match change {
+        Change::Fuse(..) => dtype,
+        _ => dtype.or_else(|| config.dtype()),
+    };
     let plan = ConversionPlan::new(from, config, dtype, change)?;
     let staging = TempPath::folder(to).map_err(Error::io(to, "create"))?;
     let converted = plan.write(staging.path(), progress)?;
@@ -143,6 +149,8 @@ struct TensorJob {
     /// The dtype that floating-point tensors are cast to; `None` keeps theirs.
     dtype: Option<DType>,
     action: Action,
+    /// The adapter's part.
+    adapted: Option<(AdaptedTensor, Fuse)>,
 }
 
 #[derive(Clone, Copy)]
@@ -169,21 +177,33 @@ impl ConversionPlan {
         let mut quantization = Quantization::read(&config)?;
         let mut chosen = match change {
             Change::Quantize(scheme) => scheme.choose((&config, model_type.sensitive), &modules, &mut quantization)?,
-            Change::None | Change::Dequantize => Default::default(),
+            Change::None | Change::Dequantize | Change::Fuse(..) => Default::default(),
         };
         let job = |(name, entry): (String, IndexEntry)| {
             let action = match (&entry, change) {
                 (IndexEntry::Matrix(Matrix::Plain(_), _), _) => chosen.remove(&name).map_or(Action::Keep, Action::Pack),
-                (IndexEntry::Matrix(Matrix::Packed { .. }, _), Change::Dequantize) => Action::Unpack,
+                (
+                    IndexEntry::Matrix(Matrix::Packed { .. }, _),
+                    Change::Dequantize | Change::Fuse(_, Fuse::Dequantize),
+                ) => Action::Unpack,
                 _ => Action::Keep,
             };
             let dtype = dtype.filter(|_| !keeps.iter().any(|end| name.ends_with(end)));
-            TensorJob { name, entry, dtype, action }
+            let adapted = match change {
+                Change::Fuse(adapter, form) => adapter.part(&name).map(|part| (part, *form)),
+                _ => None,
+            };
+            TensorJob { name, entry, dtype, action, adapted }
         };
-        let jobs = entries.into_iter().map(job).collect();
+        let jobs: Vec<TensorJob> = entries.into_iter().map(job).collect();
+        if let Change::Fuse(adapter, _) = change {
+            adapter.check_all_placed(jobs.iter().filter(|job| job.adapted.is_some()).count())?;
+        }
         match change {
-            Change::None => {}
-            Change::Dequantize => config.forget(&["quantization", "quantization_config"]),
+            Change::None | Change::Fuse(_, Fuse::Requantize) => {}
+            Change::Dequantize | Change::Fuse(_, Fuse::Dequantize) => {
+                config.forget(&["quantization", "quantization_config"])
+            }
             Change::Quantize(_) => {
                 config.set("quantization", quantization.json());
                 config.set("quantization_config", quantization.json());
@@ -322,10 +342,21 @@ impl TensorJob {
             _ => Ok(x),
         };
         let matrix = match &self.entry {
-            IndexEntry::Tensor(transform, _) => return Ok(vec![cast(weights.read(transform)?)?]),
+            IndexEntry::Tensor(transform, _) => {
+                let stored = weights.read(transform)?;
+                return match &self.adapted {
+                    Some((part, _)) => Ok(vec![part.replace(&self.name, &stored)?]),
+                    None => Ok(vec![cast(stored)?]),
+                };
+            }
             IndexEntry::Matrix(matrix, _) => matrix,
         };
-        match (weights.read_matrix(matrix)?, self.action) {
+        let stored = weights.read_matrix(matrix)?;
+        let weight = match &self.adapted {
+            Some((part, form)) => part.fuse(&self.name, stored, *form)?,
+            None => stored,
+        };
+        match (weight, self.action) {
             (Weight::Dense(w), Action::Pack(packing)) => QuantConfig::pack(&cast(w.into())?, packing),
             (Weight::Dense(w), _) => Ok(vec![cast(w.into())?]),
             (packed @ Weight::Quantized { .. }, Action::Unpack) => {
@@ -333,11 +364,7 @@ impl TensorJob {
                     Matrix::Packed { scales, .. } => self.unpacked(weights, scales)?,
                     Matrix::Plain(_) => DType::BF16,
                 };
-                Ok(vec![
-                    packed
-                        .quantized()
-                        .map_or_else(|| Err(Error::value("convert", "it is not packed")), |q| dequantize(&q, dtype))?,
-                ])
+                Ok(vec![widened(&packed, dtype)?])
             }
             (Weight::Quantized { w, scales, biases, .. }, _) => {
                 [Some(w), Some(scales), biases].into_iter().flatten().map(|x| cast(x.into())).collect()

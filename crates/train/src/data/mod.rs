@@ -1,13 +1,17 @@
 //! Training data: documents from files, token batches without padding, synthetic tasks.
 
+mod chat;
 mod corpus;
 mod documents;
 pub(crate) mod encode;
+mod samples;
 mod split;
 mod tasks;
 
+pub use chat::{Targets, read_samples};
 pub use corpus::{Corpus, TokenData};
 pub use documents::{Document, Skipped, TextFiles, read_text};
+pub use samples::{LongSamples, Sample, SampleData, SampleOrder, Samples};
 pub use split::{Split, split};
 pub use tasks::{SequenceSize, Task, TaskData};
 

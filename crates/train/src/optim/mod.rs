@@ -2,7 +2,7 @@
 
 mod schedule;
 
-pub use schedule::Schedule;
+pub use schedule::{LrSchedule, LrScheduleName, Schedule};
 
 use alluvium_core::{DType, Error, Result, Tensor};
 use alluvium_lm::{Parameters, visit_trainable_mut};
@@ -17,6 +17,10 @@ pub enum OptimizerKind {
     /// Adam with decoupled weight decay, for every parameter.
     #[default]
     AdamW,
+    /// Adam: AdamW without weight decay.
+    Adam,
+    /// Gradient descent without momentum.
+    Sgd,
     /// Orthogonalized momentum for the matrices inside the layers; AdamW for all other parameters.
     Muon,
 }
@@ -25,6 +29,8 @@ impl std::fmt::Display for OptimizerKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             OptimizerKind::AdamW => "adamw",
+            OptimizerKind::Adam => "adam",
+            OptimizerKind::Sgd => "sgd",
             OptimizerKind::Muon => "muon",
         })
     }
@@ -35,8 +41,10 @@ impl std::str::FromStr for OptimizerKind {
     fn from_str(name: &str) -> std::result::Result<Self, String> {
         match name {
             "adamw" => Ok(OptimizerKind::AdamW),
+            "adam" => Ok(OptimizerKind::Adam),
+            "sgd" => Ok(OptimizerKind::Sgd),
             "muon" => Ok(OptimizerKind::Muon),
-            _ => Err(format!("`{name}` is not an optimizer; expected adamw or muon")),
+            _ => Err(format!("`{name}` is not an optimizer; expected adamw, adam, muon or sgd")),
         }
     }
 }
@@ -52,13 +60,34 @@ pub struct OptimizerConfig {
     pub beta2: f32,
     /// Added to AdamW's denominator.
     pub eps: f32,
-    /// Decoupled weight decay of matrices; vectors (norms, gates, biases) are not decayed.
+    /// Decoupled weight decay.
     pub weight_decay: f32,
+    /// The parameters that are decayed.
+    pub decayed: Decayed,
+    /// Whether AdamW's running means are corrected for their start at zero. MLX does not by default.
+    pub bias_correction: bool,
+}
+
+/// The parameters that weight decay applies to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decayed {
+    /// Matrices; vectors (norms, gates, biases) are not decayed.
+    Matrices,
+    /// All parameters, as in MLX.
+    All,
 }
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
-        OptimizerConfig { kind: OptimizerKind::AdamW, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 }
+        OptimizerConfig {
+            kind: OptimizerKind::AdamW,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            decayed: Decayed::Matrices,
+            bias_correction: true,
+        }
     }
 }
 
@@ -101,6 +130,7 @@ impl Optimizer {
                     OptimizerKind::Muon if is_inner_matrix(&name, slot) => {
                         self.muon(&name, slot, &gradient, learning_rate)
                     }
+                    OptimizerKind::Sgd => descend(slot, &gradient, learning_rate),
                     _ => self.adamw(&name, slot, &gradient, learning_rate, step),
                 };
             }
@@ -117,9 +147,10 @@ impl Optimizer {
             Some(Err(_)) => return Err(Error::value("adamw", format!("the moments of {name} are not two tensors"))),
             None => (zeros()?, zeros()?),
         };
-        let OptimizerConfig { beta1, beta2, eps, .. } = self.config;
-        let weight_decay = if parameter.shape().rank() >= 2 { self.config.weight_decay } else { 0.0 };
-        let settings = AdamW { learning_rate, beta1, beta2, eps, weight_decay, step, bias_correction: true };
+        let OptimizerConfig { kind, beta1, beta2, eps, decayed, bias_correction, .. } = self.config;
+        let is_decayed = parameter.shape().rank() >= 2 || decayed == Decayed::All;
+        let weight_decay = if is_decayed && kind != OptimizerKind::Adam { self.config.weight_decay } else { 0.0 };
+        let settings = AdamW { learning_rate, beta1, beta2, eps, weight_decay, step, bias_correction };
         let next = adamw(parameter, gradient, m, v, &settings)?;
         *slot = next.p;
         self.moments.insert(name.to_owned(), vec![next.m, next.v]);
@@ -170,6 +201,12 @@ impl Optimizer {
         self.moments = moments.into_iter().map(|(name, m)| (name, m.into_values().collect())).collect();
         Ok(())
     }
+}
+
+/// One step of gradient descent.
+fn descend(slot: &mut Tensor, gradient: &Tensor, learning_rate: f32) -> Result<()> {
+    *slot = alluvium_ops::add(&slot.detach(), &scale(gradient, -learning_rate)?)?;
+    Ok(())
 }
 
 /// Whether Muon updates a parameter: matrices, and experts as stacks of matrices, but neither the embedding nor the
