@@ -1,9 +1,10 @@
 //! Runs the statements of a template.
 
 use super::budget::{Budget, Buffer, Fault, Result};
+use super::list::{List, ListKind};
 use super::program::{Arg, Constant, Expr, Name, Program, Stmt, StmtKind, Target};
 use super::strftime::strftime;
-use super::value::{Function, List, Loop, Macro, Namespace, Scope, Value};
+use super::value::{Function, Loop, Macro, Namespace, Scope, Value};
 use super::vm::{Args, Vm};
 use super::{filters, methods};
 use std::cell::{Cell, RefCell};
@@ -32,13 +33,17 @@ const BUILTINS: [(&str, Option<Function>); 6] = [
 
 impl<'p> Vm<'p> {
     /// Renders `program` with the entries of a map as variables. A fault comes with its line.
-    pub(super) fn run(program: &'p Program, context: &Value) -> std::result::Result<String, (Fault, u16)> {
-        let mut vm = Vm::new(program, context).map_err(|fault| (fault, 1))?;
+    pub(super) fn run(
+        program: &'p Program,
+        context: &Value,
+        now: SystemTime,
+    ) -> std::result::Result<String, (Fault, u16)> {
+        let mut vm = Vm::new(program, context, now).map_err(|fault| (fault, 1))?;
         vm.body(&program.body).map_err(|fault| (fault, vm.line))?;
         Ok(vm.out.pop().map(|out| out.into_parts().0).unwrap_or_default())
     }
 
-    fn new(program: &'p Program, context: &Value) -> Result<Self> {
+    fn new(program: &'p Program, context: &Value, now: SystemTime) -> Result<Self> {
         let budget = Budget::new();
         let constant = |c: &Constant| {
             Ok(match c {
@@ -63,7 +68,7 @@ impl<'p> Vm<'p> {
         let scope = Scope::inside(globals);
         let out = vec![Buffer::new(&budget)?];
         let builtins = BUILTINS.map(|(name, _)| place(name));
-        Ok(Vm { program, budget, constants, scope, out, depth: 0, line: 1, builtins })
+        Ok(Vm { now, program, budget, constants, scope, out, depth: 0, line: 1, builtins })
     }
 
     fn body(&mut self, body: &'p [Stmt]) -> Result<Flow> {
@@ -193,7 +198,7 @@ impl<'p> Vm<'p> {
                     kept.push(item.clone());
                 }
             }
-            items = List::new(kept, false, &self.budget)?;
+            items = List::new(kept, ListKind::List, &self.budget)?;
         }
         if items.items.is_empty() {
             return self.inside(&part.otherwise).map(|_| ());
@@ -356,7 +361,7 @@ impl<'p> Vm<'p> {
                 let format = args.text(0, "format")?;
                 self.budget.touch(format.len())?;
                 let _held = self.budget.hold(16 * format.len())?;
-                Value::string(strftime(format, SystemTime::now()), &self.budget)
+                Value::string(strftime(format, self.now), &self.budget)
             }
         }
     }

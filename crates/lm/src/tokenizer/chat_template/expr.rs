@@ -2,9 +2,10 @@
 
 use super::budget::{Buffer, Result};
 use super::filters;
+use super::list::{List, ListKind};
 use super::predicates::is;
 use super::program::Expr;
-use super::value::{List, Value};
+use super::value::Value;
 use super::vm::Vm;
 use minijinja::machinery::ast::{BinOpKind, CompareOpKind};
 use std::cmp::Ordering;
@@ -125,6 +126,7 @@ impl<'p> Vm<'p> {
             usize::try_from(if index < 0 { index + length as i128 } else { index }).ok()
         };
         Ok(match of {
+            Value::List(list) if !list.has_places() => None,
             Value::List(list) => place(list.items.len()).and_then(|i| list.items.get(i).cloned()),
             Value::Str(text) => {
                 self.budget.touch(text.text.len())?;
@@ -154,17 +156,16 @@ impl<'p> Vm<'p> {
             return Err("a slice by steps of 0".to_owned());
         }
         match &values[0] {
-            Value::List(list) => {
+            Value::List(list) if list.has_places() => {
                 self.budget.work(list.items.len() as u64)?;
                 let picked = indices(list.items.len(), start, stop, step).map(|i| list.items[i].clone());
-                Ok(Value::List(List::new(picked.collect(), list.is_tuple, &self.budget)?))
+                Ok(Value::List(List::new(picked.collect(), list.kind, &self.budget)?))
             }
             Value::Str(text) => {
                 let _held = self.budget.hold(4 * text.text.len())?;
                 let all: Vec<char> = text.text.chars().collect();
                 Value::string(indices(all.len(), start, stop, step).map(|i| all[i]).collect::<String>(), &self.budget)
             }
-            Value::Undefined | Value::None => Value::list(Vec::new(), &self.budget),
             other => Err(format!("{} cannot be sliced", other.kind())),
         }
     }
@@ -191,6 +192,14 @@ impl<'p> Vm<'p> {
                 Ok(of.text.contains(part.text.as_str()))
             }
             (Value::Str(_), other) => Err(format!("a string cannot contain {}", other.kind())),
+            (Value::List(list), _) if list.kind == ListKind::Generator => {
+                while let Some(item) = list.next() {
+                    if item.equals(part, &self.budget)? {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
             (Value::List(list), _) => {
                 for item in &list.items {
                     if item.equals(part, &self.budget)? {
@@ -233,7 +242,7 @@ impl<'p> Vm<'p> {
             BinOpKind::Mul => self.multiply(&left, &right),
             BinOpKind::Rem if left.as_str().is_some() => {
                 let args = match &right {
-                    Value::List(list) if list.is_tuple => list.items.clone(),
+                    Value::List(list) if list.kind == ListKind::Tuple => list.items.clone(),
                     other => vec![other.clone()],
                 };
                 filters::format(self, &left, &args)
@@ -244,17 +253,24 @@ impl<'p> Vm<'p> {
 
     fn add(&self, left: &Value, right: &Value) -> Result<Value> {
         match (left, right) {
+            (Value::Str(a), Value::Str(b)) if a.is_markup || b.is_markup => {
+                let [a, b] = [left, right].map(|side| filters::escaped(side, &self.budget));
+                let [a, b] = [a?, b?];
+                let parts = [a.as_str().unwrap_or_default(), b.as_str().unwrap_or_default()];
+                let _held = self.budget.hold(parts[0].len() + parts[1].len())?;
+                Value::markup(parts.concat(), &self.budget)
+            }
             (Value::Str(a), Value::Str(b)) => {
                 let mut out = Buffer::new(&self.budget)?;
                 out.push(&a.text)?;
                 out.push(&b.text)?;
                 Ok(Value::from_buffer(out))
             }
-            (Value::List(a), Value::List(b)) => {
+            (Value::List(a), Value::List(b)) if a.kind == b.kind && a.has_places() => {
                 let count = a.items.len() + b.items.len();
                 let _held = self.budget.hold(count * size_of::<Value>())?;
                 let items = a.items.iter().chain(&b.items).cloned().collect();
-                Ok(Value::List(List::new(items, a.is_tuple, &self.budget)?))
+                Ok(Value::List(List::new(items, a.kind, &self.budget)?))
             }
             _ => arithmetic(BinOpKind::Add, left, right),
         }
@@ -273,11 +289,11 @@ impl<'p> Vm<'p> {
                 let _held = self.budget.hold(text.text.len().saturating_mul(times))?;
                 Value::string(text.text.repeat(times), &self.budget)
             }
-            Value::List(list) => {
+            Value::List(list) if list.has_places() => {
                 let count = list.items.len().saturating_mul(times);
                 let _held = self.budget.hold(count.saturating_mul(size_of::<Value>()))?;
                 let items = list.items.iter().cycle().take(count).cloned().collect();
-                Ok(Value::List(List::new(items, list.is_tuple, &self.budget)?))
+                Ok(Value::List(List::new(items, list.kind, &self.budget)?))
             }
             _ => Err(format!("{} times {}", left.kind(), right.kind())),
         }

@@ -1,8 +1,9 @@
 //! Filters of a template: `x | trim`.
 
-use super::budget::{Buffer, Result};
+use super::budget::{Budget, Buffer, Result};
+use super::list::{List, ListKind};
 use super::predicates::is;
-use super::value::{List, Value, python_float};
+use super::value::{Value, python_float};
 use super::vm::{Args, Vm};
 use super::{methods, tojson};
 use std::cmp::Ordering;
@@ -22,9 +23,16 @@ pub(super) fn apply(vm: &mut Vm<'_>, name: &str, of: Value, args: &Args) -> Resu
             let empty = || Value::string("", &budget);
             if is_missing { args.get(0, "default_value").map_or_else(empty, |value| Ok(value.clone())) } else { Ok(of) }
         }
-        "safe" => Ok(of),
+        "safe" => {
+            let text = of.to_text(&budget)?;
+            Value::markup(text.as_str().unwrap_or_default().to_owned(), &budget)
+        }
         "string" => of.to_text(&budget),
         "length" | "count" => Ok(Value::Int(length(vm, &of)? as i128)),
+        "first" if matches!(of, Value::List(_)) => {
+            Ok(if let Value::List(list) = &of { list.next() } else { None }.unwrap_or(Value::Undefined))
+        }
+        "last" if of.kind() == "generator" => Err(unfit(name, &of)),
         "first" => Ok(of.items(&budget)?.items.first().cloned().unwrap_or(Value::Undefined)),
         "last" => Ok(of.items(&budget)?.items.last().cloned().unwrap_or(Value::Undefined)),
         "list" => Value::list(of.items(&budget)?.items.clone(), &budget),
@@ -34,10 +42,17 @@ pub(super) fn apply(vm: &mut Vm<'_>, name: &str, of: Value, args: &Args) -> Resu
             Ok(parsed.map_or_else(|| args.get(0, "default").cloned().unwrap_or(Value::Float(0.0)), Value::Float))
         }
         "round" => round(&of, args),
-        "items" if matches!(of, Value::Undefined) => Value::list(Vec::new(), &budget),
-        "items" => methods::call(vm, &of, "items", args)?.ok_or_else(|| unfit(name, &of)),
+        "items" if matches!(of, Value::Undefined) => Value::generator(Vec::new(), &budget),
+        "items" => match methods::call(vm, &of, "items", args)? {
+            Some(items) => Value::generator(items.items(&budget)?.items.clone(), &budget),
+            None => Err(unfit(name, &of)),
+        },
         "tojson" => tojson::write(vm, &of, args),
         "join" => join(vm, &of, args),
+        // these read nothing where there is nothing, be it none
+        "map" | "select" | "reject" | "selectattr" | "rejectattr" if !of.is_true() => {
+            Value::generator(Vec::new(), &budget)
+        }
         "map" => map(vm, &of, args),
         "select" | "reject" => pick(vm, &of, args, (name == "select", false)),
         "selectattr" | "rejectattr" => pick(vm, &of, args, (name == "selectattr", true)),
@@ -48,28 +63,13 @@ pub(super) fn apply(vm: &mut Vm<'_>, name: &str, of: Value, args: &Args) -> Resu
                 let _held = budget.hold(4 * text.text.len())?;
                 Value::string(text.text.chars().rev().collect::<String>(), &budget)
             }
-            other => Value::list(other.items(&budget)?.items.iter().rev().cloned().collect(), &budget),
+            other => Value::generator(other.items(&budget)?.items.iter().rev().cloned().collect(), &budget),
         },
         "batch" | "slice" => batch(vm, name, &of, args),
         "format" => format(vm, &of, &args.positional),
         "indent" => indent(vm, &of, args),
-        "e" | "escape" | "forceescape" => {
-            let text = of.to_text(&budget)?;
-            let mut out = Buffer::new(&budget)?;
-            for piece in text.as_str().unwrap_or_default().split_inclusive(['&', '<', '>', '"', '\'']) {
-                let end = piece.len() - usize::from(piece.ends_with(['&', '<', '>', '"', '\'']));
-                out.push(&piece[..end])?;
-                out.push(match &piece[end..] {
-                    "&" => "&amp;",
-                    "<" => "&lt;",
-                    ">" => "&gt;",
-                    "\"" => "&#34;",
-                    "'" => "&#39;",
-                    _ => "",
-                })?;
-            }
-            Ok(Value::from_buffer(out))
-        }
+        "e" | "escape" => escaped(&of, &budget),
+        "forceescape" => escaped(&Value::string(of.to_text(&budget)?.as_str().unwrap_or_default(), &budget)?, &budget),
         "trim" => text_method(vm, "strip", &of, args),
         "lower" | "upper" | "title" | "capitalize" | "replace" | "center" => text_method(vm, name, &of, args),
         "wordcount" => {
@@ -79,6 +79,29 @@ pub(super) fn apply(vm: &mut Vm<'_>, name: &str, of: Value, args: &Args) -> Resu
         }
         other => Err(format!("filter `{other}` is not known")),
     }
+}
+
+/// The text with HTML's characters escaped; that of markup is escaped already.
+pub(super) fn escaped(of: &Value, budget: &Rc<Budget>) -> Result<Value> {
+    if matches!(of, Value::Str(text) if text.is_markup) {
+        return Ok(of.clone());
+    }
+    let text = of.to_text(budget)?;
+    let mut out = Buffer::new(budget)?;
+    for piece in text.as_str().unwrap_or_default().split_inclusive(['&', '<', '>', '"', '\'']) {
+        let end = piece.len() - usize::from(piece.ends_with(['&', '<', '>', '"', '\'']));
+        out.push(&piece[..end])?;
+        out.push(match &piece[end..] {
+            "&" => "&amp;",
+            "<" => "&lt;",
+            ">" => "&gt;",
+            "\"" => "&#34;",
+            "'" => "&#39;",
+            _ => "",
+        })?;
+    }
+    let (text, _held) = out.into_parts();
+    Value::markup(text, budget)
 }
 
 fn unfit(name: &str, value: &Value) -> String {
@@ -97,7 +120,7 @@ fn length(vm: &Vm<'_>, of: &Value) -> Result<usize> {
             vm.budget.touch(text.text.len())?;
             Ok(text.text.chars().count())
         }
-        Value::List(list) => Ok(list.items.len()),
+        Value::List(list) if list.kind != ListKind::Generator => Ok(list.items.len()),
         Value::Map(map) => Ok(map.entries.len()),
         Value::Undefined => Ok(0),
         other => Err(unfit("length", other)),
@@ -145,7 +168,9 @@ fn attribute(vm: &Vm<'_>, of: &Value, path: &Value) -> Result<Value> {
 fn lookup(vm: &Vm<'_>, of: &Value, key: &Value) -> Result<Value> {
     let index = key.as_int().and_then(|i| usize::try_from(i).ok());
     match (of, index) {
-        (Value::List(list), Some(index)) => Ok(list.items.get(index).cloned().unwrap_or(Value::Undefined)),
+        (Value::List(list), Some(index)) if list.has_places() => {
+            Ok(list.items.get(index).cloned().unwrap_or(Value::Undefined))
+        }
         _ => Ok(of.lookup(key, &vm.budget)?.unwrap_or(Value::Undefined)),
     }
 }
@@ -186,7 +211,7 @@ fn map(vm: &mut Vm<'_>, of: &Value, args: &Args) -> Result<Value> {
             }
         });
     }
-    Value::list(values, &budget)
+    Value::generator(values, &budget)
 }
 
 /// `select`, `reject` and the two of attributes: `(keep, by_attribute)`.
@@ -208,7 +233,7 @@ fn pick(vm: &mut Vm<'_>, of: &Value, args: &Args, (keep, by_attribute): (bool, b
             kept.push(item.clone());
         }
     }
-    Value::list(kept, &budget)
+    Value::generator(kept, &budget)
 }
 
 /// The filters that compare items, or a part of them.
@@ -224,7 +249,7 @@ fn ordered(vm: &Vm<'_>, name: &str, of: &Value, args: &Args) -> Result<Value> {
     let items = match (name, of) {
         ("dictsort", Value::Map(map)) => {
             let pair = |(key, value): &(Value, Value)| Value::tuple(vec![key.clone(), value.clone()], budget);
-            List::new(map.entries.iter().map(pair).collect::<Result<_>>()?, false, budget)?
+            List::new(map.entries.iter().map(pair).collect::<Result<_>>()?, ListKind::List, budget)?
         }
         _ => of.items(budget)?,
     };
@@ -297,7 +322,7 @@ fn unique(vm: &Vm<'_>, keyed: Vec<(Value, Value)>) -> Result<Value> {
         }
         kept.push((key, item));
     }
-    Value::list(kept.into_iter().map(|(_, item)| item).collect(), &vm.budget)
+    Value::generator(kept.into_iter().map(|(_, item)| item).collect(), &vm.budget)
 }
 
 fn groups(vm: &Vm<'_>, keyed: Vec<(Value, Value)>) -> Result<Value> {
@@ -354,7 +379,7 @@ fn batch(vm: &Vm<'_>, name: &str, of: &Value, args: &Args) -> Result<Value> {
             at = end;
         }
     }
-    Value::list(parts.into_iter().map(|part| Value::list(part, budget)).collect::<Result<_>>()?, budget)
+    Value::generator(parts.into_iter().map(|part| Value::list(part, budget)).collect::<Result<_>>()?, budget)
 }
 
 /// Python's `%` of strings, with `%s`, `%d` and `%f`.

@@ -1,6 +1,7 @@
 //! Python's methods of strings, maps and lists.
 
 use super::budget::{Buffer, Result};
+use super::list::{List, ListKind};
 use super::value::{Text, Value};
 use super::vm::{Args, Vm};
 use std::rc::Rc;
@@ -11,22 +12,23 @@ pub(super) fn call(vm: &mut Vm<'_>, of: &Value, name: &str, args: &Args) -> Resu
         Value::Str(text) => of_text(vm, text, name, args),
         Value::Map(map) => {
             let budget = &vm.budget;
+            let view = |name, items| Ok::<_, String>(Value::List(List::new(items, ListKind::View(name), budget)?));
             Ok(Some(match name {
                 "get" => match of.lookup(args.need(0, "key")?, budget)? {
                     Some(value) => value,
                     None => args.get(1, "default").cloned().unwrap_or(Value::None),
                 },
-                "keys" => Value::list(map.entries.iter().map(|(key, _)| key.clone()).collect(), budget)?,
-                "values" => Value::list(map.entries.iter().map(|(_, value)| value.clone()).collect(), budget)?,
+                "keys" => view("dict_keys", map.entries.iter().map(|(key, _)| key.clone()).collect())?,
+                "values" => view("dict_values", map.entries.iter().map(|(_, value)| value.clone()).collect())?,
                 "items" => {
                     let pair = |(k, v): &(Value, Value)| Value::tuple(vec![k.clone(), v.clone()], budget);
-                    Value::list(map.entries.iter().map(pair).collect::<Result<_>>()?, budget)?
+                    view("dict_items", map.entries.iter().map(pair).collect::<Result<_>>()?)?
                 }
                 "copy" => of.clone(),
                 _ => return Ok(None),
             }))
         }
-        Value::List(list) => {
+        Value::List(list) if list.has_places() => {
             let (wanted, mut places) = (args.get(0, "value"), Vec::new());
             let wanted = match (name, wanted) {
                 ("count" | "index", Some(wanted)) => wanted,

@@ -9,6 +9,7 @@ mod budget;
 mod eval;
 mod expr;
 mod filters;
+mod list;
 mod methods;
 mod names;
 mod predicates;
@@ -25,6 +26,7 @@ use minijinja::syntax::SyntaxConfig;
 use program::{Compiler, Program};
 use serde_json::Value as Json;
 use std::thread;
+use std::time::SystemTime;
 use value::Value;
 use vm::Vm;
 
@@ -77,9 +79,17 @@ impl ChatTemplate {
     /// # Errors
     /// When the template fails, calls `raise_exception`, or exceeds a limit of work, memory or time.
     pub fn render(&self, context: &Json) -> Result<String> {
+        self.render_at(context, SystemTime::now())
+    }
+
+    /// As [`ChatTemplate::render`], with the time that `strftime_now` writes.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_at(&self, context: &Json, now: SystemTime) -> Result<String> {
         on_own_thread(|| {
             let context = Value::from_json(context, &Budget::unlimited())?;
-            Vm::run(&self.program, &context).map_err(|(why, line)| format!("{why} (in {}:{line})", self.name))
+            Vm::run(&self.program, &context, now).map_err(|(why, line)| format!("{why} (in {}:{line})", self.name))
         })
     }
 }
@@ -201,6 +211,45 @@ mod tests {
             ("a\r\nb", json!({}), "a\nb"),
         ] {
             assert_eq!(rendered(template, context), want, "{template}");
+        }
+    }
+
+    #[test]
+    fn generators_views_and_markup_behave_as_in_python() {
+        let x = json!({"a": [1, 0, 2], "d": {"k": "v"}, "n": null});
+        for (template, want) in [
+            ("{{ n | selectattr('x') | list }}{{ n | map('upper') | list }}{{ 0 | reject | list }}", "[][][]"),
+            ("{{ 'true' if a | select('equalto', 7) else 'false' }}", "true"),
+            ("{% set g = a | select %}{% for i in g %}{{ i }}{% endfor %}-{% for i in g %}{{ i }}{% endfor %}", "12-"),
+            ("{% set g = a | select %}{{ g | first }}{{ g | list }}{{ 1 in g }}", "1[2]False"),
+            ("{{ (a | select)[0] }}|{{ (a | reverse)[0] }}|{{ d.keys()[0] }}|", "|||"),
+            ("{{ a | unique | sort }}{{ a | batch(2) | list }}", "[0, 1, 2][[1, 0], [2]]"),
+            ("{{ (a | map('string')) == (a | map('string')) }}{{ [1] == (1,) }}", "FalseFalse"),
+            ("{{ d.items() }}{{ d.keys() }}{{ d.values() | list }}", "dict_items([('k', 'v')])dict_keys(['k'])['v']"),
+            (
+                "{{ a | map('string') is sequence }}{{ a | map('string') is iterable }}{{ u is sequence }}",
+                "FalseTrueTrue",
+            ),
+            ("{% set s = '<' | safe %}{{ s + '<' }}{{ '<' + s }}{{ s ~ '<' }}{{ s is escaped }}", "<&lt;&lt;<<<True"),
+            ("{{ '<' | safe + ('>' | safe) + '<' }}", "<>&lt;"),
+            ("{{ '<' | e + '<' }}{{ '<' | e | e }}{{ '<' | e | forceescape }}", "&lt;&lt;&lt;&amp;lt;"),
+        ] {
+            assert_eq!(rendered(template, x.clone()), want, "{template}");
+        }
+        for template in [
+            "{{ a | select | length }}",
+            "{{ a | select | tojson }}",
+            "{{ d.items() | tojson }}",
+            "{{ (a | select)[1:] }}",
+            "{{ a | select | last }}",
+            "{{ d | items | length }}",
+            "{{ [1] + (1,) }}",
+            "{{ (a | select) + [1] }}",
+            "{{ n[1:] }}",
+            "{{ u[1:] }}",
+            "{{ n | list }}",
+        ] {
+            assert!(try_render(template, x.clone()).is_err(), "{template}");
         }
     }
 

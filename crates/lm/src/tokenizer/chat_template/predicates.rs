@@ -27,10 +27,10 @@ pub(super) fn is(vm: &Vm<'_>, name: &str, value: &Value, args: &Args) -> Result<
         "number" => value.as_float().is_some(),
         "string" => matches!(value, Value::Str(_)),
         "mapping" => matches!(value, Value::Map(_)),
-        "sequence" | "iterable" => {
-            let is_loop = name == "iterable" && matches!(value, Value::Undefined);
-            is_loop || matches!(value, Value::Str(_) | Value::List(_) | Value::Map(_))
-        }
+        "sequence" | "iterable" => match value {
+            Value::List(list) => name == "iterable" || list.has_places(),
+            _ => matches!(value, Value::Str(_) | Value::Map(_) | Value::Undefined),
+        },
         "callable" => matches!(value, Value::Macro(_) | Value::Function(_) | Value::Loop(_)),
         "odd" => integer()? % 2 != 0,
         "even" => integer()? % 2 == 0,
@@ -49,7 +49,7 @@ pub(super) fn is(vm: &Vm<'_>, name: &str, value: &Value, args: &Args) -> Result<
         "upper" => letters(char::is_uppercase)?,
         "startingwith" => value.as_str().is_some_and(|text| args.text(0, "other").is_ok_and(|s| text.starts_with(s))),
         "endingwith" => value.as_str().is_some_and(|text| args.text(0, "other").is_ok_and(|s| text.ends_with(s))),
-        "escaped" => false,
+        "escaped" => matches!(value, Value::Str(text) if text.is_markup),
         "filter" => value.as_str().is_some_and(|name| FILTERS.contains(&name)),
         "test" => value.as_str().is_some_and(|name| TESTS.contains(&name)),
         other => return Err(format!("test `{other}` is not known")),

@@ -57,7 +57,7 @@ impl Format {
             Value::Int(n) => out.push(&n.to_string()),
             Value::Float(x) => out.push(&json_float(*x)),
             Value::Str(text) => self.string(&text.text, out),
-            Value::List(list) => {
+            Value::List(list) if list.has_places() => {
                 let each = |out: &mut Buffer, item: &Value| self.value(vm, item, depth + 1, out);
                 self.container(out, ["[", "]"], depth, list.items.iter(), each)
             }

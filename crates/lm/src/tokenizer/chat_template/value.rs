@@ -1,6 +1,7 @@
 //! Values of a template. Each holds its memory in the budget of the rendering.
 
-use super::budget::{Budget, Buffer, Charge, Result, VALUE_DEPTH};
+use super::budget::{Budget, Buffer, Charge, Result};
+use super::list::{List, ListKind, depth_above};
 use super::program::Name;
 use serde_json::Value as Json;
 use std::cell::{Cell, RefCell};
@@ -29,15 +30,8 @@ pub(super) enum Value {
 #[derive(Debug)]
 pub(super) struct Text {
     pub(super) text: String,
-    _charge: Charge,
-}
-
-/// A list, or a tuple, which prints with round brackets.
-#[derive(Debug)]
-pub(super) struct List {
-    pub(super) items: Vec<Value>,
-    pub(super) is_tuple: bool,
-    depth: u32,
+    /// Whether `+` escapes what is added: the result of `safe` or `escape`.
+    pub(super) is_markup: bool,
     _charge: Charge,
 }
 
@@ -119,7 +113,7 @@ pub(super) enum Function {
     StrftimeNow,
 }
 
-const VALUE: usize = size_of::<Value>();
+pub(super) const VALUE: usize = size_of::<Value>();
 /// Bytes of a string beside its text, the allocator's own among them.
 const TEXT: usize = 96;
 
@@ -127,20 +121,31 @@ impl Value {
     pub(super) fn string(text: impl Into<String>, budget: &Rc<Budget>) -> Result<Self> {
         let text = text.into();
         let charge = budget.hold(text.len() + TEXT)?;
-        Ok(Value::Str(Rc::new(Text { text, _charge: charge })))
+        Ok(Value::Str(Rc::new(Text { text, is_markup: false, _charge: charge })))
     }
 
     pub(super) fn from_buffer(buffer: Buffer) -> Self {
         let (text, charge) = buffer.into_parts();
-        Value::Str(Rc::new(Text { text, _charge: charge }))
+        Value::Str(Rc::new(Text { text, is_markup: false, _charge: charge }))
     }
 
     pub(super) fn list(items: Vec<Value>, budget: &Rc<Budget>) -> Result<Self> {
-        Ok(Value::List(List::new(items, false, budget)?))
+        Ok(Value::List(List::new(items, ListKind::List, budget)?))
+    }
+
+    /// What a generator of these values is.
+    pub(super) fn generator(items: Vec<Value>, budget: &Rc<Budget>) -> Result<Self> {
+        Ok(Value::List(List::new(items, ListKind::Generator, budget)?))
+    }
+
+    /// A string that `+` does not escape.
+    pub(super) fn markup(text: String, budget: &Rc<Budget>) -> Result<Self> {
+        let charge = budget.hold(text.len() + TEXT)?;
+        Ok(Value::Str(Rc::new(Text { text, is_markup: true, _charge: charge })))
     }
 
     pub(super) fn tuple(items: Vec<Value>, budget: &Rc<Budget>) -> Result<Self> {
-        Ok(Value::List(List::new(items, true, budget)?))
+        Ok(Value::List(List::new(items, ListKind::Tuple, budget)?))
     }
 
     /// A map; a later entry replaces an earlier one of the same key.
@@ -182,7 +187,7 @@ impl Value {
             Value::Int(n) => *n != 0,
             Value::Float(x) => *x != 0.0,
             Value::Str(text) => !text.text.is_empty(),
-            Value::List(list) => !list.items.is_empty(),
+            Value::List(list) => list.kind == ListKind::Generator || !list.items.is_empty(),
             Value::Map(map) => !map.entries.is_empty(),
             Value::Namespace(_) | Value::Loop(_) | Value::Macro(_) | Value::Function(_) => true,
         }
@@ -197,8 +202,12 @@ impl Value {
             Value::Int(_) => "int",
             Value::Float(_) => "float",
             Value::Str(_) => "string",
-            Value::List(list) if list.is_tuple => "tuple",
-            Value::List(_) => "list",
+            Value::List(list) => match list.kind {
+                ListKind::List => "list",
+                ListKind::Tuple => "tuple",
+                ListKind::View(name) => name,
+                ListKind::Generator => "generator",
+            },
             Value::Map(_) => "dict",
             Value::Namespace(_) => "namespace",
             Value::Loop(_) => "loop",
@@ -219,7 +228,7 @@ impl Value {
         if let Value::Float(x) = self { Some(*x) } else { self.as_int().map(|n| n as f64) }
     }
 
-    fn depth(&self) -> u32 {
+    pub(super) fn depth(&self) -> u32 {
         match self {
             Value::List(list) => list.depth,
             Value::Map(map) => map.depth,
@@ -255,8 +264,8 @@ impl Value {
                 a.text == b.text
             }
             (Value::List(a), Value::List(b)) => {
-                if a.items.len() != b.items.len() {
-                    return Ok(false);
+                if a.kind == ListKind::Generator || a.kind != b.kind || a.items.len() != b.items.len() {
+                    return Ok(Rc::ptr_eq(a, b));
                 }
                 for (a, b) in a.items.iter().zip(&b.items) {
                     if !a.equals(b, budget)? {
@@ -330,17 +339,16 @@ impl Value {
             Value::Int(n) => out.push(&n.to_string()),
             Value::Float(x) => out.push(&python_float(*x)),
             Value::Str(text) => python_string(&text.text, out),
+            Value::List(list) if list.kind == ListKind::Generator => out.push("<generator object>"),
             Value::List(list) => {
-                out.push(if list.is_tuple { "(" } else { "[" })?;
+                let [open, close] = list.brackets();
+                out.push(if let ListKind::View(name) = list.kind { name } else { "" })?;
+                out.push(open)?;
                 for (i, item) in list.items.iter().enumerate() {
                     out.push(if i > 0 { ", " } else { "" })?;
                     item.repr(out, budget)?;
                 }
-                out.push(match (list.is_tuple, list.items.len()) {
-                    (true, 1) => ",)",
-                    (true, _) => ")",
-                    (false, _) => "]",
-                })
+                out.push(close)
             }
             Value::Map(map) => {
                 out.push("{")?;
@@ -371,39 +379,18 @@ impl Value {
     /// The items that a loop goes through: of a list, the keys of a map, the characters of a string, none of undefined.
     pub(super) fn items(&self, budget: &Rc<Budget>) -> Result<Rc<List>> {
         match self {
-            Value::List(list) => Ok(list.clone()),
-            Value::Undefined => List::new(Vec::new(), false, budget),
-            Value::Map(map) => List::new(map.entries.iter().map(|(key, _)| key.clone()).collect(), false, budget),
+            Value::List(list) => list.rest(budget),
+            Value::Undefined => List::new(Vec::new(), ListKind::List, budget),
+            Value::Map(map) => {
+                List::new(map.entries.iter().map(|(key, _)| key.clone()).collect(), ListKind::List, budget)
+            }
             Value::Str(text) => {
                 let _held = budget.hold(text.text.len().saturating_mul(VALUE))?;
                 let characters = text.text.chars().map(|c| Value::string(c, budget)).collect::<Result<_>>()?;
-                List::new(characters, false, budget)
+                List::new(characters, ListKind::List, budget)
             }
             other => Err(format!("{} is not iterable", other.kind())),
         }
-    }
-}
-
-impl List {
-    pub(super) fn new(items: Vec<Value>, is_tuple: bool, budget: &Rc<Budget>) -> Result<Rc<Self>> {
-        let charge = budget.hold((items.len() + 1) * VALUE)?;
-        let depth = depth_above(items.iter())?;
-        Ok(Rc::new(List { items, is_tuple, depth, _charge: charge }))
-    }
-}
-
-/// The depth of a container of these values.
-fn depth_above<'a>(values: impl Iterator<Item = &'a Value>) -> Result<u32> {
-    let mut depth = 0;
-    for value in values {
-        if matches!(value, Value::Namespace(_)) || matches!(value, Value::Loop(_)) {
-            return Err(format!("a {} cannot be put into another value", value.kind()));
-        }
-        depth = depth.max(value.depth());
-    }
-    match depth < VALUE_DEPTH {
-        true => Ok(depth + 1),
-        false => Err(format!("lists and maps are nested more than {VALUE_DEPTH} deep")),
     }
 }
 

@@ -4,6 +4,7 @@ use super::budget::{Budget, Buffer, DEPTH, Result};
 use super::program::{Name, Program};
 use super::value::{Scope, Value};
 use std::rc::Rc;
+use std::time::SystemTime;
 
 /// A rendering.
 pub(super) struct Vm<'p> {
@@ -16,6 +17,8 @@ pub(super) struct Vm<'p> {
     pub(super) depth: usize,
     /// The line of the statement that runs.
     pub(super) line: u16,
+    /// The time that `strftime_now` writes.
+    pub(super) now: SystemTime,
     pub(super) builtins: [Option<Name>; 6],
 }
 
