@@ -1,10 +1,10 @@
 //! Small models of random weights give the logits and tokens of mlx-lm: types of models and keys that no trained golden has.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use alluvium_core::{Device, Tensor};
+use alluvium_core::{Device, Tape, Tensor};
 use alluvium_lm::perplexity::{logits, logsumexp};
-use alluvium_lm::{LanguageModel, load};
-use alluvium_ops::argmax;
+use alluvium_lm::{Batch, Checkpointing, LanguageModel, load};
+use alluvium_ops::{CrossEntropyArgs, Reduction, argmax, cross_entropy};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -67,5 +67,61 @@ fn random_models_give_the_logits_and_tokens_of_mlx_lm() {
         compared += 1;
     }
     assert!(faults.is_empty(), "{faults:#?}");
-    assert_eq!(compared, 5);
+    assert_eq!(compared, 7);
+}
+
+/// The loss of predicting each token of a prompt from those before it.
+fn loss(model: &dyn LanguageModel, prompt: &[u32], checkpointing: Checkpointing) -> Tensor {
+    let count = prompt.len() - 1;
+    let of = |data: &[u32], shape: &[usize]| {
+        Tensor::from_slice(data, alluvium_core::Shape::new(shape).unwrap(), &Device::cpu()).unwrap()
+    };
+    let positions: Vec<u32> = (0..count as u32).collect();
+    let batch =
+        Batch { ids: &of(&prompt[..count], &[1, count]), positions: &of(&positions, &[1, count]), cu_seqlens: None };
+    let hidden = model.forward(&batch, checkpointing).unwrap();
+    cross_entropy(CrossEntropyArgs {
+        x: &hidden.reshape([count, hidden.shape().last()]).unwrap(),
+        w: model.lm_head().dense().unwrap(),
+        targets: &of(&prompt[1..], &[count]),
+        ignore_index: None,
+        reduction: Reduction::Mean,
+        z_loss: 0.0,
+        chunk: 16,
+    })
+    .unwrap()
+}
+
+#[test]
+fn random_models_give_the_loss_and_gradients_of_mlx_lm() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/random_models");
+    let mut faults = Vec::new();
+    for entry in std::fs::read_dir(root).unwrap() {
+        let folder = entry.unwrap().path();
+        let expected: Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        for checkpointing in [Checkpointing::None, Checkpointing::Layers] {
+            let mut model = load(&folder, &Device::cpu()).unwrap().model;
+            let tape = Tape::new();
+            model.visit_mut("", &mut |_, tensor| *tensor = tape.watch(tensor));
+            let loss = loss(model.as_ref(), &ids(&expected["ids"]), checkpointing);
+            let gradients = loss.backward().unwrap();
+            let (got, want) = (f64::from(loss.item().unwrap()), expected["loss"].as_f64().unwrap());
+            if (got - want).abs() > 1e-5 * want {
+                faults.push(format!("{name}: the loss is {got}, expected {want}"));
+            }
+            let mut seen = 0;
+            model.visit("", &mut |parameter, tensor| {
+                let gradient = gradients.get(tensor).unwrap().to_vec::<f32>().unwrap();
+                let got = gradient.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+                let want = expected["gradient_norms"][&parameter].as_f64().unwrap();
+                if (got - want).abs() > 1e-4 * want {
+                    faults.push(format!("{name}, {parameter}: a gradient of norm {got}, expected {want}"));
+                }
+                seen += 1;
+            });
+            assert_eq!(seen, expected["gradient_norms"].as_object().unwrap().len(), "{name}");
+        }
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
 }

@@ -6,7 +6,9 @@ use super::{keys, multiple_of, size_within};
 use crate::formats::config::Config;
 use crate::nn::Rotary;
 use crate::nn::attention::{AttentionConfig, Gate, HeadNorm};
-use crate::nn::decoder::{DecoderConfig, FeedForwardConfig, INIT_STD, LayerConfig, MixerConfig, residual_init_std};
+use crate::nn::decoder::{
+    DecoderConfig, FeedForwardConfig, INIT_STD, LayerConfig, MixerConfig, NormPlace, residual_init_std,
+};
 use crate::nn::gated_delta_net::GatedDeltaNetConfig;
 use crate::nn::gated_delta_net::Layout;
 use crate::nn::linear::Bias;
@@ -279,6 +281,7 @@ impl Sizes {
             init_std: INIT_STD,
             residual_init_std: residual_init_std(self.num_hidden_layers),
             layout,
+            allow_neg_eigval: false,
         }
     }
 
@@ -339,6 +342,7 @@ impl Sizes {
                 LayerType::LinearAttention => MixerConfig::Delta(self.delta(family.layout)),
             },
             feed_forward: self.feed_forward(index, family),
+            norms: NormPlace::Inputs,
         };
         DecoderConfig {
             prefix: family.prefix,

@@ -7,7 +7,9 @@ use super::{ModelType, keys, multiple_of, size_within};
 use crate::formats::config::Config;
 use crate::init::VarBuilder;
 use crate::nn::attention::{AttentionConfig, Gate, HeadNorm};
-use crate::nn::decoder::{DecoderConfig, FeedForwardConfig, INIT_STD, LayerConfig, MixerConfig, residual_init_std};
+use crate::nn::decoder::{
+    DecoderConfig, FeedForwardConfig, INIT_STD, LayerConfig, MixerConfig, NormPlace, residual_init_std,
+};
 use crate::nn::linear::Bias;
 use crate::nn::mlp::MlpConfig;
 use crate::nn::{Decoder, Rotary};
@@ -120,8 +122,11 @@ impl Sizes {
             init_std: INIT_STD,
             residual_init_std,
         };
-        let layer =
-            LayerConfig { mixer: MixerConfig::Attention(attention), feed_forward: FeedForwardConfig::Dense(mlp) };
+        let layer = LayerConfig {
+            mixer: MixerConfig::Attention(attention),
+            feed_forward: FeedForwardConfig::Dense(mlp),
+            norms: NormPlace::Inputs,
+        };
         DecoderConfig {
             prefix: "",
             vocab_size: self.vocab_size,

@@ -3,6 +3,7 @@
 mod hybrid;
 mod keys;
 mod llama;
+mod olmo_hybrid;
 mod qwen3;
 pub mod qwen3_5;
 mod qwen3_next;
@@ -66,6 +67,7 @@ static MODELS: &[ModelType] = &[
     ModelType::decoder("qwen2", llama::build_qwen2, plain),
     ModelType::decoder("qwen3", qwen3::build, plain),
     ModelType { sensitive: ROUTERS, ..ModelType::decoder("qwen3_moe", qwen3::build_moe, qwen3::sanitize_moe) },
+    ModelType::decoder("olmo_hybrid", olmo_hybrid::build, olmo_hybrid::sanitize),
     QWEN3_5,
     ModelType { name: "qwen3_5_text", ..QWEN3_5 },
     QWEN3_5_MOE,

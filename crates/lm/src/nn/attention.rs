@@ -28,13 +28,15 @@ pub struct Attention {
 
 params!(Attention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm });
 
-/// The norm of each head's query and key before the rotation.
+/// The norm of queries and keys before the rotation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HeadNorm {
     /// None.
     None,
-    /// RMSNorm with this epsilon.
+    /// RMSNorm of each head with this epsilon.
     Rms(f32),
+    /// RMSNorm of all heads together with this epsilon.
+    RmsOfAll(f32),
 }
 
 /// The gate of attention's output.
@@ -87,11 +89,12 @@ impl Attention {
         let v_proj = linear("v_proj", [kv_heads * head_dim, hidden_size], init_std)?;
         let o_proj =
             Linear::biased(b.pp("o_proj"), [hidden_size, heads * head_dim], residual_init_std, config.output_bias)?;
-        let mut norm = |name| match config.norm {
+        let mut norm = |name, heads: usize| match config.norm {
             HeadNorm::None => Ok(None),
             HeadNorm::Rms(eps) => RmsNorm::build(b.pp(name), head_dim, eps).map(Some),
+            HeadNorm::RmsOfAll(eps) => RmsNorm::build(b.pp(name), heads * head_dim, eps).map(Some),
         };
-        let (q_norm, k_norm) = (norm("q_norm")?, norm("k_norm")?);
+        let (q_norm, k_norm) = (norm("q_norm", heads)?, norm("k_norm", kv_heads)?);
         Ok(Attention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm, config: *config })
     }
 
@@ -145,9 +148,13 @@ impl Attention {
             }
         };
         let k_btgk = keys.reshape([b, t, kv_heads, head_dim])?;
-        let rotated = |x: &Tensor, norm: &Option<RmsNorm>| match norm {
-            Some(norm) => rotary.rotate(&norm.forward(x)?, positions),
-            None => rotary.rotate(x, positions),
+        let rotated = |x: &Tensor, norm: &Option<RmsNorm>| match (norm, self.config.norm) {
+            (Some(norm), HeadNorm::RmsOfAll(_)) => {
+                let all = x.reshape([b, t, x.elements() / (b * t)])?;
+                rotary.rotate(&norm.forward(&all)?.reshape(x.shape())?, positions)
+            }
+            (Some(norm), _) => rotary.rotate(&norm.forward(x)?, positions),
+            (None, _) => rotary.rotate(x, positions),
         };
         Ok(Heads {
             q_btak: rotated(&q_btak, &self.q_norm)?,

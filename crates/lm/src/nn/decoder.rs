@@ -49,6 +49,17 @@ pub struct LayerConfig {
     pub mixer: MixerConfig,
     /// The feed-forward network.
     pub feed_forward: FeedForwardConfig,
+    /// The place of the norms.
+    pub norms: NormPlace,
+}
+
+/// The place of a layer's two norms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormPlace {
+    /// Of the inputs of the token mixer and of the feed-forward network.
+    Inputs,
+    /// Of their results, before these are added to the residual stream.
+    Results,
 }
 
 /// The sizes of a token mixer.
@@ -86,13 +97,15 @@ params!(Trunk { embed_tokens, layers, norm });
 
 #[derive(Clone, Debug)]
 struct Layer {
-    input_layernorm: RmsNorm,
+    input_layernorm: Option<RmsNorm>,
     mixer: Mixer,
+    /// Of the feed-forward network's input if there is an `input_layernorm`, else of the mixer's result.
     post_attention_layernorm: RmsNorm,
     mlp: FeedForward,
+    post_feedforward_layernorm: Option<RmsNorm>,
 }
 
-params!(Layer { input_layernorm, mixer: "", post_attention_layernorm, mlp });
+params!(Layer { input_layernorm, mixer: "", post_attention_layernorm, mlp, post_feedforward_layernorm });
 
 /// A token mixer: `linear_attn` or `self_attn` in a checkpoint.
 #[derive(Clone, Debug)]
@@ -178,8 +191,12 @@ impl Decoder {
 impl Layer {
     fn build(mut b: VarBuilder, layer: &LayerConfig, config: &DecoderConfig) -> Result<Self> {
         let (hidden_size, eps) = (config.hidden_size, config.eps);
+        let norm = |b: VarBuilder, place| match layer.norms == place {
+            true => RmsNorm::build(b, hidden_size, eps).map(Some),
+            false => Ok(None),
+        };
         Ok(Layer {
-            input_layernorm: RmsNorm::build(b.pp("input_layernorm"), hidden_size, eps)?,
+            input_layernorm: norm(b.pp("input_layernorm"), NormPlace::Inputs)?,
             mixer: match &layer.mixer {
                 MixerConfig::Delta(config) => Mixer::Delta(GatedDeltaNet::build(b.pp("linear_attn"), config)?),
                 MixerConfig::Attention(config) => Mixer::Attention(Attention::build(b.pp("self_attn"), config)?),
@@ -189,35 +206,50 @@ impl Layer {
                 FeedForwardConfig::Dense(config) => FeedForward::Dense(Mlp::build(b.pp("mlp"), config)?),
                 FeedForwardConfig::SparseMoe(config) => FeedForward::SparseMoe(SparseMoe::build(b.pp("mlp"), config)?),
             },
+            post_feedforward_layernorm: norm(b.pp("post_feedforward_layernorm"), NormPlace::Results)?,
         })
     }
 
     fn forward(&self, x: &Tensor, positions: &Tensor, cu_seqlens: Option<&Tensor>) -> Result<Tensor> {
-        let normed = self.input_layernorm.forward(x)?;
+        let normed = self.mixer_input(x)?;
         let mixed = match &self.mixer {
             Mixer::Delta(mixer) => mixer.forward(&normed, cu_seqlens)?,
             Mixer::Attention(mixer) => mixer.forward(&normed, positions, cu_seqlens)?,
         };
-        self.feed_forward(&add(x, &mixed)?)
+        self.feed_forward(x, &mixed)
     }
 
     fn step(&self, x: &Tensor, positions: &Tensor, cache: &mut LayerCache) -> Result<Tensor> {
-        let normed = self.input_layernorm.forward(x)?;
+        let normed = self.mixer_input(x)?;
         let mixed = match (&self.mixer, cache) {
             (Mixer::Delta(mixer), LayerCache::Delta(cache)) => mixer.step(&normed, cache)?,
             (Mixer::Attention(mixer), LayerCache::Attention(cache)) => mixer.step(&normed, positions, cache)?,
             _ => return Err(Error::value("step", "the cache was made by another model")),
         };
-        self.feed_forward(&add(x, &mixed)?)
+        self.feed_forward(x, &mixed)
     }
 
-    fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
-        let normed = self.post_attention_layernorm.forward(x)?;
-        let fed = match &self.mlp {
-            FeedForward::Dense(mlp) => mlp.forward(&normed)?,
-            FeedForward::SparseMoe(moe) => moe.forward(&normed)?,
+    fn mixer_input(&self, x: &Tensor) -> Result<Tensor> {
+        self.input_layernorm.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
+    }
+
+    /// Adds the mixer's result to the residual stream, and then that of the feed-forward network.
+    fn feed_forward(&self, x: &Tensor, mixed: &Tensor) -> Result<Tensor> {
+        let feed = |x: &Tensor| match &self.mlp {
+            FeedForward::Dense(mlp) => mlp.forward(x),
+            FeedForward::SparseMoe(moe) => moe.forward(x),
         };
-        add(x, &fed)
+        let norm = &self.post_attention_layernorm;
+        match &self.post_feedforward_layernorm {
+            None => {
+                let x = add(x, mixed)?;
+                add(&x, &feed(&norm.forward(&x)?)?)
+            }
+            Some(last) => {
+                let x = add(x, &norm.forward(mixed)?)?;
+                add(&x, &last.forward(&feed(&x)?)?)
+            }
+        }
     }
 
     fn cache_shape(&self) -> CacheShape {

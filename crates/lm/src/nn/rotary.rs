@@ -3,7 +3,7 @@
 use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::{Rope, concat, rope, slice};
 
-/// The rotary embedding of an attention layer.
+/// The rotary embedding of an attention layer. No elements to rotate (`dims` = 0) means that there is none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rotary {
     /// The rotation for sequences up to the length of the training.
@@ -47,6 +47,9 @@ impl Rotary {
     /// # Errors
     /// As [`rope`].
     pub fn rotate(&self, x: &Tensor, positions: &Tensor) -> Result<Tensor> {
+        if self.rope.dims == 0 {
+            return Ok(x.clone());
+        }
         if self.dynamic.is_none() {
             return rope(x, positions, self.rope);
         }

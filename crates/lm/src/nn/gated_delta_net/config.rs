@@ -21,8 +21,12 @@ pub struct GatedDeltaNetConfig {
     pub init_std: f64,
     /// The standard deviation of the random weights of the projection that adds to the residual stream.
     pub residual_init_std: f64,
-    /// The layout of the input projections in a checkpoint.
+    /// The names and the layout of the layer's tensors in a checkpoint.
     pub layout: Layout,
+    /// Whether β is in (0, 2) instead of (0, 1): a state's eigenvalue along a key, 1 − β, may then be negative.
+    ///
+    /// Source: Grazzi et al. 2024, arXiv:2411.12537; `linear_allow_neg_eigval` of OLMo-Hybrid.
+    pub allow_neg_eigval: bool,
 }
 
 impl GatedDeltaNetConfig {
@@ -41,6 +45,7 @@ impl GatedDeltaNetConfig {
             init_std: 0.02,
             residual_init_std: 0.02,
             layout: Layout::Separate,
+            allow_neg_eigval: false,
         }
     }
 
@@ -60,7 +65,7 @@ impl GatedDeltaNetConfig {
     }
 }
 
-/// The layout of the input projections in a checkpoint.
+/// The names and the layout of the layer's tensors in a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// `in_proj_qkv` (all queries, all keys, all values), `in_proj_z`, `in_proj_b`, `in_proj_a`: qwen3_5.
@@ -68,4 +73,7 @@ pub enum Layout {
     /// `in_proj_qkvz` and `in_proj_ba`, whose rows are grouped by key head: its query, its key, the values of its value
     /// heads, their `z`; and their `b`, their `a`: qwen3_next.
     Merged,
+    /// `q_proj`, `k_proj`, `v_proj`, `g_proj` (z), `b_proj`, `a_proj`, a convolution each for queries, keys and values
+    /// (`q_conv1d`, `k_conv1d`, `v_conv1d`), `o_norm` and `o_proj`: olmo_hybrid.
+    Split,
 }

@@ -1,4 +1,4 @@
-//! The input projections of a Gated DeltaNet layer, in the two layouts of checkpoints.
+//! The input projections of a Gated DeltaNet layer, in the layouts of checkpoints.
 
 use super::config::{GatedDeltaNetConfig, Layout};
 use crate::init::VarBuilder;
@@ -13,6 +13,7 @@ use alluvium_ops::{concat, split_in};
 pub(super) enum InProj {
     Separate(Separate),
     Merged(Merged),
+    Split(Split),
 }
 
 #[derive(Clone, Debug)]
@@ -33,10 +34,23 @@ pub(super) struct Merged {
 
 params!(Merged { in_proj_qkvz, in_proj_ba });
 
+#[derive(Clone, Debug)]
+pub(super) struct Split {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    g_proj: Linear,
+    b_proj: Linear,
+    a_proj: Linear,
+}
+
+params!(Split { q_proj, k_proj, v_proj, g_proj, b_proj, a_proj });
+
 params!(
     enum InProj {
         Separate,
         Merged,
+        Split,
     }
 );
 
@@ -64,6 +78,14 @@ impl InProj {
                 in_proj_qkvz: linear("in_proj_qkvz", channels + values)?,
                 in_proj_ba: linear("in_proj_ba", 2 * value_heads)?,
             }),
+            Layout::Split => InProj::Split(Split {
+                q_proj: linear("q_proj", config.key_channels())?,
+                k_proj: linear("k_proj", config.key_channels())?,
+                v_proj: linear("v_proj", values)?,
+                g_proj: linear("g_proj", values)?,
+                b_proj: linear("b_proj", value_heads)?,
+                a_proj: linear("a_proj", value_heads)?,
+            }),
         })
     }
 
@@ -75,6 +97,11 @@ impl InProj {
                 Ok(Inputs { qkv_btc, z_btv, b_btg, a_btg })
             }
             InProj::Merged(part) => part.forward(x_btd, config),
+            InProj::Split(Split { q_proj, k_proj, v_proj, g_proj, b_proj, a_proj }) => {
+                let parts = [q_proj, k_proj, v_proj, g_proj, b_proj, a_proj];
+                let [q, k, v, z_btv, b_btg, a_btg] = Linear::forward_all(parts, x_btd)?;
+                Ok(Inputs { qkv_btc: concat(&[&q, &k, &v], 2)?, z_btv, b_btg, a_btg })
+            }
         }
     }
 }

@@ -2,11 +2,11 @@
 
 mod config;
 mod in_proj;
+mod parts;
 
 pub use config::{GatedDeltaNetConfig, Layout};
 
 use super::ablation::{Ablation, gated_linear_attention, identity};
-use super::{Linear, RmsNorm};
 use crate::cache::{CacheShape, DeltaCache};
 use crate::init::{Init, VarBuilder};
 use crate::parameters::Parameter;
@@ -14,9 +14,10 @@ use crate::params;
 use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::{
     Activation, CausalConv1dArgs, ChunkStates, ConvOutput, GatedDeltaArgs, GatedDeltaOutput, GatedDeltaStepArgs, Gates,
-    causal_conv1d, gated_delta_rule, gated_delta_step, gdn_gate, l2_norm, split_in,
+    causal_conv1d, gated_delta_rule, gated_delta_step, gdn_gate, l2_norm, scale, split_in,
 };
 use in_proj::{InProj, Inputs};
+use parts::{Filters, Output};
 
 /// The epsilon of the L2 norms of queries and keys, added to the sum of squares.
 const EPS: f32 = 1e-6;
@@ -26,28 +27,19 @@ const EPS: f32 = 1e-6;
 /// Shape suffixes: `b` batch, `t` tokens, `d` hidden size, `c` convolved channels, `h` key heads, `g` value heads,
 /// `k` key size, `v` value size. Channels are all queries, then all keys, then all values.
 ///
-/// Source: Yang et al. 2024, arXiv:2412.06464; `GatedDeltaNet` of qwen3_5 in mlx-lm.
+/// Source: Yang et al. 2024, arXiv:2412.06464; `GatedDeltaNet` of qwen3_5 and olmo_hybrid in mlx-lm.
 #[derive(Clone, Debug)]
 pub struct GatedDeltaNet {
     in_proj: InProj,
-    conv1d: Conv1d,
+    filters: Filters,
     a_log: Parameter,
     dt_bias: Parameter,
-    norm: RmsNorm,
-    out_proj: Linear,
+    output: Output,
     config: GatedDeltaNetConfig,
     ablation: Ablation,
 }
 
-params!(GatedDeltaNet { in_proj: "", conv1d, a_log: "A_log", dt_bias, norm, out_proj });
-
-/// The depthwise filter in the layout of MLX: `weight [C, K, 1]`.
-#[derive(Clone, Debug)]
-struct Conv1d {
-    weight: Parameter,
-}
-
-params!(Conv1d { weight });
+params!(GatedDeltaNet { in_proj: "", filters: "", a_log: "A_log", dt_bias, output: "" });
 
 impl GatedDeltaNet {
     /// Builds the layer from its place in a source.
@@ -55,17 +47,13 @@ impl GatedDeltaNet {
     /// # Errors
     /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
     pub fn build(mut b: VarBuilder, config: &GatedDeltaNetConfig) -> Result<Self> {
-        let GatedDeltaNetConfig { hidden_size, value_heads, value_dim, kernel_size, eps, residual_init_std, .. } =
-            *config;
-        let (channels, values) = (config.channels(), config.value_channels());
-        let filter = Init::Uniform((kernel_size as f64).sqrt().recip());
+        let value_heads = config.value_heads;
         Ok(GatedDeltaNet {
             in_proj: InProj::build(&mut b, config)?,
-            conv1d: Conv1d { weight: b.pp("conv1d").parameter("weight", [channels, kernel_size, 1], filter)? },
+            filters: Filters::build(&mut b, config)?,
             a_log: b.parameter("A_log", [value_heads], Init::LogOfUniform(1.0, 16.0))?,
             dt_bias: b.parameter("dt_bias", [value_heads], Init::InverseSoftplusOfLogUniform(1e-3, 0.1))?,
-            norm: RmsNorm::build(b.pp("norm"), value_dim, eps)?,
-            out_proj: Linear::build(b.pp("out_proj"), [hidden_size, values], residual_init_std)?,
+            output: Output::build(&mut b, config)?,
             config: *config,
             ablation: Ablation::None,
         })
@@ -82,7 +70,7 @@ impl GatedDeltaNet {
             Ablation::None | Ablation::Convolution => gated_delta_rule(rule)?.o,
             Ablation::DeltaTerm => gated_linear_attention(&rule)?,
         };
-        self.output(&o, &z_btgv)
+        self.output.forward(&o, &z_btgv)
     }
 
     /// Removes a part of the layer for an experiment, or restores it.
@@ -105,7 +93,7 @@ impl GatedDeltaNet {
             state => gated_delta_rule(GatedDeltaArgs { initial_state: state.as_ref(), ..self.rule(&heads) })?,
         };
         (cache.conv_state, cache.recurrent_state) = (conv_state, Some(final_state));
-        self.output(&o, &z_btgv)
+        self.output.forward(&o, &z_btgv)
     }
 
     /// The shape of the layer's cache for one sequence.
@@ -118,10 +106,10 @@ impl GatedDeltaNet {
     }
 
     fn project(&self, x_btd: &Tensor, conv_state: Option<&Tensor>, cu_seqlens: Option<&Tensor>) -> Result<Projected> {
-        let GatedDeltaNetConfig { key_heads: h, value_heads: g, key_dim, value_dim, kernel_size, .. } = self.config;
+        let GatedDeltaNetConfig { key_heads: h, value_heads: g, key_dim, value_dim, .. } = self.config;
         let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
         let Inputs { qkv_btc, z_btv, b_btg, a_btg } = self.in_proj.forward(x_btd, &self.config)?;
-        let filter = self.conv1d.weight.reshape([self.config.channels(), kernel_size])?;
+        let filter = self.filters.joined(&self.config)?;
         let filter = if self.ablation == Ablation::Convolution { identity(&filter)? } else { filter };
         let ConvOutput { y: qkv_btc, final_state } = causal_conv1d(CausalConv1dArgs {
             x: &qkv_btc,
@@ -137,7 +125,7 @@ impl GatedDeltaNet {
             k_bthk: l2_norm(&k.reshape([b, t, h, key_dim])?, EPS)?,
             v_btgv: v.reshape([b, t, g, value_dim])?,
             decay_btg,
-            beta_btg,
+            beta_btg: if self.config.allow_neg_eigval { scale(&beta_btg, 2.0)? } else { beta_btg },
         };
         Ok(Projected { heads, z_btgv: z_btv.reshape([b, t, g, value_dim])?, conv_state: final_state })
     }
@@ -170,12 +158,6 @@ impl GatedDeltaNet {
             scale: self.scale(),
         })?;
         Ok(GatedDeltaOutput { o: o.reshape([b, 1, g, value_dim])?, final_state })
-    }
-
-    fn output(&self, o_btgv: &Tensor, z_btgv: &Tensor) -> Result<Tensor> {
-        let [b, t] = [o_btgv.shape()[0], o_btgv.shape()[1]];
-        let o = self.norm.gated(o_btgv, z_btgv)?;
-        self.out_proj.forward(&o.reshape([b, t, self.config.value_channels()])?)
     }
 
     fn scale(&self) -> f32 {
