@@ -4,7 +4,7 @@ use crate::output::say;
 use alluvium::lm::formats::atomic::remove_partials;
 use anyhow::Context;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// The exit code after an interruption: 128 + SIGINT.
 pub(crate) const INTERRUPTED: u8 = 130;
@@ -17,12 +17,16 @@ const ASK: u8 = 1;
 const ASKED: u8 = 2;
 
 static STATE: AtomicU8 = AtomicU8::new(EXIT);
+/// Whether nothing is said when the work is asked to stop, because it stops at once.
+static QUIETLY: AtomicBool = AtomicBool::new(false);
 
 /// Listens for signals for the life of the program.
 pub(crate) fn listen() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
         if STATE.compare_exchange(ASK, ASKED, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            say!("\nstopping; a second signal ends the program at once");
+            if !QUIETLY.load(Ordering::Relaxed) {
+                say!("\nstopping; a second signal ends the program at once");
+            }
             return;
         }
         match remove_partials() {
@@ -39,8 +43,16 @@ pub(crate) struct Stoppable(());
 
 impl Stoppable {
     pub(crate) fn new() -> Self {
+        QUIETLY.store(false, Ordering::Relaxed);
         STATE.store(ASK, Ordering::Relaxed);
         Stoppable(())
+    }
+
+    /// For work that stops at once and says so itself.
+    pub(crate) fn quietly() -> Self {
+        let stoppable = Self::new();
+        QUIETLY.store(true, Ordering::Relaxed);
+        stoppable
     }
 
     /// `Break` once a signal asked for it.

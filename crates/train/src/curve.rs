@@ -23,9 +23,11 @@ pub fn draw(path: &Path, rows: &[MetricsRow], baseline: Option<f64>) -> Result<(
         return Ok(());
     }
     let last = all.iter().map(|p| p.0).fold(1.0, f64::max);
-    let high = all.iter().map(|p| p.1).chain(baseline).fold(0.0, f64::max) * 1.05;
+    let losses = || all.iter().map(|p| p.1).chain(baseline);
+    let (least, most) = (losses().fold(f64::INFINITY, f64::min), losses().fold(0.0, f64::max));
+    let (low, high) = (least - 0.05 * (most - least), most + 0.05 * (most - least).max(0.01));
     let mut picture = String::new();
-    let drawing = Drawing { trained, validation, baseline, last, high };
+    let drawing = Drawing { trained, validation, baseline, last, low, high };
     drawing.onto(&mut picture).map_err(|e| Error::file(path, format!("cannot draw: {e}")))?;
     alluvium_lm::formats::write_atomic(path, |file| file.write_all(picture.as_bytes()))
 }
@@ -35,6 +37,7 @@ struct Drawing {
     validation: Vec<(f64, f64)>,
     baseline: Option<f64>,
     last: f64,
+    low: f64,
     high: f64,
 }
 
@@ -46,13 +49,13 @@ impl Drawing {
             .margin(16)
             .x_label_area_size(40)
             .y_label_area_size(56)
-            .build_cartesian_2d(0.0..self.last, 0.0..self.high)?;
+            .build_cartesian_2d(0.0..self.last, self.low..self.high)?;
         chart
             .configure_mesh()
             .light_line_style(WHITE)
             .x_desc("steps")
             .y_desc("loss (nats per token)")
-            .x_label_formatter(&|x| format!("{x:.0}"))
+            .x_label_formatter(&|x| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() })
             .draw()?;
         chart
             .draw_series(LineSeries::new(self.trained.iter().copied(), TRAINED.stroke_width(2)))?
@@ -67,7 +70,9 @@ impl Drawing {
             chart
                 .draw_series(DashedLineSeries::new(line, 6, 4, GREY.stroke_width(1)))?
                 .label("token frequencies")
-                .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], GREY.stroke_width(1)));
+                .legend(|(x, y)| {
+                    plotters::element::DashedPathElement::new([(x, y), (x + 18, y)], 6, 4, GREY.stroke_width(1))
+                });
         }
         chart.configure_series_labels().background_style(WHITE.mix(0.9)).border_style(GREY).draw()?;
         root.present()?;

@@ -31,6 +31,8 @@ pub struct TextSummary {
     pub bytes: usize,
     /// Files that were not read.
     pub skipped: Skipped,
+    /// Those among them that look like text in another encoding than UTF-8.
+    pub undecodable: Vec<PathBuf>,
     /// Tokens in an epoch.
     pub train_tokens: usize,
     /// Tokens of the validation text.
@@ -165,7 +167,7 @@ impl Preparation<'_> {
         prepare("reading text");
         let absolute = |path: &PathBuf| std::path::absolute(path).map_err(Error::io(path, "read"));
         let absolute: Vec<PathBuf> = paths.iter().map(absolute).collect::<Result<_>>()?;
-        let TextFiles { documents, files, bytes, skipped } = read_text(paths, Some(self.out))?;
+        let TextFiles { documents, files, bytes, skipped, undecodable } = read_text(paths, Some(self.out))?;
         let documents = split(documents, settings.val_split, settings.seed)?;
         let tokenizer = match &self.tokenizer {
             Some(path) => Tokenizer::load(path)?,
@@ -186,6 +188,7 @@ impl Preparation<'_> {
             files,
             bytes,
             skipped,
+            undecodable,
             train_tokens: corpus.tokens(),
             validation_tokens: validation.as_ref().map_or(0, Corpus::tokens),
             validation_bytes: documents.validation.iter().map(|document| document.text.len()).sum(),

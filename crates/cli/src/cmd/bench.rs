@@ -1,5 +1,5 @@
 use super::{DeviceArg, bench_model, operations};
-use crate::output::{seconds, table};
+use crate::output::{bar, seconds, table};
 use alluvium::DType;
 use alluvium::ops::bench::{Ceiling, Timing, cases, ceiling, time};
 use alluvium::ops::check::{Zeros, check};
@@ -55,7 +55,9 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         writeln!(out)?;
     }
     let mut rows = Vec::new();
+    let progress = bar(ops.len() as u64, 0);
     for op in ops {
+        progress.set_message(op.name());
         let mut red = None;
         for case in op.cases {
             red = red.or(check(op, case, DType::F32, &device, Zeros::MustFail)?.faults.into_iter().next());
@@ -74,7 +76,9 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
                 }
             }
         }
+        progress.inc(1);
     }
+    progress.finish_and_clear();
     if !args.json {
         table(out, ["operation, case", "", "time", "GB/s", "GFLOP/s", "of limit"], &rows)?;
     }

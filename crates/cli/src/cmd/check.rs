@@ -1,11 +1,12 @@
 use super::{DeviceArg, operations};
-use crate::output::table;
+use crate::output::{bar, table};
 use alluvium::DType;
 use alluvium::ops::check::{Gap, QUESTIONS, Zeros, check};
 use anyhow::bail;
+use serde_json::json;
 use std::io::Write;
 
-/// Hold every operation on a device against its reference: values, gradients, unwritten memory, the same bits twice
+/// Compare every operation on a device with its reference: values, gradients, unwritten memory, bit-identical results
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only these operations
@@ -16,6 +17,9 @@ pub(crate) struct Args {
     /// Ask every question on the CPU: values, gradients, differences, refusals, threads, need, random shapes
     #[arg(long, conflicts_with_all = ["dtype", "device"])]
     all: bool,
+    /// Write one JSON object for each operation
+    #[arg(long, conflicts_with = "all")]
+    json: bool,
     #[command(flatten)]
     device: DeviceArg,
 }
@@ -36,7 +40,10 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     // an element that a kernel leaves unwritten shows
     let device = args.device.poisoned()?;
     let (mut rows, mut faults, mut cases) = (Vec::new(), Vec::new(), 0);
-    for op in operations(&args.ops)? {
+    let ops = operations(&args.ops)?;
+    let progress = bar(ops.len() as u64, 0);
+    for op in ops {
+        progress.set_message(op.name());
         let (mut worst, mut red) = (Gap::default(), 0);
         for case in op.cases {
             let report = check(op, case, args.dtype, &device, Zeros::MustFail)?;
@@ -49,14 +56,27 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         let gaps = [format!("{:.1e}", worst.relative), format!("{:.1e}", worst.worst)];
         let gradient = if op.differentiable() { "yes" } else { "no" };
         let [relative, element] = gaps;
+        progress.inc(1);
+        if args.json {
+            let line = json!({
+                "op": op.name(), "cases": op.cases.len(), "gradient": op.differentiable(), "faults": red,
+                "relative_l2": worst.relative, "worst_element": worst.worst,
+            });
+            writeln!(out, "{line}")?;
+        }
         rows.push([op.name().to_owned(), op.cases.len().to_string(), gradient.to_owned(), relative, element, verdict]);
+    }
+    progress.finish_and_clear();
+    if args.json {
+        return if faults.is_empty() { Ok(()) } else { bail!("{} faults: {}", faults.len(), faults.join("; ")) };
     }
     table(out, ["operation", "cases", "gradient", "relative L2", "worst element", ""], &rows)?;
     if faults.is_empty() {
         writeln!(
             out,
-            "\n{} operations, {cases} cases on {device} in {}: all as the reference",
+            "\n{} operation{}, {cases} cases on {device} in {}: all as the reference",
             rows.len(),
+            if rows.len() == 1 { "" } else { "s" },
             args.dtype
         )?;
         return Ok(());

@@ -1,3 +1,4 @@
+use crate::output::note;
 use alluvium::core::cpu::Cpu;
 use alluvium::core::gpu::adapters;
 use serde_json::{Value, json};
@@ -21,6 +22,9 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         return Ok(());
     }
     writeln!(out, "cpu     {} threads, {} ({} lanes of f32)", cpu.threads(), cpu.isa(), cpu.isa().lanes())?;
+    if adapters().is_empty() {
+        note!("no GPU was found: `--device wgpu` needs a driver for Vulkan, Metal or DX12");
+    }
     for (index, adapter) in adapters().iter().enumerate() {
         writeln!(out, "{:<7} {adapter}", format!("wgpu:{index}"))?;
     }

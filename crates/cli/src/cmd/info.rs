@@ -1,8 +1,8 @@
 use crate::output::{bytes, count, listing};
-use alluvium::lm::{CheckpointInfo, TensorInfo, inspect};
+use alluvium::lm::{CheckpointInfo, Config, Registry, TensorInfo, Tokenizer, inspect};
 use serde_json::{Value, json};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Show the contents of a checkpoint: model, tensors, parameters, memory
 #[derive(clap::Args)]
@@ -19,6 +19,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let path = super::hub::find_model(&args.path)?;
+    let is_other = |end: &std::ffi::OsStr| !["safetensors", "gguf"].iter().any(|known| end.eq_ignore_ascii_case(known));
+    if path.is_file() && path.extension().is_some_and(is_other) {
+        anyhow::bail!("{}: it is no folder of a model and no .safetensors file", path.display());
+    }
     let found = inspect(&path)?;
     if args.json {
         writeln!(out, "{}", as_json(&found, args.tensors))?;
@@ -28,6 +32,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     rows.push(["path".to_owned(), path.display().to_string()]);
     if let Some(model_type) = &found.model_type {
         rows.push(["model".to_owned(), model_type.clone()]);
+        rows.extend(of_config(&path));
     }
     for (path, size) in &found.files {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -49,6 +54,32 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         listing(out, &found.tensors.iter().map(row).collect::<Vec<_>>())?;
     }
     Ok(())
+}
+
+/// The shape of a model, as far as its config.json has the usual keys, and whether this program runs it.
+fn of_config(folder: &Path) -> Vec<[String; 2]> {
+    let Ok(config) = Config::read(folder) else { return Vec::new() };
+    let mut rows = Vec::new();
+    if let Err(error) = Registry::default().get(&config) {
+        rows.push(["".to_owned(), format!("it cannot be run: {error}")]);
+    }
+    let keys = [
+        ("layers", "num_hidden_layers"),
+        ("width", "hidden_size"),
+        ("vocabulary", "vocab_size"),
+        ("context", "max_position_embeddings"),
+    ];
+    for (name, key) in keys {
+        rows.extend(config.text().get(key).and_then(Value::as_u64).map(|n| [name.to_owned(), n.to_string()]));
+    }
+    let template = match Tokenizer::find(folder) {
+        Ok(Some(tokenizer)) if tokenizer.chat_template().is_some() => "yes".to_owned(),
+        Ok(Some(_)) => "none; `alluvium generate` continues plain text".to_owned(),
+        Ok(None) => "there is no tokenizer.json".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    rows.push(["template".to_owned(), template]);
+    rows
 }
 
 fn as_json(info: &CheckpointInfo, with_tensors: bool) -> Value {

@@ -3,7 +3,7 @@
 use crate::output::{bytes, say};
 use alluvium::Device;
 use anyhow::bail;
-use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 /// What to do where a model does not fit.
 #[derive(clap::Args)]
@@ -32,6 +32,13 @@ impl Machine {
         // a system that does not say has no limit here
         (total > 0).then_some(Machine { total: total as usize, available: available as usize })
     }
+}
+
+/// The name of the CPU, where the system gives it.
+pub(crate) fn cpu_name() -> Option<String> {
+    let system = System::new_with_specifics(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing())).ok()?;
+    let name = system.cpus().first()?.brand().trim().to_owned();
+    (!name.is_empty()).then_some(name)
 }
 
 /// Refuses work that needs more memory than the machine has, and warns of work that needs more than is free. The

@@ -42,6 +42,12 @@ pub(crate) struct DeviceArg {
 
 impl DeviceArg {
     pub(crate) fn open(&self) -> Result<Device> {
+        if self.device.starts_with("cuda") || self.device.starts_with("mps") || self.device.starts_with("metal") {
+            bail!(
+                "--device {}: GPUs of NVIDIA, AMD, Intel and Apple are `wgpu` here, through Vulkan or Metal",
+                self.device
+            );
+        }
         Ok(Device::open(&self.device, gpu())?)
     }
 

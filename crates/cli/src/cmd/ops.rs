@@ -2,7 +2,7 @@ use crate::output::listing;
 use alluvium::ops::docs;
 use std::io::Write;
 
-/// List the operations: arguments, results, gradients
+/// List the operations
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Write docs/ops.md instead
@@ -15,7 +15,13 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         write!(out, "{}", docs::page())?;
         return Ok(());
     }
-    let plain = |op: &&alluvium::ops::Op| docs::row(op).map(|cell| cell.replace('`', ""));
-    listing(out, &alluvium::ops::OPS.iter().map(plain).collect::<Vec<_>>())?;
+    let mut rows = vec![["operation", "", "gradient"].map(str::to_owned)];
+    rows.extend(alluvium::ops::OPS.iter().map(|op| {
+        let [name, summary, _, _, gradient] = docs::row(op).map(|cell| cell.replace('`', ""));
+        let gradient = if gradient == "yes" { gradient } else { "no".to_owned() };
+        [name, summary, gradient]
+    }));
+    listing(out, &rows)?;
+    writeln!(out, "\narguments and results of each: docs/ops.md, or `alluvium ops --markdown`")?;
     Ok(())
 }

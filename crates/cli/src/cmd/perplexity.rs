@@ -113,6 +113,9 @@ fn tokens(tokenizer: &Tokenizer, texts: &Texts) -> anyhow::Result<Vec<u32>> {
 }
 
 fn read(path: &Path) -> anyhow::Result<Texts> {
+    if path.is_dir() {
+        bail!("--data-path {}: it is a folder; give one file of it", path.display());
+    }
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     if path.extension().is_none_or(|extension| extension != "jsonl") {
         return Ok(Texts::Plain(text));

@@ -1,5 +1,6 @@
 //! The report of a run: its last lines, its JSON, and `report.md` in its folder.
 
+use super::memory::cpu_name;
 use super::model::described;
 use super::train::Sample;
 use crate::output::{bytes, count, seconds};
@@ -144,7 +145,10 @@ impl Report<'_> {
 
     fn machine(&self) -> String {
         match self.device {
-            Device::Cpu(cpu) => format!("{}, {}", described(self.device), cpu.isa()),
+            Device::Cpu(cpu) => {
+                let name = cpu_name().map_or(String::new(), |name| format!("{name}: "));
+                format!("{name}{}, {}", described(self.device), cpu.isa())
+            }
             Device::Gpu(_) => described(self.device),
         }
     }

@@ -176,6 +176,13 @@ impl Screen {
                 left_out += &format!(", broken links: {}", text.skipped.broken_links);
             }
             note!("text      {files} files, {size} ({left_out})");
+            if !text.undecodable.is_empty() {
+                let shown: Vec<String> =
+                    text.undecodable.iter().take(3).map(|path| path.display().to_string()).collect();
+                let more = text.undecodable.len() - shown.len();
+                let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+                note!("          not UTF-8, so left out: {}{more}", shown.join(", "));
+            }
             let (trained, validation) = (text.train_tokens as f64, text.validation_tokens as f64);
             note!("tokens    {} to train on, {} for validation", count(trained), count(validation));
         }

@@ -40,6 +40,8 @@ pub struct TextFiles {
     pub bytes: usize,
     /// Files that were not read.
     pub skipped: Skipped,
+    /// Those among the binary files that look like text in another encoding than UTF-8.
+    pub undecodable: Vec<PathBuf>,
 }
 
 /// Reads all text under files and folders.
@@ -71,13 +73,17 @@ pub fn read_text(paths: &[PathBuf], out: Option<&Path>) -> Result<TextFiles> {
                 continue;
             }
             match text_of(&file)? {
-                Some(text) if text.trim().is_empty() => {}
-                Some(text) => {
+                Content::Text(text) if text.trim().is_empty() => {}
+                Content::Text(text) => {
                     found.files += 1;
                     found.bytes += text.len();
-                    found.documents.extend(documents(&file, text));
+                    found.documents.extend(documents(&file, text)?);
                 }
-                None => found.skipped.binary += 1,
+                Content::Binary => found.skipped.binary += 1,
+                Content::Undecodable => {
+                    found.skipped.binary += 1;
+                    found.undecodable.push(file);
+                }
             }
         }
     }
@@ -162,13 +168,21 @@ fn identity(path: &Path) -> Result<PathBuf> {
     path.canonicalize().map_err(Error::io(path, "read"))
 }
 
-/// The file's text, `None` if it is binary.
-fn text_of(path: &Path) -> Result<Option<String>> {
+/// What a file holds.
+enum Content {
+    Text(String),
+    /// It has a NUL at its beginning.
+    Binary,
+    /// It is no UTF-8.
+    Undecodable,
+}
+
+fn text_of(path: &Path) -> Result<Content> {
     let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
     if bytes[..bytes.len().min(SNIFFED_BYTES)].contains(&0) {
-        return Ok(None);
+        return Ok(Content::Binary);
     }
-    Ok(String::from_utf8(bytes).ok())
+    Ok(String::from_utf8(bytes).map_or(Content::Undecodable, Content::Text))
 }
 
 /// A line of a `.jsonl` file of texts.
@@ -177,19 +191,40 @@ struct Line {
     text: String,
 }
 
+/// The keys of chats and of pairs, which are no text to continue.
+const CHAT_KEYS: [&str; 4] = ["messages", "conversations", "prompt", "instruction"];
+
+/// Refuses lines of chats: as text, a model would learn their braces and escapes.
+fn refuse_chats(path: &Path, text: &str) -> Result<()> {
+    let Some(line) = text.lines().find(|line| !line.trim().is_empty()) else { return Ok(()) };
+    let Ok(serde_json::Value::Object(object)) = serde_json::from_str(line) else { return Ok(()) };
+    match CHAT_KEYS.iter().find(|key| object.contains_key(**key) && !object.contains_key("text")) {
+        Some(key) => {
+            let why = format!(
+                "its lines have `{key}` and no `text`: chats and pairs are no text to train on; give each line a `text`"
+            );
+            Err(Error::file(path, why))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The documents of a file.
-fn documents(path: &Path, text: String) -> Vec<Document> {
+fn documents(path: &Path, text: String) -> Result<Vec<Document>> {
     let lines = || -> Option<Vec<String>> {
         let lines = text.lines().filter(|line| !line.trim().is_empty());
         lines.map(|line| serde_json::from_str::<Line>(line).ok().map(|line| line.text)).collect()
     };
     let is_jsonl = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"));
+    if is_jsonl {
+        refuse_chats(path, &text)?;
+    }
     let texts = is_jsonl.then(lines).flatten().unwrap_or_else(|| match text.contains(END_OF_TEXT) {
         true => text.split(END_OF_TEXT).map(str::to_owned).collect(),
         false => vec![text],
     });
     let texts = texts.into_iter().filter(|text| !text.trim().is_empty());
-    texts.map(|text| Document { text, is_complete: true }).collect()
+    Ok(texts.map(|text| Document { text, is_complete: true }).collect())
 }
 
 #[cfg(test)]
@@ -230,6 +265,18 @@ mod tests {
         write("c.txt", "four<|endoftext|>\n<|endoftext|>five");
         let found = read_text(&[folder.path().to_owned()], None).unwrap();
         assert_eq!(texts(&found), ["one\ntwo", "three", "{\"text\":\"one\"}\n{\"other\":1}\n", "four", "five"]);
+    }
+
+    #[test]
+    fn lines_of_chats_are_refused_and_files_in_other_encodings_are_named() {
+        let folder = folder();
+        let found = read_text(&[folder.path().to_owned()], None).unwrap();
+        assert_eq!(found.undecodable, [folder.path().join("latin1.txt")]);
+        for line in ["{\"messages\":[]}", "{\"prompt\":\"a\",\"completion\":\"b\"}", "{\"conversations\":[]}"] {
+            fs::write(folder.path().join("train.jsonl"), format!("\n{line}\n")).unwrap();
+            let error = read_text(&[folder.path().to_owned()], None).unwrap_err().to_string();
+            assert!(error.contains("train.jsonl: its lines have `") && error.contains("no `text`"), "{error}");
+        }
     }
 
     #[test]

@@ -271,7 +271,7 @@ impl Chat<'_> {
         let mut response = Response::new(self.form, thinking);
         let prompt = Prompt { tokenizer, ids: &ids, options: &self.options };
         // elsewhere Ctrl-C ends the program
-        let stoppable = source.is_terminal().then(Stoppable::new);
+        let stoppable = source.is_terminal().then(Stoppable::quietly);
         let mut check = || stoppable.as_ref().map_or(ControlFlow::Continue(()), Stoppable::check);
         let generation =
             prompt.respond(&mut self.session, &mut response, &mut check, out).with_context(|| self.opened.name())?;
@@ -298,6 +298,10 @@ impl Chat<'_> {
     /// Adds a message and its answer to the conversation.
     fn keep(&mut self, message: &str, response: &Response, generation: &Generation) {
         let answer = response.answer.trim();
+        if generation.finish_reason.is_none() {
+            // the terminal shows ^C in the last line
+            note!("");
+        }
         let is_whole = generation.finish_reason == Some(alluvium::lm::FinishReason::Stop);
         response.note_cut(generation);
         if answer.is_empty() && !is_whole {
