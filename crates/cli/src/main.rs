@@ -80,12 +80,21 @@ const ELSEWHERE: [(&[&str], &str); 5] = [
     (&["list", "ls", "manage", "scan"], "`alluvium models`"),
     (&["show", "ps"], "`alluvium info PATH`"),
     (&["serve", "server"], "nothing yet; `alluvium chat` and `alluvium generate` run a model"),
-    (&["lora", "sft"], "`alluvium train` trains a model; `alluvium --help` lists all commands"),
+    (&["sft", "fine-tune"], "`alluvium finetune --model NAME --data DIR`"),
 ];
 
 /// Ends the program with the error of clap, and a tip where the command is one of another program.
 fn refuse(error: clap::Error) -> ! {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let unknown = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) if error.kind() == ErrorKind::UnknownArgument => argument.as_str(),
+        _ => "-",
+    };
+    if !unknown.starts_with('-') && std::env::args().any(|word| ["generate", "chat"].contains(&word.as_str())) {
+        let _ = error.print();
+        output::say!("\n  tip: the model's flag is --model, the prompt's --prompt");
+        std::process::exit(2);
+    }
     let name = match error.get(ContextKind::InvalidSubcommand) {
         Some(ContextValue::String(name)) if error.kind() == ErrorKind::InvalidSubcommand => name.as_str(),
         _ => error.exit(),

@@ -58,6 +58,7 @@ fn training_writes_model_tokenizer_state_and_metrics() {
     assert_eq!(steps, [2, 4, 6, 6], "three reports and the validation loss");
     let config: Value = serde_json::from_slice(&fs::read(place.path("a/new/run/config.json")).unwrap()).unwrap();
     assert_eq!(config["model_type"], "qwen3_5");
+    assert_eq!(config["text_config"]["rms_norm_eps"].to_string(), "1e-6");
     assert!(fs::read_to_string(place.path("a/new/run/loss.svg")).unwrap().contains("polyline"));
 }
 
@@ -91,7 +92,8 @@ fn generation_ends_at_its_limit_and_before_a_stop_text() {
     let place = Place::trained();
     assert_eq!(generated(&place, &["-m", "0"]), "\n");
     let all = generated(&place, &["-m", "30", "--temp", "1", "--seed", "0"]);
-    let output = place.alluvium(&["generate", "--model", "run", "-p", "bada", "-m", "30"]).output().unwrap();
+    let output =
+        place.alluvium(&["generate", "--model", "run", "-p", "bada", "-m", "30", "--temp", "0"]).output().unwrap();
     let end = text(&output.stderr);
     assert!(end.contains("completion: 30 tokens") || all.len() < 30, "{end}");
     let stop: String = all.chars().skip(6).take(2).collect();

@@ -17,11 +17,11 @@ fn a_plain_prompt_and_a_chat_are_continued_as_mlx_lm_does() {
     let model = fixture("models/qwen3_5-bf16-q4g64");
     let args =
         ["generate", "--model", &model, "--ignore-chat-template", "-m", "32", "-p", "The gated delta rule writes"];
-    let out = said(&mut place.alluvium(&args));
+    let out = said(place.alluvium(&args).args(["--temp", "0"]));
     assert_eq!(out.trim(), "a correction to memory: it reads what the state already predicts for");
     let model = fixture("models/qwen3_next-q4g64");
     let mut child = place
-        .alluvium(&["generate", "--model", &model, "--prompt", "-", "-m", "8"])
+        .alluvium(&["generate", "--model", &model, "--prompt", "-", "-m", "8", "--temp", "0"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -113,7 +113,7 @@ fn a_prompt_is_read_in_steps_of_the_size_that_is_asked_for() {
 fn several_tokens_may_end_a_completion() {
     let place = Place::new();
     let model = fixture("models/llama-f32");
-    let args = ["generate", "--model", &model, "-m", "9", "--json", "-p", "hello"];
+    let args = ["generate", "--model", &model, "-m", "9", "--temp", "0", "--json", "-p", "hello"];
     let reason = |flags: &[&str]| {
         let out: Value = serde_json::from_str(&said(place.alluvium(&args).args(flags))).unwrap();
         (out["finish_reason"].clone(), out["tokens"].clone())
@@ -136,7 +136,8 @@ fn several_tokens_may_end_a_completion() {
 fn log_probabilities_are_written_as_json() {
     let place = Place::new();
     let args = ["generate", "--model", &fixture("models/llama-f32"), "--json", "--logprobs", "3", "-m", "5", "-p", "T"];
-    let out: Value = serde_json::from_str(&said(place.alluvium(&args).arg("--ignore-chat-template"))).unwrap();
+    let out: Value =
+        serde_json::from_str(&said(place.alluvium(&args).args(["--ignore-chat-template", "--temp", "0"]))).unwrap();
     assert_eq!(out["tokens"].as_array().unwrap().len(), 5);
     assert_eq!(out["finish_reason"], "length");
     let first = &out["logprobs"][0];

@@ -186,5 +186,17 @@ fn commands_of_other_programs_get_a_tip() {
         let error = refused(&mut place.alluvium(&[command]));
         assert!(error.contains("unrecognized subcommand") && error.contains(tip), "{error}");
     }
+    let bare = refused(&mut place.alluvium(&["generate", "models/a", "-p", "b"]));
+    assert!(bare.contains("the model's flag is --model"), "{bare}");
+    refused_with(
+        &mut place.alluvium(&["chat", "--model", "tiny.toml"]),
+        &["tiny.toml: it is a file, expected the folder"],
+    );
+    refused_with(&mut place.alluvium(&["info", "tiny.toml"]), &["tiny.toml: it is no folder of a model"]);
+    refused_with(&mut place.alluvium(&["info", "text", "--device", "cuda"]), &["--device"]);
+    refused_with(
+        &mut place.alluvium(&["check", "--device", "cuda:0", "silu"]),
+        &["`wgpu` here, through Vulkan or Metal"],
+    );
     assert!(refused(&mut place.alluvium(&["genrate"])).contains("a similar subcommand exists: 'generate'"));
 }

@@ -103,7 +103,7 @@ fn answer(stream: TcpStream, behavior: &Mutex<Behavior>, log: &Mutex<Vec<String>
 }
 
 fn files() -> BTreeMap<String, Vec<u8>> {
-    let weights: Vec<u8> = (0..300_000u32).map(|i| (i * 7919 >> 3) as u8).collect();
+    let weights: Vec<u8> = (0..300_000u32).map(|i| ((i * 7919) >> 3) as u8).collect();
     let named = [
         ("config.json", b"{\"model_type\":\"llama\"}".to_vec()),
         ("model.safetensors", weights),

@@ -42,19 +42,26 @@ pub(crate) struct DeviceArg {
 
 impl DeviceArg {
     pub(crate) fn open(&self) -> Result<Device> {
+        self.check()?;
+        Ok(Device::open(&self.device, gpu())?)
+    }
+
+    /// Refuses names of other programs.
+    fn check(&self) -> Result<()> {
         if self.device.starts_with("cuda") || self.device.starts_with("mps") || self.device.starts_with("metal") {
             bail!(
                 "--device {}: GPUs of NVIDIA, AMD, Intel and Apple are `wgpu` here, through Vulkan or Metal",
                 self.device
             );
         }
-        Ok(Device::open(&self.device, gpu())?)
+        Ok(())
     }
 
     /// The same device, with a memory pool that fills allocations with NaN.
     pub(crate) fn poisoned(&self) -> Result<Device> {
+        self.check()?;
         Ok(match Device::open(&self.device, gpu().poison())? {
-            Device::Cpu(_) => Cpu::builder().poison().open()?.into(),
+            Device::Cpu(cpu) => Cpu::builder().threads(cpu.threads()).poison().open()?.into(),
             gpu => gpu,
         })
     }

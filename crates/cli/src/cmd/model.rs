@@ -8,6 +8,7 @@ use alluvium::Device;
 use alluvium::lm::{
     Adapter, CacheShape, Config, LanguageModel, Loaded, Registry, ShapeSource, Tokenizer, inspect, load,
 };
+use anyhow::bail;
 use std::path::{Path, PathBuf};
 
 /// A loaded model with a tokenizer.
@@ -20,9 +21,12 @@ pub(crate) struct Opened {
 }
 
 /// Finds and loads the model of a flag. Says on standard error what it is, where it runs and what it takes for a
-/// sequence of so many tokens, and refuses one that does not fit.
+/// sequence of `tokens` tokens, and refuses one that does not fit.
 pub(crate) fn open(model: &Path, device: &DeviceArg, tokens: usize, memory: &MemoryArg) -> anyhow::Result<Opened> {
     let folder = find_model(model)?;
+    if folder.is_file() && folder.extension().is_none_or(|end| !end.eq_ignore_ascii_case("gguf")) {
+        bail!("{}: it is a file, expected the folder of a model", folder.display());
+    }
     let device = device.open()?;
     // what is wrong with the files is said by loading them
     if let Ok(found) = inspect(&folder) {

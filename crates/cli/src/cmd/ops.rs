@@ -15,11 +15,11 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         write!(out, "{}", docs::page())?;
         return Ok(());
     }
-    let mut rows = vec![["operation", "", "gradient"].map(str::to_owned)];
+    let mut rows = vec![["operation", "gradient", ""].map(str::to_owned)];
     rows.extend(alluvium::ops::OPS.iter().map(|op| {
         let [name, summary, _, _, gradient] = docs::row(op).map(|cell| cell.replace('`', ""));
         let gradient = if gradient == "yes" { gradient } else { "no".to_owned() };
-        [name, summary, gradient]
+        [name, gradient, summary]
     }));
     listing(out, &rows)?;
     writeln!(out, "\narguments and results of each: docs/ops.md, or `alluvium ops --markdown`")?;

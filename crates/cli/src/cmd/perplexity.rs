@@ -1,7 +1,7 @@
 use super::DeviceArg;
 use super::memory::MemoryArg;
 use super::model::{AdapterArg, open};
-use crate::output::{bar, bytes, seconds};
+use crate::output::{bar, bytes, note, seconds};
 use alluvium::lm::{Tokenizer, perplexity};
 use anyhow::{Context, anyhow, bail};
 use serde_json::Value;
@@ -74,17 +74,11 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         writeln!(out, "{result}")?;
         return Ok(());
     }
-    writeln!(
-        out,
-        "perplexity {:.3} ± {:.3} · {:.4} nats per token · {} tokens in {} ({:.0} tokens/s) · peak {}",
-        score.perplexity(),
-        score.standard_error(),
-        score.mean(),
-        score.tokens,
-        seconds(time),
-        score.tokens as f64 / time.max(1e-9),
-        bytes(device.peak_memory()),
-    )?;
+    let (perplexity, error, mean) = (score.perplexity(), score.standard_error(), score.mean());
+    let tokens = score.tokens;
+    writeln!(out, "perplexity {perplexity:.3} ± {error:.3} · {mean:.4} nats per token · {tokens} tokens")?;
+    let (time, speed, peak) = (seconds(time), tokens as f64 / time.max(1e-9), bytes(device.peak_memory()));
+    note!("time: {time}, {speed:.1} tokens/s · peak memory: {peak}");
     Ok(())
 }
 

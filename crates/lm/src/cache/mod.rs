@@ -80,7 +80,7 @@ pub enum CacheShape {
 }
 
 impl CacheShape {
-    /// The bytes of the cache of one sequence of so many tokens.
+    /// The bytes of the cache of one sequence of `tokens` tokens.
     pub fn bytes(&self, tokens: usize) -> usize {
         let elements = match self {
             CacheShape::Delta { conv_state, recurrent_state } => {

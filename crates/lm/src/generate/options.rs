@@ -65,7 +65,7 @@ impl Default for RepetitionPenalty {
     }
 }
 
-/// A limit on the reasoning of a model: after so many tokens the closing tag follows, and the model continues after it.
+/// A limit on the reasoning of a model: after `tokens` tokens the closing tag follows, and the model continues.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReasoningBudget {
     /// The maximum number of tokens of the reasoning.

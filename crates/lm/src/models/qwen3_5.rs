@@ -11,8 +11,8 @@ use crate::formats::config::Config;
 use crate::init::VarBuilder;
 use crate::nn::Decoder;
 use crate::nn::gated_delta_net::Layout;
-use alluvium_core::Result;
-use serde_json::json;
+use alluvium_core::{Error, Result};
+use serde_json::{Value, json};
 
 /// Differences from Qwen3-Next.
 const FAMILY: Family = Family {
@@ -28,7 +28,9 @@ impl Sizes {
     /// # Errors
     /// When the sizes are out of range.
     pub fn config(&self, eos_token_id: u32) -> Result<Config> {
-        let mut text = json!(self);
+        // through text: a value in f32 keeps its shortest digits there
+        let text = serde_json::to_string(self).and_then(|text| serde_json::from_str::<Value>(&text));
+        let mut text = text.map_err(|error| Error::value("config", error.to_string()))?;
         text["model_type"] = "qwen3_5_text".into();
         let config = Config::new(json!({
             "architectures": ["Qwen3_5ForConditionalGeneration"],

@@ -201,7 +201,7 @@ fn refuse_chats(path: &Path, text: &str) -> Result<()> {
     match CHAT_KEYS.iter().find(|key| object.contains_key(**key) && !object.contains_key("text")) {
         Some(key) => {
             let why = format!(
-                "its lines have `{key}` and no `text`: chats and pairs are no text to train on; give each line a `text`"
+                "its lines have `{key}` and no `text`: chats and pairs are no text; fine-tune a model on them (`finetune`), or give each line a `text`"
             );
             Err(Error::file(path, why))
         }
