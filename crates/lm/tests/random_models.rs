@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::{Device, Tape, Tensor};
+use alluvium_lm::formats::safetensors;
 use alluvium_lm::perplexity::{logits, logsumexp};
-use alluvium_lm::{Batch, Checkpointing, LanguageModel, load};
+use alluvium_lm::{Batch, Change, Checkpointing, LanguageModel, convert_to_transformers, load};
 use alluvium_ops::{CrossEntropyArgs, Reduction, argmax, cross_entropy};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -124,4 +125,23 @@ fn random_models_give_the_loss_and_gradients_of_mlx_lm() {
         }
     }
     assert!(faults.is_empty(), "{faults:#?}");
+}
+
+#[test]
+fn olmo_hybrid_comes_back_from_the_layout_of_transformers() {
+    let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/random_models/olmo_hybrid");
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("hf");
+    convert_to_transformers(&from, &to, None, &Change::None, &mut |_, _| ()).unwrap();
+    let filter = "model.layers.0.linear_attn.q_conv1d.weight";
+    let stored = safetensors::read(to.join("model.safetensors")).unwrap().tensor(filter, &Device::cpu()).unwrap();
+    assert_eq!(stored.shape().dims(), [16, 1, 4]);
+    let mut parameters = Vec::new();
+    for folder in [&from, &to] {
+        let model = load(folder, &Device::cpu()).unwrap().model;
+        let mut all = Vec::new();
+        model.visit("", &mut |name, tensor| all.push((name, tensor.shape(), tensor.to_vec::<f32>().unwrap())));
+        parameters.push(all);
+    }
+    assert_eq!(parameters[0], parameters[1]);
 }

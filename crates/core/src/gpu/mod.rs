@@ -9,9 +9,9 @@
 //! | `launch` | [`Launch`], and the checks before one is enqueued |
 //! | `limits` | [`Limits`]: what plans of launches may ask for |
 //! | `memory` | the pool of buffers, and the host's mirror of ids |
-//! | `elementwise` | the kernels of tensors themselves: fill, convert, copy, add |
+//! | `elementwise` | kernels that fill, convert, copy and add tensors |
 //! | `tables` | small tables that are sent once |
-//! | `engine` | the functions that a library provides, and nothing above it knows which one |
+//! | `engine` | the functions that a GPU library provides; nothing above it depends on which library |
 //! | `wgpu` | the engine for Metal, Vulkan and DX12 |
 
 mod elementwise;

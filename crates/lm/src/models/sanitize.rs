@@ -144,15 +144,16 @@ pub(crate) enum Export {
     Experts(Vec<String>),
 }
 
-/// How the parameter called `name` is stored in the layout of transformers, the inverse of the transforms above. A
-/// hybrid model has zero-centered norms; its text model is stored without a prefix.
+/// How the parameter called `name` is stored in the layout of transformers, the inverse of the transforms above. The
+/// filters of linear attention are `[C, 1, K]`; a hybrid model of Qwen has zero-centered norms, and its text model is
+/// stored without a prefix.
 pub(crate) fn export(name: &str, shape: Shape, is_hybrid: bool) -> Export {
     let name = name.strip_prefix("language_model.").unwrap_or(name);
     if let (Some((place, rest)), &[experts, ..]) = (name.split_once(".mlp.switch_mlp."), shape.dims()) {
         return Export::Experts((0..experts).map(|expert| format!("{place}.mlp.experts.{expert}.{rest}")).collect());
     }
     match name.to_owned() {
-        name if is_hybrid && name.ends_with("conv1d.weight") => Export::Filter(name),
+        name if name.contains(".linear_attn.") && name.ends_with("conv1d.weight") => Export::Filter(name),
         name if is_hybrid && starts_at_zero(&name, shape) => Export::MinusOne(name),
         name => Export::Same(name),
     }
