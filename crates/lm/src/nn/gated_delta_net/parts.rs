@@ -18,6 +18,7 @@ params!(Conv1d { weight });
 
 /// The filters of all channels.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // a model has a few hundred at most
 pub(super) enum Filters {
     Joined(Conv1d),
     Split(SplitFilters),

@@ -13,7 +13,8 @@ pub(super) enum ListKind {
     Tuple,
     /// The keys, values or items of a dict, by the name of the type: it has a length, but no places.
     View(&'static str),
-    /// The result of `map`, `select` and their like: it is read once, is always true, and has neither length nor places.
+    /// The result of `map`, `select` and their like: it is read once, is always true, and has neither length nor
+    /// places.
     Generator,
 }
 
