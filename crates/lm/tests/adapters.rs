@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_core::{DType, Device, Tape, Tensor};
-use alluvium_lm::adapter::{Adapter, Fuse, fuse};
+use alluvium_lm::adapter::{Adapter, Fuse, fuse, write_peft};
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::perplexity::logits;
 use alluvium_lm::{
@@ -12,7 +12,7 @@ use alluvium_lm::{
 };
 use alluvium_ops::{Over, sum};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn fixture(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path)
@@ -233,4 +233,84 @@ fn what_does_not_fit_the_model_is_refused_and_changes_nothing() {
 
     let nothing = Adapter::read(&fixture("models/qwen3-f32"), &Device::cpu()).unwrap_err().to_string();
     assert!(nothing.contains("the folder has neither adapters.safetensors"), "{nothing}");
+}
+
+#[test]
+fn what_is_written_for_peft_has_its_names_and_gives_the_same_logits() {
+    let keys = |folder: &Path| {
+        let file = safetensors::read(folder.join("adapter_model.safetensors")).unwrap();
+        file.entries().map(|(name, entry)| (name.to_owned(), entry.shape)).collect::<Vec<_>>()
+    };
+    for (name, base) in [("hf/lora-qwen3", "hf/qwen3"), ("hf/lora-qwen3_5-text", "hf/qwen3_5-text")] {
+        let (folder, adapter) = (tempfile::tempdir().unwrap(), Adapter::read(&fixture(name), &Device::cpu()).unwrap());
+        write_peft(&adapter, &fixture(base), folder.path()).unwrap();
+        assert_eq!(keys(folder.path()), keys(&fixture(name)));
+        let [ours, theirs] = [folder.path().to_owned(), fixture(name)].map(|folder| {
+            let text = std::fs::read(folder.join("adapter_config.json")).unwrap();
+            serde_json::from_slice::<Value>(&text).unwrap()
+        });
+        let targets = |config: &Value| {
+            let names = config["target_modules"].as_array().unwrap().iter();
+            names.map(|name| name.as_str().unwrap().to_owned()).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(targets(&ours), targets(&theirs));
+        assert_eq!(ours["lora_alpha"].as_f64(), theirs["lora_alpha"].as_f64());
+        assert_eq!((&ours["r"], &ours["use_dora"]), (&theirs["r"], &theirs["use_dora"]));
+        assert!(write_peft(&adapter, &fixture(base), folder.path()).is_err());
+    }
+    // from mlx-lm's form and back: DoRA, and only some layers
+    let folder = tempfile::tempdir().unwrap();
+    let mut loaded = attached("models/qwen3_5-f32", "train/dora-qwen3_5-f32");
+    let ids: Vec<u32> = (0..40).collect();
+    let before = last_logits(loaded.model.as_ref(), &ids);
+    let adapter = Adapter::read(&fixture("train/dora-qwen3_5-f32"), &Device::cpu()).unwrap();
+    write_peft(&adapter, &fixture("models/qwen3_5-f32"), folder.path()).unwrap();
+    Adapter::read(folder.path(), &Device::cpu()).unwrap().attach(loaded.model.as_mut()).unwrap();
+    assert_eq!(last_logits(loaded.model.as_ref(), &ids), before);
+    let experts = Adapter::read(&fixture("train/lora-qwen3_next-f32"), &Device::cpu()).unwrap();
+    let error =
+        write_peft(&experts, &fixture("models/qwen3_next-f32"), &folder.path().join("b")).unwrap_err().to_string();
+    assert!(error.contains("stacked experts"), "{error}");
+}
+
+/// Ranks and factors by pattern, and rsLoRA.
+#[test]
+fn factors_of_peft_follow_its_patterns() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = fixture("hf/lora-qwen3/adapter_model.safetensors");
+    std::fs::copy(file, folder.path().join("adapter_model.safetensors")).unwrap();
+    let mut config = json("hf/lora-qwen3/adapter_config.json");
+    let scales = |config: &Value| {
+        std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+        let mut loaded = model("hf/qwen3");
+        let adapter = Adapter::read(folder.path(), &Device::cpu()).map_err(|error| error.to_string())?;
+        adapter.attach(loaded.model.as_mut()).unwrap();
+        let mut scales = std::collections::BTreeMap::new();
+        loaded.model.weights_mut("", &mut |name, _, weight| {
+            if let alluvium_lm::Weight::Adapted(adapted) = weight {
+                scales.insert(name.to_owned(), adapted.update().scale);
+            }
+        });
+        Ok::<_, String>(scales)
+    };
+    assert!(scales(&config).unwrap().values().all(|&scale| scale == 4.0));
+    config["use_rslora"] = true.into();
+    assert!(scales(&config).unwrap().values().all(|&scale| scale == 8.0));
+    config["alpha_pattern"] = serde_json::json!({r"layers\.[01]\.self_attn\.q_proj": 2.0, "v_proj": 32});
+    let by_name = scales(&config).unwrap();
+    assert_eq!(by_name["model.layers.0.self_attn.q_proj"], 1.0);
+    assert_eq!(by_name["model.layers.2.self_attn.q_proj"], 8.0);
+    assert_eq!(by_name["model.layers.3.self_attn.v_proj"], 16.0);
+    config["rank_pattern"] = serde_json::json!({"q_proj": 2});
+    assert!(scales(&config).unwrap_err().contains("has the rank 4, adapter_config.json says 2"));
+    for (key, value, why) in [
+        ("peft_type", Value::from("IA3"), "`peft_type` is IA3"),
+        ("fan_in_fan_out", true.into(), "`fan_in_fan_out` is true"),
+        ("use_dora", true.into(), "`use_dora` is true, but"),
+    ] {
+        let mut config = json("hf/lora-qwen3/adapter_config.json");
+        config[key] = value;
+        let error = scales(&config).unwrap_err();
+        assert!(error.contains(why), "{error}");
+    }
 }

@@ -8,12 +8,14 @@ mod config;
 mod fuse;
 mod low_rank;
 mod peft;
+mod peft_write;
 
 pub use config::{FineTuneType, LoraParameters};
 pub(crate) use fuse::AdaptedTensor;
 pub use fuse::{Fuse, fuse};
 pub(crate) use low_rank::widened;
 pub use low_rank::{LowRank, Update};
+pub use peft_write::write_peft;
 
 use crate::formats::safetensors;
 use crate::init::{Init, RandomInit, WeightSource};
