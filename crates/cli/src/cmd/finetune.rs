@@ -16,7 +16,8 @@ use std::time::Instant;
 
 /// Fine-tune a model: LoRA, DoRA or all parameters, on plain or quantized weights
 ///
-/// Flags, defaults and files are those of mlx_lm.lora; docs/finetune.md says where the two differ. --data takes a folder
+/// Flags, defaults and files are those of mlx_lm.lora; docs/finetune.md says where the two differ. --data takes a
+/// folder
 /// with train.jsonl, valid.jsonl and test.jsonl, or one file. A line is a JSON object with `messages` (and `tools`),
 /// `prompt` and `completion`, `text`, `instruction` and `output` (Alpaca), or `conversations` (ShareGPT). Samples are
 /// packed without padding.
@@ -29,7 +30,8 @@ pub(crate) struct Args {
     #[arg(long, short, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,
-    /// Continue the run in --adapter-path at its last checkpoint; the result is bit-identical to that of a run without a
+    /// Continue the run in --adapter-path at its last checkpoint; the result is bit-identical to that of a run
+    /// without a
     /// stop
     #[arg(long)]
     #[serde(skip)]
@@ -42,7 +44,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "X", help_heading = "Adapters")]
     #[serde(skip)]
     scale: Option<f32>,
-    /// Modules to adapt, by their names in a layer (self_attn.q_proj) or in the model (lm_head) [default: all matrices of
+    /// Modules to adapt, by their names in a layer (self_attn.q_proj) or in the model (lm_head) [default: all
+    /// matrices of
     /// the layers]
     #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', help_heading = "Adapters")]
     #[serde(skip)]
@@ -296,7 +299,7 @@ impl Screen {
         if train.long > 0 {
             let (long, most) = (train.long, settings.max_seq_length);
             say!(
-                "warning: {long} samples are longer than {most} tokens (--max-seq-length); --long-samples says what happens"
+                "warning: {long} samples are longer than {most} tokens (--max-seq-length): see --long-samples"
             );
         }
         if train.without_target > 0 {

@@ -150,7 +150,8 @@ impl LowRank {
         y_no.reshape(x.shape().with(x.shape().rank() - 1, columns))
     }
 
-    /// `m` over the lengths of the adapted matrix's rows, `[1, O]`. The lengths are constants to the gradient, as in the
+    /// `m` over the lengths of the adapted matrix's rows, `[1, O]`. The lengths are constants to the gradient, as in
+    /// the
     /// paper; they come of products with `a`, so the matrix is not dequantized.
     fn column_factors(&self, magnitude: &Magnitude) -> Result<Tensor> {
         let (a_ir, b_ro) = (self.a.detach(), self.b.detach());
@@ -263,7 +264,8 @@ pub(super) fn check_rank(rank: usize, base: &Weight) -> Result<()> {
     }
 }
 
-/// The matrix widened to a dtype. As in MLX an affine one is rounded twice: the scaled codes, and then their sum with the
+/// The matrix widened to a dtype. As in MLX an affine one is rounded twice: the scaled codes, and then their sum
+/// with the
 /// biases.
 pub(crate) fn widened(weight: &Weight, dtype: DType) -> Result<Tensor> {
     let Some(quantized) = weight.quantized() else { return cast_to(&weight.dense()?.detach(), dtype) };

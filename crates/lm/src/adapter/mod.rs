@@ -1,4 +1,5 @@
-//! Adapters: low-rank updates of a model's matrices (LoRA, DoRA), or replaced parameters, in the files of mlx-lm and PEFT.
+//! Adapters: low-rank updates of a model's matrices (LoRA, DoRA), or replaced parameters, in the files of mlx-lm and
+//! PEFT.
 //!
 //! [`attach_low_rank`] begins new updates for training, [`Adapter::read`] and [`Adapter::attach`] take those of a
 //! folder. An attached adapter is a [`Weight::Adapted`] in the place of the matrix, so every linear map, expert and

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Writes the low-rank updates of an adapter as PEFT does: `adapter_model.safetensors` and `adapter_config.json`. The names
+/// Writes the low-rank updates of an adapter as PEFT does: `adapter_model.safetensors` and `adapter_config.json`.
+/// The names
 /// are those of the text model in transformers; `model` is the folder of the model.
 ///
 /// # Errors
@@ -57,7 +58,8 @@ pub fn write_peft(adapter: &Adapter, model: &Path, folder: &Path) -> Result<()> 
         false => adapter.updates.keys().map(|name| format!("model.{}", from_layers(name))).collect(),
     };
     let config = json!({
-        "alpha_pattern": {}, "auto_mapping": null, "base_model_name_or_path": model.display().to_string(), "bias": "none",
+        "alpha_pattern": {}, "auto_mapping": null, "base_model_name_or_path": model.display().to_string(),
+        "bias": "none",
         "exclude_modules": null, "fan_in_fan_out": false, "inference_mode": true, "init_lora_weights": true,
         "layer_replication": null, "layers_pattern": null, "layers_to_transform": null, "loftq_config": {},
         "lora_alpha": f64::from(f32::from_bits(scale)) * rank as f64, "lora_bias": false, "lora_dropout": 0.0,

@@ -119,7 +119,8 @@ impl Samples {
     }
 }
 
-/// [`Samples`] as a source of training batches: `batch_size` samples side by side, without padding. The last batch of an
+/// [`Samples`] as a source of training batches: `batch_size` samples side by side, without padding. The last batch
+/// of an
 /// epoch may have fewer.
 ///
 /// A position's `index` counts batches.

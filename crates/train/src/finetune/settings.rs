@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// The settings of a fine-tuning run. Names and defaults are those of `mlx_lm.lora`; what that program lacks comes last.
+/// The settings of a fine-tuning run. Names and defaults are those of `mlx_lm.lora`; what that program lacks comes
+/// last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FinetuneSettings {
