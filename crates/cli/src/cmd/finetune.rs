@@ -298,9 +298,7 @@ impl Screen {
         );
         if train.long > 0 {
             let (long, most) = (train.long, settings.max_seq_length);
-            say!(
-                "warning: {long} samples are longer than {most} tokens (--max-seq-length): see --long-samples"
-            );
+            say!("warning: {long} samples are longer than {most} tokens (--max-seq-length): see --long-samples");
         }
         if train.without_target > 0 {
             say!("warning: {} samples have no token that counts in the loss and are left out", train.without_target);
