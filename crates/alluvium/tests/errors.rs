@@ -1,4 +1,5 @@
 //! A program tells errors apart by their kind, whatever their text says.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use alluvium::core::cpu::Cpu;
 use alluvium::core::gpu::Gpu;

@@ -1,5 +1,6 @@
 //! Published chat templates render as jinja2 renders them in transformers: `fixtures/chat_templates`, made by
 //! `bench/goldens/chat_templates.py`. Another folder like it in `ALLUVIUM_CHAT_TEMPLATES` is compared in its place.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use alluvium_lm::ChatTemplate;
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ fn read(file: &str) -> Value {
     serde_json::from_str(&fs::read_to_string(folder().join(file)).unwrap()).unwrap()
 }
 
-/// 2026-02-03 16:05:09, when the goldens were made.
+/// The time that the goldens were made at.
 fn now() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_770_134_709)
 }

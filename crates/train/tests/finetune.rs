@@ -206,7 +206,7 @@ fn a_sample_sees_nothing_of_its_neighbors_in_a_batch() {
         }
         // without the offsets the neighbors change the loss
         let mut leaking = PackedBatch::default();
-        leaking.push(&vec![poisoned as u32; 9], &[u32::MAX; 9]);
+        leaking.push(&[poisoned as u32; 9], &[u32::MAX; 9]);
         leaking.push(&own[..69], &own[1..]);
         leaking.offsets = vec![0, leaking.inputs.len() as u32];
         assert!((of_batch(model.as_mut(), &leaking).0 - alone.0).abs() > 1e-3);

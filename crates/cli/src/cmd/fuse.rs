@@ -50,7 +50,9 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             std::fs::remove_dir_all(&staging)?;
             result?;
         }
-        _ => drop(convert(&model, to, None, &change, &mut |_, _| ())?),
+        _ => {
+            convert(&model, to, None, &change, &mut |_, _| ())?;
+        }
     }
     writeln!(out, "{}: an adapter of {count} modules is added", to.display())?;
     Ok(())

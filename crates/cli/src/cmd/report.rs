@@ -93,7 +93,7 @@ impl Report<'_> {
     /// Writes `report.md`.
     pub(super) fn write(&self, out: &Path, sample: Option<&Sample>) -> anyhow::Result<()> {
         let text = self.page(sample);
-        Ok(write_atomic(&out.join(REPORT), |file| file.write_all(text.as_bytes()))?)
+        Ok(write_atomic(out.join(REPORT), |file| file.write_all(text.as_bytes()))?)
     }
 
     fn page(&self, sample: Option<&Sample>) -> String {

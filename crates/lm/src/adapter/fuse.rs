@@ -36,6 +36,7 @@ pub fn fuse(model: &mut dyn LanguageModel, form: Fuse) -> Result<usize> {
 
 /// What an adapter has for one module or tensor.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // one lives at a time
 pub(crate) enum AdaptedTensor {
     Update(Update),
     Replaced(Tensor),

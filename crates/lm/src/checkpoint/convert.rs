@@ -202,7 +202,7 @@ impl ConversionPlan {
         match change {
             Change::None | Change::Fuse(_, Fuse::Requantize) => {}
             Change::Dequantize | Change::Fuse(_, Fuse::Dequantize) => {
-                config.forget(&["quantization", "quantization_config"])
+                config.forget(&["quantization", "quantization_config"]);
             }
             Change::Quantize(_) => {
                 config.set("quantization", quantization.json());

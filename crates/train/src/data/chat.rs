@@ -151,8 +151,9 @@ impl Record {
             }
             Record::Conversation(conversation) => {
                 let tokens = conversation.encode(tokenizer)?;
+                let all = 0..tokens.len();
                 let answers = match targets {
-                    Targets::All => vec![0..tokens.len()],
+                    Targets::All => vec![all],
                     Targets::Answers => answers(conversation, &tokens, tokenizer)?,
                 };
                 Ok(Sample { tokens, answers })

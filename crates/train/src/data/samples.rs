@@ -204,6 +204,7 @@ impl TrainingData for SampleData {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // samples with one answer
 mod tests {
     use super::*;
 
@@ -246,12 +247,12 @@ mod tests {
             assert_eq!(firsts, [0, 10, 20, 30, 40, 50, 60]);
         }
         assert_ne!(batches[..3], batches[3..6]);
-        for stop in 0..12 {
+        for (stop, batch) in batches.iter().enumerate().take(12) {
             let mut first = SampleData::new(&samples, 3, SampleOrder::Random, 4).unwrap();
             (0..stop).for_each(|_| drop(first.next_batch().unwrap()));
             let mut second = SampleData::new(&samples, 3, SampleOrder::Random, 4).unwrap();
             second.seek(first.position()).unwrap();
-            assert_eq!(second.next_batch().unwrap(), batches[stop]);
+            assert_eq!(second.next_batch().unwrap(), *batch);
         }
         let mut file = SampleData::new(&samples, 3, SampleOrder::File, 4).unwrap();
         assert_eq!(file.next_batch().unwrap().inputs, [0, 1, 10, 11, 20, 21]);
