@@ -6,6 +6,7 @@
 pub mod adapter;
 pub mod cache;
 pub mod checkpoint;
+pub mod engine;
 pub mod formats;
 pub mod generate;
 pub mod init;
@@ -25,6 +26,7 @@ pub use checkpoint::{
     CheckpointInfo, LoadOptions, Loaded, TensorInfo, check_destination, inspect, load, load_with, save,
 };
 pub use checkpoint::{convert_gguf, convert_to_transformers};
+pub use engine::{Engine, EngineOptions};
 pub use formats::config::Config;
 pub use generate::{
     FinishReason, GenerateOptions, GeneratedToken, Generation, GenerationBatch, ReasoningBudget, RepetitionPenalty,

@@ -117,6 +117,14 @@ impl<'m> GenerationBatch<'m> {
         let decoding = Decoding::new(self.tokenizer, &request.prompt, &request.options)?;
         let mut session = Session::new(self.model.clone())?.without_snapshots();
         session.prefill(&request.prompt)?;
+        self.join(session, decoding)
+    }
+
+    /// Adds a sequence whose session has read the prompt.
+    ///
+    /// # Errors
+    /// When the session has read nothing.
+    pub(crate) fn join(&mut self, session: Session<'m>, decoding: Decoding<'m>) -> Result<usize> {
         let (cache, hidden) = session.into_cache()?;
         let id = self.next_id;
         self.next_id += 1;
@@ -133,6 +141,11 @@ impl<'m> GenerationBatch<'m> {
     /// Whether no sequence is generated.
     pub fn is_empty(&self) -> bool {
         self.active.is_empty()
+    }
+
+    /// Whether a sequence ended and its completion was not taken yet.
+    pub(crate) fn has_ended(&self, id: usize) -> bool {
+        self.done.contains_key(&id)
     }
 
     /// Ends a sequence; [`GenerationBatch::remove`] returns what was generated.

@@ -1,7 +1,7 @@
 //! Generation: completions of one prompt or of several, whole or token by token.
 
 mod batch;
-mod decoding;
+pub(crate) mod decoding;
 mod options;
 mod sampler;
 mod session;

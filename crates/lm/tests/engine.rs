@@ -1,0 +1,230 @@
+//! The engine gives each request the completion that it has alone, whatever runs beside it and whatever was kept.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use alluvium_core::Device;
+use alluvium_lm::engine::{Engine, EngineOptions, Event, EventSink, Refusal};
+use alluvium_lm::{GenerateOptions, Generation, LanguageModel, Request, generate, load};
+use alluvium_ops::Sampling;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models")
+}
+
+fn model(name: &str) -> Arc<dyn LanguageModel> {
+    load(&fixtures().join(name), &Device::cpu()).unwrap().model.into()
+}
+
+fn options(max_tokens: usize, seed: u64) -> GenerateOptions {
+    let sampling = Sampling { temperature: 0.9, top_k: 40, top_p: 0.95, min_p: 0.0 };
+    GenerateOptions { max_tokens, sampling, seed, logprobs: Some(2), ..GenerateOptions::default() }
+}
+
+/// A prompt of ids below 360; equal seeds give prompts of which one is the beginning of the other.
+fn prompt(seed: u32, length: u32) -> Vec<u32> {
+    (0..length).map(|n| (n * n * 31 + n * 7 + seed * 101 + n * seed) % 360).collect()
+}
+
+fn submit(engine: &Engine, request: &Request) -> Receiver<Event> {
+    let (sender, events) = channel();
+    engine.submit(request.clone(), Box::new(sender)).unwrap();
+    events
+}
+
+/// The completion, the tokens of the prompt that were kept and the generated tokens as they came.
+fn finish(events: &Receiver<Event>) -> (Generation, usize) {
+    let (mut reused, mut tokens) = (None, Vec::new());
+    loop {
+        match events.recv_timeout(PATIENCE).unwrap() {
+            Event::Started { reused_tokens } => reused = Some(reused_tokens),
+            Event::Token(token) => tokens.push(token.token),
+            Event::Finished(generation) => {
+                assert_eq!(generation.tokens, tokens);
+                return (generation, reused.unwrap());
+            }
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Requests with lengths around the chunks of the delta rule, and beginnings that several share; and what each gives
+/// alone.
+fn requests(model: &dyn LanguageModel) -> Vec<(Request, Generation)> {
+    let lengths = [(1, 5), (2, 64), (2, 65), (2, 200), (2, 311), (3, 129), (2, 700), (4, 1)];
+    let request = |(n, &(seed, length)): (usize, &(u32, u32))| {
+        let request = Request::new(prompt(seed, length), options(12 + n, n as u64));
+        let alone = generate(model, None, &request.prompt, &request.options).unwrap();
+        (request, alone)
+    };
+    lengths.iter().enumerate().map(request).collect()
+}
+
+#[test]
+fn a_completion_after_a_kept_prefix_is_bit_identical_to_one_from_the_start() {
+    for name in ["qwen3_5-f32", "qwen3_next-q4g64", "qwen3-f32"] {
+        let model = model(name);
+        let requests = requests(model.as_ref());
+        let engine = Engine::new(model, None, EngineOptions { max_sequences: 1, ..EngineOptions::default() });
+        for round in 0..2 {
+            for (request, alone) in &requests {
+                let (ours, reused) = finish(&submit(&engine, request));
+                assert_eq!((&ours.tokens, &ours.logprobs), (&alone.tokens, &alone.logprobs), "{name} {round}");
+                assert_eq!(ours.finish_reason, alone.finish_reason);
+                assert_eq!(ours.reused_tokens, reused);
+                let most = (request.prompt.len() - 1) / 64 * 64;
+                assert!(reused == most || round == 0, "{name}: {reused} of {most} tokens were kept");
+            }
+        }
+    }
+}
+
+#[test]
+fn requests_that_run_together_get_the_tokens_that_they_get_alone() {
+    for name in ["qwen3_5-f32", "qwen3_next-q4g64", "qwen3-f32"] {
+        let model = model(name);
+        let requests = requests(model.as_ref());
+        let engine = Engine::new(model, None, EngineOptions { max_sequences: 5, ..EngineOptions::default() });
+        for _ in 0..3 {
+            let events: Vec<_> = requests.iter().map(|(request, _)| submit(&engine, request)).collect();
+            for (events, (_, alone)) in events.iter().zip(&requests) {
+                let (ours, _) = finish(events);
+                assert_eq!(ours.tokens, alone.tokens, "{name}");
+                for (ours, alone) in ours.logprobs.iter().zip(&alone.logprobs) {
+                    assert!((ours.logprob - alone.logprob).abs() < 1e-4, "{name}: {ours:?}, {alone:?}");
+                }
+            }
+        }
+        let stats = engine.stats();
+        assert_eq!((stats.finished, stats.failed), (24, 0));
+        assert!(stats.reused_tokens > 0 && stats.prefix_cache_bytes > 0);
+    }
+}
+
+#[test]
+fn without_bytes_nothing_is_kept_and_with_few_the_oldest_goes() {
+    let model = model("qwen3_5-f32");
+    let request = |seed| Request::new(prompt(seed, 100), options(2, 0));
+    let none = Engine::new(model.clone(), None, EngineOptions { prefix_cache_bytes: 0, ..EngineOptions::default() });
+    for _ in 0..2 {
+        assert_eq!(finish(&submit(&none, &request(1))).1, 0);
+    }
+    let whole = Engine::new(model.clone(), None, EngineOptions::default());
+    finish(&submit(&whole, &request(1)));
+    while whole.stats().running > 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let one = whole.stats().prefix_cache_bytes;
+    assert!(one > 0);
+    let few = EngineOptions { prefix_cache_bytes: 2 * one, ..EngineOptions::default() };
+    let few = Engine::new(model, None, few);
+    for (seed, reused) in [(1, 0), (2, 0), (1, 64), (3, 0), (1, 64), (2, 0)] {
+        assert_eq!(finish(&submit(&few, &request(seed))).1, reused, "{seed}");
+    }
+}
+
+#[test]
+fn a_long_prompt_lets_others_go_on() {
+    let engine = Engine::new(model("qwen3_5-f32"), None, EngineOptions::default());
+    let short = submit(&engine, &Request::new(prompt(1, 3), options(200, 1)));
+    assert!(matches!(short.recv_timeout(PATIENCE).unwrap(), Event::Started { .. }));
+    let long = submit(&engine, &Request::new(prompt(2, 2000), options(1, 1)));
+    // when the long prompt was read, the short one has got a token for each of its pieces but for the first
+    while !matches!(long.recv_timeout(PATIENCE).unwrap(), Event::Started { .. }) {}
+    let tokens = short.try_iter().filter(|event| matches!(event, Event::Token(_))).count();
+    assert!(tokens >= 2000 / 64 - 3, "{tokens}");
+}
+
+/// Cancels after so many tokens.
+struct Impatient {
+    tokens: usize,
+    ended: std::sync::mpsc::Sender<()>,
+}
+
+impl EventSink for Impatient {
+    fn send(&mut self, event: Event) -> ControlFlow<()> {
+        if matches!(event, Event::Token(_)) {
+            self.tokens -= 1;
+        }
+        if self.tokens == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+impl Drop for Impatient {
+    fn drop(&mut self) {
+        let _ = self.ended.send(());
+    }
+}
+
+#[test]
+fn who_hangs_up_makes_room_and_the_others_are_not_touched() {
+    let model = model("qwen3_5-f32");
+    let kept = Request::new(prompt(5, 70), options(40, 3));
+    let alone = generate(model.as_ref(), None, &kept.prompt, &kept.options).unwrap();
+    let engine = Engine::new(model, None, EngineOptions { max_sequences: 3, ..EngineOptions::default() });
+    let events = submit(&engine, &kept);
+    let (ended, was_ended) = channel();
+    for n in 0..6 {
+        let sink = Impatient { tokens: 1 + n, ended: ended.clone() };
+        let request = Request::new(prompt(n as u32, 30), options(10_000, 0));
+        engine.submit(request, Box::new(sink)).unwrap();
+    }
+    for _ in 0..6 {
+        was_ended.recv_timeout(PATIENCE).unwrap();
+    }
+    assert_eq!(finish(&events).0.tokens, alone.tokens);
+    let stats = engine.stats();
+    assert_eq!((stats.cancelled, stats.finished), (6, 1));
+}
+
+#[test]
+fn wrong_requests_fail_alone_and_a_full_queue_refuses() {
+    let engine = Engine::new(model("qwen3_5-f32"), None, EngineOptions { max_queue: 1, ..EngineOptions::default() });
+    for (request, want) in [
+        (Request::new([], options(4, 0)), "the prompt is empty"),
+        (Request::new([100_000], options(4, 0)), "token 100000 is outside the vocabulary"),
+    ] {
+        let events = submit(&engine, &request);
+        match events.recv_timeout(PATIENCE).unwrap() {
+            Event::Failed(error) => assert!(error.to_string().contains(want), "{error}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let none = submit(&engine, &Request::new([1], options(0, 0)));
+    assert_eq!(finish(&none).0.tokens, Vec::<u32>::new());
+    // the engine takes at most one request at a time from the queue, so of many some are refused
+    let mut refused = 0;
+    let mut taken = Vec::new();
+    for _ in 0..200 {
+        let (sender, events) = channel();
+        match engine.submit(Request::new(prompt(1, 50), options(3, 0)), Box::new(sender)) {
+            Ok(()) => taken.push(events),
+            Err(refusal) => {
+                assert_eq!(refusal, Refusal::QueueFull);
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0);
+    for events in taken {
+        finish(&events);
+    }
+}
+
+#[test]
+fn shutting_down_finishes_what_was_taken() {
+    let mut engine = Engine::new(model("qwen3_5-f32"), None, EngineOptions::default());
+    let events: Vec<_> = (0..12).map(|n| submit(&engine, &Request::new(prompt(n, 20), options(20, 0)))).collect();
+    engine.shut_down();
+    for events in &events {
+        finish(events);
+    }
+    let (sender, _events) = channel();
+    let refused = engine.submit(Request::new([1], options(1, 0)), Box::new(sender));
+    assert_eq!(refused.unwrap_err(), Refusal::ShuttingDown);
+}
