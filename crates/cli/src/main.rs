@@ -40,6 +40,8 @@ enum Command {
     Fuse(cmd::fuse::Args),
     Generate(Box<cmd::generate::Args>),
     Chat(Box<cmd::chat::Args>),
+    #[command(alias = "server")]
+    Serve(Box<cmd::serve::Args>),
     Convert(cmd::convert::Args),
     Quantize(cmd::quantize::Args),
     Perplexity(cmd::perplexity::Args),
@@ -75,11 +77,10 @@ fn main() -> ExitCode {
 }
 
 /// Commands of other programs, and what there is in their place.
-const ELSEWHERE: [(&[&str], &str); 5] = [
+const ELSEWHERE: [(&[&str], &str); 4] = [
     (&["run", "cli"], "`alluvium chat --model NAME` or `alluvium generate --model NAME --prompt TEXT`"),
     (&["list", "ls", "manage", "scan"], "`alluvium models`"),
     (&["show", "ps"], "`alluvium info PATH`"),
-    (&["serve", "server"], "nothing yet; `alluvium chat` and `alluvium generate` run a model"),
     (&["sft", "fine-tune"], "`alluvium finetune --model NAME --data DIR`"),
 ];
 
@@ -123,6 +124,7 @@ fn run(cli: Cli, out: &mut impl Write) -> anyhow::Result<()> {
         Command::Fuse(args) => cmd::fuse::run(&args, out),
         Command::Generate(args) => cmd::generate::run(&args, out),
         Command::Chat(args) => cmd::chat::run(&args, out),
+        Command::Serve(args) => cmd::serve::run(&args, out),
         Command::Convert(args) => cmd::convert::run(&args, out),
         Command::Quantize(args) => cmd::quantize::run(&args, out),
         Command::Perplexity(args) => cmd::perplexity::run(&args, out),

@@ -22,6 +22,7 @@ pub(crate) mod quantize;
 mod report;
 pub(crate) mod response;
 pub(crate) mod sampling;
+pub(crate) mod serve;
 pub(crate) mod train;
 
 use alluvium::Device;

@@ -1,0 +1,104 @@
+//! Requests that run: their events, as a stream.
+
+use crate::Server;
+use crate::error::ApiError;
+use alluvium_lm::engine::{Event, EventSink};
+use alluvium_lm::{GenerateOptions, Generation, Request};
+use serde_json::{Value, json};
+use std::ops::ControlFlow;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// Sends the events of one choice of a request.
+struct ChoiceSink {
+    choice: usize,
+    sender: UnboundedSender<(usize, Event)>,
+}
+
+impl EventSink for ChoiceSink {
+    fn send(&mut self, event: Event) -> ControlFlow<()> {
+        match self.sender.send((self.choice, event)) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+}
+
+/// The choices of a request. Dropping it cancels those that run.
+pub(crate) struct Running {
+    events: UnboundedReceiver<(usize, Event)>,
+    left: usize,
+    pub(crate) usage: Usage,
+}
+
+/// Tokens of a request.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Usage {
+    prompt: usize,
+    completion: usize,
+    reused: usize,
+}
+
+impl Usage {
+    pub(crate) fn json(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.reused},
+        })
+    }
+}
+
+impl Running {
+    /// Submits every prompt `choices` times; choice `i` samples with the seed of the options plus `i`.
+    pub(crate) fn submit(
+        server: &Server,
+        prompts: &[(Vec<u32>, GenerateOptions)],
+        choices: usize,
+    ) -> Result<Self, ApiError> {
+        let (sender, events) = unbounded_channel();
+        for (number, (prompt, options)) in prompts.iter().enumerate() {
+            for choice in 0..choices {
+                let seed = options.seed.wrapping_add(choice as u64);
+                let request = Request::new(prompt.clone(), GenerateOptions { seed, ..options.clone() });
+                let sink = ChoiceSink { choice: number * choices + choice, sender: sender.clone() };
+                server.engine.submit(request, Box::new(sink))?;
+            }
+        }
+        let prompt = prompts.iter().map(|(prompt, _)| prompt.len()).sum();
+        let usage = Usage { prompt, ..Usage::default() };
+        Ok(Running { events, left: prompts.len() * choices, usage })
+    }
+
+    /// The next event and its choice; `None` once all choices have ended.
+    pub(crate) async fn next(&mut self) -> Option<(usize, Event)> {
+        if self.left == 0 {
+            return None;
+        }
+        let (choice, event) = self.events.recv().await?;
+        match &event {
+            Event::Started { reused_tokens } => self.usage.reused += reused_tokens,
+            Event::Token(_) => self.usage.completion += 1,
+            Event::Finished(_) | Event::Failed(_) => self.left -= 1,
+        }
+        Some((choice, event))
+    }
+
+    /// Waits for all completions.
+    pub(crate) async fn all(&mut self) -> Result<Vec<Generation>, ApiError> {
+        let mut done: Vec<Option<Generation>> = (0..self.left).map(|_| None).collect();
+        while let Some((choice, event)) = self.next().await {
+            match event {
+                Event::Finished(generation) => done[choice] = Some(generation),
+                Event::Failed(error) => return Err(error.into()),
+                Event::Started { .. } | Event::Token(_) => {}
+            }
+        }
+        let all: Option<Vec<Generation>> = done.into_iter().collect();
+        all.ok_or_else(|| ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "the engine stopped"))
+    }
+}
