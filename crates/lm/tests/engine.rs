@@ -140,7 +140,7 @@ fn a_long_prompt_lets_others_go_on() {
     assert!(tokens >= 2000 / 64 - 3, "{tokens}");
 }
 
-/// Cancels after so many tokens.
+/// Cancels after this many tokens.
 struct Impatient {
     tokens: usize,
     ended: std::sync::mpsc::Sender<()>,

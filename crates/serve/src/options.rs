@@ -60,7 +60,7 @@ impl RequestOptions {
         }
     }
 
-    /// What to generate after a prompt of so many tokens; the server's defaults where the request says nothing.
+    /// What to generate after a prompt of this many tokens; the server's defaults where the request says nothing.
     pub(crate) fn generate(
         &self,
         server: &Server,
