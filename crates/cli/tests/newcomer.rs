@@ -182,7 +182,7 @@ fn completions_and_manual_pages_know_all_commands() {
 #[test]
 fn commands_of_other_programs_get_a_tip() {
     let place = Place::new();
-    for (command, tip) in [("run", "`alluvium chat"), ("list", "`alluvium models`"), ("serve", "nothing yet")] {
+    for (command, tip) in [("run", "`alluvium chat"), ("list", "`alluvium models`"), ("sft", "`alluvium finetune")] {
         let error = refused(&mut place.alluvium(&[command]));
         assert!(error.contains("unrecognized subcommand") && error.contains(tip), "{error}");
     }

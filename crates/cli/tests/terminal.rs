@@ -59,8 +59,17 @@ impl Terminal {
         std::mem::replace(&mut self.seen, rest)
     }
 
+    /// Waits for the end: the exit code.
     fn code(mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
+        let end = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.child.kill().unwrap();
+        panic!("it did not end: {:?}", self.seen)
     }
 }
 
@@ -87,6 +96,8 @@ fn a_chat_edits_pastes_stops_an_answer_and_remembers() {
     chat.wait(">> ");
     chat.press("/save chat.json\r");
     chat.wait("6 messages saved");
+    // keys before the prompt are read by the terminal, not by the chat
+    chat.wait(">> ");
     chat.press(CTRL_D);
     assert_eq!(chat.code(), Some(0));
     let saved: serde_json::Value = serde_json::from_slice(&fs::read(place.path("chat.json")).unwrap()).unwrap();

@@ -195,7 +195,7 @@ fn every_wrong_configuration_is_refused_in_words() {
         (
             "/model_type",
             json!("gpt2"),
-            "model_type `gpt2` is not known; known are llama, qwen2, qwen3, qwen3_moe, qwen3_5, ",
+            "model_type `gpt2` is not known; known are llama, qwen2, qwen3, qwen3_moe, olmo_hybrid, qwen3_5, ",
         ),
         ("/text_config/hidden_size", Value::Null, "text_config: missing field `hidden_size`"),
         ("/text_config/hidden_size", json!(8.5), "invalid type: floating point `8.5`, expected usize"),

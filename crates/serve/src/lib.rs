@@ -1,7 +1,7 @@
 //! An HTTP server for one model, with OpenAI's API: chat completions, completions, models.
 //!
-//! Requests are completed by an [`Engine`]: together, with prompts' common beginnings kept, each bit-identical to what
-//! it would be alone. A client that hangs up cancels its request.
+//! Requests are completed by an [`Engine`]: together, with prompts' common beginnings kept. A client that hangs up
+//! cancels its request.
 
 mod chat;
 mod completions;

@@ -2,9 +2,9 @@
 //!
 //! Between two steps of the running sequences the engine reads one piece of the next prompt, so a long prompt does not
 //! stop them. The states after a prompt are kept at a multiple of [`CHUNK`] tokens, where the delta rule's chunks end:
-//! a prompt that begins with the same tokens continues there, and its completion is bit-identical to one that was read
-//! from the start. Products of several rows sum in another order than those of one row, so log-probabilities of
-//! sequences that run together differ from those of one alone by roundings of f32.
+//! a prompt that begins with the same tokens continues there. Products of several rows sum in another order than those
+//! of one row, so log-probabilities differ by roundings of f32 from those of a request that runs alone and is read in
+//! other pieces.
 
 mod prefix_cache;
 
