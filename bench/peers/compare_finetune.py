@@ -26,7 +26,9 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load, save_config
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
-STEPS, BATCH, LEARNING_RATE = 20, 2, 5e-4
+STEPS, BATCH = 20, 2
+# a rounding that sends a token to another expert changes a mixture, the more so the larger its steps are
+LEARNING_RATES = {"qwen3_next-f32": 1e-4}
 BOUND = 1e-3
 LORA = {"rank": 4, "scale": 10.0, "dropout": 0.0}
 # affine weights with f32 scales: mlx sums a product of bf16 scales in bf16 on a CPU
@@ -96,7 +98,7 @@ def with_mlx(model_path, kind, masked, lines, out):
     arguments = TrainingArgs(
         batch_size=BATCH, iters=STEPS, steps_per_report=1, steps_per_save=STEPS, adapter_file=out / "adapters.safetensors"
     )
-    losses, optimizer = Losses(), optim.Adam(learning_rate=LEARNING_RATE)
+    losses, optimizer = Losses(), optim.Adam(learning_rate=learning_rate(model_path))
     with contextlib.redirect_stdout(io.StringIO()):
         train(
             model, optimizer, CacheDataset(dataset), None, arguments,
@@ -109,7 +111,7 @@ def with_alluvium(program, model_path, kind, masked, data, begin, out):
     command = [
         program, "finetune", "--model", model_path, "--data", data, "--fine-tune-type", kind,
         "--num-layers", "2" if kind == "full" else "-1", "--batch-size", str(BATCH), "--iters", str(STEPS),
-        "--learning-rate", str(LEARNING_RATE), "--steps-per-report", "1", "--save-every", str(STEPS),
+        "--learning-rate", str(learning_rate(model_path)), "--steps-per-report", "1", "--save-every", str(STEPS),
         "--sample-order", "file", "--adapter-path", out, "--resume-adapter-file", begin, "--sample-tokens", "0", "--quiet",
     ]
     if kind != "full":
@@ -120,6 +122,10 @@ def with_alluvium(program, model_path, kind, masked, data, begin, out):
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()[1:]]
     return [row["loss"] for row in rows if "loss" in row]
+
+
+def learning_rate(model_path):
+    return LEARNING_RATES.get(model_path.name, 5e-4)
 
 
 def main():
