@@ -1,7 +1,7 @@
 //! A thread that completes requests as they come: continuous batching, prompts in pieces, shared prefixes.
 //!
 //! Between two steps of the running sequences the engine reads one piece of the next prompt, so a long prompt does not
-//! stop them. The states after a prompt are kept at a multiple of [`CHUNK`] tokens, where the delta rule's chunks end:
+//! stop them. The states after a prompt are kept at a multiple of 64 tokens, where the delta rule's chunks end:
 //! a prompt that begins with the same tokens continues there. Products of several rows sum in another order than those
 //! of one row, so log-probabilities differ by roundings of f32 from those of a request that runs alone and is read in
 //! other pieces.
