@@ -6,6 +6,7 @@ use alluvium_core::gpu::{Builder, Gpu, adapters};
 use alluvium_core::{Device, Tensor};
 use alluvium_lm::LanguageModel;
 use alluvium_ops::argmax;
+use alluvium_train::finetune::{Finetune, FinetuneSettings, Start};
 use alluvium_train::{DataSource, Event, Preset, Run, RunPaths, RunStatus, Settings, Trainer};
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
@@ -148,4 +149,31 @@ fn a_gpu_whose_memory_is_full_is_an_error_with_the_sizes_and_leaves_nothing_half
     let left: Vec<String> = left.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
     assert_eq!(left, ["metrics.jsonl"]);
     assert!(!left.iter().any(|name| name.contains("safetensors") || name.contains("tmp")), "{left:?}");
+}
+
+#[test]
+fn adapters_are_trained_with_the_same_losses_as_on_the_cpu() {
+    let Some(gpu) = open(Gpu::builder()) else { return };
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+    for (model, kind) in [("qwen3_next-q4g64", "lora"), ("qwen3_5-f32", "dora")] {
+        let folder = tempfile::tempdir().unwrap();
+        let losses_on = |device: Device, out: &str| {
+            let keys = serde_json::json!({
+                "model": fixtures.join("models").join(model), "data": fixtures.join("train/lora-data"), "train": true,
+                "adapter_path": folder.path().join(out), "fine_tune_type": kind, "iters": 8, "batch_size": 2,
+                "num_layers": 2, "learning_rate": 1e-3, "steps_per_report": 1,
+                "lora_parameters": {"rank": 4, "scale": 10.0},
+            });
+            let settings = FinetuneSettings::from_keys(serde_json::from_value(keys).unwrap()).unwrap();
+            let observe = &mut |_: Event<'_>| ControlFlow::Continue(());
+            let mut run = Finetune::prepare(settings, Start::Begin, &device, observe).unwrap();
+            run.trainer.run(observe).unwrap();
+            losses(&run.trainer)
+        };
+        let (ours, theirs) = (losses_on(Device::cpu(), "cpu"), losses_on(gpu.clone().into(), "gpu"));
+        assert_eq!(ours.len(), 8);
+        for (a, b) in ours.iter().zip(&theirs) {
+            assert!((a - b).abs() < 1e-3, "{model}: {ours:?} on the CPU, {theirs:?} on the GPU");
+        }
+    }
 }
