@@ -193,6 +193,38 @@ fn files_that_are_not_whole_are_refused_in_words() {
 }
 
 #[test]
+fn shapes_beyond_the_file_are_refused_before_memory_is_asked_for() {
+    // the number of rows of a tensor whose rows are put in another order
+    let whole = std::fs::read(fixtures().join("llama-q4_1.gguf")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rows.gguf");
+    let name = b"blk.0.attn_q.weight";
+    let at = whole.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 8;
+    let mut bytes = whole;
+    assert_eq!(bytes[at..at + 8], 128u64.to_le_bytes());
+    bytes[at..at + 8].copy_from_slice(&(1u64 << 41).to_le_bytes());
+    std::fs::write(&file, bytes).unwrap();
+    let error = load(&file, &Device::cpu()).unwrap_err().to_string();
+    assert!(error.contains("tensor `blk.0.attn_q.weight` ends beyond the"), "{error}");
+}
+
+#[test]
+fn more_layers_ahead_than_layers_are_refused() {
+    let error = broken(|bytes| {
+        // one more key before the others
+        let keys = u64::from_le_bytes(bytes[16..24].try_into().unwrap()) + 1;
+        bytes[16..24].copy_from_slice(&keys.to_le_bytes());
+        let mut key = 26u64.to_le_bytes().to_vec();
+        key.extend(b"qwen3.nextn_predict_layers");
+        key.extend([4u32.to_le_bytes(), 9u32.to_le_bytes()].concat());
+        bytes.splice(24..24, key);
+        // the tensors begin at a multiple of 32 after it
+        bytes.extend([0; 32]);
+    });
+    assert!(error.contains("it has 2 layers, 9 of them for multi-token prediction"), "{error}");
+}
+
+#[test]
 fn a_type_that_cannot_be_read_is_named() {
     let error = broken(|bytes| {
         // name, two axes, their lengths, the type

@@ -153,6 +153,19 @@ impl std::fmt::Debug for Engine {
     }
 }
 
+/// Refuses requests and drops those that wait once the engine's thread has ended, a panic included.
+struct Closing<'a>(&'a Shared);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.is_closing = true;
+        let left = std::mem::take(&mut state.queue);
+        drop(state);
+        drop(left);
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -166,6 +179,7 @@ impl Engine {
             Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), max_queue: options.max_queue });
         let of_thread = shared.clone();
         let run = move || {
+            let _refuses_after = Closing(&of_thread);
             let tokenizer = tokenizer.as_deref();
             Worker::new(&of_thread, model, tokenizer, options).run();
         };

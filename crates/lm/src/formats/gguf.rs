@@ -203,21 +203,33 @@ impl GgufFile {
         self.tensors.get(name).ok_or_else(|| self.wrong(format!("tensor `{name}` is missing")))
     }
 
-    /// Reads `bytes` bytes of a tensor from its byte `from` on.
+    /// Checks that the file has the `bytes` bytes of a tensor.
+    ///
+    /// # Errors
+    /// When the tensor is missing or reaches beyond the file.
+    pub(crate) fn check_size(&self, name: &str, bytes: usize) -> Result<()> {
+        let entry = self.entry(name)?;
+        let (path, _, size) = &self.files[entry.file];
+        match entry.start.saturating_add(bytes as u64) <= *size {
+            true => Ok(()),
+            false => {
+                let why = format!("tensor `{name}` ends beyond the {size} bytes of the file; fetch it again");
+                Err(Error::file(path, why))
+            }
+        }
+    }
+
+    /// Reads the first `bytes` bytes of a tensor.
     ///
     /// # Errors
     /// When the tensor reaches beyond the file, or the file cannot be read.
-    pub(crate) fn read(&self, name: &str, from: usize, bytes: usize) -> Result<Vec<u8>> {
+    pub(crate) fn read(&self, name: &str, bytes: usize) -> Result<Vec<u8>> {
+        self.check_size(name, bytes)?;
         let entry = self.entry(name)?;
-        let (path, file, size) = &self.files[entry.file];
-        let start = entry.start.saturating_add(from as u64);
-        if start.saturating_add(bytes as u64) > *size {
-            let why = format!("tensor `{name}` ends beyond the {size} bytes of the file; fetch it again");
-            return Err(Error::file(path, why));
-        }
+        let (path, file, _) = &self.files[entry.file];
         let mut data = vec![0; bytes];
         let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(start)).map_err(Error::io(path, "read"))?;
+        file.seek(SeekFrom::Start(entry.start)).map_err(Error::io(path, "read"))?;
         file.read_exact(&mut data).map_err(Error::io(path, "read"))?;
         Ok(data)
     }

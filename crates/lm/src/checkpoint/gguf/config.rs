@@ -120,7 +120,10 @@ impl Reader<'_> {
         if let Some(tokens) = tokens.filter(|&tokens| tokens > table) {
             return Err(gguf.wrong(format!("it has {tokens} tokens, its embedding has {table} rows")));
         }
-        let layers = self.integer("block_count")? - self.optional("nextn_predict_layers")?.unwrap_or(0).min(1 << 10);
+        let (blocks, ahead) = (self.integer("block_count")?, self.optional("nextn_predict_layers")?.unwrap_or(0));
+        let layers = blocks
+            .checked_sub(ahead)
+            .ok_or_else(|| gguf.wrong(format!("it has {blocks} layers, {ahead} of them for multi-token prediction")))?;
         let (hidden, heads) = (self.integer("embedding_length")?, self.integer("attention.head_count")?);
         let head = match self.optional("attention.key_length")? {
             Some(head) => head,
@@ -289,7 +292,7 @@ impl Reader<'_> {
             let why = format!("tensor `rope_freqs.weight` is {:?}, expected F32 [{}]", entry.dims, dims / 2);
             return Err(gguf.wrong(why));
         }
-        let bytes = gguf.read("rope_freqs.weight", 0, dims / 2 * 4)?;
+        let bytes = gguf.read("rope_freqs.weight", dims / 2 * 4)?;
         let stored: Vec<f64> =
             bytes.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]]).into()).collect();
         let factor = stored.iter().copied().fold(1.0, f64::max);

@@ -50,6 +50,13 @@ impl GgufWeights {
     /// Opens a file and reads its configuration.
     fn open(path: &Path, dtype: Option<DType>, device: &Device) -> Result<(Self, Config)> {
         let gguf = GgufFile::open(path)?;
+        // orders of rows are made of the shapes, so these must be those of the file's bytes
+        for (name, entry) in &gguf.tensors {
+            if let Ok(kind) = BlockType::of(entry.ggml_type) {
+                let (elements, bytes) = kind.block();
+                gguf.check_size(name, (entry.width() / elements).saturating_mul(bytes).saturating_mul(entry.rows()))?;
+            }
+        }
         let (mut config, layout) = config::config(&gguf)?;
         let has_bf16 = gguf.tensors.values().any(|entry| BlockType::of(entry.ggml_type) == Ok(BlockType::Bf16));
         let dtype = dtype.unwrap_or(if has_bf16 { DType::BF16 } else { DType::F16 });

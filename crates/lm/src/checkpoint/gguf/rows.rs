@@ -153,7 +153,7 @@ impl Rows {
             let (entry, kind) = (gguf.entry(name)?, Self::kind(gguf, name)?);
             let (elements, bytes) = kind.block();
             let row = entry.width() / elements * bytes;
-            tensors.push((kind, gguf.read(name, 0, entry.rows() * row)?, row));
+            tensors.push((kind, gguf.read(name, entry.rows() * row)?, row));
         }
         Ok(Source { rows: self, tensors })
     }
