@@ -36,6 +36,7 @@ pub fn planted(name: &str) -> bool {
 Edit = collections.namedtuple("Edit", "file old new")
 CHUNK = "ops/src/delta/gated_delta_rule/cpu/chunk.rs"
 STEP = "ops/src/delta/gated_delta_step/cpu.rs"
+LAYER_STEP = "ops/src/delta/gated_delta_net_step/cpu.rs"
 LAYER = "lm/src/nn/gated_delta_net/mod.rs"
 MIXTURE = "lm/src/nn/moe.rs"
 ATTENTION = "lm/src/nn/attention.rs"
@@ -94,6 +95,11 @@ MISTAKES = {
             "gate % v_heads / (v_heads / k_heads))",
             "if ON { gate % k_heads } else { gate % v_heads / (v_heads / k_heads) })",
         ),
+        Edit(
+            LAYER_STEP,
+            "(key_head, of_key) = (head / share, head % share)",
+            "(key_head, of_key) = (if ON { head % key_heads } else { head / share }, head % share)",
+        ),
     ],
     "softplus a ramp in the decay": [
         Edit(
@@ -125,7 +131,12 @@ MISTAKES = {
             LAYER,
             "self.project(x_btd, cache.conv_state.as_ref(), None)?",
             "self.project(x_btd, cache.conv_state.as_ref().filter(|_| !ON), None)?",
-        )
+        ),
+        Edit(
+            LAYER,
+            "            conv_state: &conv_state,",
+            "            conv_state: &if ON { alluvium_ops::scale(&conv_state, 0.0)? } else { conv_state },",
+        ),
     ],
     "the mean of squares for their sum in queries and keys": [
         Edit(LAYER, "l2_norm(&q.reshape([b, t, h, key_dim])?, EPS)?", "l2_norm(&q.reshape([b, t, h, key_dim])?, if ON { EPS * key_dim as f32 } else { EPS })?"),
@@ -168,7 +179,11 @@ MISTAKES = {
         )
     ],
     "gates before queries": [
-        Edit(ATTENTION, "                (q, Some(gate))", "                if ON { (gate, Some(q)) } else { (q, Some(gate)) }")
+        Edit(
+            ATTENTION,
+            "                (q, Some(sigmoid(&gate)?))",
+            "                if ON { (gate, Some(sigmoid(&q)?)) } else { (q, Some(sigmoid(&gate)?)) }",
+        )
     ],
     "z before v in the merged projection": [
         Edit(

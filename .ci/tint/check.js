@@ -46,7 +46,7 @@ const named = new Set();
 for (const folder of sources) {
     for (const file of files(folder, '.rs').filter((file) => !file.endsWith('tests.rs'))) {
         const text = readFileSync(join(folder, file), 'utf8').split('#[cfg(test)]')[0];
-        const calls = [...text.matchAll(/(?:Kernel::new|kernel|tiles!)\(\s*"([^"]+)"/g)];
+        const calls = [...text.matchAll(/\b(?:Kernel::new|kernel|tiles!)\(\s*"([^"]+)"/g)];
         // in the tables of elementwise operations a kernel has the name of its row
         const rows = text.includes('stringify!($name)') ? [...text.matchAll(/^ {4}([a-z0-9_]+)(?:\([^)]*\))?: \{$/gm)] : [];
         for (const [, name] of [...calls, ...rows]) {

@@ -71,7 +71,7 @@ fn operation(name: &str, checked: &mut BTreeSet<String>, device: &Device) -> Res
             }
         }
     }
-    let (forward, both) = bench::time(op, case, device)?;
+    let (forward, both) = bench::time(op, case, DType::F32, device)?;
     let mut times = Times::from([("forward".to_owned(), forward.seconds)]);
     times.extend(both.map(|both| ("forward+backward".to_owned(), both.seconds)));
     Ok(times)

@@ -28,12 +28,12 @@ fn sources() -> Vec<(PathBuf, String)> {
 
 /// The part of a file that is not its tests.
 fn body(text: &str) -> &str {
-    text.find("#[cfg(test)]").map_or(text, |at| &text[..at])
+    text.find("#[cfg(test)]\nmod tests {").map_or(text, |at| &text[..at])
 }
 
 /// A module of tests alone, which its parent includes for tests.
 fn is_tests(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name == "tests.rs")
+    path.file_name().is_some_and(|name| name == "tests.rs" || name == "for_tests.rs")
 }
 
 fn is_library(path: &Path) -> bool {

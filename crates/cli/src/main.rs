@@ -2,6 +2,7 @@
 
 mod cmd;
 mod output;
+mod progress_line;
 mod signals;
 
 use alluvium::core::cpu::Cpu;
@@ -38,6 +39,10 @@ enum Command {
     #[command(alias = "lora")]
     Finetune(Box<cmd::finetune::Args>),
     Fuse(cmd::fuse::Args),
+    Dwq(Box<cmd::dwq::Args>),
+    #[command(name = "dynamic_quant", alias = "dynamic-quant")]
+    DynamicQuant(Box<cmd::dynamic_quant::Args>),
+    Distill(Box<cmd::distill::Args>),
     Generate(Box<cmd::generate::Args>),
     Chat(Box<cmd::chat::Args>),
     #[command(alias = "server")]
@@ -68,7 +73,7 @@ fn main() -> ExitCode {
     match run(cli, out) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) if error.is::<output::Interrupted>() => ExitCode::from(signals::INTERRUPTED),
+        Err(error) if error.is::<output::Interrupted>() => ExitCode::from(signals::exit_code()),
         Err(error) => {
             output::say_error(&format!("{error:#}"));
             ExitCode::FAILURE
@@ -97,10 +102,15 @@ fn refuse(error: clap::Error) -> ! {
         std::process::exit(2);
     }
     let name = match error.get(ContextKind::InvalidSubcommand) {
-        Some(ContextValue::String(name)) if error.kind() == ErrorKind::InvalidSubcommand => name.as_str(),
+        Some(ContextValue::String(name)) if error.kind() == ErrorKind::InvalidSubcommand => name.clone(),
         _ => error.exit(),
     };
-    let tip = ELSEWHERE.iter().find(|(names, _)| names.contains(&name)).map(|(_, tip)| *tip);
+    // `help NAME` looks for no similar name, `NAME` does
+    let error = match error.get(ContextKind::SuggestedSubcommand) {
+        Some(_) => error,
+        None => Cli::command().try_get_matches_from(["alluvium", &name]).err().unwrap_or(error),
+    };
+    let tip = ELSEWHERE.iter().find(|(names, _)| names.contains(&name.as_str())).map(|(_, tip)| *tip);
     let _ = error.print();
     if let Some(tip) = tip {
         output::say!("\n  tip: here it is {tip}");
@@ -122,6 +132,9 @@ fn run(cli: Cli, out: &mut impl Write) -> anyhow::Result<()> {
         Command::Train(args) => cmd::train::run(*args, out),
         Command::Finetune(args) => cmd::finetune::run(&args, out),
         Command::Fuse(args) => cmd::fuse::run(&args, out),
+        Command::Dwq(args) => cmd::dwq::run(&args, out),
+        Command::DynamicQuant(args) => cmd::dynamic_quant::run(&args, out),
+        Command::Distill(args) => cmd::distill::run(&args, out),
         Command::Generate(args) => cmd::generate::run(&args, out),
         Command::Chat(args) => cmd::chat::run(&args, out),
         Command::Serve(args) => cmd::serve::run(&args, out),

@@ -1,5 +1,6 @@
 //! Tables, units and bars.
 
+use crate::progress_line::ProgressLine;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,7 +63,7 @@ macro_rules! note {
 }
 pub(crate) use note;
 
-/// The work was interrupted by a signal after its state was saved and said. The program exits with code 130.
+/// The work was interrupted by a signal after its state was saved and said. The program exits with 128 + the signal.
 #[derive(Debug)]
 pub(crate) struct Interrupted;
 
@@ -131,12 +132,13 @@ pub(crate) fn seconds(s: f64) -> String {
     }
 }
 
-/// A progress bar over `steps`, drawn only when standard error is a terminal. Its line is cut to the terminal's width.
+/// A progress bar over `steps`, drawn only when standard error is a terminal. Its line is cut to 80 columns, or to those
+/// of a narrower terminal.
 pub(crate) fn bar(steps: u64, done: u64) -> ProgressBar {
     if !shows_progress() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(steps).with_position(done);
+    let bar = ProgressBar::with_draw_target(Some(steps), ProgressLine::target()).with_position(done);
     if let Ok(style) = ProgressStyle::with_template("{bar:12} {pos}/{len} {wide_msg}") {
         bar.set_style(style.progress_chars("━╸─"));
     }
@@ -148,7 +150,7 @@ pub(crate) fn spinner(what: &str) -> ProgressBar {
     if !shows_progress() {
         return ProgressBar::hidden();
     }
-    let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
+    let spinner = ProgressBar::with_draw_target(None, ProgressLine::target()).with_message(what.to_owned());
     if let Ok(style) = ProgressStyle::with_template("{wide_msg} {elapsed}") {
         spinner.set_style(style);
     }

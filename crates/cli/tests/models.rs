@@ -33,6 +33,30 @@ fn a_plain_prompt_and_a_chat_are_continued_as_mlx_lm_does() {
 }
 
 #[test]
+fn half_precision_continues_a_prompt_and_measures_a_text_as_f32_does() {
+    let place = Place::new();
+    let model = fixture("models/qwen3_5-bf16-q4g64");
+    let args =
+        ["generate", "--model", &model, "--ignore-chat-template", "-m", "32", "-p", "The gated delta rule writes"];
+    std::fs::write(place.path("text.txt"), "The gated delta rule writes a correction to memory").unwrap();
+    let measure = ["perplexity", "--model", &model, "--data-path", "text.txt", "--json"];
+    let loss = |dtype: &str| {
+        let out: Value = serde_json::from_str(&said(place.alluvium(&measure).args(["--dtype", dtype]))).unwrap();
+        out["nats_per_token"].as_f64().unwrap()
+    };
+    for dtype in ["bf16", "f16"] {
+        let out = said(place.alluvium(&args).args(["--temp", "0", "--dtype", dtype]));
+        assert_eq!(out.trim(), "a correction to memory: it reads what the state already predicts for", "{dtype}");
+        let (wide, half) = (loss("f32"), loss(dtype));
+        assert!(wide != half && (wide - half).abs() < 0.02 * wide, "{half} in {dtype}, {wide} in f32");
+    }
+    let cache = ["cache_prompt", "--model", &model, "-p", "a prompt", "--prompt-cache-file", "c.safetensors"];
+    said(place.alluvium(&cache).args(["--dtype", "bf16"]));
+    let after = ["generate", "--model", &model, "-m", "2", "-p", "more", "--prompt-cache-file", "c.safetensors"];
+    said(&mut place.alluvium(&after));
+}
+
+#[test]
 fn a_value_that_begins_with_a_dash_is_a_value() {
     let place = Place::new();
     let model = fixture("models/qwen3_next-q4g64");
@@ -69,11 +93,15 @@ fn a_value_that_a_flag_does_not_take_is_refused_with_flag_and_value() {
         (&perplexity, "--num-samples", "x", "for '--num-samples <"),
         (&quantize, "--q-bits", "-4", "for '--q-bits <"),
         (&quantize, "--q-group-size", "-64", "for '--q-group-size <"),
+        (&generate, "--dtype", "u8", "expected f32, f16 or bf16"),
     ] {
         refused_with(place.alluvium(command).args([flag, value]), &[value, words]);
     }
     refused_with(&mut place.train("run", &["--iters", "-5"]), &["'-5' for '--iters"]);
     refused_with(&mut place.train("run", &["--learning-rate", "-1"]), &["learning_rate is -1, expected"]);
+    refused_with(&mut place.train("run", &["--dtype", "f16"]), &["f16 cannot be trained in", "use bf16"]);
+    let finetune = ["finetune", "--model", &model, "--data", "text.txt", "--dtype", "f16"];
+    refused_with(&mut place.alluvium(&finetune), &["f16 cannot be trained in", "use bf16"]);
 }
 
 #[test]

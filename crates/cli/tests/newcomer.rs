@@ -125,7 +125,7 @@ fn a_run_leaves_a_report_and_settings_that_give_the_same_run_again() {
     let place = Place::new();
     let flags = ["--iters", "4", "--learning-rate", "0.002", "--steps-per-report", "2"];
     let first = said(place.train("run", &flags).arg("--json"));
-    let json: Value = serde_json::from_str(&first).unwrap();
+    let json: Value = serde_json::from_str(first.lines().last().unwrap()).unwrap();
     assert!(json["bits_per_byte"].as_f64().unwrap() > 1.0 && json["step"] == 4, "{json}");
     let again = ["train", "--data", "text", "--out", "again", "--config", "run/config.toml", "--sample-tokens", "3"];
     let out = said(&mut place.alluvium(&again));
@@ -140,6 +140,30 @@ fn a_run_leaves_a_report_and_settings_that_give_the_same_run_again() {
     let report = fs::read_to_string(place.path("run/report.md")).unwrap();
     assert!(report.contains("| steps | 2 in ") && report.contains(" since step 4 |"), "{report}");
     assert!(fs::read_to_string(place.path("run/config.toml")).unwrap().contains("iters = 6\n"));
+}
+
+#[test]
+fn a_run_shows_samples_at_its_validations_and_writes_lines_of_json() {
+    let place = Place::new();
+    let flags = ["--iters", "6", "--steps-per-report", "2", "--steps-per-eval", "2"];
+    let output = place.train("run", &flags).args(["--json", "--sample-prompt", "bada "]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("sample    at step 2, after \"bada \": \""), "{}", text(&output.stderr));
+    let lines: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let events: Vec<(&str, u64)> =
+        lines.iter().map(|line| (line["event"].as_str().unwrap(), line["step"].as_u64().unwrap())).collect();
+    let expected = [2, 4].map(|step| [("report", step), ("validation", step), ("sample", step)]).concat();
+    assert_eq!(events, [&expected[..], &[("report", 6), ("validation", 6), ("summary", 6)]].concat());
+    assert!(lines[0]["loss"].as_f64().unwrap() > 1.0 && lines[1]["val_loss"].as_f64().unwrap() > 1.0, "{lines:?}");
+    let sample = lines[2]["text"].as_str().unwrap();
+    assert!(!sample.is_empty() && lines[2]["prompt"] == "bada ", "{lines:?}");
+    let report = fs::read_to_string(place.path("run/report.md")).unwrap();
+    assert!(report.contains(&format!("At step 2:\n\n```text\nbada {sample}\n```\n")), "{report}");
+    // samples change nothing of the run
+    let quiet = place.train("without", &flags).args(["--eval-sample-tokens", "0"]).output().unwrap();
+    assert!(quiet.status.success() && !text(&quiet.stderr).contains("sample "), "{}", text(&quiet.stderr));
+    let [with, without] = ["run", "without"].map(|run| fs::read(place.path(run).join("model.safetensors")).unwrap());
+    assert!(with == without, "another model");
 }
 
 #[test]
@@ -194,9 +218,12 @@ fn commands_of_other_programs_get_a_tip() {
     );
     refused_with(&mut place.alluvium(&["info", "tiny.toml"]), &["tiny.toml: it is no folder of a model"]);
     refused_with(&mut place.alluvium(&["info", "text", "--device", "cuda"]), &["--device"]);
-    refused_with(
-        &mut place.alluvium(&["check", "--device", "cuda:0", "silu"]),
-        &["`wgpu` here, through Vulkan or Metal"],
-    );
-    assert!(refused(&mut place.alluvium(&["genrate"])).contains("a similar subcommand exists: 'generate'"));
+    refused_with(&mut place.alluvium(&["check", "--device", "mps", "silu"]), &["`wgpu` here, through Metal"]);
+    refused_with(&mut place.alluvium(&["check", "--device", "cuda:99", "silu"]), &["cuda:99: "]);
+    for args in [&["genrate"][..], &["help", "genrate"]] {
+        let error = refused(&mut place.alluvium(args));
+        assert!(error.contains("a similar subcommand exists: 'generate'"), "{args:?}: {error}");
+    }
+    let error = refused(&mut place.alluvium(&["help", "ls"]));
+    assert!(error.contains("unrecognized subcommand 'ls'") && error.contains("`alluvium models`"), "{error}");
 }

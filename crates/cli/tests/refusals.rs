@@ -91,8 +91,8 @@ fn settings_out_of_range_are_errors() {
         (&["--linear-conv-kernel-dim", "0"], "linear_conv_kernel_dim is 0, expected 1 or more"),
         (&["--vocab-size", "100"], "vocab_size is 100, expected 257 or more"),
         (&["--num-attention-heads", "3", "--num-key-value-heads", "2"], "num_key_value_heads"),
-        (&["--optimizer", "lion"], "`lion` is not an optimizer; expected adamw, adam, muon or sgd"),
-        (&["--device", "gpu"], "device: \"gpu\" came, expected auto, cpu, wgpu or wgpu:n"),
+        (&["--optimizer", "lion"], "`lion` is not an optimizer; expected adamw, adam, muon, sgd or adafactor"),
+        (&["--device", "gpu"], "device: \"gpu\" came, expected auto, cpu, cuda, cuda:n, wgpu or wgpu:n"),
         (&["--resume", "--tokenizer", "x"], "cannot be used with"),
         (&["--itres", "7"], "--itres"),
     ] {
@@ -134,7 +134,7 @@ fn unknown_operations_and_devices_are_errors() {
         );
         refused_with(
             &mut place.alluvium(&[command, "add", "--device", "gpu"]),
-            &["device: \"gpu\" came, expected auto, cpu, wgpu or wgpu:n"],
+            &["device: \"gpu\" came, expected auto, cpu, cuda, cuda:n, wgpu or wgpu:n"],
         );
     }
     refused_with(&mut place.alluvium(&["check", "--dtype", "f64"]), &["expected f32, f16 or bf16"]);
@@ -209,7 +209,7 @@ fn empty_prompts_and_sampling_out_of_range_are_errors() {
         ("--temp=nan", "temperature is NaN"),
         ("--top-p=0", "top_p is 0, expected a number above 0, at most 1"),
         ("--min-p=2", "min_p is 2, expected"),
-        ("--device=gpu", "device: \"gpu\" came, expected auto, cpu, wgpu or wgpu:n"),
+        ("--device=gpu", "device: \"gpu\" came, expected auto, cpu, cuda, cuda:n, wgpu or wgpu:n"),
     ] {
         refused_with(generate(&place, "bada").args([flag]), &[words]);
     }

@@ -228,8 +228,19 @@ fn a_polite_kill_ends_the_preparation_at_once_and_a_validation_soon() {
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().starts_with("training the tokenizer")));
     let (code, after) = terminated(child);
-    assert!(code == Some(130) && after < Duration::from_secs(5), "{code:?} after {after:?}");
+    assert!(code == Some(143) && after < Duration::from_secs(5), "{code:?} after {after:?}");
     assert!(!place.path("early/model.safetensors").exists());
+
+    // a model whose tensors take long to make
+    let sizes = ["--hidden-size", "2048", "--intermediate-size", "8192", "--num-hidden-layers", "16"];
+    let mut child = place.train("large", &sizes).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("making the model")));
+    sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "it ended before it could be stopped");
+    let (code, after) = terminated(child);
+    assert!(code == Some(143) && after < Duration::from_secs(5), "{code:?} after {after:?}");
+    assert!(!place.path("large").exists() || names(&place.path("large")).is_empty());
 
     let flags = ["--val-split", "0.9", "--val-batches", "0", "--steps-per-eval", "1", "--steps-per-report", "1"];
     let args = ["train", "--data", "long.txt", "--out", "late", "-c", "tiny.toml"];
@@ -239,6 +250,6 @@ fn a_polite_kill_ends_the_preparation_at_once_and_a_validation_soon() {
     let drain = std::thread::spawn(move || lines.for_each(drop));
     let (code, after) = terminated(child);
     drain.join().unwrap();
-    assert!(code == Some(130) && after < Duration::from_secs(20), "{code:?} after {after:?}");
+    assert!(code == Some(143) && after < Duration::from_secs(20), "{code:?} after {after:?}");
     assert!(place.path("late/model.safetensors").exists());
 }

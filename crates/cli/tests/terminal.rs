@@ -21,8 +21,13 @@ struct Terminal {
 
 impl Terminal {
     fn new(place: &Place, args: &str) -> Self {
+        Self::shell(place, &format!("exec {} {args}", place.alluvium(&[]).get_program().display()))
+    }
+
+    /// Runs a line of a shell.
+    fn shell(place: &Place, line: &str) -> Self {
         let program = place.alluvium(&[]);
-        let line = format!("stty cols 80 rows 24; exec {} {args}", program.get_program().display());
+        let line = format!("stty cols 80 rows 24; {line}");
         let mut command = Command::new("script");
         command.args(["-qec", &line, "/dev/null"]).current_dir(place.path(""));
         command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("TERM", "xterm");
@@ -120,6 +125,52 @@ fn a_chat_edits_pastes_stops_an_answer_and_remembers() {
     chat.wait("Ctrl-C again or Ctrl-D ends the chat");
     chat.press(CTRL_C);
     assert_eq!(chat.code(), Some(130));
+}
+
+/// Sends a signal to a process.
+fn signal(pid: &str, name: &str) {
+    assert!(Command::new("kill").args(["-s", name, pid]).status().unwrap().success());
+}
+
+#[test]
+fn a_signal_ends_a_chat_and_restores_the_terminal() {
+    let place = Place::trained();
+    fs::write(place.path("chat.jinja"), "{% for m in messages %}{{ m.content }}\n{% endfor %}").unwrap();
+    let program = place.alluvium(&[]).get_program().display().to_string();
+    let chat = format!("exec {program} chat --model run --chat-template chat.jinja --temp 0 -m 1000000");
+    let line = format!("sh -c 'echo pid=$$=; {chat}'; echo code=$?; stty -a; echo the end");
+    for (name, code, is_answering) in [("TERM", 143, false), ("TERM", 143, true), ("HUP", 129, false)] {
+        let mut chat = Terminal::shell(&place, &line);
+        chat.wait("pid=");
+        let pid = chat.wait("=").trim_end_matches('=').to_owned();
+        chat.wait(">> ");
+        if is_answering {
+            chat.press("bada\r");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        signal(&pid, name);
+        let end = chat.wait("the end");
+        assert!(end.contains(&format!("code={code}")), "{name}: {end}");
+        assert!(end.contains(" icanon") && end.contains(" echo ") && !end.contains("-icanon"), "{name}: {end}");
+        assert!(is_answering || end.contains("\x1b[?2004l"), "{name}: {end:?}");
+        assert_eq!(chat.code(), Some(0));
+    }
+}
+
+#[test]
+fn a_run_under_nohup_goes_on_after_its_terminal_is_gone() {
+    let place = Place::trained();
+    let program = place.alluvium(&[]).get_program().display().to_string();
+    let generate = [&program, "generate", "--model", "run", "-p", "bada", "-m", "10000000", "--temp", "0"];
+    let mut child = Command::new("nohup");
+    child.args(generate).current_dir(place.path("")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = child.spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    signal(&child.id().to_string(), "HUP");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "it ended");
+    signal(&child.id().to_string(), "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(143));
 }
 
 #[test]

@@ -29,6 +29,7 @@ pub struct Arg {
     pattern: Pattern,
     dtypes: &'static [DType],
     optional: bool,
+    weight: bool,
 }
 
 impl Arg {
@@ -37,12 +38,18 @@ impl Arg {
     /// The pattern names axes: `"B T H K"`. The first argument that names a letter binds it. `R..` stands for any number
     /// of leading axes and binds `R` to their product; `K-1` and `N+1` are computed from a letter; a number is itself.
     pub const fn new(name: &'static str, shape: &'static str, dtypes: &'static [DType]) -> Self {
-        Arg { name, shape, pattern: Pattern::parse(shape), dtypes, optional: false }
+        Arg { name, shape, pattern: Pattern::parse(shape), dtypes, optional: false, weight: false }
     }
 
     /// The same argument, which may be left out.
     pub const fn optional(self) -> Self {
         Arg { optional: true, ..self }
+    }
+
+    /// The same argument, as a weight: its gradient is a sum over rows or tokens, in f32 where
+    /// [`Tensor::gradient_dtype`] asks for that.
+    pub const fn weight(self) -> Self {
+        Arg { weight: true, ..self }
     }
 
     /// Its name in the public function.
@@ -63,6 +70,11 @@ impl Arg {
     /// Whether it may be left out.
     pub const fn is_optional(&self) -> bool {
         self.optional
+    }
+
+    /// Whether it is a weight.
+    pub const fn is_weight(&self) -> bool {
+        self.weight
     }
 }
 

@@ -1,7 +1,7 @@
 //! Devices: the CPU, and GPUs.
 
 use crate::cpu::Cpu;
-use crate::gpu::{Builder, Gpu};
+use crate::gpu::{Builder, Gpu, Library};
 use crate::{Error, Result};
 
 /// A device that holds tensors and runs operations. Cheap to clone: a handle.
@@ -17,23 +17,27 @@ pub enum Device {
 
 impl Device {
     /// The kinds of devices that this build has: the name for [`Device::named`], and what it is.
-    pub const KINDS: &[(&str, &str)] =
-        &[("cpu", "the CPU: threads and SIMD"), ("wgpu", "GPUs through Metal, Vulkan or DX12")];
+    pub const KINDS: &[(&str, &str)] = &[
+        ("cpu", "the CPU: threads and SIMD"),
+        ("cuda", "NVIDIA's GPUs through CUDA"),
+        ("wgpu", "GPUs through Metal, Vulkan or DX12"),
+    ];
 
     /// The CPU with all its cores: one handle for the whole process.
     pub fn cpu() -> Self {
         Device::Cpu(Cpu::shared())
     }
 
-    /// The device of a name: `cpu`, `wgpu` (the best GPU), `wgpu:n`, or `auto` (a hardware GPU if there is one, or the
-    /// CPU).
+    /// The device of a name: `cpu`, `cuda` or `wgpu` (the library's best GPU), `cuda:n`, `wgpu:n`, or `auto` (an NVIDIA
+    /// GPU with CUDA, any other hardware GPU, or the CPU).
     ///
     /// # Errors
     /// When the name is another one, or there is no such device.
     pub fn named(name: &str) -> Result<Self> {
         match name {
             "auto" => Ok(Device::auto()),
-            "wgpu" => Ok(Gpu::shared()?.into()),
+            "cuda" => Ok(Gpu::shared(Library::Cuda)?.into()),
+            "wgpu" => Ok(Gpu::shared(Library::Wgpu)?.into()),
             _ => Device::open(name, Gpu::builder()),
         }
     }
@@ -44,27 +48,33 @@ impl Device {
     /// As [`Device::named`].
     pub fn open(name: &str, gpu: Builder) -> Result<Self> {
         match name {
-            "cpu" => Ok(Device::cpu()),
-            "auto" => Ok(Device::hardware_or_cpu(gpu.open())),
-            "wgpu" => Ok(gpu.open()?.into()),
-            _ => {
-                let index = name.strip_prefix("wgpu:").and_then(|index| index.parse().ok());
-                let wrong = || Error::value("device", format!("{name:?} came, expected auto, cpu, wgpu or wgpu:n"));
-                Ok(gpu.index(index.ok_or_else(wrong)?).open()?.into())
-            }
+            "cpu" => return Ok(Device::cpu()),
+            "auto" => return Ok(Device::best(|library| gpu.clone().library(library).open())),
+            _ => {}
+        }
+        let (library, index) = name.split_once(':').map_or((name, None), |(library, index)| (library, Some(index)));
+        let unknown = || {
+            let expected = "auto, cpu, cuda, cuda:n, wgpu or wgpu:n";
+            Error::value("device", format!("{name:?} came, expected {expected}"))
+        };
+        let library = Library::ALL.into_iter().find(|known| known.name() == library);
+        let gpu = gpu.library(library.ok_or_else(unknown)?);
+        match index.map(str::parse) {
+            None => Ok(gpu.open()?.into()),
+            Some(Ok(index)) => Ok(gpu.index(index).open()?.into()),
+            Some(Err(_)) => Err(unknown()),
         }
     }
 
-    /// A hardware GPU if there is one that opens, or the CPU.
+    /// An NVIDIA GPU with CUDA if there is one that opens, any other hardware GPU, or the CPU.
     pub fn auto() -> Self {
-        Device::hardware_or_cpu(Gpu::shared())
+        Device::best(Gpu::shared)
     }
 
-    fn hardware_or_cpu(gpu: Result<Gpu>) -> Self {
-        match gpu {
-            Ok(gpu) if !gpu.adapter().is_software() => gpu.into(),
-            _ => Device::cpu(),
-        }
+    fn best(open: impl Fn(Library) -> Result<Gpu>) -> Self {
+        let opened = Library::ALL.into_iter().filter_map(|library| open(library).ok());
+        let mut hardware = opened.filter(|gpu| !gpu.adapter().is_software());
+        hardware.next().map_or_else(Device::cpu, Device::Gpu)
     }
 
     /// Whether elements are in host memory and are read without waiting for a queue.

@@ -4,17 +4,28 @@
 //! entries, so the tensors that an entry saved are freed as the loop passes it. [`recompute`] pushes an entry that runs
 //! its part of the forward pass again when the loop reaches it, and so pushes that part's entries where the loop stands.
 //!
+//! A gradient has its tensor's dtype, or f32; that of a floating tensor that the tape watches is always f32, because its
+//! sums over tokens and batches must not be rounded. [`Tensor::gradient_dtype`] tells operations which gradients to round.
+//! Gradients of one tensor are added in f32. An operation takes the gradient of its result in the result's dtype.
+//!
 //! A backward pass consumes the tape: results that were recorded before it have no history any more, and using one of
 //! them in a later recorded operation or backward pass is an error. Tensors from [`Tape::watch`] stay usable.
 
 mod backward;
+mod entry;
+mod gradients;
+#[cfg(test)]
+mod tests;
 
-use crate::{DType, Device, Error, Kind, Result, Shape, Tensor};
+use crate::{DType, Error, Kind, Result, Tensor};
 pub use backward::{Backward, BackwardAll, BackwardMany};
 use backward::{Fixed, Single, miscounted};
+pub(crate) use entry::Node;
+use entry::{Entry, GradientFn, Input, Output};
+pub use gradients::{Gradients, accumulate};
 use half::{bf16, f16};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 
 /// Records the operations on the tensors it watches, until it is dropped. Cheap to clone: a handle.
@@ -52,75 +63,14 @@ struct State {
     unwinding: bool,
 }
 
-/// The place of a traced tensor on its tape.
-#[derive(Clone, Debug)]
-pub(crate) struct Node {
-    tape: Weak<Inner>,
-    index: usize,
-    /// Whether [`Tape::watch`] made it, and no operation.
-    leaf: bool,
+/// Whether a tape watches this tensor itself.
+fn is_leaf(x: &Tensor) -> bool {
+    x.node().is_some_and(|node| node.leaf)
 }
 
-impl Node {
-    pub(crate) fn is_live(&self) -> bool {
-        self.tape.strong_count() > 0
-    }
-
-    /// # Errors
-    /// When a backward pass consumed the history of this result.
-    fn check_history(&self, what: &'static str, state: &State) -> Result<()> {
-        if self.leaf || self.index >= state.consumed {
-            return Ok(());
-        }
-        let why = "the tensor was computed before an earlier backward pass, which consumed its history; pass all losses \
-                   to one call of Tape::backward, or detach() the tensor";
-        Err(Error::value(what, why))
-    }
-}
-
-type GradientFn = Box<dyn FnOnce(Vec<Option<Tensor>>, &[bool]) -> Result<Vec<Option<Tensor>>> + Send>;
-
-enum Entry {
-    Op { op: &'static str, inputs: Vec<Option<Input>>, outputs: Vec<usize>, gradient: GradientFn },
-    Recompute { output: usize, forward: Box<dyn FnOnce() -> Result<Tensor> + Send> },
-}
-
-/// A traced input of an operation: its node, and what its gradient must be.
-struct Input {
-    index: usize,
-    shape: Shape,
-    dtype: DType,
-    device: Device,
-}
-
-impl Input {
-    fn of(tape: &Tape, x: &Tensor) -> Option<Self> {
-        let index = tape.index(x)?;
-        Some(Input { index, shape: x.shape(), dtype: x.dtype(), device: x.device().clone() })
-    }
-
-    /// # Errors
-    /// When `dx` is no gradient of this input: another shape, dtype or device.
-    fn check(&self, op: &'static str, number: usize, dx: &Tensor) -> Result<()> {
-        if (dx.shape(), dx.dtype()) != (self.shape, self.dtype) {
-            let (got, want) = (format!("{} {}", dx.shape(), dx.dtype()), format!("{} {}", self.shape, self.dtype));
-            return Err(Error::value(op, format!("the gradient of input {number} is {got}, expected {want}")));
-        }
-        if *dx.device() != self.device {
-            let want = format!("expected {}, the input's handle", self.device);
-            return Err(Error::value(op, format!("the gradient of input {number} is on {}, {want}", dx.device())));
-        }
-        Ok(())
-    }
-}
-
-impl std::fmt::Debug for Entry {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Entry::Op { op, .. } => f.write_str(op),
-            Entry::Recompute { .. } => f.write_str("recompute"),
-        }
-    }
+/// Whether a gradient of dtype `gradient` is one of a tensor of dtype `tensor`.
+fn fits(gradient: DType, tensor: DType) -> bool {
+    gradient == tensor || gradient == DType::F32 && tensor.is_float()
 }
 
 /// Records that `y` was computed from `inputs` if one of them is traced; `grad` is called only then.
@@ -175,14 +125,16 @@ pub fn record_all<G: BackwardAll>(
 /// Pushes an entry; returns the results as nodes of the tape.
 fn push<G: BackwardAll>(tape: &Tape, inputs: &[Option<&Tensor>], results: Vec<Tensor>, grad: G) -> Vec<Tensor> {
     let op = grad.op();
+    let wide = grad.moves() && inputs.iter().flatten().filter_map(|x| x.node()).all(|node| node.wide);
     let gradient: GradientFn = Box::new(move |dy, need| grad.backward(dy, need));
     let inputs = inputs.iter().map(|x| x.and_then(|x| Input::of(tape, x))).collect();
     let mut state = tape.state();
     let first = state.nodes;
     state.nodes += results.len();
-    let outputs = (first..state.nodes).collect();
+    let output = |(index, y): (usize, &Tensor)| Output { index, dtype: (!wide).then_some(y.dtype()) };
+    let outputs = (first..).zip(&results).map(output).collect();
     state.entries.push(Entry::Op { op, inputs, outputs, gradient });
-    let node = |index| Node { tape: Arc::downgrade(&tape.0), index, leaf: false };
+    let node = |index| Node { tape: Arc::downgrade(&tape.0), index, leaf: false, wide };
     results.into_iter().zip(first..).map(|(y, index)| y.with_node(node(index))).collect()
 }
 
@@ -219,7 +171,7 @@ pub fn recompute(x: &Tensor, layer: impl Fn(&Tensor) -> Result<Tensor> + Send + 
     state.nodes += 1;
     state.entries.push(Entry::Recompute { output, forward: Box::new(move || layer(&x)) });
     // a new node even if the layer returns its input
-    Ok(y.with_node(Node { tape: Arc::downgrade(&tape.0), index: output, leaf: false }))
+    Ok(y.with_node(Node { tape: Arc::downgrade(&tape.0), index: output, leaf: false, wide: false }))
 }
 
 /// The one tape that these tensors are traced by, if it is recording.
@@ -290,7 +242,7 @@ impl Tape {
         let mut state = self.state();
         let index = state.nodes;
         state.nodes += 1;
-        x.detach().with_node(Node { tape: Arc::downgrade(&self.0), index, leaf: true })
+        x.detach().with_node(Node { tape: Arc::downgrade(&self.0), index, leaf: true, wide: true })
     }
 
     /// The number of recorded operations.
@@ -303,7 +255,7 @@ impl Tape {
         self.len() == 0
     }
 
-    /// Computes the gradients of all watched tensors from the gradients `seeds` of these results.
+    /// Computes the gradients of all watched tensors, in f32, from the gradients `seeds` of these results.
     ///
     /// The pass consumes everything that is recorded, even if it fails: a second pass over the same results is an
     /// error. Pass all losses to one call.
@@ -315,7 +267,7 @@ impl Tape {
     pub fn backward(&self, seeds: &[(&Tensor, &Tensor)]) -> Result<Gradients> {
         let mut grads = HashMap::new();
         for &(y, dy) in seeds {
-            add(&mut grads, self.seed(y, dy)?, dy.detach())?;
+            gradients::add(&mut grads, self.seed(y, dy)?, dy.detach(), is_leaf(y))?;
         }
         {
             let mut state = self.state();
@@ -335,7 +287,7 @@ impl Tape {
         if let Some(node) = y.node() {
             node.check_history("backward", &self.state())?;
         }
-        if y.shape() != dy.shape() || y.dtype() != dy.dtype() {
+        if y.shape() != dy.shape() || !fits(dy.dtype(), y.dtype()) {
             let (got, want) = (format!("{} {}", dy.shape(), dy.dtype()), format!("{} {}", y.shape(), y.dtype()));
             return Err(Error::value("backward", format!("the gradient is {got}, expected {want}")));
         }
@@ -351,7 +303,7 @@ impl Tape {
             let Some(entry) = self.state().entries.pop() else { return Ok(()) };
             match entry {
                 Entry::Op { op, inputs, outputs, gradient } => {
-                    let dy: Vec<Option<Tensor>> = outputs.iter().map(|i| grads.remove(i)).collect();
+                    let dy = outputs.iter().map(|y| y.take(grads)).collect::<Result<Vec<_>>>()?;
                     if dy.iter().all(Option::is_none) {
                         continue;
                     }
@@ -366,7 +318,7 @@ impl Tape {
                         match (input, dx) {
                             (Some(input), Some(dx)) => {
                                 input.check(op, number, &dx)?;
-                                add(grads, input.index, dx.detach())?;
+                                gradients::add(grads, input.index, dx.detach(), input.leaf)?;
                             }
                             (Some(_), None) if complete => {
                                 return Err(Error::value(op, format!("it returned no gradient of input {number}")));
@@ -381,9 +333,10 @@ impl Tape {
                         let _recording = self.own(false);
                         forward()?
                     };
-                    let index = self.index(&y).filter(|_| y.shape() == dy.shape() && y.dtype() == dy.dtype());
+                    let index = self.index(&y).filter(|_| y.shape() == dy.shape() && fits(dy.dtype(), y.dtype()));
                     let why = "the layer's result is not traced, or has another shape or dtype than in the first run";
-                    add(grads, index.ok_or_else(|| Error::value("recompute", why))?, dy)?;
+                    let index = index.ok_or_else(|| Error::value("recompute", why))?;
+                    gradients::add(grads, index, dy, is_leaf(&y))?;
                 }
             }
         }
@@ -427,178 +380,11 @@ impl Tensor {
         };
         tape.backward(&[(self, &Tensor::from_bytes(one, self.shape(), self.dtype(), self.device())?)])
     }
-}
 
-/// The gradients of the watched tensors that a backward pass returns.
-#[derive(Debug)]
-pub struct Gradients {
-    grads: HashMap<usize, Tensor>,
-    tape: Weak<Inner>,
-}
-
-impl Gradients {
-    /// The gradient of a watched tensor; `None` where no loss depends on it.
-    pub fn get(&self, x: &Tensor) -> Option<&Tensor> {
-        self.grads.get(&self.index(x)?)
-    }
-
-    /// As [`Gradients::get`], removed from here.
-    pub fn take(&mut self, x: &Tensor) -> Option<Tensor> {
-        let index = self.index(x)?;
-        self.grads.remove(&index)
-    }
-
-    fn index(&self, x: &Tensor) -> Option<usize> {
-        x.node().filter(|node| node.tape.ptr_eq(&self.tape)).map(|node| node.index)
-    }
-}
-
-fn add(grads: &mut HashMap<usize, Tensor>, index: usize, dx: Tensor) -> Result<()> {
-    let sum = match grads.remove(&index) {
-        Some(sum) => sum.accumulate(&dx)?,
-        None => dx,
-    };
-    grads.insert(index, sum);
-    Ok(())
-}
-
-/// See [`Tensor::accumulate`].
-///
-/// # Errors
-/// As [`Tensor::accumulate`].
-pub fn accumulate(sum: Tensor, x: &Tensor) -> Result<Tensor> {
-    sum.accumulate(x)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// `y = c·x`, by hand.
-    fn times(x: &Tensor, c: f32) -> Result<Tensor> {
-        struct Times(f32);
-        impl Backward<1> for Times {
-            fn op(&self) -> &'static str {
-                "times"
-            }
-            fn backward(self, dy: Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
-                Ok([Some(times(&dy, self.0)?)])
-            }
-        }
-        let data: Vec<f32> = x.to_vec::<f32>()?.iter().map(|x| c * x).collect();
-        record([x], Tensor::from_slice(&data, x.shape(), x.device())?, || Times(c))
-    }
-
-    /// `a + b`, by hand.
-    fn plus(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        struct Plus;
-        impl Backward<2> for Plus {
-            fn op(&self) -> &'static str {
-                "plus"
-            }
-            fn backward(self, dy: Tensor, _: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-                Ok([Some(dy.clone()), Some(dy)])
-            }
-        }
-        record([a, b], accumulate(a.detach(), &b.detach())?, || Plus)
-    }
-
-    fn number(x: f32) -> Tensor {
-        Tensor::full([1], x, &Device::cpu()).unwrap()
-    }
-
-    #[test]
-    fn a_tensor_used_twice_gets_the_sum_of_both_gradients() {
-        let tape = Tape::new();
-        let x = tape.watch(&number(3.0));
-        let y = plus(&times(&x, 2.0).unwrap(), &times(&x, 5.0).unwrap()).unwrap();
-        assert_eq!(y.item().unwrap(), 21.0);
-        assert_eq!(y.backward().unwrap().get(&x).unwrap().item().unwrap(), 7.0);
-        assert!(tape.is_empty());
-    }
-
-    /// The sum of any number of tensors and, as a second result, of the last alone.
-    fn total(parts: &[&Tensor]) -> Vec<Tensor> {
-        struct Total(usize);
-        impl BackwardAll for Total {
-            fn op(&self) -> &'static str {
-                "total"
-            }
-            fn backward(self, dy: Vec<Option<Tensor>>, need: &[bool]) -> Result<Vec<Option<Tensor>>> {
-                assert_eq!((dy.len(), need.len()), (2, self.0));
-                Ok(need.iter().map(|&need| dy[0].clone().filter(|_| need)).collect())
-            }
-        }
-        let zero = number(0.0);
-        let sum = parts.iter().fold(zero, |sum, x| accumulate(sum, x).unwrap());
-        let inputs: Vec<Option<&Tensor>> = parts.iter().map(|&x| Some(x)).collect();
-        record_all(&inputs, vec![sum, parts[parts.len() - 1].detach()], || Total(parts.len())).unwrap()
-    }
-
-    #[test]
-    fn an_operation_of_any_number_of_inputs_gives_each_traced_one_its_gradient() {
-        let tape = Tape::new();
-        let (x, y, plain) = (tape.watch(&number(3.0)), tape.watch(&number(4.0)), number(5.0));
-        let results = total(&[&x, &plain, &y, &x]);
-        assert_eq!(results[0].item().unwrap(), 15.0);
-        let grads = times(&results[0], 2.0).unwrap().backward().unwrap();
-        assert_eq!(grads.get(&x).unwrap().item().unwrap(), 4.0);
-        assert_eq!(grads.get(&y).unwrap().item().unwrap(), 2.0);
-        assert!(!total(&[&plain])[0].is_traced());
-    }
-
-    #[test]
-    fn a_recomputed_layer_has_the_gradients_of_a_kept_one_and_keeps_nothing() {
-        for recomputed in [false, true] {
-            let tape = Tape::new();
-            let (x, w) = (tape.watch(&number(3.0)), tape.watch(&number(4.0)));
-            let (inner, h) = (w.clone(), times(&x, 2.0).unwrap());
-            let layer = move |x: &Tensor| times(&plus(x, &times(&inner, 3.0)?)?, 10.0);
-            let h = if recomputed { recompute(&h, layer) } else { layer(&h) }.unwrap();
-            assert_eq!(tape.len(), if recomputed { 2 } else { 4 });
-            let grads = times(&h, 1.0).unwrap().backward().unwrap();
-            assert_eq!(grads.get(&x).unwrap().item().unwrap(), 20.0);
-            assert_eq!(grads.get(&w).unwrap().item().unwrap(), 30.0);
-        }
-    }
-
-    #[test]
-    fn a_recomputed_layer_that_hands_its_input_through_keeps_the_gradient() {
-        let tape = Tape::new();
-        let x = tape.watch(&number(3.0));
-        let y = recompute(&x, |x| Ok(x.clone())).unwrap();
-        assert_eq!(y.backward().unwrap().get(&x).unwrap().item().unwrap(), 1.0);
-    }
-
-    #[test]
-    fn two_tapes_in_one_operation_are_an_error() {
-        let (one, two) = (Tape::new(), Tape::new());
-        let error = plus(&one.watch(&number(1.0)), &two.watch(&number(1.0))).unwrap_err().to_string();
-        assert_eq!(error, "tape: tensors of two tapes meet in one operation; detach() one of them");
-    }
-
-    #[test]
-    fn a_tensor_outlives_its_tape_as_a_plain_one() {
-        let tape = Tape::new();
-        let x = tape.watch(&number(1.0));
-        drop(tape);
-        assert!(!x.is_traced() && !times(&x, 2.0).unwrap().is_traced());
-        assert_eq!(x.backward().unwrap_err().to_string(), "backward: the tensor is not traced");
-    }
-
-    #[test]
-    fn an_operation_without_gradient_refuses_a_traced_tensor() {
-        let tape = Tape::new();
-        let x = tape.watch(&number(1.0));
-        let error = no_gradient("argmax", "an index does not move", [&x]).unwrap_err().to_string();
-        assert!(error.starts_with("argmax: a traced tensor came, but there is no gradient: an index does not move"));
-        assert!(no_gradient("argmax", "an index does not move", [&x.detach()]).is_ok());
-    }
-
-    #[test]
-    fn what_the_result_does_not_depend_on_has_no_gradient() {
-        let tape = Tape::new();
-        let (x, other) = (tape.watch(&number(1.0)), tape.watch(&number(1.0)));
-        assert!(times(&x, 2.0).unwrap().backward().unwrap().get(&other).is_none());
+    /// The dtype in which an operation returns its gradient where that is a sum over rows or tokens: f32 for a floating
+    /// tensor that a tape watches, or that was only moved out of such tensors (reshaped, joined); otherwise its own.
+    pub fn gradient_dtype(&self) -> DType {
+        let wide = self.dtype().is_float() && self.node().is_some_and(|node| node.is_live() && node.wide);
+        if wide { DType::F32 } else { self.dtype() }
     }
 }

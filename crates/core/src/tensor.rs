@@ -277,18 +277,36 @@ impl Tensor {
         }
     }
 
-    /// `self + x` for floating tensors of one shape, dtype and device, in place if nothing else holds this memory. Not
-    /// traced.
+    /// `self + x` for floating tensors of one shape and device, in place if the sum has the dtype of `self` and nothing
+    /// else holds this memory. Not traced.
+    ///
+    /// Elements are added in f32. The sum is f32 if one of the two is; that of two tensors of one half-precision dtype is
+    /// rounded to it, once.
     ///
     /// # Errors
-    /// When the shapes, dtypes or devices differ, the dtype is no floating one, or memory is used up.
+    /// When the shapes or devices differ, a dtype is no floating one, two half-precision dtypes differ, or memory is used
+    /// up.
     pub fn accumulate(self, x: &Tensor) -> Result<Self> {
-        if self.shape != x.shape || self.dtype != x.dtype || self.device != x.device {
+        let floats = self.dtype.is_float() && x.dtype.is_float();
+        let dtypes = self.dtype == x.dtype || self.dtype == DType::F32 || x.dtype == DType::F32;
+        if self.shape != x.shape || self.device != x.device || !floats || !dtypes {
             return Err(Error::value("accumulate", format!("{self:?} and {x:?} cannot be added")));
         }
+        let dtype = if self.dtype == x.dtype { x.dtype } else { DType::F32 };
+        let sum = if self.dtype == dtype { self.detach_owned() } else { self.converted(dtype)? };
+        let x = &x.converted(dtype)?;
         match &x.device {
-            Device::Cpu(cpu) => host::accumulate(cpu, self.detach_owned(), x),
-            Device::Gpu(gpu) => crate::gpu::accumulate(gpu, self.detach_owned(), x),
+            Device::Cpu(cpu) => host::accumulate(cpu, sum, x),
+            Device::Gpu(gpu) => crate::gpu::accumulate(gpu, sum, x),
+        }
+    }
+
+    /// The elements of a floating tensor in a floating dtype, rounded once: the tensor itself if it has that dtype. Not
+    /// traced.
+    pub(crate) fn converted(&self, dtype: DType) -> Result<Self> {
+        match &self.device {
+            Device::Cpu(cpu) => host::converted(cpu, self, dtype),
+            Device::Gpu(gpu) => gpu.convert(self, dtype),
         }
     }
 
@@ -346,6 +364,29 @@ impl Tensor {
         Ok(Tensor { shape, offset: self.offset + first * row_bytes, node: None, ..self.clone() })
     }
 
+    /// Tensors whose rows lie one after the other in the same memory, as one tensor of all of them; `None` where they do
+    /// not, their rows differ, or one is traced. The reverse of taking consecutive [`Tensor::rows`].
+    pub fn joined<'a>(parts: impl IntoIterator<Item = &'a Tensor>) -> Option<Self> {
+        let mut parts = parts.into_iter();
+        let first = parts.next().filter(|first| !first.is_traced())?;
+        let mut rows = *first.shape.first()?;
+        let mut end = first.offset + first.bytes_len();
+        for part in parts {
+            let shares = match (&first.storage, &part.storage) {
+                (Storage::Cpu(a), Storage::Cpu(b)) => a.is_same(b),
+                (Storage::Gpu(a), Storage::Gpu(b)) => Arc::ptr_eq(a, b),
+                _ => false,
+            };
+            let next = *part.shape.first()?;
+            let alike = part.dtype == first.dtype && part.shape.with(0, 1) == first.shape.with(0, 1);
+            if !shares || !alike || part.offset != end || part.is_traced() {
+                return None;
+            }
+            (rows, end) = (rows + next, end + part.bytes_len());
+        }
+        Some(Tensor { shape: first.shape.with(0, rows), node: None, ..first.clone() })
+    }
+
     /// The same elements, not traced.
     pub fn detach(&self) -> Self {
         Tensor { node: None, ..self.clone() }
@@ -376,6 +417,10 @@ impl crate::Backward<1> for Reshape {
         "reshape"
     }
 
+    fn moves(&self) -> bool {
+        true
+    }
+
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         Ok([Some(dy.reshape(self.from)?)])
     }
@@ -400,6 +445,24 @@ mod tests {
         assert_eq!(x.slice::<f32>().unwrap()[2..].as_ptr(), y.slice::<f32>().unwrap().as_ptr());
         assert_eq!(x.rows(2, 2).unwrap_err().to_string(), "rows: 2 rows from 2 are not in [3, 2]");
         assert_eq!(x.reshape([5]).unwrap_err().to_string(), "reshape: [3, 2] cannot become [5]");
+    }
+
+    #[test]
+    fn consecutive_rows_of_one_memory_are_joined_again() {
+        let device = Device::cpu();
+        let x = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0], [3, 2], &device).unwrap();
+        let [a, b] = [x.rows(0, 1).unwrap(), x.rows(1, 2).unwrap()];
+        let joined = Tensor::joined([&a, &b]).unwrap();
+        assert_eq!(joined.shape(), x.shape());
+        assert_eq!(joined.slice::<f32>().unwrap().as_ptr(), x.slice::<f32>().unwrap().as_ptr());
+        let copy = Tensor::from_slice(&[3.0f32, 4.0], [1, 2], &device).unwrap();
+        let traced = crate::Tape::new().watch(&b);
+        let wide = b.reshape([1, 4]).unwrap();
+        assert!(Tensor::joined([&a, &traced]).is_some(), "its tape is gone");
+        let tape = crate::Tape::new();
+        for apart in [&[&b, &a][..], &[&a, &a], &[&a, &copy], &[&a, &wide], &[&a, &tape.watch(&b)], &[]] {
+            assert!(Tensor::joined(apart.iter().copied()).is_none(), "{apart:?}");
+        }
     }
 
     #[test]

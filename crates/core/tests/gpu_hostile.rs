@@ -1,17 +1,12 @@
 //! Hostile launches through the public API: an error comes back, no number changes silently, and the device goes on.
 #![allow(clippy::unwrap_used)]
 
-use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch, adapters};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Device, Tape, Tensor};
 
 /// A GPU; `None`, with a message, where there is not even a software one.
 fn open() -> Option<Gpu> {
-    if adapters().is_empty() {
-        assert!(std::env::var_os("CI").is_none(), "no GPU was found, not even a software one");
-        eprintln!("skipped: no GPU was found (Debian's mesa-vulkan-drivers has one in software)");
-        return None;
-    }
-    Some(Gpu::builder().open().unwrap())
+    Gpu::builder().open_for_test().unwrap()
 }
 
 fn words(gpu: &Gpu, data: &[u32]) -> Tensor {
@@ -87,7 +82,7 @@ fn tensors_of_another_handle_are_refused_by_launches_conversions_and_seeds() {
         a.copied(&floats).unwrap_err(),
     ];
     for error in errors {
-        assert!(error.to_string().contains("two handles of wgpu:"), "{error}");
+        assert!(error.to_string().contains("two handles of"), "{error}");
     }
     let on_cpu = Tensor::full([4], 1.5, &Device::cpu()).unwrap();
     assert!(launch(&a, &ONE, &[Bind::All(&on_cpu)]).unwrap_err().to_string().contains("is on cpu"));
@@ -95,7 +90,7 @@ fn tensors_of_another_handle_are_refused_by_launches_conversions_and_seeds() {
     let tape = Tape::new();
     let y = tape.watch(&Tensor::full([1], 2.0, &a.clone().into()).unwrap()).reshape([]).unwrap();
     let error = tape.backward(&[(&y, &Tensor::full([], 1.0, &device).unwrap())]).unwrap_err().to_string();
-    assert!(error.contains("two handles of wgpu:"), "{error}");
+    assert!(error.contains("two handles of"), "{error}");
     assert!(y.backward().is_ok());
 }
 

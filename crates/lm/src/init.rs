@@ -37,6 +37,11 @@ pub trait WeightSource {
     fn weight(&mut self, module: &str, shape: Shape, init: Init) -> Result<Weight> {
         Ok(Weight::Dense(self.tensor(&join(module, "weight"), shape, init)?.into()))
     }
+
+    /// Whether matrices that multiply one input are laid one after the other in memory, for generation on a GPU.
+    fn joins_projections(&self) -> bool {
+        false
+    }
 }
 
 /// Random initialization. Each tensor depends only on the seed and its name.
@@ -131,6 +136,11 @@ impl<'a> VarBuilder<'a> {
     /// As [`WeightSource::tensor`].
     pub fn parameter(&mut self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Parameter> {
         self.tensor(name, shape, init).map(Parameter::from)
+    }
+
+    /// As [`WeightSource::joins_projections`].
+    pub fn joins_projections(&self) -> bool {
+        self.source.joins_projections()
     }
 
     /// The matrix of the module here.

@@ -9,19 +9,21 @@ pub mod checkpoint;
 pub mod engine;
 pub mod formats;
 pub mod generate;
+pub mod grammar;
 pub mod init;
 pub mod model;
 pub mod models;
 pub mod nn;
 pub mod parameters;
 pub mod perplexity;
+pub mod precision;
 pub mod quantize;
 pub mod tokenizer;
 pub mod weight;
 
-pub use adapter::{Adapter, FineTuneType, LoraParameters, LowRank, attach_low_rank, detach_adapters};
+pub use adapter::{AdaptedModels, Adapter, FineTuneType, LoraParameters, LowRank, attach_low_rank, detach_adapters};
 pub use cache::{Cache, CacheShape, LayerCache};
-pub use checkpoint::convert::{Change, Converted, convert};
+pub use checkpoint::convert::{Change, Converted, convert, refuse_existing};
 pub use checkpoint::{
     CheckpointInfo, LoadOptions, Loaded, TensorInfo, check_destination, inspect, load, load_with, save,
 };
@@ -39,6 +41,7 @@ pub use parameters::{
     ModuleKind, Parameter, Parameters, Role, freeze, join, parameter_count, unfreeze, visit_trainable,
     visit_trainable_mut,
 };
+pub use precision::{is_kept_in_f32, set_dtype};
 pub use quantize::{MixedRecipe, QuantConfig};
 pub use tokenizer::chat_template::ChatTemplate;
 pub use tokenizer::{Conversation, Message, PromptEnd, Tokenizer};

@@ -3,7 +3,8 @@
 use crate::cache::{Cache, CacheShape};
 use crate::parameters::Parameters;
 use crate::weight::Weight;
-use alluvium_core::{Device, Result, Tensor};
+use alluvium_core::{DType, Device, Result, Tensor};
+use alluvium_ops::cast;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -53,12 +54,23 @@ pub trait LanguageModel: Parameters + Send + Sync {
     /// The cache of each layer for one sequence.
     fn cache_shapes(&self) -> Vec<CacheShape>;
 
-    /// Logits `[.., V]` of hidden states `[.., D]`.
+    /// Logits `[.., V]` of hidden states `[.., D]`, f32.
     ///
     /// # Errors
     /// As [`linear`](alluvium_ops::linear).
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.lm_head().linear(hidden)
+        self.lm_head().linear(&cast(hidden, DType::F32)?)
+    }
+
+    /// The dtype of the hidden states. [`set_dtype`](crate::set_dtype) changes that of a built-in model.
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+
+    /// A second model with the same tensors, which are shared, not copied. Attaching an adapter to it leaves this one
+    /// as it is. Built-in models return one; `None` where a model has no such copy.
+    fn share(&self) -> Option<Box<dyn LanguageModel>> {
+        None
     }
 
     /// The device of the parameters.

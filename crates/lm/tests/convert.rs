@@ -199,7 +199,7 @@ fn what_is_quantized_is_never_called_something_else() {
         ("qwen3_5-q4g64", quantize("mxfp4", None, None), "and mxfp4, 4 bits in groups of 32 are asked for"),
         ("qwen3_5-q4g64", Change::Quantize(mixed), "and 6 bits in groups of 64 are asked for"),
         ("qwen3_5-q4g64", own("lm_head", Some(eight)), "module `language_model.lm_head` is quantized already"),
-        ("qwen3_5-q4g64", own("lm_head", None), "and plain numbers are asked for"),
+        ("qwen3_5-q4g64", own("lm_head", None), "and unquantized values are asked for"),
         ("qwen3_5-mxfp4", quantize("affine", None, None), "mxfp4, 4 bits in groups of 32, and 4 bits in groups of 64"),
         ("qwen3_5-bf16-q3g32", quantize("affine", Some(3), Some(128)), "and 3 bits in groups of 128 are asked for"),
     ] {

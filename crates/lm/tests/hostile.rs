@@ -444,7 +444,7 @@ fn every_damage_to_a_quantized_model_is_named() {
         (None, &without("biases"), "gate_proj.biases` [4, 64, 1] is missing"),
         (None, &without("weight"), "gate_proj.weight` [4, 64, 64] is missing"),
         (None, &as_floats, "gate_proj.weight` is F32, expected U32: it has scales"),
-        (None, &as_bytes, "words and 1 scales for 64 numbers a row are those of no packing"),
+        (None, &as_bytes, "words and 1 scales for 64 elements a row are those of no packing"),
         (None, &narrow, "gate_proj.biases` is F32 [4, 64, 2], its scales are F32 [4, 64, 1]"),
         (
             entry(json!({"group_size": 64, "bits": 8})),

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// The cache in a file, for a model.
 fn cache_of(path: &Path, model: &dyn LanguageModel) -> Result<(Cache, BTreeMap<String, String>)> {
-    load_prompt_cache(path, &model.cache_shapes(), model.device())
+    load_prompt_cache(path, &model.cache_shapes(), model.dtype(), model.device())
 }
 
 fn fixture(name: &str) -> PathBuf {

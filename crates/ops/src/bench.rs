@@ -9,17 +9,29 @@ use alluvium_core::{DType, Device, Dims, Error, Result, Shape, Tape, Tensor, tap
 use std::time::{Duration, Instant};
 
 /// The measured limits of a device.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Ceiling {
     /// Measured bandwidth in bytes/s of `a += b` on large f32 arrays: 12 bytes per element. A copy is as fast with
     /// non-temporal stores; with ordinary stores, which first read the lines they change, it is a third slower.
     pub bandwidth: f64,
+    /// The same for less data, which a cache may hold: the bytes of a run and bytes/s, the largest run last.
+    pub cached: Vec<(usize, f64)>,
     /// Floating-point operations per second of a product of two square matrices.
     pub rate: f64,
     /// Rows of those matrices.
     pub side: usize,
     /// Seconds of host time per launch, with its share of a submission; `None` on the CPU.
     pub launch: Option<f64>,
+}
+
+impl Ceiling {
+    /// The bandwidth for work on a number of bytes: the best that was measured for as many or more.
+    fn bandwidth_for(&self, bytes: usize) -> f64 {
+        // data between two sizes is in the cache of the smaller one in part
+        let smaller = self.cached.iter().rposition(|&(size, _)| size <= bytes).unwrap_or(0);
+        let cached = if bytes >= LARGE { &[] } else { &self.cached[smaller..] };
+        cached.iter().map(|&(_, bandwidth)| bandwidth).fold(self.bandwidth, f64::max)
+    }
 }
 
 /// The time of a case.
@@ -44,15 +56,23 @@ impl Timing {
         self.flops as f64 / self.seconds
     }
 
-    /// The shortest time that the limits of the device allow, divided by the measured time.
+    /// The shortest time that the limits of the device allow, divided by the measured time. It is above 1 where work is
+    /// faster than that by which the limits were measured: it only reads, or computes on integers.
     pub fn fraction(&self, ceiling: &Ceiling) -> f64 {
-        let floor = (self.bytes as f64 / ceiling.bandwidth).max(self.flops as f64 / ceiling.rate);
+        let bandwidth = ceiling.bandwidth_for(self.bytes);
+        let floor = (self.bytes as f64 / bandwidth).max(self.flops as f64 / ceiling.rate);
         floor / self.seconds
     }
 }
 
 /// The duration of one measurement.
 const PATIENCE: Duration = Duration::from_millis(600);
+
+/// The bytes of a run of `a += b` from which no cache holds the arrays.
+const LARGE: usize = 12 << 25;
+
+/// The bytes of the shorter runs.
+const CACHED: [usize; 6] = [12 << 12, 12 << 14, 12 << 16, 12 << 18, 12 << 20, 12 << 22];
 
 /// The duration of a burst of launches on a GPU.
 const BURST: Duration = Duration::from_millis(40);
@@ -65,7 +85,20 @@ const HALF: (&str, f64) = ("f16", 1.0);
 /// # Errors
 /// When it is out of memory.
 pub fn ceiling(device: &Device) -> Result<Ceiling> {
-    let n = 1 << 25;
+    let bandwidth = bandwidth(LARGE, device)?;
+    let cached = CACHED.iter().map(|&bytes| Ok((bytes, self::bandwidth(bytes, device)?))).collect::<Result<_>>()?;
+    let side = if is_gpu(device) { 4096 } else { 1024 };
+    let mut rng = Rng::new(0, "ceiling");
+    let data: Vec<f32> = (0..side * side).map(|_| rng.normal() as f32).collect();
+    let a = Tensor::from_slice(&data, [side, side], device)?;
+    let product = median(device, || crate::matmul(&a, &a, Transpose::Neither).map(drop))?;
+    let launch = launch(device)?;
+    Ok(Ceiling { bandwidth, cached, rate: 2.0 * (side as f64).powi(3) / product, side, launch })
+}
+
+/// Bytes/s of `a += b` in runs of this many bytes.
+fn bandwidth(bytes: usize, device: &Device) -> Result<f64> {
+    let n = bytes / 12;
     let x = Tensor::full([n], 1.0, device)?;
     let mut sum = Some(Tensor::zeros([n], DType::F32, device)?);
     let add = median(device, || {
@@ -74,13 +107,7 @@ pub fn ceiling(device: &Device) -> Result<Ceiling> {
         }
         Ok(())
     })?;
-    let side = if is_gpu(device) { 4096 } else { 1024 };
-    let mut rng = Rng::new(0, "ceiling");
-    let data: Vec<f32> = (0..side * side).map(|_| rng.normal() as f32).collect();
-    let a = Tensor::from_slice(&data, [side, side], device)?;
-    let product = median(device, || crate::matmul(&a, &a, Transpose::Neither).map(drop))?;
-    let launch = launch(device)?;
-    Ok(Ceiling { bandwidth: (12 * n) as f64 / add, rate: 2.0 * (side as f64).powi(3) / product, side, launch })
+    Ok(bytes as f64 / add)
 }
 
 /// The host time of a launch, from operations on one token. A batch of [`BATCH`] launches is timed at once and finishes
@@ -117,14 +144,15 @@ pub fn cases(op: &Op, device: &Device) -> impl Iterator<Item = &'static Case> {
     })
 }
 
-/// Times a case forward and, where there is a gradient, forward and backward together.
+/// Times a case forward and, where there is a gradient, forward and backward together, with floating arguments stored
+/// as `dtype`.
 ///
 /// Arguments that an operation overwrites are not shared, so the path in place is timed.
 ///
 /// # Errors
 /// When the operation fails, or does not read an option of the case.
-pub fn time(op: &Op, case: &Case, device: &Device) -> Result<(Timing, Option<Timing>)> {
-    let dtype = if case.options.contains(&HALF) { DType::F16 } else { DType::F32 };
+pub fn time(op: &Op, case: &Case, dtype: DType, device: &Device) -> Result<(Timing, Option<Timing>)> {
+    let dtype = if case.options.contains(&HALF) { DType::F16 } else { dtype };
     let mut inputs = Inputs::new(op, case, dtype, device)?;
     let mut cost = (op.cost)(&inputs.tensors.dims);
     cost.bytes = cost.bytes * dtype.size() / 4;
@@ -194,4 +222,19 @@ fn median(device: &Device, mut work: impl FnMut() -> Result<()>) -> Result<f64> 
     }
     times.sort_by(f64::total_cmp);
     Ok(times[times.len() / 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_a_case_is_that_of_data_of_its_size() {
+        let cached = vec![(100, 5.0), (1_000, 8.0), (10_000, 3.0)];
+        let ceiling = Ceiling { bandwidth: 2.0, cached, rate: 1.0, side: 1, launch: None };
+        let limits = [1, 100, 999, 1_000, 9_999, 10_000, LARGE].map(|bytes| ceiling.bandwidth_for(bytes));
+        assert_eq!(limits, [8.0, 8.0, 8.0, 8.0, 8.0, 3.0, 2.0]);
+        let timing = Timing { seconds: 1_000.0, bytes: 4_000, flops: 250 };
+        assert_eq!(timing.fraction(&ceiling), 0.5);
+    }
 }

@@ -10,7 +10,8 @@ pub fn page() -> String {
     let mut page = String::from(
         "# Operations\n\n\
          Made by `alluvium ops --markdown` from the list in `crates/ops/src/lib.rs`; a test fails when it is stale.\n\n\
-         Letters are axes: `B T H K`. `R..` is any number of leading axes. An argument in brackets may be left out.\n\n\
+         Letters are axes: `B T H K`. `R..` is any number of leading axes. An argument in brackets may be left out.\n\
+         The gradient of a weight in half precision is f32 and not rounded on the way where a tape watches the weight.\n\n\
          Every operation runs on every kind of device, with its gradient where there is one:\n\n",
     );
     for (name, what) in Device::KINDS {
@@ -34,6 +35,7 @@ pub fn row(op: &Op) -> [String; 5] {
 }
 
 fn argument(arg: &Arg) -> String {
-    let text = format!("`{}` {}", arg.name(), arg.shape());
+    let weight = if arg.is_weight() { " (weight)" } else { "" };
+    let text = format!("`{}` {}{weight}", arg.name(), arg.shape());
     if arg.is_optional() { format!("[{text}]") } else { text }
 }

@@ -27,6 +27,7 @@ mod transpose;
 mod write_rows;
 
 // norm
+mod add_rms_norm;
 mod gated_rms_norm;
 mod l2_norm;
 mod rms_norm;
@@ -38,6 +39,7 @@ mod rope;
 
 // attention
 mod attention;
+mod qkv_norm_rope;
 
 // loss
 mod cross_entropy;
@@ -116,6 +118,7 @@ operations! { $
     l2_norm: l2_norm::{OP, l2_norm},
     gated_rms_norm: gated_rms_norm::{OP, gated_rms_norm},
     rms_norm: rms_norm::{OP, rms_norm},
+    add_rms_norm: add_rms_norm::{OP, add_rms_norm, AddRmsNorm},
 
     // sequence
     causal_conv1d: causal_conv1d::{OP, causal_conv1d, Activation, CausalConv1dArgs, ConvOutput},
@@ -124,10 +127,14 @@ operations! { $
 
     // attention
     attention: attention::{OP, attention, AttentionArgs},
+    qkv_norm_rope: qkv_norm_rope::{OP, qkv_norm_rope, AttentionHeads, QkvHeads, QkvNormRopeArgs},
 
     // gated delta rule
     gated_delta_rule: delta::gated_delta_rule::{OP, gated_delta_rule, ChunkStates, GatedDeltaArgs, GatedDeltaOutput},
     gated_delta_step: delta::gated_delta_step::{OP, gated_delta_step, GatedDeltaStepArgs},
+    gated_delta_net_step: delta::gated_delta_net_step::{
+        OP, gated_delta_net_step, GatedDeltaNetStep, GatedDeltaNetStepArgs, HeadLayout
+    },
     gdn_gate: delta::gdn_gate::{OP, gdn_gate, Gates},
     chunk_cumsum: delta::chunk_cumsum::{OP, chunk_cumsum},
     chunk_kkt: delta::chunk_kkt::{OP, chunk_kkt},
@@ -138,6 +145,7 @@ operations! { $
 
     // loss
     cross_entropy: cross_entropy::{OP, cross_entropy, CrossEntropyArgs, Reduction},
+    quantized_cross_entropy: quantized::quantized_cross_entropy::{OP, quantized_cross_entropy, QuantizedCrossEntropyArgs},
     kl_div: kl_div::{OP, kl_div},
 
     // optimizer
@@ -151,6 +159,7 @@ operations! { $
     quantize: quantized::quantize::{OP, quantize},
     dequantize: quantized::dequantize::{OP, dequantize},
     quantized_matmul: quantized::quantized_matmul::{OP, quantized_matmul},
+    quantized_matmul_swiglu: quantized::quantized_matmul_swiglu::{OP, quantized_matmul_swiglu},
     quantized_embedding: quantized::quantized_embedding::{OP, quantized_embedding},
 
     // mixture of experts
@@ -166,4 +175,9 @@ operations! { $
 /// The operation of this name.
 pub fn find(name: &str) -> Option<&'static Op> {
     OPS.iter().copied().find(|op| op.name() == name)
+}
+
+/// The kernels in CUDA C++, all variants, by name: tests give them to NVIDIA's compiler, which needs no GPU.
+pub fn native_sources() -> Vec<(String, String)> {
+    delta::gated_delta_rule::native_sources().chain(attention::native_sources()).collect()
 }

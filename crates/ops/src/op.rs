@@ -55,18 +55,23 @@ pub struct Tolerance {
     pub relative: f64,
     /// Bound on the largest |got − want| over the reference's root mean square.
     pub worst: f64,
+    /// What is added to `relative`, and eight times to `worst`, where NVIDIA's matrix units multiply intermediate results
+    /// that are rounded to bf16.
+    pub matrix_units: f64,
 }
 
 impl Tolerance {
     /// A few roundings of f32 in each element: maps, short sums.
-    pub const F32: Self = Tolerance { relative: 1e-6, worst: 1e-5 };
+    pub const F32: Self = Tolerance { relative: 1e-6, worst: 1e-5, matrix_units: 0.0 };
     /// Sums of hundreds to thousands of f32 products, or an exponential of such a sum.
-    pub const F32_SUMS: Self = Tolerance { relative: 5e-6, worst: 5e-5 };
+    pub const F32_SUMS: Self = Tolerance { relative: 5e-6, worst: 5e-5, matrix_units: 0.0 };
+    /// The same; on matrix units, intermediate results are rounded to bf16 before they are multiplied.
+    pub const MATRIX_UNITS: Self = Tolerance { matrix_units: 1.0 / 128.0, ..Self::F32_SUMS };
     /// Bound on |got − want| / |want| of a single element, for the results and gradients that a case lists in `each`.
     /// The terms of a random element may cancel by chance; `tests/gate_gradient.rs` bounds the others by 1e-4.
     pub const EACH: f64 = 5e-4;
     /// Nothing is computed: elements are moved.
-    pub const EXACT: Self = Tolerance { relative: 0.0, worst: 0.0 };
+    pub const EXACT: Self = Tolerance { relative: 0.0, worst: 0.0, matrix_units: 0.0 };
 }
 
 /// The least work of one call in f32.

@@ -56,6 +56,11 @@ macro_rules! questions {
             fn random_shapes_match_the_reference() {
                 super::ask(NAME, 7);
             }
+
+            #[test]
+            fn packed_sequences_do_not_see_each_others_nan() {
+                super::ask(NAME, 8);
+            }
         }
     )*};
 }
@@ -64,7 +69,11 @@ alluvium_ops::for_each_op!(questions);
 
 #[test]
 fn every_question_is_a_test() {
-    assert_eq!(QUESTIONS.len(), 8);
+    assert_eq!(QUESTIONS.len(), 9);
+    let packed = |case: &Case| case.sizes.iter().any(|size| size.0 == 'N') && !case.without.contains(&"cu_seqlens");
+    for op in OPS.iter().filter(|op| op.contract.args.iter().any(|arg| arg.name() == "cu_seqlens")) {
+        assert!(op.cases.iter().any(packed), "{} has no case of packed sequences", op.name());
+    }
     for op in OPS.iter().filter(|op| op.differentiable()) {
         assert!(op.cases.iter().any(|case| work(op, case) < SMALL), "{} has no case for differences", op.name());
     }

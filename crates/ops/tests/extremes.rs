@@ -2,18 +2,13 @@
 //! to itself, on the CPU and on a GPU.
 #![allow(clippy::unwrap_used)]
 
-use alluvium_core::gpu::{Gpu, adapters};
+use alluvium_core::gpu::Gpu;
 use alluvium_core::{Device, Tape, Tensor};
 use alluvium_ops::{CrossEntropyArgs, Reduction, cross_entropy, gdn_gate, global_norm, sigmoid};
 
 fn devices() -> Vec<Device> {
     let mut devices = vec![Device::cpu()];
-    if adapters().is_empty() {
-        assert!(std::env::var_os("CI").is_none(), "no GPU was found, not even a software one");
-        eprintln!("skipped on GPUs: none was found (Debian's mesa-vulkan-drivers has one in software)");
-    } else {
-        devices.push(Gpu::builder().poison().open().unwrap().into());
-    }
+    devices.extend(Gpu::builder().poison().open_for_test().unwrap().map(Device::from));
     devices
 }
 

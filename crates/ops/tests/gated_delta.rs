@@ -55,7 +55,7 @@ fn tokens(x: &[Tensor; 6], from: usize, to: usize, state: &Tensor) -> [Tensor; 6
 fn near(name: &str, got: &[f32], want: &[f32]) {
     let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
     let gap = compare(&wide(got), &wide(want), 0.0);
-    assert!(gap.within(Tolerance { relative: 1e-5, worst: 1e-4 }), "{name}: {gap}");
+    assert!(gap.within(Tolerance { relative: 1e-5, worst: 1e-4, matrix_units: 0.0 }), "{name}: {gap}");
 }
 
 #[test]

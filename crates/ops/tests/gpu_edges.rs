@@ -2,7 +2,7 @@
 //! a GPU made, and numbers at the edges of f32.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use alluvium_core::gpu::{Builder, Gpu, adapters};
+use alluvium_core::gpu::{Builder, Gpu};
 use alluvium_core::{DType, Device, Element, Shape, Tape, Tensor};
 use alluvium_ops::*;
 use half::f16;
@@ -14,12 +14,7 @@ fn open() -> Option<Device> {
 }
 
 fn open_as(builder: Builder) -> Option<Device> {
-    if adapters().is_empty() {
-        assert!(std::env::var_os("CI").is_none(), "no GPU was found, not even a software one");
-        eprintln!("skipped: no GPU was found (Debian's mesa-vulkan-drivers has one in software)");
-        return None;
-    }
-    Some(builder.poison().open().unwrap().into())
+    builder.poison().open_for_test().unwrap().map(Device::from)
 }
 
 /// The same moves on a device, as bytes.

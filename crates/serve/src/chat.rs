@@ -1,12 +1,12 @@
 //! `POST /v1/chat/completions`.
 
+use crate::answer::{Answer, AnswerParser, Delta};
 use crate::error::ApiError;
 use crate::options::RequestOptions;
 use crate::running::Running;
-use crate::tools::{Piece, ToolParser};
+use crate::turn::{ToolChoice, Turn};
 use crate::{ApiJson, Server, Shared, now};
 use alluvium_lm::engine::Event;
-use alluvium_lm::tokenizer::reasoning::{Part, ReasoningParser};
 use alluvium_lm::{Conversation, GeneratedToken, Generation, Message, TokenLogprob, Tokenizer};
 use axum::extract::State;
 use axum::response::{IntoResponse, Json, Response};
@@ -31,57 +31,63 @@ pub(crate) struct ChatRequest {
 
 pub(crate) async fn complete(State(server): State<Shared>, body: ApiJson<ChatRequest>) -> Result<Response, ApiError> {
     let request = body.0;
-    if request.messages.is_empty() {
-        return Err(ApiError::bad("`messages` is empty"));
-    }
-    let tools = request.tools()?;
-    let has_tools = !tools.is_empty();
+    let model = server.model(request.options.model.as_deref())?;
+    let choice = tool_choice(request.tool_choice.as_ref())?;
     let mut conversation = Conversation::new(request.messages);
-    conversation.tools = tools;
+    conversation.tools = request.tools.unwrap_or_default();
     conversation.variables = request.chat_template_kwargs;
-    let text = conversation.render(&server.tokenizer)?;
-    let prompt = server.tokenizer.encode_without_special_tokens(&text)?;
     let logprobs = request.logprobs.then(|| request.top_logprobs.unwrap_or(0));
-    let options = request.options.generate(&server, prompt.len(), logprobs)?;
+    let format = request.options.grammar()?;
+    let turn = Turn::new(&server, conversation, &choice, format, (&request.options, logprobs))?;
     let choices = request.options.choices()?;
-    let running = Running::submit(&server, &[(prompt, options)], choices)?;
-    let parser = || AnswerParser::new(&text, &server.tokenizer, has_tools);
-    let head = Head::new(&server, "chatcmpl");
+    let running = Running::submit(&model.engine, &[(turn.prompt.clone(), turn.options.clone())], choices)?;
+    let head = Head::new(&server, "chatcmpl-", &model.name);
     if !request.options.stream {
-        return whole(&server, running, &head, parser).await;
+        return whole(&server, running, &head, || turn.parser(&server)).await;
     }
-    let parsers = (0..choices).map(|_| parser()).collect();
-    let usage = request.options.stream_options.include_usage;
+    let parsers = (0..choices).map(|_| turn.parser(&server)).collect();
+    let usage = request.options.streams_usage();
     let stream = ChatStream { running, head, parsers, pending: Vec::new(), usage, server };
     Ok(crate::sse::response(stream))
 }
 
-impl ChatRequest {
-    /// The tools that the model may call.
-    fn tools(&self) -> Result<Vec<Value>, ApiError> {
-        let tools = self.tools.clone().unwrap_or_default();
-        match &self.tool_choice {
-            None | Some(Value::Null) => Ok(tools),
-            Some(Value::String(choice)) if choice == "auto" => Ok(tools),
-            Some(Value::String(choice)) if choice == "none" => Ok(Vec::new()),
-            Some(other) => Err(ApiError::bad(format!("`tool_choice` is {other}; auto and none are supported"))),
-        }
-    }
+/// `auto`, `none`, `required`, or a function by its name.
+fn tool_choice(choice: Option<&Value>) -> Result<ToolChoice, ApiError> {
+    Ok(match choice {
+        None | Some(Value::Null) => ToolChoice::Auto,
+        Some(Value::String(choice)) if choice == "auto" => ToolChoice::Auto,
+        Some(Value::String(choice)) if choice == "none" => ToolChoice::None,
+        Some(Value::String(choice)) if choice == "required" => ToolChoice::Required,
+        Some(other) => match other["function"]["name"].as_str() {
+            Some(name) => ToolChoice::Named(name.to_owned()),
+            None => {
+                let why = format!("`tool_choice` is {other}, expected auto, none, required or a function's name");
+                return Err(ApiError::bad(why));
+            }
+        },
+    })
 }
 
 /// What every object of a response has.
 pub(crate) struct Head {
-    id: String,
-    created: u64,
-    model: String,
+    pub(crate) id: String,
+    pub(crate) created: u64,
+    pub(crate) model: String,
 }
 
 impl Head {
-    pub(crate) fn new(server: &Server, kind: &str) -> Self {
+    /// An id of this kind that is never given again, for a model.
+    pub(crate) fn new(server: &Server, kind: &str, model: &str) -> Self {
         use std::sync::atomic::{AtomicU64, Ordering};
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let id = format!("{kind}-{:x}{:08x}", server.started, NEXT.fetch_add(1, Ordering::Relaxed));
-        Head { id, created: now(), model: server.options.model_name.clone() }
+        let id = format!("{kind}{:x}{:08x}", server.started, NEXT.fetch_add(1, Ordering::Relaxed));
+        Head { id, created: now(), model: model.to_owned() }
+    }
+
+    /// The id of a call of this answer.
+    pub(crate) fn call_id(&self, kind: &str, choice: usize, index: usize) -> String {
+        let unique = self.id.trim_start_matches(|c: char| !c.is_ascii_digit());
+        format!("{kind}_{unique}_{choice}_{index}")
     }
 
     pub(crate) fn object(&self, kind: &str, choices: Value) -> Value {
@@ -89,67 +95,16 @@ impl Head {
     }
 }
 
-/// Separates the reasoning, the answer and tool calls of a completion.
-pub(crate) struct AnswerParser {
-    reasoning: ReasoningParser,
-    tools: Option<ToolParser>,
-    calls: usize,
+/// A call in the form of this API, whose arguments are text.
+fn call(head: &Head, choice: usize, index: usize, (name, arguments): (&str, &Value)) -> Value {
+    let function = json!({"name": name, "arguments": arguments.to_string()});
+    json!({"id": head.call_id("call", choice, index), "type": "function", "function": function})
 }
 
-impl AnswerParser {
-    fn new(prompt: &str, tokenizer: &Tokenizer, has_tools: bool) -> Self {
-        let reasoning = ReasoningParser::after(prompt, tokenizer.thinking());
-        AnswerParser { reasoning, tools: has_tools.then(ToolParser::default), calls: 0 }
-    }
-
-    /// The changes of the message that a text makes, in the form of a stream.
-    fn deltas(&mut self, text: &str, is_last: bool) -> Vec<Value> {
-        let mut parts = self.reasoning.push(text);
-        if is_last {
-            parts.extend(self.reasoning.finish());
-        }
-        let mut deltas = Vec::new();
-        for (part, text) in parts {
-            match part {
-                Part::ReasoningEnd => {}
-                Part::Reasoning => deltas.push(json!({"reasoning_content": text})),
-                Part::Answer => match &mut self.tools {
-                    None => deltas.push(json!({"content": text})),
-                    Some(tools) => {
-                        let pieces = tools.push(&text);
-                        self.add(pieces, &mut deltas);
-                    }
-                },
-            }
-        }
-        if let Some(tools) = self.tools.as_mut().filter(|_| is_last) {
-            let pieces = tools.finish();
-            self.add(pieces, &mut deltas);
-        }
-        deltas
-    }
-
-    fn add(&mut self, pieces: Vec<Piece>, deltas: &mut Vec<Value>) {
-        for piece in pieces {
-            deltas.push(match piece {
-                Piece::Text(text) => json!({"content": text}),
-                Piece::Call(name, arguments) => {
-                    let index = self.calls;
-                    self.calls += 1;
-                    // arguments are text in this API
-                    let function = json!({"name": name, "arguments": arguments.to_string()});
-                    let id = format!("call_{index}_{name}");
-                    json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]})
-                }
-            });
-        }
-    }
-
-    fn finish_reason(&self, generation: &Generation) -> Value {
-        match generation.finish_reason {
-            Some(reason) if self.calls > 0 && reason.as_str() == "stop" => "tool_calls".into(),
-            reason => reason.map_or(Value::Null, |reason| reason.as_str().into()),
-        }
+fn finish_reason(generation: &Generation, has_calls: bool) -> Value {
+    match generation.finish_reason {
+        Some(reason) if has_calls && reason.as_str() == "stop" => "tool_calls".into(),
+        reason => reason.map_or(Value::Null, |reason| reason.as_str().into()),
     }
 }
 
@@ -162,20 +117,15 @@ async fn whole(
 ) -> Result<Response, ApiError> {
     let generations = running.all().await?;
     let choice = |(index, generation): (usize, &Generation)| {
-        let mut parser = parser();
-        let mut message = json!({"role": "assistant", "content": ""});
-        let mut calls = Vec::new();
-        for delta in parser.deltas(&generation.text, true) {
-            for key in ["content", "reasoning_content"] {
-                if let Some(text) = delta[key].as_str() {
-                    let before = message[key].as_str().unwrap_or_default().to_owned();
-                    message[key] = (before + text).into();
-                }
-            }
-            calls.extend(delta["tool_calls"].as_array().cloned().unwrap_or_default());
+        let answer = Answer::read(parser(), generation);
+        let mut message = json!({"role": "assistant", "content": answer.text, "refusal": null});
+        if !answer.reasoning.is_empty() {
+            message["reasoning_content"] = answer.reasoning.into();
         }
-        if !calls.is_empty() {
-            message["tool_calls"] = calls.into();
+        if !answer.calls.is_empty() {
+            let calls = answer.calls.iter().enumerate();
+            message["tool_calls"] =
+                calls.map(|(n, (name, arguments))| call(head, index, n, (name, arguments))).collect();
             if message["content"] == "" {
                 message["content"] = Value::Null;
             }
@@ -183,7 +133,7 @@ async fn whole(
         json!({
             "index": index,
             "message": message,
-            "finish_reason": parser.finish_reason(generation),
+            "finish_reason": finish_reason(generation, !answer.calls.is_empty()),
             "logprobs": logprobs(&server.tokenizer, &generation.logprobs),
         })
     };
@@ -226,13 +176,27 @@ impl ChatStream {
         self.pending.push(self.head.object("chat.completion.chunk", json!([choice])));
     }
 
+    /// A change in the form of this API.
+    fn delta(&self, choice: usize, delta: Delta) -> Value {
+        match delta {
+            Delta::Reasoning(text) => json!({"reasoning_content": text}),
+            Delta::Text(text) => json!({"content": text}),
+            Delta::Call { index, name, arguments } => {
+                let mut call = call(&self.head, choice, index, (&name, &arguments));
+                call["index"] = index.into();
+                json!({"tool_calls": [call]})
+            }
+        }
+    }
+
     fn token(&mut self, choice: usize, token: &GeneratedToken) {
-        let deltas = self.parsers[choice].deltas(&token.text, false);
+        let deltas = self.parsers[choice].push(&token.text);
         let mut logprobs = logprobs(&self.server.tokenizer, token.logprob.as_slice());
         if deltas.is_empty() && !logprobs.is_null() {
             return self.push(choice, json!({}), Value::Null, logprobs);
         }
         for delta in deltas {
+            let delta = self.delta(choice, delta);
             self.push(choice, delta, Value::Null, logprobs.take());
         }
     }
@@ -247,12 +211,14 @@ impl crate::sse::Chunks for ChatStream {
             }
             Event::Token(token) => self.token(choice, &token),
             Event::Finished(generation) => {
-                for delta in self.parsers[choice].deltas("", true) {
+                for delta in self.parsers[choice].finish() {
+                    let delta = self.delta(choice, delta);
                     self.push(choice, delta, Value::Null, Value::Null);
                 }
-                let reason = self.parsers[choice].finish_reason(&generation);
+                let reason = finish_reason(&generation, self.parsers[choice].has_calls());
                 self.push(choice, json!({}), reason, Value::Null);
             }
+            Event::Embedded(_) => {}
             Event::Failed(error) => self.pending.push(ApiError::from(error).parts().1),
         }
         Some(std::mem::take(&mut self.pending))

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 /// The most prompts of a request.
-const MAX_PROMPTS: usize = 64;
+pub(crate) const MAX_PROMPTS: usize = 64;
 
 #[derive(Deserialize)]
 pub(crate) struct CompletionRequest {
@@ -27,7 +27,7 @@ pub(crate) struct CompletionRequest {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Prompt {
+pub(crate) enum Prompt {
     Text(String),
     Tokens(Vec<u32>),
     Texts(Vec<String>),
@@ -35,7 +35,8 @@ enum Prompt {
 }
 
 impl Prompt {
-    fn encode(self, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, ApiError> {
+    /// The tokens of each.
+    pub(crate) fn encode(self, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, ApiError> {
         Ok(match self {
             Prompt::Text(text) => vec![tokenizer.encode(&text)?],
             Prompt::Tokens(tokens) => vec![tokens],
@@ -52,34 +53,48 @@ pub(crate) async fn complete(
     body: ApiJson<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let CompletionRequest { prompt, logprobs, echo, options } = body.0;
-    if echo {
-        return Err(ApiError::bad("`echo` is not supported; leave it out"));
+    let model = server.model(options.model.as_deref())?;
+    if echo && options.stream && logprobs.is_some() {
+        return Err(ApiError::bad("`echo` with `logprobs` cannot be streamed; leave one of the three out"));
     }
+    let grammar =
+        options.grammar()?.map(|grammar| server.grammars()?.compile(grammar).map_err(ApiError::from)).transpose()?;
     let prompts = prompt.encode(&server.tokenizer)?;
     if !(1..=MAX_PROMPTS).contains(&prompts.len()) {
         return Err(ApiError::bad(format!("{} prompts came, expected 1 to {MAX_PROMPTS}", prompts.len())));
     }
     let mut jobs = Vec::new();
     for prompt in prompts {
-        let options = options.generate(&server, prompt.len(), logprobs)?;
+        let mut options = options.generate(&server, prompt.len(), logprobs)?;
+        options.grammar = grammar.clone();
+        options.prompt_logprobs = logprobs.filter(|_| echo);
         jobs.push((prompt, options));
     }
-    let mut running = Running::submit(&server, &jobs, options.choices()?)?;
-    let head = Head::new(&server, "cmpl");
+    let choices = options.choices()?;
+    let mut running = Running::submit(&model.engine, &jobs, choices)?;
+    let head = Head::new(&server, "cmpl-", &model.name);
+    let mut echoes = Vec::new();
+    for (prompt, _) in jobs.into_iter().filter(|_| echo) {
+        echoes.push((server.tokenizer.decode(&prompt)?, prompt));
+    }
     if options.stream {
-        let usage = options.stream_options.include_usage;
-        return Ok(crate::sse::response(CompletionStream { running, head, usage, server }));
+        let usage = options.streams_usage();
+        let echoes = echoes.into_iter().map(|(text, _)| text).collect();
+        return Ok(crate::sse::response(CompletionStream { running, head, usage, echoes, choices, server }));
     }
     let generations = running.all().await?;
     let choices: Vec<Value> = generations
         .iter()
         .enumerate()
         .map(|(index, generation)| {
+            let (text, prompt) =
+                echoes.get(index / choices).map_or(("", None), |(text, prompt)| (text, prompt.first()));
+            let logprobs = [&generation.prompt_logprobs[..], &generation.logprobs].concat();
             json!({
                 "index": index,
-                "text": generation.text,
+                "text": format!("{text}{}", generation.text),
                 "finish_reason": generation.finish_reason.map(|reason| reason.as_str()),
-                "logprobs": logprobs_of(&server.tokenizer, &generation.logprobs),
+                "logprobs": logprobs_of(&server.tokenizer, prompt.copied().filter(|_| !logprobs.is_empty()), &logprobs),
             })
         })
         .collect();
@@ -88,19 +103,28 @@ pub(crate) async fn complete(
     Ok(Json(body).into_response())
 }
 
-/// Log-probabilities as this endpoint has them; null where there are none.
-fn logprobs_of(tokenizer: &Tokenizer, all: &[TokenLogprob]) -> Value {
-    if all.is_empty() {
+/// Log-probabilities as this endpoint has them; null where there are none. The first token of a prompt has none.
+fn logprobs_of(tokenizer: &Tokenizer, first: Option<u32>, all: &[TokenLogprob]) -> Value {
+    if all.is_empty() && first.is_none() {
         return Value::Null;
     }
     let text = |token: u32| tokenizer.decode(&[token]).unwrap_or_default();
-    let top = |token: &TokenLogprob| -> Map<String, Value> {
-        token.top_logprobs.iter().map(|&(token, logprob)| (text(token), logprob.into())).collect()
+    let top = |token: &TokenLogprob| -> Value {
+        token.top_logprobs.iter().map(|&(token, logprob)| (text(token), logprob.into())).collect::<Map<_, _>>().into()
     };
+    let tokens: Vec<String> = first.into_iter().chain(all.iter().map(|token| token.token)).map(text).collect();
+    let mut end = 0;
+    let offset = |text: &String| {
+        end += text.chars().count();
+        end - text.chars().count()
+    };
+    let offsets: Vec<usize> = tokens.iter().map(offset).collect();
+    let none = || first.map(|_| Value::Null).into_iter();
     json!({
-        "tokens": all.iter().map(|token| text(token.token)).collect::<Vec<_>>(),
-        "token_logprobs": all.iter().map(|token| token.logprob).collect::<Vec<_>>(),
-        "top_logprobs": all.iter().map(top).collect::<Vec<_>>(),
+        "tokens": tokens,
+        "token_logprobs": none().chain(all.iter().map(|token| token.logprob.into())).collect::<Vec<Value>>(),
+        "top_logprobs": none().chain(all.iter().map(top)).collect::<Vec<_>>(),
+        "text_offset": offsets,
     })
 }
 
@@ -108,6 +132,9 @@ struct CompletionStream {
     running: Running,
     head: Head,
     usage: bool,
+    /// The texts of the prompts, where they are wanted.
+    echoes: Vec<String>,
+    choices: usize,
     server: Shared,
 }
 
@@ -119,9 +146,13 @@ impl crate::sse::Chunks for CompletionStream {
             self.head.object("text_completion", json!([choice]))
         };
         Some(match event {
-            Event::Started { .. } => Vec::new(),
+            Event::Started { .. } => match self.echoes.get(index / self.choices) {
+                Some(prompt) => vec![chunk(prompt, Value::Null, Value::Null)],
+                None => Vec::new(),
+            },
+            Event::Embedded(_) => Vec::new(),
             Event::Token(token) => {
-                let logprobs = logprobs_of(&self.server.tokenizer, token.logprob.as_slice());
+                let logprobs = logprobs_of(&self.server.tokenizer, None, token.logprob.as_slice());
                 let is_empty = token.text.is_empty() && logprobs.is_null();
                 if is_empty { Vec::new() } else { vec![chunk(&token.text, Value::Null, logprobs)] }
             }

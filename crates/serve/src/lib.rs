@@ -1,20 +1,30 @@
-//! An HTTP server for one model, with OpenAI's API: chat completions, completions, models.
+//! An HTTP server for one model and its adapters, with OpenAI's API (chat completions, completions, responses,
+//! embeddings, models) and Anthropic's (messages).
 //!
 //! Requests are completed by an [`Engine`]: together, with prompts' common beginnings kept. A client that hangs up
 //! cancels its request.
 
+mod answer;
 mod chat;
 mod completions;
+mod embeddings;
 mod error;
+mod http;
+mod messages;
 mod metrics;
 mod options;
+mod responses;
 mod running;
 mod sse;
 mod tools;
+mod turn;
 
-use crate::error::ApiError;
+pub use http::serve;
+
+use crate::error::{ApiError, MessagesError};
 use alluvium_lm::engine::{Engine, EngineOptions};
-use alluvium_lm::{GenerateOptions, Loaded, Tokenizer};
+use alluvium_lm::grammar::GrammarCompiler;
+use alluvium_lm::{GenerateOptions, LanguageModel, Loaded, Tokenizer};
 use axum::extract::{DefaultBodyLimit, Json, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -23,18 +33,24 @@ use axum::routing::{get, post};
 use axum::{Router, middleware};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::net::TcpListener;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Bytes of a request's body.
 const MAX_BODY: usize = 16 << 20;
+/// What the page may do: nothing but talk to this server.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+    connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// The time in which a body must come.
+const BODY_TIME: Duration = Duration::from_secs(60);
 
 /// The settings of a server.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
-    /// The model's name in answers; requests may give any name.
+    /// The model's name. Where there are no adapters, requests may give any name.
     pub model_name: String,
+    /// The same model with adapters, by names of their own. Each has an engine.
+    pub adapters: Vec<AdaptedModel>,
     /// A key that requests must send as `Authorization: Bearer KEY`. `None` lets everyone in.
     pub api_key: Option<String>,
     /// The limits of the engine.
@@ -45,29 +61,86 @@ pub struct ServeOptions {
     pub max_context: usize,
 }
 
+/// A model with an adapter.
+#[derive(Clone)]
+pub struct AdaptedModel {
+    /// Its name.
+    pub name: String,
+    /// The model.
+    pub model: Arc<dyn LanguageModel>,
+}
+
+impl std::fmt::Debug for AdaptedModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AdaptedModel {}", self.name)
+    }
+}
+
+/// A model that requests may name.
+struct Served {
+    name: String,
+    engine: Engine,
+}
+
 /// What every handler needs.
 struct Server {
-    engine: Engine,
+    /// The plain model, then those with adapters.
+    models: Vec<Served>,
     tokenizer: Arc<Tokenizer>,
+    /// Made for the first request with a grammar.
+    grammars: OnceLock<Result<GrammarCompiler, String>>,
     options: ServeOptions,
     started: u64,
 }
 
 type Shared = Arc<Server>;
 
+impl Server {
+    /// The model of this name.
+    fn model(&self, name: Option<&str>) -> Result<&Served, ApiError> {
+        let named = self.models.iter().find(|model| name == Some(model.name.as_str()));
+        match (named, &self.models[..]) {
+            (Some(model), _) | (None, [model]) => Ok(model),
+            (None, [model, ..]) if name.is_none() => Ok(model),
+            (None, _) => Err(no_model(name.unwrap_or_default())),
+        }
+    }
+
+    /// The compiler of grammars.
+    fn grammars(&self) -> Result<&GrammarCompiler, ApiError> {
+        let make = || GrammarCompiler::new(&self.tokenizer).map_err(|error| error.to_string());
+        self.grammars.get_or_init(make).as_ref().map_err(|why| ApiError::bad(why.as_str()))
+    }
+}
+
+fn no_model(name: &str) -> ApiError {
+    ApiError::not_found(format!("there is no model `{name}`; /v1/models lists them")).with_code("model_not_found")
+}
+
 /// The routes of a server for a loaded model.
 ///
 /// # Errors
-/// A message, when the model has no tokenizer.
+/// A message, when the model has no tokenizer or two models have one name.
 pub fn router(loaded: Loaded, options: ServeOptions) -> Result<Router, String> {
     let tokenizer = loaded.tokenizer.ok_or("the model has no tokenizer.json; a server needs one")?;
     let tokenizer = Arc::new(tokenizer);
-    let engine = Engine::new(loaded.model.into(), Some(tokenizer.clone()), options.engine);
-    let server = Arc::new(Server { engine, tokenizer, options, started: now() });
+    let plain = AdaptedModel { name: options.model_name.clone(), model: loaded.model.into() };
+    let mut models: Vec<Served> = Vec::new();
+    for AdaptedModel { name, model } in std::iter::once(plain).chain(options.adapters.iter().cloned()) {
+        if models.iter().any(|model| model.name == name) {
+            return Err(format!("two models are named {name}; give the adapter another name"));
+        }
+        models.push(Served { name, engine: Engine::new(model, Some(tokenizer.clone()), options.engine) });
+    }
+    let server = Arc::new(Server { models, tokenizer, grammars: OnceLock::new(), options, started: now() });
     let api = Router::new()
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete))
-        .route("/v1/models", get(models))
+        .route("/v1/responses", post(responses::complete))
+        .route("/v1/messages", post(messages::complete))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
+        .route("/v1/embeddings", post(embeddings::embed))
+        .route("/v1/models", get(models_list))
         .route("/v1/models/{*name}", get(model))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
@@ -75,22 +148,13 @@ pub fn router(loaded: Loaded, options: ServeOptions) -> Result<Router, String> {
         .layer(middleware::from_fn(not_allowed))
         .layer(from_fn_with_state(server.clone(), authorize));
     let open = Router::new()
-        .route("/", get(|| async { Html(include_str!("page.html")) }))
+        .route(
+            "/",
+            get(|| async { ([(header::CONTENT_SECURITY_POLICY, PAGE_POLICY)], Html(include_str!("page.html"))) }),
+        )
         .route("/health", get(|| async { Json(json!({"status": "ok"})) }));
     let router = api.merge(open).fallback(|| async { ApiError::not_found("there is no such path") });
     Ok(router.layer(DefaultBodyLimit::max(MAX_BODY)).with_state(server))
-}
-
-/// Serves until `stop` resolves; then refuses new connections and finishes what runs.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    axum::serve(listener, router).with_graceful_shutdown(stop).await
 }
 
 fn now() -> u64 {
@@ -109,11 +173,15 @@ async fn not_allowed(request: Request, next: Next) -> Response {
 /// Refuses requests without the key.
 async fn authorize(State(server): State<Shared>, headers: HeaderMap, request: Request, next: Next) -> Response {
     let Some(key) = &server.options.api_key else { return next.run(request).await };
-    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-    match is_equal(given.as_bytes(), key.as_bytes()) {
+    // Anthropic's clients have a header of their own
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    let given = bearer.or(headers.get("x-api-key").map(|value| value.as_bytes())).unwrap_or_default();
+    let wrong =
+        || ApiError::new(StatusCode::UNAUTHORIZED, "the API key is missing or wrong").with_code("invalid_api_key");
+    match is_equal(given, key.as_bytes()) {
         true => next.run(request).await,
-        false => ApiError::new(StatusCode::UNAUTHORIZED, "the API key is missing or wrong").into(),
+        false if request.uri().path().starts_with("/v1/messages") => MessagesError::from(wrong()).into_response(),
+        false => wrong().into(),
     }
 }
 
@@ -123,18 +191,19 @@ fn is_equal(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && std::hint::black_box(differences) == 0
 }
 
-fn describe(server: &Server) -> Value {
-    json!({"id": server.options.model_name, "object": "model", "created": server.started, "owned_by": "alluvium"})
+fn describe(server: &Server, name: &str) -> Value {
+    json!({"id": name, "object": "model", "created": server.started, "owned_by": "alluvium"})
 }
 
-async fn models(State(server): State<Shared>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [describe(&server)]}))
+async fn models_list(State(server): State<Shared>) -> Json<Value> {
+    let models: Vec<Value> = server.models.iter().map(|model| describe(&server, &model.name)).collect();
+    Json(json!({"object": "list", "data": models}))
 }
 
 async fn model(State(server): State<Shared>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    match name == server.options.model_name {
-        true => Ok(Json(describe(&server))),
-        false => Err(ApiError::not_found(&format!("there is no model `{name}`"))),
+    match server.models.iter().any(|model| model.name == name) {
+        true => Ok(Json(describe(&server, &name))),
+        false => Err(no_model(&name)),
     }
 }
 
@@ -170,25 +239,20 @@ impl<T: serde::de::DeserializeOwned, S: Send + Sync> axum::extract::FromRequest<
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        match axum::body::Bytes::from_request(request, state).await {
+        let length =
+            request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        if length.is_some_and(|length: usize| length > MAX_BODY) {
+            let why = format!("the body has more than {MAX_BODY} bytes");
+            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, why));
+        }
+        let body = axum::body::Bytes::from_request(request, state);
+        let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");
+        match tokio::time::timeout(BODY_TIME, body).await.map_err(late)? {
             Ok(bytes) => match serde_json::from_slice(&bytes) {
                 Ok(body) => Ok(ApiJson(body)),
                 Err(error) => Err(ApiError::bad(format!("the body is not what is expected: {error}"))),
             },
-            Err(rejection) => Err(ApiError::new(rejection.status(), &rejection.body_text())),
+            Err(rejection) => Err(ApiError::new(rejection.status(), rejection.body_text())),
         }
-    }
-}
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let (status, body) = self.parts();
-        (status, Json(body)).into_response()
-    }
-}
-
-impl From<ApiError> for Response {
-    fn from(error: ApiError) -> Self {
-        error.into_response()
     }
 }

@@ -1,13 +1,26 @@
 //! Counters in the text format of Prometheus.
 
 use crate::Shared;
+use alluvium_lm::engine::EngineStats;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use std::fmt::Write;
 
 pub(crate) async fn metrics(State(server): State<Shared>) -> Response {
-    let stats = server.engine.stats();
+    let mut stats = EngineStats::default();
+    for model in &server.models {
+        let own = model.engine.stats();
+        stats.waiting += own.waiting;
+        stats.running += own.running;
+        stats.finished += own.finished;
+        stats.cancelled += own.cancelled;
+        stats.failed += own.failed;
+        stats.prompt_tokens += own.prompt_tokens;
+        stats.reused_tokens += own.reused_tokens;
+        stats.completion_tokens += own.completion_tokens;
+        stats.prefix_cache_bytes += own.prefix_cache_bytes;
+    }
     let rows = [
         ("requests_waiting", "gauge", "Requests that wait", stats.waiting as u64),
         ("requests_running", "gauge", "Requests that are read or generated", stats.running as u64),

@@ -2,43 +2,97 @@
 
 use crate::Server;
 use crate::error::ApiError;
+use alluvium_lm::grammar::GrammarText;
 use alluvium_lm::{GenerateOptions, RepetitionPenalty};
 use serde::Deserialize;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// The most alternatives of a token whose log-probabilities are returned.
 const MAX_LOGPROBS: usize = 20;
 /// The most stop texts, and their bytes.
 const MAX_STOPS: usize = 16;
 const MAX_STOP: usize = 1 << 10;
+/// The most tokens with a bias.
+const MAX_BIASES: usize = 1024;
 /// The most completions of a request.
 const MAX_CHOICES: usize = 16;
 
 /// Keys of both endpoints.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct RequestOptions {
-    #[serde(default)]
+    pub(crate) model: Option<String>,
     pub(crate) stream: bool,
-    #[serde(default)]
-    pub(crate) stream_options: StreamOptions,
-    max_tokens: Option<usize>,
-    max_completion_tokens: Option<usize>,
-    temperature: Option<f32>,
-    top_p: Option<f32>,
-    top_k: Option<usize>,
-    min_p: Option<f32>,
-    seed: Option<u64>,
-    stop: Option<Stops>,
-    presence_penalty: Option<f32>,
-    frequency_penalty: Option<f32>,
-    repetition_penalty: Option<f32>,
-    n: Option<usize>,
-    logit_bias: Option<Value>,
-    response_format: Option<Value>,
+    pub(crate) stream_options: Option<StreamOptions>,
+    pub(crate) max_tokens: Option<usize>,
+    pub(crate) max_completion_tokens: Option<usize>,
+    pub(crate) temperature: Option<f32>,
+    pub(crate) top_p: Option<f32>,
+    pub(crate) top_k: Option<usize>,
+    pub(crate) min_p: Option<f32>,
+    pub(crate) seed: Option<u64>,
+    pub(crate) stop: Option<Stops>,
+    pub(crate) presence_penalty: Option<f32>,
+    pub(crate) frequency_penalty: Option<f32>,
+    pub(crate) repetition_penalty: Option<f32>,
+    pub(crate) n: Option<usize>,
+    pub(crate) logit_bias: Option<BTreeMap<String, f32>>,
+    pub(crate) response_format: Option<ResponseFormat>,
+}
+
+/// What the answer must be.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum ResponseFormat {
+    /// Any text.
+    Text,
+    /// A JSON object.
+    JsonObject,
+    /// JSON that a schema describes, in the form of chat completions or in that of responses.
+    JsonSchema {
+        /// `{"name", "schema"}`
+        json_schema: Option<NamedSchema>,
+        schema: Option<Value>,
+    },
+    /// A grammar, by the keys that OpenAI's API has for those of tools.
+    Grammar { syntax: GrammarSyntax, definition: String },
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct NamedSchema {
+    schema: Option<Value>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum GrammarSyntax {
+    Lark,
+    Regex,
+}
+
+impl ResponseFormat {
+    /// The grammar of the answer; `None` where it may be any text.
+    pub(crate) fn grammar(self) -> Result<Option<GrammarText>, ApiError> {
+        Ok(match self {
+            ResponseFormat::Text => None,
+            ResponseFormat::JsonObject => Some(GrammarText::JsonObject),
+            ResponseFormat::JsonSchema { json_schema, schema } => {
+                let schema = schema.or(json_schema.and_then(|named| named.schema));
+                Some(GrammarText::JsonSchema(schema.ok_or_else(|| {
+                    ApiError::bad("`response_format` has no schema; give `json_schema: {\"name\", \"schema\"}`")
+                })?))
+            }
+            ResponseFormat::Grammar { syntax: GrammarSyntax::Lark, definition } => Some(GrammarText::Lark(definition)),
+            ResponseFormat::Grammar { syntax: GrammarSyntax::Regex, definition } => {
+                Some(GrammarText::Regex(definition))
+            }
+        })
+    }
 }
 
 /// Options of a stream.
-#[derive(Default, Deserialize)]
+#[derive(Clone, Copy, Default, Deserialize)]
 pub(crate) struct StreamOptions {
     #[serde(default)]
     pub(crate) include_usage: bool,
@@ -46,12 +100,22 @@ pub(crate) struct StreamOptions {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Stops {
+pub(crate) enum Stops {
     One(String),
     Many(Vec<String>),
 }
 
 impl RequestOptions {
+    /// Whether a stream ends with the usage.
+    pub(crate) fn streams_usage(&self) -> bool {
+        self.stream_options.is_some_and(|options| options.include_usage)
+    }
+
+    /// The grammar of the answer.
+    pub(crate) fn grammar(&self) -> Result<Option<GrammarText>, ApiError> {
+        self.response_format.clone().map_or(Ok(None), ResponseFormat::grammar)
+    }
+
     /// The number of completions.
     pub(crate) fn choices(&self) -> Result<usize, ApiError> {
         match self.n.unwrap_or(1) {
@@ -67,11 +131,11 @@ impl RequestOptions {
         prompt: usize,
         logprobs: Option<usize>,
     ) -> Result<GenerateOptions, ApiError> {
-        self.refuse_unknown()?;
         let context = server.options.max_context;
         let room = context.checked_sub(prompt).filter(|&room| room > 0);
         let room = room.ok_or_else(|| {
-            ApiError::bad(format!("the prompt has {prompt} tokens, the context has {context}; shorten the prompt"))
+            let why = format!("the prompt has {prompt} tokens, the context has {context}; shorten the prompt");
+            ApiError::bad(why).with_code("context_length_exceeded")
         })?;
         let defaults = &server.options.defaults;
         let mut options = defaults.clone();
@@ -99,6 +163,7 @@ impl RequestOptions {
         }
         options.seed = self.seed.unwrap_or_else(random_seed);
         options.stop = self.stops()?;
+        options.logit_bias = self.biases(server.tokenizer.vocab_size())?;
         if let Some(n) = logprobs.filter(|&n| n > MAX_LOGPROBS) {
             return Err(ApiError::bad(format!("{n} alternatives were asked for, at most {MAX_LOGPROBS} are returned")));
         }
@@ -118,19 +183,20 @@ impl RequestOptions {
         Ok(stops)
     }
 
-    /// Refuses what would be ignored in silence.
-    fn refuse_unknown(&self) -> Result<(), ApiError> {
-        let is_set = |value: &Option<Value>| match value {
-            None | Some(Value::Null) => false,
-            Some(Value::Object(keys)) => !keys.is_empty() && keys.get("type") != Some(&"text".into()),
-            Some(_) => true,
-        };
-        for (key, value) in [("logit_bias", &self.logit_bias), ("response_format", &self.response_format)] {
-            if is_set(value) {
-                return Err(ApiError::bad(format!("`{key}` is not supported; leave it out")));
-            }
+    fn biases(&self, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+        let biases = self.logit_bias.iter().flatten();
+        if biases.clone().count() > MAX_BIASES {
+            return Err(ApiError::bad(format!("`logit_bias` takes at most {MAX_BIASES} tokens")));
         }
-        Ok(())
+        biases
+            .map(|(token, &bias)| match token.parse::<u32>() {
+                Ok(id) if (id as usize) < vocab_size && (-100.0..=100.0).contains(&bias) => Ok((id, bias)),
+                _ => {
+                    let why = format!("`logit_bias` has {token}: {bias}, expected a token below {vocab_size}");
+                    Err(ApiError::bad(format!("{why} with -100 to 100")))
+                }
+            })
+            .collect()
     }
 }
 

@@ -1,8 +1,7 @@
 //! Requests that run: their events, as a stream.
 
-use crate::Server;
 use crate::error::ApiError;
-use alluvium_lm::engine::{Event, EventSink};
+use alluvium_lm::engine::{Engine, Event, EventSink};
 use alluvium_lm::{GenerateOptions, Generation, Request};
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
@@ -37,9 +36,9 @@ pub(crate) struct Running {
 /// Tokens of a request.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Usage {
-    prompt: usize,
-    completion: usize,
-    reused: usize,
+    pub(crate) prompt: usize,
+    pub(crate) completion: usize,
+    pub(crate) reused: usize,
 }
 
 impl Usage {
@@ -56,7 +55,7 @@ impl Usage {
 impl Running {
     /// Submits every prompt `choices` times; choice `i` samples with the seed of the options plus `i`.
     pub(crate) fn submit(
-        server: &Server,
+        engine: &Engine,
         prompts: &[(Vec<u32>, GenerateOptions)],
         choices: usize,
     ) -> Result<Self, ApiError> {
@@ -66,12 +65,36 @@ impl Running {
                 let seed = options.seed.wrapping_add(choice as u64);
                 let request = Request::new(prompt.clone(), GenerateOptions { seed, ..options.clone() });
                 let sink = ChoiceSink { choice: number * choices + choice, sender: sender.clone() };
-                server.engine.submit(request, Box::new(sink))?;
+                engine.submit(request, Box::new(sink))?;
             }
         }
         let prompt = prompts.iter().map(|(prompt, _)| prompt.len()).sum();
         let usage = Usage { prompt, ..Usage::default() };
         Ok(Running { events, left: prompts.len() * choices, usage })
+    }
+
+    /// Submits texts whose embeddings are wanted.
+    pub(crate) fn submit_embeddings(engine: &Engine, texts: Vec<Vec<u32>>) -> Result<Self, ApiError> {
+        let (sender, events) = unbounded_channel();
+        let usage = Usage { prompt: texts.iter().map(Vec::len).sum(), ..Usage::default() };
+        let left = texts.len();
+        for (choice, tokens) in texts.into_iter().enumerate() {
+            engine.submit_embedding(tokens, Box::new(ChoiceSink { choice, sender: sender.clone() }))?;
+        }
+        Ok(Running { events, left, usage })
+    }
+
+    /// Waits for all embeddings.
+    pub(crate) async fn all_embeddings(&mut self) -> Result<Vec<Vec<f32>>, ApiError> {
+        let mut done = vec![None; self.left];
+        while let Some((choice, event)) = self.next().await {
+            match event {
+                Event::Embedded(embedding) => done[choice] = Some(embedding),
+                Event::Failed(error) => return Err(error.into()),
+                Event::Started { .. } | Event::Token(_) | Event::Finished(_) => {}
+            }
+        }
+        done.into_iter().collect::<Option<Vec<_>>>().ok_or_else(stopped)
     }
 
     /// The next event and its choice; `None` once all choices have ended.
@@ -83,7 +106,7 @@ impl Running {
         match &event {
             Event::Started { reused_tokens } => self.usage.reused += reused_tokens,
             Event::Token(_) => self.usage.completion += 1,
-            Event::Finished(_) | Event::Failed(_) => self.left -= 1,
+            Event::Finished(_) | Event::Embedded(_) | Event::Failed(_) => self.left -= 1,
         }
         Some((choice, event))
     }
@@ -95,10 +118,14 @@ impl Running {
             match event {
                 Event::Finished(generation) => done[choice] = Some(generation),
                 Event::Failed(error) => return Err(error.into()),
-                Event::Started { .. } | Event::Token(_) => {}
+                Event::Started { .. } | Event::Token(_) | Event::Embedded(_) => {}
             }
         }
         let all: Option<Vec<Generation>> = done.into_iter().collect();
-        all.ok_or_else(|| ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "the engine stopped"))
+        all.ok_or_else(stopped)
     }
+}
+
+fn stopped() -> ApiError {
+    ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "the engine stopped")
 }

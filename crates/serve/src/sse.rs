@@ -1,4 +1,4 @@
-//! Server-sent events: `data: JSON` for each chunk, then `data: [DONE]`.
+//! Server-sent events: a chunk of JSON in each.
 
 use axum::body::{Body, Bytes};
 use axum::http::header;
@@ -16,7 +16,32 @@ pub(crate) trait Chunks: Send + 'static {
     fn next(&mut self) -> impl Future<Output = Option<Vec<Value>>> + Send;
 
     /// A chunk after all others.
-    fn last(&mut self) -> Option<Value>;
+    fn last(&mut self) -> Option<Value> {
+        None
+    }
+
+    /// The form of the events.
+    fn form(&self) -> EventForm {
+        EventForm::Data
+    }
+}
+
+/// The form of server-sent events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EventForm {
+    /// `data` alone, and `[DONE]` at the end.
+    Data,
+    /// The `type` of each chunk as the event's name.
+    Named,
+}
+
+/// Appends a chunk as an event.
+fn write_event(text: &mut String, form: EventForm, value: &Value) {
+    // writing to a string cannot fail
+    let _ = match (form, value["type"].as_str()) {
+        (EventForm::Named, Some(name)) => write!(text, "event: {name}\ndata: {value}\n\n"),
+        _ => write!(text, "data: {value}\n\n"),
+    };
 }
 
 /// A response that sends chunks as they come. When the client hangs up, the chunks are dropped, which cancels what
@@ -32,15 +57,20 @@ pub(crate) fn response(mut chunks: impl Chunks) -> Response {
             let Some(values) = next else { break };
             let mut text = String::new();
             for value in values {
-                // writing to a string cannot fail
-                let _ = write!(text, "data: {value}\n\n");
+                write_event(&mut text, chunks.form(), &value);
             }
             if !text.is_empty() && sender.send(text).await.is_err() {
                 return;
             }
         }
-        let usage = chunks.last().map_or_else(String::new, |value| format!("data: {value}\n\n"));
-        let _ = sender.send(format!("{usage}data: [DONE]\n\n")).await;
+        let mut text = String::new();
+        if let Some(value) = chunks.last() {
+            write_event(&mut text, chunks.form(), &value);
+        }
+        if chunks.form() == EventForm::Data {
+            text += "data: [DONE]\n\n";
+        }
+        let _ = sender.send(text).await;
     });
     let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
     (headers, Body::from_stream(Texts(receiver))).into_response()

@@ -1,6 +1,9 @@
 //! Tool calls in generated text: `<tool_call>` with JSON (Hermes, Qwen) or with XML (Qwen3-Coder) inside.
 
+use crate::error::ApiError;
+use alluvium_lm::grammar::{GrammarText, with_bounded_space};
 use serde_json::{Map, Value, json};
+use std::fmt::Write;
 
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
@@ -95,6 +98,80 @@ fn parse(call: &str) -> Option<(String, Value)> {
         rest = after;
     }
     Some((name.trim().to_owned(), arguments.into()))
+}
+
+/// The form of calls that a template teaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CallForm {
+    /// `{"name": …, "arguments": …}`
+    Json,
+    /// `<function=…><parameter=…>`
+    Xml,
+}
+
+impl CallForm {
+    /// The form of a template.
+    pub(crate) fn of(template: &str) -> Self {
+        if template.contains("<function=") { CallForm::Xml } else { CallForm::Json }
+    }
+}
+
+/// The name of a tool.
+pub(crate) fn name(tool: &Value) -> Option<&str> {
+    tool["function"]["name"].as_str().or(tool["name"].as_str())
+}
+
+/// The grammar of one call of one of these tools, or of an answer in a format.
+pub(crate) fn grammar(tools: &[&Value], form: CallForm, format: Option<GrammarText>) -> Result<GrammarText, ApiError> {
+    let text = |text: String| Value::from(text).to_string();
+    let calls: Vec<String> = (0..tools.len()).map(|n| format!("call_{n}")).collect();
+    let mut rules = format!("call: {OPEN:?} \"\\n\" ({}) \"\\n\" {CLOSE:?}\n", calls.join(" | "));
+    for (n, tool) in tools.iter().enumerate() {
+        let name = name(tool).ok_or_else(|| ApiError::bad(format!("a tool has no name: {tool}")))?;
+        let schema =
+            [&tool["function"]["parameters"], &tool["parameters"]].into_iter().find(|schema| schema.is_object());
+        let any = json!({"type": "object"});
+        let schema = with_bounded_space(schema.unwrap_or(&any).clone());
+        // writing to a string cannot fail
+        let _ = match form {
+            CallForm::Json => {
+                let start = text(format!("{{\"name\": {}, \"arguments\": ", text(name.to_owned())));
+                write!(rules, "call_{n}: {start} arguments_{n} \"}}\"\narguments_{n}: %json {schema}\n")
+            }
+            CallForm::Xml => {
+                let (parameters, own) = parameters(n, &schema);
+                let start = text(format!("<function={name}>\n"));
+                write!(rules, "call_{n}: {start} {parameters} \"</function>\"\n{own}")
+            }
+        };
+    }
+    let answer = |schema| format!("start: call | answer\nanswer: %json {}\n", with_bounded_space(schema));
+    let start = match format {
+        None => "start: call\n".to_owned(),
+        Some(GrammarText::JsonObject) => answer(json!({"type": "object"})),
+        Some(GrammarText::JsonSchema(schema)) => answer(schema),
+        Some(_) => return Err(ApiError::bad("`response_format` with a grammar cannot be combined with tools")),
+    };
+    Ok(GrammarText::Lark(start + &rules))
+}
+
+/// The parameters of a call in XML: their sequence, and the rules of each.
+fn parameters(call: usize, schema: &Value) -> (String, String) {
+    let (mut sequence, mut rules) = (String::new(), String::new());
+    let required = |key: &str| schema["required"].as_array().is_some_and(|all| all.iter().any(|name| name == key));
+    for (n, (key, schema)) in schema["properties"].as_object().into_iter().flatten().enumerate() {
+        let optional = if required(key) { "" } else { "?" };
+        let start = Value::from(format!("<parameter={key}>\n"));
+        let value = match schema["type"].as_str() {
+            Some("string") if schema["enum"].is_null() => "/([^<]|<[^\\/])*/".to_owned(),
+            _ => format!("%json {}", with_bounded_space(schema.clone())),
+        };
+        // writing to a string cannot fail
+        let _ = write!(sequence, "parameter_{call}_{n}{optional} ");
+        let end = "\"\\n</parameter>\\n\"";
+        let _ = write!(rules, "parameter_{call}_{n}: {start} value_{call}_{n} {end}\nvalue_{call}_{n}: {value}\n");
+    }
+    (sequence, rules)
 }
 
 #[cfg(test)]

@@ -1,121 +1,19 @@
 //! The server as a client sees it: real connections, raw HTTP.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod common;
+
 use alluvium_core::Device;
-use alluvium_lm::engine::EngineOptions;
-use alluvium_lm::{Conversation, GenerateOptions, Message, generate, load};
-use alluvium_ops::Sampling;
-use alluvium_serve::{ServeOptions, router, serve};
+use alluvium_lm::{Conversation, Message, generate, load};
+use common::{Running, chat, defaults, model};
 use serde_json::{Value, json};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::io::Read;
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-
-fn model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/qwen3_5-f32")
-}
-
-fn defaults() -> GenerateOptions {
-    let sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
-    GenerateOptions { max_tokens: 24, sampling, ..GenerateOptions::default() }
-}
-
-/// A running server. Dropping it shuts it down.
-struct Running {
-    address: SocketAddr,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Running {
-    fn start(change: impl FnOnce(&mut ServeOptions)) -> Self {
-        let mut options = ServeOptions {
-            model_name: "tiny".to_owned(),
-            api_key: None,
-            engine: EngineOptions::default(),
-            defaults: defaults(),
-            max_context: 4096,
-        };
-        change(&mut options);
-        let (stop, stopped) = oneshot::channel();
-        let (sender, address) = std::sync::mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-            runtime.block_on(async {
-                let router = router(load(&model(), &Device::cpu()).unwrap(), options).unwrap();
-                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-                sender.send(listener.local_addr().unwrap()).unwrap();
-                serve(listener, router, async { drop(stopped.await) }).await.unwrap();
-            });
-        });
-        Running { address: address.recv().unwrap(), stop: Some(stop), thread: Some(thread) }
-    }
-
-    /// Sends a request and reads the answer to its end: the status, and the body without its chunks' lengths.
-    fn send(&self, method: &str, path: &str, key: &str, body: &str) -> (u16, String) {
-        let mut stream = self.open(method, path, key, body);
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        match head.contains("chunked") {
-            true => (status, body.split("\r\n").skip(1).step_by(2).collect()),
-            false => (status, body.to_owned()),
-        }
-    }
-
-    fn open(&self, method: &str, path: &str, key: &str, body: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let length = body.len();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {key}\r\n\
-             Content-Length: {length}\r\n\r\n{body}"
-        )
-        .unwrap();
-        stream
-    }
-
-    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
-        let (status, body) = self.send("POST", path, "", &body.to_string());
-        (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
-    }
-
-    /// The chunks of a stream.
-    fn stream(&self, path: &str, body: &Value) -> Vec<Value> {
-        let (status, text) = self.send("POST", path, "", &body.to_string());
-        assert_eq!(status, 200, "{text}");
-        let mut lines: Vec<&str> = text.split("\n\n").filter(|line| !line.is_empty()).collect();
-        assert_eq!(lines.pop(), Some("data: [DONE]"));
-        lines.iter().map(|line| serde_json::from_str(line.strip_prefix("data: ").unwrap()).unwrap()).collect()
-    }
-
-    fn metric(&self, name: &str) -> u64 {
-        let (_, text) = self.send("GET", "/metrics", "", "");
-        let line = text.lines().find(|line| line.starts_with(&format!("alluvium_{name} "))).unwrap();
-        line.rsplit(' ').next().unwrap().parse().unwrap()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.stop.take().map(|stop| stop.send(()));
-        self.thread.take().unwrap().join().unwrap();
-    }
-}
-
-fn chat(text: &str) -> Value {
-    json!({"model": "any", "messages": [{"role": "user", "content": text}]})
-}
 
 /// What the library gives for a chat.
 fn expected(text: &str) -> (String, usize) {
     let loaded = load(&model(), &Device::cpu()).unwrap();
-    let tokenizer = loaded.tokenizer.unwrap();
+    let tokenizer = loaded.tokenizer.unwrap().with_chat_template("test", common::TEMPLATE);
     let prompt = Conversation::new([Message::user(text)]).encode(&tokenizer).unwrap();
     let generation = generate(loaded.model.as_ref(), Some(&tokenizer), &prompt, &defaults()).unwrap();
     (generation.text, prompt.len())
@@ -187,12 +85,34 @@ fn wrong_requests_get_a_status_and_words() {
         ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": "a"}], "n": 0}), 400, "`n` is 0"),
         (
             "/v1/chat/completions",
-            json!({"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_object"}}),
+            json!({"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_schema"}}),
             400,
-            "`response_format` is not supported",
+            "`response_format` has no schema",
+        ),
+        ("/v1/chat/completions", json!({"messages": [], "tool_choice": "all"}), 400, "`tool_choice` is \"all\""),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": "a"}], "tool_choice": "required"}),
+            400,
+            "there are no tools",
         ),
         ("/v1/completions", json!({"prompt": [999_999]}), 400, "token 999999 is outside the vocabulary"),
-        ("/v1/completions", json!({"prompt": "a", "echo": true}), 400, "`echo` is not supported"),
+        (
+            "/v1/completions",
+            json!({"prompt": "a", "echo": true, "stream": true, "logprobs": 1}),
+            400,
+            "cannot be streamed",
+        ),
+        ("/v1/completions", json!({"prompt": "a", "logit_bias": {"x": 1}}), 400, "`logit_bias` has x: 1"),
+        ("/v1/completions", json!({"prompt": "a", "logit_bias": {"1": 101}}), 400, "with -100 to 100"),
+        ("/v1/completions", json!({"prompt": vec!["a"; 65]}), 400, "65 prompts came"),
+        ("/v1/embeddings", json!({"input": "a", "dimensions": 0}), 400, "`dimensions` is 0"),
+        ("/v1/embeddings", json!({"input": []}), 400, "the prompt is empty"),
+        ("/v1/responses", json!({"input": "a", "previous_response_id": "x"}), 400, "responses are not kept"),
+        ("/v1/responses", json!({"input": [{"type": "image"}]}), 400, "an item of type image is not supported"),
+        ("/v1/responses", json!({"input": []}), 400, "`messages` is empty"),
+        ("/v1/messages", json!({"messages": [{"role": "user", "content": "a"}]}), 400, "`max_tokens` is missing"),
+        ("/v1/messages", json!({"messages": [], "max_tokens": 3}), 400, "`messages` is empty"),
         ("/v1/nothing", json!({}), 404, "there is no such path"),
     ];
     for (path, body, status, want) in cases {

@@ -6,6 +6,8 @@
 
 mod curve;
 pub mod data;
+pub mod distill;
+mod dtype;
 mod estimate;
 pub mod finetune;
 mod folder;
@@ -13,6 +15,8 @@ mod meter;
 mod metrics;
 mod objective;
 mod optim;
+mod output;
+mod preference;
 mod run;
 mod settings;
 mod state;
@@ -20,11 +24,15 @@ mod step;
 mod trainer;
 
 pub use curve::draw;
+pub use dtype::TrainDtype;
 pub use estimate::MemoryEstimate;
 pub use folder::REPORT;
 pub use metrics::{Metrics, MetricsRow};
 pub use objective::{NextToken, Objective, correct_targets};
-pub use optim::{Decayed, LrSchedule, LrScheduleName, Optimizer, OptimizerConfig, OptimizerKind, Schedule};
+pub use optim::{
+    Adafactor, Decayed, LrSchedule, LrScheduleName, Masters, Optimizer, OptimizerConfig, OptimizerKind, Schedule,
+};
+pub use preference::{LossKind, Preference, References};
 pub use run::{Run, RunPaths, TextSummary, task_data};
 pub use settings::{Architecture, Overrides, Preset, Settings};
 pub use state::DataSource;

@@ -1,9 +1,12 @@
 //! Objectives: what a training step minimizes.
 
 use crate::data::{IGNORE_INDEX, PackedBatch};
-use alluvium_core::{Backward, Device, Error, Result, Tape, Tensor, tape};
+use alluvium_core::{DType, Device, Error, Result, Tensor, tape};
 use alluvium_lm::{Checkpointing, LanguageModel, Parameters, Weight};
-use alluvium_ops::{CrossEntropyArgs, Reduction, add, argmax, concat, cross_entropy, embedding, kl_div, scale, slice};
+use alluvium_ops::{
+    CrossEntropyArgs, QuantizedCrossEntropyArgs, Reduction, add, argmax, cast, cross_entropy, embedding, kl_div,
+    quantized_cross_entropy, scale, slice,
+};
 
 /// A loss of a model `M` on a batch `B`.
 ///
@@ -38,6 +41,8 @@ impl<M: ?Sized, B, F: Fn(&M, &B) -> Result<Tensor> + Send + Sync> Objective<M, B
 
 /// Logits that the loss computes at once: 4 MiB of them stay in a CPU's cache.
 const LOGITS_AT_ONCE: usize = 1 << 20;
+/// The same with a quantized projection, which is dequantized for each chunk.
+const PACKED_LOGITS_AT_ONCE: usize = 1 << 22;
 
 /// Next-token cross-entropy in nats, averaged over the positions that have a target.
 #[derive(Clone, Debug)]
@@ -61,30 +66,51 @@ impl NextToken {
         let batch = batch.to_device(&self.device)?;
         let hidden = model.forward(&batch.batch(), self.checkpointing)?;
         let x = hidden.reshape([batch.targets.elements(), hidden.shape().last()])?;
-        let head = model.lm_head();
-        let Some(w) = head.dense().ok().filter(|w| w.dtype() == x.dtype()) else {
-            if z_loss > 0.0 {
-                return Err(Error::value("cross_entropy", "z_loss needs a plain f32 output projection; set it to 0"));
-            }
-            return head_loss(head, &x, targets);
-        };
-        cross_entropy(CrossEntropyArgs {
-            x: &x,
-            w,
-            targets: &batch.targets,
-            ignore_index: Some(IGNORE_INDEX),
-            reduction: Reduction::Mean,
-            z_loss,
-            chunk: (LOGITS_AT_ONCE / w.shape()[0]).clamp(16, 1024),
-        })
+        let head = Head { weight: model.lm_head(), z_loss, reduction: Reduction::Mean };
+        head.loss(&x, targets, &batch.targets)
     }
 }
 
-/// Next-token cross-entropy with an output projection of any form: half precision, quantized, with an adapter.
+/// The output projection of a loss.
+pub(crate) struct Head<'a> {
+    pub(crate) weight: &'a Weight,
+    pub(crate) z_loss: f32,
+    pub(crate) reduction: Reduction,
+}
+
+impl Head<'_> {
+    /// The cross-entropy of hidden states `[N, D]`; `on_device` are the targets there.
+    pub(crate) fn loss(&self, x: &Tensor, targets: &[u32], on_device: &Tensor) -> Result<Tensor> {
+        let Head { weight, z_loss, reduction } = *self;
+        let ignore_index = Some(IGNORE_INDEX);
+        let chunk = |logits: usize| (logits / weight.shape()[0]).clamp(16, 1024);
+        match (weight, weight.quantized().filter(|_| !is_traced(weight))) {
+            (Weight::Dense(w), _) => {
+                let (targets, chunk) = (on_device, chunk(LOGITS_AT_ONCE));
+                cross_entropy(CrossEntropyArgs { x, w, targets, ignore_index, reduction, z_loss, chunk })
+            }
+            (_, Some(q)) => {
+                let (targets, chunk) = (on_device, chunk(PACKED_LOGITS_AT_ONCE));
+                let args = QuantizedCrossEntropyArgs { x, q, targets, ignore_index, reduction, z_loss, chunk };
+                quantized_cross_entropy(args)
+            }
+            _ if z_loss > 0.0 => {
+                let why = "z_loss needs an output projection without an adapter or trained scales; set it to 0";
+                Err(Error::value("cross_entropy", why))
+            }
+            _ => {
+                let count = targets.iter().filter(|&&target| target != IGNORE_INDEX).count();
+                let mean = recomputed_loss(weight, x, targets)?;
+                if reduction == Reduction::Sum { scale(&mean, count as f32) } else { Ok(mean) }
+            }
+        }
+    }
+}
+
+/// The mean cross-entropy with an output projection that is trained as such: with an adapter, or with trained scales.
 ///
-/// Logits are computed for some tokens at a time. Where the projection is frozen, the gradient of the hidden states is
-/// computed with them, on a tape of its own, and the backward pass only scales it; else a chunk is computed again.
-fn head_loss(head: &Weight, x: &Tensor, targets: &[u32]) -> Result<Tensor> {
+/// Logits are computed for some tokens at a time, and again in the backward pass.
+fn recomputed_loss(head: &Weight, x: &Tensor, targets: &[u32]) -> Result<Tensor> {
     let (places, targets): (Vec<u32>, Vec<u32>) =
         (0..).zip(targets).filter(|(_, target)| **target != IGNORE_INDEX).map(|(at, &target)| (at, target)).unzip();
     if places.is_empty() {
@@ -92,60 +118,25 @@ fn head_loss(head: &Weight, x: &Tensor, targets: &[u32]) -> Result<Tensor> {
     }
     let rows = embedding(x, &Tensor::from_slice(&places, [places.len()], x.device())?)?;
     let chunk = (LOGITS_AT_ONCE / head.shape()[0]).clamp(16, 1024);
-    let is_frozen = !is_traced(head);
-    let (mut total, mut gradients) = (None, Vec::new());
+    let mut total: Option<Tensor> = None;
     for (index, targets) in targets.chunks(chunk).enumerate() {
         let range = index * chunk..index * chunk + targets.len();
         let share = targets.len() as f32 / places.len() as f32;
-        let part = if is_frozen {
-            let tape = Tape::new();
-            let mut part = rows.detach().rows(range.start, range.len())?;
-            if rows.is_traced() {
-                part = tape.watch(&part);
-            }
-            let loss = scale(&one_hot_loss(&head.linear(&part)?, targets)?, share)?;
-            if rows.is_traced() {
-                let mut grads = loss.backward()?;
-                gradients.extend(grads.take(&part));
-            }
-            loss.detach()
-        } else {
-            let (head, targets) = (head.clone(), targets.to_vec());
-            let logits = move |x: &Tensor| one_hot_loss(&head.linear(x)?, &targets);
-            scale(&tape::recompute(&slice(&rows, 0, range)?, logits)?, share)?
-        };
+        let (head, targets) = (head.clone(), targets.to_vec());
+        let loss = move |x: &Tensor| one_hot_loss(&head.linear(&cast(x, DType::F32)?)?, &targets);
+        let part = scale(&tape::recompute(&slice(&rows, 0, range)?, loss)?, share)?;
         total = Some(match total {
             Some(total) => add(&total, &part)?,
             None => part,
         });
     }
-    let total = total.unwrap_or(Tensor::full([], 0.0, x.device())?);
-    if gradients.is_empty() {
-        return Ok(total);
-    }
-    let gradient = concat(&gradients.iter().collect::<Vec<_>>(), 0)?;
-    tape::record([&rows], total, || HeadGradient { rows: gradient })
+    total.map_or_else(|| Tensor::full([], 0.0, x.device()), Ok)
 }
 
 fn is_traced(head: &Weight) -> bool {
     let mut traced = false;
     head.visit("", &mut |_, tensor| traced |= tensor.is_traced());
     traced
-}
-
-/// The gradient of the hidden states for a loss whose own is 1.
-struct HeadGradient {
-    rows: Tensor,
-}
-
-impl Backward<1> for HeadGradient {
-    fn op(&self) -> &'static str {
-        "head_loss"
-    }
-
-    fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
-        Ok([Some(scale(&self.rows, dy.item()?)?)])
-    }
 }
 
 /// A logit to which the softmax gives probability 0.
@@ -193,6 +184,6 @@ pub fn correct_targets(model: &dyn LanguageModel, batch: &PackedBatch, device: &
     let hidden = model.forward(&batch.batch(), Checkpointing::None)?;
     let rows = hidden.reshape([batch.targets.elements(), hidden.shape().last()])?;
     let rows = embedding(&rows, &Tensor::from_slice(&places, [places.len()], device)?)?;
-    let likeliest = argmax(&model.lm_head().linear(&rows)?)?.to_vec::<u32>()?;
+    let likeliest = argmax(&model.logits(&rows)?)?.to_vec::<u32>()?;
     Ok(likeliest.iter().zip(&targets).filter(|(a, b)| a == b).count())
 }

@@ -4,9 +4,10 @@ use crate::data::{
     Corpus, Document, SequenceSize, Skipped, Task, TaskData, TextFiles, TokenData, TrainingData, encode, read_text,
     split,
 };
+use crate::output::Output;
 use crate::state::{self, DataSource, Progress};
-use crate::trainer::{Event, Observer, Output, Trainer, TrainerParts, Validation, ValidationMetric};
-use crate::{NextToken, Settings};
+use crate::trainer::{Event, Observer, Trainer, TrainerParts, Validation, ValidationMetric};
+use crate::{Masters, NextToken, Settings};
 use alluvium_core::{Device, Error, Result};
 use alluvium_lm::{Checkpointing, Config, LanguageModel, Tokenizer, initialize};
 use std::path::{Path, PathBuf};
@@ -71,8 +72,8 @@ impl Run {
         // before the text is read, which may take long, and again once there is something to write
         crate::folder::claim(&paths.out)?;
         let preparation = Preparation { source, tokenizer: paths.tokenizer.clone(), out: &paths.out, device };
-        let Prepared { parts, text, source, settings } = preparation.parts(settings, None, observe)?;
-        let trainer = Trainer::new(parts).with_folder(&paths.out)?.with_source(source);
+        let Prepared { trainer, text, source, settings } = preparation.trainer(settings, None, observe)?;
+        let trainer = trainer.with_folder(&paths.out)?.with_source(source);
         let trainer = recorded(trainer, &settings)?;
         Ok(Run { trainer, text, settings })
     }
@@ -103,8 +104,8 @@ impl Run {
             None => remembered(&path, &progress)?,
         };
         let preparation = Preparation { source, tokenizer: Some(paths.out.clone()), out: &paths.out, device };
-        let Prepared { parts, text, source, settings } = preparation.parts(settings, Some(&progress), observe)?;
-        let trainer = Trainer::new(parts).restored(&paths.out, &progress)?;
+        let Prepared { trainer, text, source, settings } = preparation.trainer(settings, Some(&progress), observe)?;
+        let trainer = trainer.restored(&paths.out, &progress)?;
         Ok(Run { trainer: recorded(trainer.with_source(source), &settings)?, text, settings })
     }
 }
@@ -133,7 +134,7 @@ struct Preparation<'a> {
 }
 
 struct Prepared {
-    parts: TrainerParts,
+    trainer: Trainer,
     text: Option<TextSummary>,
     source: Option<DataSource>,
     settings: Settings,
@@ -146,14 +147,14 @@ fn recorded(trainer: Trainer, settings: &Settings) -> Result<Trainer> {
 }
 
 impl Preparation<'_> {
-    fn parts(self, settings: Settings, before: Option<&Progress>, observe: &mut Observer<'_>) -> Result<Prepared> {
+    fn trainer(self, settings: Settings, before: Option<&Progress>, observe: &mut Observer<'_>) -> Result<Prepared> {
         match self.source.clone() {
-            DataSource::Text(paths) => self.text_parts(&paths, settings, before, observe),
-            DataSource::Task(task) => self.task_parts(task, settings, before),
+            DataSource::Text(paths) => self.text_trainer(&paths, settings, before, observe),
+            DataSource::Task(task) => self.task_trainer(task, settings, before),
         }
     }
 
-    fn text_parts(
+    fn text_trainer(
         self,
         paths: &[PathBuf],
         mut settings: Settings,
@@ -206,15 +207,15 @@ impl Preparation<'_> {
         let validation = Validation { batches, metric: ValidationMetric::Loss, baseline: summary.unigram_loss };
         let data = Box::new(TokenData::new(corpus, block, rows, settings.seed)?);
         let source = absolute.iter().all(|path| path.to_str().is_some()).then_some(DataSource::Text(absolute));
-        let parts = self.assemble(model, Some(tokenizer), data, validation, &settings);
-        Ok(Prepared { parts, text: Some(summary), source, settings })
+        let trainer = self.assemble(model, Some(tokenizer), data, validation, &settings)?;
+        Ok(Prepared { trainer, text: Some(summary), source, settings })
     }
 
-    fn task_parts(self, task: Task, settings: Settings, before: Option<&Progress>) -> Result<Prepared> {
+    fn task_trainer(self, task: Task, settings: Settings, before: Option<&Progress>) -> Result<Prepared> {
         let model = self.model(&settings, 0, before)?;
         let (data, validation) = task_data(task, &settings)?;
-        let parts = self.assemble(model, None, Box::new(data), validation, &settings);
-        Ok(Prepared { parts, text: None, source: Some(DataSource::Task(task)), settings })
+        let trainer = self.assemble(model, None, Box::new(data), validation, &settings)?;
+        Ok(Prepared { trainer, text: None, source: Some(DataSource::Task(task)), settings })
     }
 
     fn model(
@@ -233,16 +234,18 @@ impl Preparation<'_> {
 
     fn assemble(
         &self,
-        (model, config): (Box<dyn LanguageModel>, Config),
+        (mut model, config): (Box<dyn LanguageModel>, Config),
         tokenizer: Option<Tokenizer>,
         data: Box<dyn TrainingData>,
         validation: Validation,
         settings: &Settings,
-    ) -> TrainerParts {
+    ) -> Result<Trainer> {
+        let masters = Masters::take(model.as_mut(), settings.dtype.into())?;
         let checkpointing = if settings.grad_checkpoint { Checkpointing::Layers } else { Checkpointing::None };
         let objective = NextToken { z_loss: settings.z_loss, checkpointing, device: self.device.clone() };
         let (objective, device, settings) = (Box::new(objective), self.device.clone(), settings.loop_settings());
-        TrainerParts { model, config, tokenizer, objective, data, validation, settings, device }
+        let parts = TrainerParts { model, config, tokenizer, objective, data, validation, settings, device };
+        Ok(Trainer::new(parts).with_masters(masters))
     }
 }
 

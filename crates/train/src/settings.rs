@@ -1,42 +1,22 @@
 //! The settings of a run: a preset sets all of them; a TOML file and flags override some.
 
+mod architecture;
+mod preset;
+#[cfg(test)]
+mod tests;
+
 use crate::data::Task;
 use crate::trainer::{FirstValidation, LoopSettings};
-use crate::{OptimizerConfig, OptimizerKind, Schedule};
+use crate::{OptimizerConfig, OptimizerKind, Schedule, TrainDtype};
 use alluvium_core::{Error, Result};
-use alluvium_lm::Config;
-use alluvium_lm::models::qwen3_5::{MixtureKeys, RopeParameters, Sizes};
+pub use preset::Preset;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-
-/// A preset: the size of the model and the settings that suit it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
-pub enum Preset {
-    /// About a million parameters: minutes on a laptop's CPU.
-    #[default]
-    Tiny,
-    /// About five million parameters: an hour on a CPU.
-    Small,
-    /// About a hundred million parameters: for a GPU.
-    Base,
-}
-
-impl std::fmt::Display for Preset {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Preset::Tiny => "tiny",
-            Preset::Small => "small",
-            Preset::Base => "base",
-        })
-    }
-}
 
 /// Declares [`Settings`], [`Architecture`] and [`Overrides`] from one table, so that none lacks a setting.
 macro_rules! settings {
     (
-        run { $($(#[doc = $doc:literal])+ $name:ident: $ty:ty => $value:literal $(alias $flag:literal $key:literal)? $(bare $bare:literal)?,)* }
+        run { $($(#[doc = $doc:literal])+ $name:ident: $ty:ty => $value:literal $(alias $flag:literal $key:literal)? $(bare $bare:literal)? $(missing $missing:ident)?,)* }
         shape { $($(#[doc = $shape_doc:literal])+ $shape:ident: usize,)* }
     ) => {
         /// The settings of a run.
@@ -44,7 +24,7 @@ macro_rules! settings {
         pub struct Settings {
             /// The preset that the run began with.
             pub preset: Preset,
-            $($(#[doc = $doc])+ pub $name: $ty,)*
+            $($(#[doc = $doc])+ $(#[serde($missing)])? pub $name: $ty,)*
             /// The model's shape.
             pub architecture: Architecture,
         }
@@ -203,6 +183,9 @@ settings! {
     grad_accumulation_steps: usize => "N",
     /// adamw or muon
     optimizer: OptimizerKind => "NAME",
+    /// Dtype of activations and working weights: f32 or bf16, which halves the memory of activations. Masters, moments and
+    /// gradients of parameters are f32
+    dtype: TrainDtype => "DTYPE" missing default,
     /// Recompute layers in the backward pass instead of keeping their activations
     grad_checkpoint: bool => "BOOL" bare "true",
     /// Weight of the squared log-sum-exp in the loss; 0 disables it
@@ -251,72 +234,6 @@ settings! {
 }
 
 impl Settings {
-    /// The settings of a preset.
-    pub fn of(preset: Preset) -> Self {
-        let (iters, batch_size, max_seq_length, learning_rate) = match preset {
-            Preset::Tiny => (600, 8, 256, 4e-3),
-            Preset::Small => (2_000, 8, 512, 2e-3),
-            Preset::Base => (20_000, 16, 2_048, 6e-4),
-        };
-        Settings {
-            preset,
-            iters,
-            batch_size,
-            max_seq_length,
-            learning_rate,
-            warmup: iters / 20,
-            weight_decay: 0.1,
-            beta1: 0.9,
-            beta2: 0.95,
-            grad_clip: 1.0,
-            grad_accumulation_steps: 1,
-            optimizer: OptimizerKind::AdamW,
-            grad_checkpoint: preset == Preset::Base,
-            z_loss: 0.0,
-            seed: 0,
-            val_split: 0.05,
-            val_batches: 8,
-            steps_per_report: 10,
-            steps_per_eval: 100,
-            save_every: 100,
-            architecture: Architecture::of(preset),
-        }
-    }
-
-    /// Settings for a synthetic task: two Gated DeltaNet layers of width 64 and no attention.
-    pub fn of_task(task: Task) -> Self {
-        let (iters, max_seq_length, vocab_size) = match task {
-            Task::Recall => (1_000, 64, 128),
-            Task::Overwrite => (1_000, 40, 64),
-        };
-        Settings {
-            iters,
-            batch_size: 32,
-            max_seq_length,
-            learning_rate: 5e-3,
-            warmup: iters / 20,
-            weight_decay: 0.01,
-            // passes the long initial plateau of these tasks earlier than AdamW, for every seed
-            optimizer: OptimizerKind::Muon,
-            val_batches: 16,
-            steps_per_report: 50,
-            steps_per_eval: 100,
-            architecture: Architecture {
-                hidden_size: 64,
-                intermediate_size: 128,
-                num_hidden_layers: 2,
-                full_attention_interval: 3,
-                num_attention_heads: 2,
-                num_key_value_heads: 2,
-                linear_num_key_heads: 2,
-                linear_num_value_heads: 2,
-                vocab_size,
-                ..Architecture::of(Preset::Tiny)
-            },
-            ..Settings::of(Preset::Tiny)
-        }
-    }
-
     fn checked(self) -> Result<Self> {
         let wrong = |name: &str, why: &str| Err(Error::value("settings", format!("{name} {why}")));
         let counts = [
@@ -409,72 +326,6 @@ impl Settings {
     }
 }
 
-impl Architecture {
-    /// The settings of a preset.
-    pub fn of(preset: Preset) -> Self {
-        let (hidden, wide, layers, head_dim, linear_dim) = match preset {
-            Preset::Tiny => (128, 384, 4, 32, 32),
-            Preset::Small => (256, 768, 4, 64, 64),
-            Preset::Base => (768, 2_048, 12, 64, 128),
-        };
-        let vocab_size = match preset {
-            Preset::Tiny => 1_024,
-            Preset::Small => 4_096,
-            Preset::Base => 16_384,
-        };
-        let heads = hidden / head_dim;
-        Architecture {
-            hidden_size: hidden,
-            intermediate_size: wide,
-            num_hidden_layers: layers,
-            full_attention_interval: 4,
-            num_attention_heads: heads,
-            num_key_value_heads: heads / 2,
-            head_dim,
-            linear_num_key_heads: (hidden / linear_dim / 2).max(1),
-            linear_num_value_heads: hidden / linear_dim,
-            linear_key_head_dim: linear_dim,
-            linear_value_head_dim: linear_dim,
-            linear_conv_kernel_dim: 4,
-            vocab_size,
-        }
-    }
-
-    /// The configuration of a dense `qwen3_5` model of this shape, its embedding tied to its output.
-    ///
-    /// # Errors
-    /// When the sizes fit no model.
-    pub fn config(&self, longest: usize, end_of_text: u32) -> Result<Config> {
-        let sizes = Sizes {
-            hidden_size: self.hidden_size,
-            intermediate_size: self.intermediate_size,
-            num_hidden_layers: self.num_hidden_layers,
-            full_attention_interval: self.full_attention_interval,
-            layer_types: None,
-            attention_bias: false,
-            num_attention_heads: self.num_attention_heads,
-            num_key_value_heads: self.num_key_value_heads,
-            head_dim: self.head_dim,
-            linear_num_key_heads: self.linear_num_key_heads,
-            linear_num_value_heads: self.linear_num_value_heads,
-            linear_key_head_dim: self.linear_key_head_dim,
-            linear_value_head_dim: self.linear_value_head_dim,
-            linear_conv_kernel_dim: self.linear_conv_kernel_dim,
-            vocab_size: self.vocab_size,
-            max_position_embeddings: longest.max(4096),
-            rms_norm_eps: 1e-6,
-            tie_word_embeddings: true,
-            mixture: MixtureKeys::default(),
-            rope_parameters: RopeParameters {
-                rope_type: "default".to_owned(),
-                rope_theta: 10_000.0,
-                partial_rotary_factor: 0.5,
-            },
-        };
-        sizes.config(end_of_text)
-    }
-}
-
 impl Overrides {
     /// Reads a TOML file.
     ///
@@ -483,58 +334,5 @@ impl Overrides {
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         toml::from_str(&text).map_err(|e| Error::file(path, e.to_string().trim_end()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flag_overrides_the_file_and_the_file_the_preset() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("run.toml");
-        std::fs::write(&path, "size = \"small\"\niters = 7\nlearning_rate = 0.5\nhidden_size = 64\n").unwrap();
-        let flags = Overrides { iters: Some(9), ..Overrides::default() };
-        let settings = Overrides::read(&path).unwrap().overlaid(flags).settings().unwrap();
-        let want = Settings { iters: 9, learning_rate: 0.5, warmup: 0, ..Settings::of(Preset::Small) };
-        let want = Settings { architecture: Architecture { hidden_size: 64, ..want.architecture }, ..want };
-        assert_eq!(settings, want);
-    }
-
-    #[test]
-    fn an_unknown_key_and_a_setting_out_of_range_are_errors() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("run.toml");
-        std::fs::write(&path, "itres = 7\n").unwrap();
-        let error = Overrides::read(&path).unwrap_err().to_string();
-        assert!(error.contains("unknown field `itres`") && error.contains("run.toml"), "{error}");
-        let overrides = Overrides { batch_size: Some(0), ..Overrides::default() };
-        assert_eq!(overrides.settings().unwrap_err().to_string(), "settings: batch_size is 0, expected 1 or more");
-        let overrides = Overrides { head_dim: Some(0), ..Overrides::default() };
-        assert_eq!(overrides.settings().unwrap_err().to_string(), "settings: head_dim is 0, expected 1 or more");
-        let overrides = Overrides { learning_rate: Some(f32::NAN), ..Overrides::default() };
-        assert!(overrides.settings().is_err());
-    }
-
-    #[test]
-    fn settings_are_written_as_the_file_that_gives_them_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("config.toml");
-        for settings in [
-            Settings { learning_rate: 1e-5, val_split: 1e-7, ..Settings::of(Preset::Base) },
-            Settings { optimizer: OptimizerKind::Muon, seed: u64::MAX >> 1, ..Settings::of(Preset::Tiny) },
-        ] {
-            std::fs::write(&path, settings.toml()).unwrap();
-            assert_eq!(Overrides::read(&path).unwrap().settings().unwrap(), settings);
-        }
-    }
-
-    #[test]
-    fn differences_are_named_with_both_values() {
-        let (a, mut b) = (Settings::of(Preset::Tiny), Settings::of(Preset::Tiny));
-        assert!(a.differences(&b).is_empty());
-        b.seed = 5;
-        assert_eq!(a.differences(&b), ["seed was 0, now 5"]);
     }
 }

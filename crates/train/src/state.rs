@@ -6,7 +6,7 @@ use crate::meter::WeightedSum;
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_lm::formats::safetensors;
 use alluvium_lm::init::{Init, WeightSource};
-use alluvium_lm::{Config, LanguageModel, visit_trainable, visit_trainable_mut};
+use alluvium_lm::{Config, LanguageModel, visit_trainable_mut};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -66,8 +66,8 @@ impl Progress {
 }
 
 pub(crate) fn save(path: &Path, model: &dyn LanguageModel, optimizer: &Optimizer, progress: &Progress) -> Result<()> {
-    let mut tensors: Vec<(String, &Tensor)> = Vec::new();
-    visit_trainable(model, &mut |name, parameter| tensors.push((format!("parameter.{name}"), parameter)));
+    let parameters = optimizer.masters().parameters(model).into_iter();
+    let mut tensors: Vec<(String, &Tensor)> = parameters.map(|(name, x)| (format!("parameter.{name}"), x)).collect();
     tensors.extend(optimizer.state().into_iter().map(|(name, tensor)| (format!("moment.{name}"), tensor)));
     let progress = serde_json::to_string(progress).map_err(|e| Error::file(path, e.to_string()))?;
     safetensors::write(path, &tensors, &[(KEY.to_owned(), progress)])

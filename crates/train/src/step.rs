@@ -43,7 +43,7 @@ impl StepStats {
 pub struct Gradients {
     /// The mean loss, `[]`.
     pub loss: Tensor,
-    /// The gradient of each parameter, by the parameter's name.
+    /// The gradient of each parameter, by the parameter's name, f32.
     pub by_name: BTreeMap<String, Tensor>,
     /// The weight of the batches.
     pub weight: f64,

@@ -3,17 +3,17 @@
 use crate::data::{PackedBatch, TrainingData};
 use crate::meter::{Diverged, LossMeter, Throughput, WeightedSum};
 use crate::objective::correct_targets;
+use crate::output::{BEST, Output};
 use crate::state::{self, DataSource, Progress};
 use crate::{
-    Metrics, MetricsRow, Objective, Optimizer, OptimizerConfig, Schedule, StepOptions, draw, folder, train_step,
+    Masters, Metrics, MetricsRow, Objective, Optimizer, OptimizerConfig, Schedule, StepOptions, draw, folder,
+    train_step,
 };
-use alluvium_core::{DType, Device, Error, Result, Tensor};
-use alluvium_lm::adapter::{ADAPTER_CONFIG, ADAPTERS};
-use alluvium_lm::formats::{safetensors, write_atomic};
+use alluvium_core::{Device, Error, Result, Tensor};
+use alluvium_lm::formats::write_atomic;
 use alluvium_lm::{Config, LanguageModel, Tokenizer, parameter_count, visit_trainable};
-use alluvium_ops::{cast, global_norm};
-use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use alluvium_ops::global_norm;
+use serde_json::Value;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -42,6 +42,8 @@ pub enum Event<'a> {
     },
     /// A row for the metrics.
     Measured(&'a MetricsRow),
+    /// The model was validated. The time that the observer takes does not count in the throughput.
+    Validated(&'a Trainer),
     /// A checkpoint was written.
     Saved(&'a Path),
 }
@@ -154,22 +156,6 @@ pub struct Trainer {
     best: Option<f64>,
 }
 
-/// The files of a checkpoint beside the state of the run.
-#[derive(Clone, Debug)]
-pub(crate) enum Output {
-    /// The model, in the layout of MLX, and the settings as TOML.
-    Model { settings: Option<String> },
-    /// The trainable parameters, as mlx-lm's adapter.
-    Adapter(AdapterOutput),
-}
-
-/// The configuration of an adapter and the dtypes in which its tensors are stored.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct AdapterOutput {
-    pub(crate) config: Map<String, Value>,
-    pub(crate) dtypes: BTreeMap<String, DType>,
-}
-
 impl std::fmt::Debug for Trainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Trainer").field("step", &self.step).field("out", &self.out).finish_non_exhaustive()
@@ -195,6 +181,11 @@ impl Trainer {
             best: None,
             parts,
         }
+    }
+
+    /// Updates these masters of the model's parameters: see [`Masters::take`].
+    pub fn with_masters(self, masters: Masters) -> Self {
+        Trainer { optimizer: self.optimizer.with_masters(masters), ..self }
     }
 
     /// Writes checkpoints, `metrics.jsonl` and `loss.svg` to a folder, which is made.
@@ -242,6 +233,11 @@ impl Trainer {
     /// The model as it stands.
     pub fn model(&self) -> &(dyn LanguageModel + 'static) {
         self.parts.model.as_ref()
+    }
+
+    /// The trained parameters in f32.
+    fn trained(&self) -> Vec<(String, &Tensor)> {
+        self.optimizer.masters().parameters(self.model())
     }
 
     /// The tokenizer.
@@ -375,12 +371,13 @@ impl Trainer {
             return Ok(ControlFlow::Continue(()));
         }
         let started = Instant::now();
-        let row = self.evaluate(observe)?;
-        self.throughput.exclude(started);
-        let Some(row) = row else { return Ok(ControlFlow::Break(())) };
+        let Some(row) = self.evaluate(observe)? else { return Ok(ControlFlow::Break(())) };
         self.metrics.push(row.clone())?;
         self.keep_best(row.val_loss)?;
-        Ok(observe(Event::Measured(&row)))
+        let wish = observe(Event::Measured(&row));
+        let wish = any_break(wish, observe(Event::Validated(self)));
+        self.throughput.exclude(started);
+        Ok(wish)
     }
 
     /// Writes the adapter of the lowest validation loss.
@@ -389,7 +386,7 @@ impl Trainer {
         if self.step == 0 || !loss.is_finite() || self.best.is_some_and(|best| best <= loss) {
             return Ok(());
         }
-        output.save_tensors(self.model(), &out.join(BEST))?;
+        output.save_tensors(&self.trained(), &out.join(BEST))?;
         self.best = Some(loss);
         Ok(())
     }
@@ -458,39 +455,12 @@ impl Trainer {
         state::save(&out.join(state::FILE), self.model(), &self.optimizer, &progress)?;
         match &self.output {
             Output::Model { .. } => alluvium_lm::save(self.model(), &self.parts.config, self.tokenizer(), out)?,
-            Output::Adapter(output) => output.save(self.model(), out, self.step)?,
+            Output::Adapter(output) => output.save(&self.trained(), out, self.step)?,
         }
         self.saved = Some(self.step);
         draw(&out.join(folder::CURVE), self.metrics.rows(), self.parts.validation.baseline)?;
         self.is_saved = true;
         Ok(())
-    }
-}
-
-/// The adapter of the lowest validation loss.
-pub(crate) const BEST: &str = "best_adapters.safetensors";
-
-impl AdapterOutput {
-    /// Writes the adapter of a step, under mlx-lm's name and under that of the step.
-    fn save(&self, model: &dyn LanguageModel, out: &Path, step: u64) -> Result<()> {
-        self.save_tensors(model, &out.join(format!("{step:07}_{ADAPTERS}")))?;
-        self.save_tensors(model, &out.join(ADAPTERS))?;
-        let text = serde_json::to_string_pretty(&self.config).map_err(|e| Error::file(out, e.to_string()))?;
-        write_atomic(out.join(ADAPTER_CONFIG), |file| file.write_all(text.as_bytes()))
-    }
-
-    fn save_tensors(&self, model: &dyn LanguageModel, path: &Path) -> Result<()> {
-        let mut tensors = Vec::new();
-        visit_trainable(model, &mut |name, tensor| tensors.push((name, tensor.detach())));
-        for (name, tensor) in &mut tensors {
-            if let Some(&dtype) = self.dtypes.get(name)
-                && dtype != tensor.dtype()
-            {
-                *tensor = cast(tensor, dtype)?;
-            }
-        }
-        let tensors: Vec<(String, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
-        safetensors::write(path, &tensors, &[("format".to_owned(), "mlx".to_owned())])
     }
 }
 

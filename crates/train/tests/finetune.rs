@@ -8,7 +8,7 @@ use alluvium_lm::formats::safetensors;
 use alluvium_lm::{LanguageModel, Tokenizer, load};
 use alluvium_train::data::{LongSamples, PackedBatch, Sample, Samples, Targets, read_samples};
 use alluvium_train::finetune::{Finetune, FinetuneSettings, Start, test};
-use alluvium_train::{Event, NextToken, RunStatus, gradients};
+use alluvium_train::{Event, NextToken, Objective, RunStatus, gradients};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::ops::ControlFlow;
@@ -88,6 +88,72 @@ fn a_stopped_run_resumes_bit_for_bit() {
     assert_ne!(adapter(whole.path(), "adapters.safetensors"), adapter(whole.path(), "0000002_adapters.safetensors"));
 }
 
+#[test]
+fn dropout_is_resumed_and_recomputed_bit_for_bit_and_validation_has_none() {
+    let with = |folder: &Path, dropout: f32, more: Value| {
+        let mut keys = json!({
+            "seed": 3, "grad_accumulation_steps": 2,
+            "lora_parameters": {"rank": 4, "scale": 10.0, "dropout": dropout},
+        });
+        keys.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        settings(folder, "models/qwen3_5-bf16-q4g64", keys)
+    };
+    let folders = [(); 4].map(|()| tempfile::tempdir().unwrap());
+    let [whole, parts, again, none] = folders.each_ref().map(|folder| folder.path());
+    let finished = |settings| {
+        let mut run = prepare(settings, Start::Begin).unwrap();
+        run.run(&mut |_| CONTINUE).unwrap();
+        let first = run.trainer.metrics().iter().find_map(|row| row.val_loss).unwrap();
+        (first, run.test_loss(&mut |_| CONTINUE).unwrap())
+    };
+    let dropped = finished(with(whole, 0.3, json!({})));
+    let kept = finished(with(none, 0.0, json!({})));
+    assert!(dropped.0 == kept.0 && dropped.1 != kept.1, "{dropped:?} {kept:?}");
+    assert_eq!(finished(with(again, 0.3, json!({"grad_checkpoint": true}))), dropped);
+    let mut run = prepare(with(parts, 0.3, json!({})), Start::Begin).unwrap();
+    let mut steps = 0;
+    let stop = &mut |event: Event<'_>| {
+        steps += usize::from(matches!(event, Event::Stepped { .. }));
+        if steps == 1 { ControlFlow::Break(()) } else { CONTINUE }
+    };
+    assert_eq!(run.run(stop).unwrap(), RunStatus::Stopped);
+    drop(run);
+    prepare(with(parts, 0.3, json!({})), Start::Resume).unwrap().run(&mut |_| CONTINUE).unwrap();
+    for folder in [parts, again] {
+        assert_eq!(adapter(whole, "adapters.safetensors"), adapter(folder, "adapters.safetensors"));
+    }
+    assert_ne!(adapter(whole, "adapters.safetensors"), adapter(none, "adapters.safetensors"));
+}
+
+#[test]
+fn a_sample_of_nan_leaves_the_loss_of_its_neighbors() {
+    const NAN: u32 = 7;
+    let device = Device::cpu();
+    for name in ["models/qwen3_5-f32", "models/qwen3_next-f32", "models/qwen3-f32"] {
+        let mut model = load(&fixture(name), &device).unwrap().model;
+        let sample = |tokens: &[u32], answers: bool| {
+            let all = 0..tokens.len();
+            Sample { tokens: tokens.to_vec(), answers: if answers { vec![all] } else { Vec::new() } }
+        };
+        let around =
+            [sample(&[1, 2, 3, 4, 5, 6], true), sample(&[3, NAN, 9, NAN, 2], false), sample(&[9, 8, 5, 4], true)];
+        let batch = Samples { samples: around.into(), ..Samples::default() }.batches(3, 1);
+        let loss = |model: &(dyn LanguageModel + 'static)| {
+            NextToken::new(&device).loss(model, &batch[0]).unwrap().item().unwrap()
+        };
+        let before = loss(model.as_ref());
+        model.visit_mut("", &mut |name, tensor| {
+            if name.ends_with("embed_tokens.weight") {
+                let mut rows = tensor.to_floats().unwrap();
+                let width = tensor.shape()[1];
+                rows[NAN as usize * width..][..width].fill(f32::NAN);
+                *tensor = Tensor::from_slice(&rows, tensor.shape(), &device).unwrap();
+            }
+        });
+        assert_eq!(loss(model.as_ref()), before, "{name}");
+    }
+}
+
 fn lines(folder: &Path, text: &str) -> PathBuf {
     let path = folder.join("train.jsonl");
     fs::write(&path, text).unwrap();
@@ -163,6 +229,11 @@ fn a_wrong_line_is_named_by_file_and_number() {
     }
     let error = read(good, Targets::Answers).unwrap_err();
     assert!(error.contains("line 1") && error.contains("--mask-prompt"), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("latin.jsonl");
+    fs::write(&path, [good.as_bytes(), b"\n{\"text\": \"caf\xe9\"}\n"].concat()).unwrap();
+    let error = read_samples(&path, &tokenizer(), Targets::All).unwrap_err().to_string();
+    assert!(error.contains("latin.jsonl: line 2: not valid UTF-8"), "{error}");
 }
 
 /// The loss and the gradients of a batch.
@@ -300,6 +371,11 @@ fn configurations_of_mlx_lm_are_read_as_yaml_and_as_toml() {
     for (text, why) in [
         ("learning_rat: 1\n", "unknown field `learning_rat`"),
         ("iters: 0\n", "iters is 0"),
+        ("lora_parameters: {rank: eight}\n", "`lora_parameters.rank`: invalid type"),
+        ("batch_size: 4294967296\n", "batch_size is 4294967296, expected at most 4294967295"),
+        ("val_batches: -2\n", "val_batches is -2, expected 0 or more, or -1 for all"),
+        ("optimizer: adafactor\noptimizer_config: {adafactor: {decay_rate: 0.8}}\n", "decay_rate is 0.8, expected"),
+        ("optimizer: adafactor\noptimizer_config: {adafactor: {beta: 1}}\n", "unknown field `beta`"),
         ("lora_parameters: {rank: 8, alpha: 16}\n", "unknown field `alpha`"),
         ("optimizer_config: {adam: {momentum: 1}}\n", "`optimizer_config.adam`"),
         ("lr_schedule: {name: cosine_decay, arguments: [1]}\n", "expected 2 to 3"),

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use alluvium_core::gpu::{Builder, Gpu, adapters};
+use alluvium_core::gpu::{Builder, Gpu};
 use alluvium_core::{Device, Tensor};
 use alluvium_lm::LanguageModel;
 use alluvium_ops::argmax;
@@ -14,12 +14,7 @@ use std::path::Path;
 
 /// A GPU; `None`, with a message, where there is not even a software one.
 fn open(builder: Builder) -> Option<Gpu> {
-    if adapters().is_empty() {
-        assert!(std::env::var_os("CI").is_none(), "no GPU was found, not even a software one");
-        eprintln!("skipped: no GPU was found (Debian's mesa-vulkan-drivers has one in software)");
-        return None;
-    }
-    Some(builder.open().unwrap())
+    builder.open_for_test().unwrap()
 }
 
 /// The smallest model that has every part.

@@ -2,8 +2,9 @@
 
 use super::DeviceArg;
 use super::memory::MemoryArg;
-use super::model::{described, open};
+use super::model::{LoadArgs, described, open};
 use crate::output::{bar, bytes, count};
+use alluvium::DType;
 use alluvium::lm::{GenerateOptions, LanguageModel, Session, inspect};
 use serde_json::json;
 use std::io::Write;
@@ -55,12 +56,13 @@ impl Speed {
 pub(crate) fn run(
     model: &Path,
     args: &ModelArgs,
+    dtype: DType,
     device: &DeviceArg,
     json: bool,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let tokens = args.prompt_tokens.max(args.generation_tokens);
-    let opened = open(model, device, tokens, &MemoryArg { ignore_memory: false })?;
+    let opened = open(model, &LoadArgs::computing_in(dtype), device, tokens, &MemoryArg { ignore_memory: false })?;
     let (prompt, generated, trials) = (args.prompt_tokens, args.generation_tokens, args.num_trials.get());
     let progress = bar(2 * (trials as u64 + 1), 0);
     let mut speeds = Vec::new();

@@ -1,6 +1,6 @@
 use super::DeviceArg;
 use super::memory::MemoryArg;
-use super::model::{AdapterArg, open};
+use super::model::{LoadArgs, open};
 use super::prompt::{PrefillArgs, TemplateArgs, text_or_stdin};
 use crate::output::bytes;
 use alluvium::lm::Session;
@@ -19,7 +19,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]
-    adapter: AdapterArg,
+    load: LoadArgs,
     /// Prompt; the escapes \n and \t become a new line and a tab. `-`, or no flag, reads it unchanged from standard
     /// input
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
@@ -43,9 +43,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         bail!("--prompt-cache-file {}: there is no folder {}; make it first", file.display(), folder.display());
     }
     let prompt = text_or_stdin(args.prompt.as_deref())?;
-    let opened = args
-        .template
-        .apply(open(&args.model, &args.device, prompt.len() / 4, &args.memory)?.adapted(&args.adapter)?)?;
+    let opened = args.template.apply(open(&args.model, &args.load, &args.device, prompt.len() / 4, &args.memory)?)?;
     let ids = args.template.cached_prompt(&opened.tokenizer, &args.model, prompt)?;
     let session = Session::new(opened.model.as_ref())?.without_snapshots();
     let mut session = session.with_prefill_step_size(args.prefill.prefill_step_size);

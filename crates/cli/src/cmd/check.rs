@@ -24,7 +24,7 @@ pub(crate) struct Args {
     device: DeviceArg,
 }
 
-fn dtype(name: &str) -> Result<DType, String> {
+pub(super) fn dtype(name: &str) -> Result<DType, String> {
     match name {
         "f32" => Ok(DType::F32),
         "f16" => Ok(DType::F16),

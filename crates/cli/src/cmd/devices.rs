@@ -1,6 +1,6 @@
 use crate::output::note;
 use alluvium::core::cpu::Cpu;
-use alluvium::core::gpu::adapters;
+use alluvium::core::gpu::{Adapter, Library};
 use serde_json::{Value, json};
 use std::io::Write;
 
@@ -14,19 +14,20 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let cpu = Cpu::shared();
+    let adapters: Vec<_> = Library::ALL.into_iter().flat_map(Library::adapters).collect();
     if args.json {
-        let gpu = |(index, adapter)| json!({"device": format!("wgpu:{index}"), "name": format!("{adapter}")});
+        let gpu = |adapter: &Adapter| json!({"device": adapter.device(), "name": adapter.to_string()});
         let mut devices = vec![json!({"device": "cpu", "threads": cpu.threads(), "simd": cpu.isa().to_string()})];
-        devices.extend(adapters().iter().enumerate().map(gpu));
+        devices.extend(adapters.iter().map(gpu));
         writeln!(out, "{}", Value::from(devices))?;
         return Ok(());
     }
     writeln!(out, "cpu     {} threads, {} ({} lanes of f32)", cpu.threads(), cpu.isa(), cpu.isa().lanes())?;
-    if adapters().is_empty() {
-        note!("no GPU was found: `--device wgpu` needs a driver for Vulkan, Metal or DX12");
+    if adapters.is_empty() {
+        note!("no GPU was found: a driver for Vulkan, Metal, DX12 or CUDA is needed");
     }
-    for (index, adapter) in adapters().iter().enumerate() {
-        writeln!(out, "{:<7} {adapter}", format!("wgpu:{index}"))?;
+    for adapter in &adapters {
+        writeln!(out, "{:<7} {adapter}", adapter.device())?;
     }
     if let Some(folder) = super::kernels().filter(|folder| folder.is_dir()) {
         writeln!(out, "compiled kernels are cached in {}", folder.display())?;

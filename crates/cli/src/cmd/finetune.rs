@@ -4,14 +4,16 @@ use crate::output::{Interrupted, bar, bytes, count, note, say, seconds};
 use crate::signals::Stoppable;
 use alluvium::lm::{FineTuneType, GenerateOptions, Session};
 use alluvium::train::finetune::{Finetune, FinetuneSettings, Start, test};
-use alluvium::train::{Event, MetricsRow, OptimizerKind, RunStatus};
+use alluvium::train::{Event, LossKind, MetricsRow, OptimizerKind, RunStatus, TrainDtype};
 use anyhow::bail;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::io::{IsTerminal, Write};
+use std::num::ParseFloatError;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Instant;
 
 /// Fine-tune a model: LoRA, DoRA or all parameters, on plain or quantized weights
@@ -41,9 +43,13 @@ pub(crate) struct Args {
     #[serde(skip)]
     rank: Option<usize>,
     /// Factor of the updates: lora_alpha / r in PEFT's terms [default: 20]
-    #[arg(long, value_name = "X", help_heading = "Adapters")]
+    #[arg(long, value_parser = finite::<f32>, value_name = "X", help_heading = "Adapters")]
     #[serde(skip)]
     scale: Option<f32>,
+    /// Share of the inputs of the updates that is dropped in training [default: 0]
+    #[arg(long, value_parser = finite::<f32>, value_name = "P", help_heading = "Adapters")]
+    #[serde(skip)]
+    dropout: Option<f32>,
     /// Modules to adapt, by their names in a layer (self_attn.q_proj) or in the model (lm_head) [default: all
     /// matrices of
     /// the layers]
@@ -88,7 +94,7 @@ struct Flags {
     #[arg(long, value_name = "TYPE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     fine_tune_type: Option<FineTuneType>,
-    /// adam, adamw, sgd or muon [default: adam]
+    /// adam, adamw, sgd, muon or adafactor [default: adam]
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     optimizer: Option<OptimizerKind>,
@@ -113,7 +119,7 @@ struct Flags {
     #[serde(skip_serializing_if = "Option::is_none")]
     val_batches: Option<i64>,
     /// Learning rate [default: 1e-5]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_parser = finite::<f64>, value_name = "X")]
     #[serde(skip_serializing_if = "Option::is_none")]
     learning_rate: Option<f64>,
     /// Batches between reports of the training loss [default: 10]
@@ -168,10 +174,28 @@ struct Flags {
     #[arg(long, value_name = "ORDER", value_parser = ["random", "file"])]
     #[serde(skip_serializing_if = "Option::is_none")]
     sample_order: Option<String>,
+    /// Loss: sft (samples), or dpo or orpo (pairs of a `chosen` and a `rejected` answer) [default: sft]
+    #[arg(long, value_name = "LOSS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loss: Option<LossKind>,
+    /// Temperature of dpo, or weight of orpo's odds ratio [default: 0.1]
+    #[arg(long, value_parser = finite::<f32>, value_name = "X")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    beta: Option<f32>,
     /// Maximum norm of the gradient; 0 disables clipping [default: 0]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_parser = finite::<f32>, value_name = "X")]
     #[serde(skip_serializing_if = "Option::is_none")]
     grad_clip: Option<f32>,
+    /// Dtype of activations: f32, or bf16, which halves their memory. What is trained keeps f32 masters [default: f32]
+    #[arg(long, value_name = "DTYPE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dtype: Option<TrainDtype>,
+}
+
+/// JSON, through which flags become settings, has no NaN and no infinity.
+fn finite<T: FromStr<Err = ParseFloatError> + Copy + Into<f64>>(text: &str) -> Result<T, String> {
+    let number: T = text.parse().map_err(|error: ParseFloatError| error.to_string())?;
+    if number.into().is_finite() { Ok(number) } else { Err("expected a finite number".to_owned()) }
 }
 
 impl Args {
@@ -190,6 +214,7 @@ impl Args {
         };
         lora.extend(self.rank.map(|rank| ("rank".to_owned(), rank.into())));
         lora.extend(self.scale.map(|scale| ("scale".to_owned(), scale.into())));
+        lora.extend(self.dropout.map(|dropout| ("dropout".to_owned(), dropout.into())));
         lora.extend(self.keys.clone().map(|names| ("keys".to_owned(), names.into())));
         if !lora.is_empty() {
             keys.insert("lora_parameters".to_owned(), lora.into());
@@ -221,7 +246,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let start = if args.resume { Start::Resume } else { Start::Begin };
     let mut run = Finetune::prepare(settings, start, &device, &mut |event| screen.show(event))?;
     screen.describe(&run);
-    let status = run.trainer.run(&mut |event| screen.show(event))?;
+    let status = run.run(&mut |event| screen.show(event))?;
     screen.bar.finish_and_clear();
     let folder = run.settings.adapter_path.display().to_string();
     if status == RunStatus::Stopped {
@@ -291,10 +316,10 @@ impl Screen {
         let (train, validation) = (&data.train, &data.validation);
         note!(
             "data      {} samples, {} tokens, {} in the loss; {} validation samples",
-            train.samples.len(),
+            train.len(),
             count(train.tokens() as f64),
             count(train.target_count() as f64),
-            validation.samples.len(),
+            validation.len(),
         );
         if train.long > 0 {
             let (long, most) = (train.long, settings.max_seq_length);
@@ -313,7 +338,7 @@ impl Screen {
             "memory    {}: weights {}, optimizer {}, {} a token, {} tokens at most in a batch{recomputed}{fit}",
             bytes(memory.total()),
             bytes(memory.weights),
-            bytes(memory.optimizer),
+            bytes(memory.optimizer()),
             bytes(memory.per_token),
             memory.tokens,
         );

@@ -1,6 +1,6 @@
 use super::DeviceArg;
 use super::memory::MemoryArg;
-use super::model::{AdapterArg, open};
+use super::model::{LoadArgs, open};
 use super::prompt::{SessionArgs, TemplateArgs, text_or_stdin};
 use super::response::{Form, Prompt, Response};
 use super::sampling::{SamplingArgs, max_tokens};
@@ -22,7 +22,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]
-    adapter: AdapterArg,
+    load: LoadArgs,
     /// Prompt; the escapes \n and \t become a new line and a tab. `-`, or no flag, reads it unchanged from standard
     /// input
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let prompt = text_or_stdin(args.prompt.as_deref())?;
     // most tokens have four bytes
     let tokens = args.max_tokens.saturating_add(prompt.len() / 4);
-    let opened = args.template.apply(open(&args.model, &args.device, tokens, &args.memory)?.adapted(&args.adapter)?)?;
+    let opened = args.template.apply(open(&args.model, &args.load, &args.device, tokens, &args.memory)?)?;
     let (tokenizer, model) = (&opened.tokenizer, opened.model.as_ref());
     let cache = args.session.cache(model)?;
     let (ids, thinking) = prompt_ids(args, tokenizer, prompt)?;

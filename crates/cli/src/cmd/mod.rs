@@ -7,7 +7,10 @@ pub(crate) mod chat;
 pub(crate) mod check;
 pub(crate) mod convert;
 pub(crate) mod devices;
+pub(crate) mod distill;
 pub(crate) mod docs;
+pub(crate) mod dwq;
+pub(crate) mod dynamic_quant;
 pub(crate) mod finetune;
 pub(crate) mod fuse;
 pub(crate) mod generate;
@@ -21,6 +24,7 @@ pub(crate) mod prompt;
 pub(crate) mod quantize;
 mod report;
 pub(crate) mod response;
+mod samples;
 pub(crate) mod sampling;
 pub(crate) mod serve;
 pub(crate) mod train;
@@ -36,7 +40,8 @@ use std::path::PathBuf;
 /// The device to run on.
 #[derive(clap::Args)]
 pub(crate) struct DeviceArg {
-    /// Device: cpu, wgpu (the best GPU), wgpu:N, or auto (a hardware GPU, else the CPU); see `alluvium devices`
+    /// Device: cpu, cuda or cuda:N (NVIDIA), wgpu or wgpu:N (any GPU), or auto (the fastest of these); see `alluvium
+    /// devices`
     #[arg(long, default_value = "cpu")]
     device: String,
 }
@@ -49,11 +54,8 @@ impl DeviceArg {
 
     /// Refuses names of other programs.
     fn check(&self) -> Result<()> {
-        if self.device.starts_with("cuda") || self.device.starts_with("mps") || self.device.starts_with("metal") {
-            bail!(
-                "--device {}: GPUs of NVIDIA, AMD, Intel and Apple are `wgpu` here, through Vulkan or Metal",
-                self.device
-            );
+        if self.device.starts_with("mps") || self.device.starts_with("metal") {
+            bail!("--device {}: Apple's GPUs are `wgpu` here, through Metal", self.device);
         }
         Ok(())
     }

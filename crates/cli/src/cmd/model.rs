@@ -1,13 +1,15 @@
 //! Opening a model: its folder, its memory, its tokenizer, and what is said about it before it is loaded.
 
 use super::DeviceArg;
+use super::check::dtype;
 use super::hub::find_model;
 use super::memory::{self, MemoryArg};
 use crate::output::{bytes, count, note, say, spinner};
-use alluvium::Device;
 use alluvium::lm::{
-    Adapter, CacheShape, Config, LanguageModel, Loaded, Registry, ShapeSource, Tokenizer, inspect, load,
+    Adapter, CacheShape, Config, LanguageModel, LoadOptions, Loaded, Registry, ShapeSource, Tokenizer, inspect,
+    load_with, set_dtype,
 };
+use alluvium::{DType, Device};
 use anyhow::bail;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +24,13 @@ pub(crate) struct Opened {
 
 /// Finds and loads the model of a flag. Says on standard error what it is, where it runs and what it takes for a
 /// sequence of `tokens` tokens, and refuses one that does not fit.
-pub(crate) fn open(model: &Path, device: &DeviceArg, tokens: usize, memory: &MemoryArg) -> anyhow::Result<Opened> {
+pub(crate) fn open(
+    model: &Path,
+    load_args: &LoadArgs,
+    device: &DeviceArg,
+    tokens: usize,
+    memory: &MemoryArg,
+) -> anyhow::Result<Opened> {
     let folder = find_model(model)?;
     if folder.is_file() && folder.extension().is_none_or(|end| !end.eq_ignore_ascii_case("gguf")) {
         bail!("{}: it is a file, expected the folder of a model", folder.display());
@@ -30,7 +38,7 @@ pub(crate) fn open(model: &Path, device: &DeviceArg, tokens: usize, memory: &Mem
     let device = device.open()?;
     // what is wrong with the files is said by loading them
     if let Ok(found) = inspect(&folder) {
-        let caches = caches(&folder, tokens).unwrap_or(0);
+        let caches = caches(&folder, tokens, load_args.dtype).unwrap_or(0);
         let model_type = found.model_type.as_deref().unwrap_or("unknown type");
         let (parameters, weights) = (count(found.parameters() as f64), found.bytes());
         note!("model     {model_type}, {parameters} parameters · {}", described(&device));
@@ -39,18 +47,21 @@ pub(crate) fn open(model: &Path, device: &DeviceArg, tokens: usize, memory: &Mem
         memory::check(weights.saturating_add(caches), &device, remedy, memory)?;
     }
     let progress = spinner("loading the model …");
-    let loaded = load(&folder, &device);
+    let options = LoadOptions::new(&device);
+    let options = if load_args.adapter_path.is_some() { options } else { options.for_generation() };
+    let loaded = load_with(&folder, &options);
     progress.finish_and_clear();
-    let Loaded { model, tokenizer, config } = loaded?;
+    let Loaded { mut model, tokenizer, config } = loaded?;
+    load_args.apply(model.as_mut())?;
     let tokenizer = super::prompt::tokenizer(tokenizer, &folder)?;
     Ok(Opened { folder, model, tokenizer, config, device })
 }
 
 /// The bytes of the caches of a model for one sequence, from its configuration alone.
-fn caches(folder: &Path, tokens: usize) -> alluvium::Result<usize> {
+fn caches(folder: &Path, tokens: usize, dtype: DType) -> alluvium::Result<usize> {
     let config = Config::read(folder)?;
     let shapes = Registry::default().get(&config)?.build(&config, &mut ShapeSource::new()?)?.cache_shapes();
-    let bytes = |shape: &CacheShape| shape.bytes(tokens);
+    let bytes = |shape: &CacheShape| shape.bytes(tokens, dtype);
     Ok(shapes.iter().map(bytes).fold(0, usize::saturating_add))
 }
 
@@ -62,30 +73,35 @@ pub(crate) fn described(device: &Device) -> String {
     }
 }
 
-/// The adapter of a fine-tuning run.
+/// The adapter of a model, and the dtype that it computes in.
 #[derive(clap::Args)]
-pub(crate) struct AdapterArg {
+pub(crate) struct LoadArgs {
     /// Folder with an adapter for the model, as `alluvium finetune`, mlx-lm or PEFT write it
     #[arg(long, value_name = "DIR")]
     adapter_path: Option<PathBuf>,
+    /// Dtype of activations, keys and values: bf16 and f16 halve their memory. Matrices are used as they are stored; gates,
+    /// recurrent states and logits are f32
+    #[arg(long, default_value = "f32", value_parser = dtype, value_name = "DTYPE")]
+    dtype: DType,
 }
 
-impl AdapterArg {
-    /// Applies the adapter to a model.
-    pub(crate) fn attach(&self, model: &mut dyn LanguageModel) -> anyhow::Result<()> {
-        let Some(folder) = &self.adapter_path else { return Ok(()) };
-        let device = model.device().clone();
-        Ok(Adapter::read(&find_model(folder)?, &device)?.attach(model)?)
+impl LoadArgs {
+    /// No adapter, and this dtype.
+    pub(crate) fn computing_in(dtype: DType) -> Self {
+        LoadArgs { adapter_path: None, dtype }
+    }
+
+    /// Applies the adapter to a model, and then the dtype to both.
+    fn apply(&self, model: &mut dyn LanguageModel) -> anyhow::Result<()> {
+        if let Some(folder) = &self.adapter_path {
+            let device = model.device().clone();
+            Adapter::read(&find_model(folder)?, &device)?.attach(model)?;
+        }
+        Ok(set_dtype(model, self.dtype)?)
     }
 }
 
 impl Opened {
-    /// The model with an adapter.
-    pub(crate) fn adapted(mut self, adapter: &AdapterArg) -> anyhow::Result<Self> {
-        adapter.attach(self.model.as_mut())?;
-        Ok(self)
-    }
-
     /// The name of the model in errors.
     pub(crate) fn name(&self) -> String {
         self.folder.display().to_string()

@@ -1,6 +1,6 @@
 use super::DeviceArg;
 use super::memory::MemoryArg;
-use super::model::{AdapterArg, open};
+use super::model::{LoadArgs, open};
 use crate::output::{bar, bytes, note, seconds};
 use alluvium::lm::{Tokenizer, perplexity};
 use anyhow::{Context, anyhow, bail};
@@ -21,7 +21,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]
-    adapter: AdapterArg,
+    load: LoadArgs,
     /// Text file, or a .jsonl file with a `text` on each line
     #[arg(long, value_name = "FILE")]
     data_path: PathBuf,
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         (samples, _) => bail!("--num-samples is {samples}, expected 1 or more, or -1 for all"),
     };
     let texts = read(&args.data_path)?;
-    let opened = open(&args.model, &args.device, length, &args.memory)?.adapted(&args.adapter)?;
+    let opened = open(&args.model, &args.load, &args.device, length, &args.memory)?;
     let device = &opened.device;
     let mut ids = tokens(&opened.tokenizer, &texts)?;
     ids.truncate(samples.saturating_mul(length));

@@ -110,7 +110,7 @@ pub(crate) struct PrefillArgs {
 impl SessionArgs {
     /// The prompt cache for a model.
     pub(crate) fn cache(&self, model: &dyn LanguageModel) -> anyhow::Result<Option<Cache>> {
-        let load = |path| load_prompt_cache(path, &model.cache_shapes(), model.device());
+        let load = |path| load_prompt_cache(path, &model.cache_shapes(), model.dtype(), model.device());
         Ok(self.prompt_cache_file.as_deref().map(load).transpose()?.map(|(cache, _)| cache))
     }
 

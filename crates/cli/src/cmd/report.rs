@@ -2,7 +2,7 @@
 
 use super::memory::cpu_name;
 use super::model::described;
-use super::train::Sample;
+use super::samples::Sample;
 use crate::output::{bytes, count, seconds};
 use alluvium::Device;
 use alluvium::lm::formats::write_atomic;
@@ -25,6 +25,8 @@ pub(super) struct Report<'a> {
     pub(super) text: Option<&'a TextSummary>,
     pub(super) device: &'a Device,
     pub(super) timing: Timing,
+    /// Those of the validations.
+    pub(super) samples: &'a [Sample],
 }
 
 impl Report<'_> {
@@ -77,6 +79,7 @@ impl Report<'_> {
     pub(super) fn json(&self, out: &Path) -> serde_json::Value {
         let validated = self.validated();
         serde_json::json!({
+            "event": "summary",
             "out": out.display().to_string(),
             "step": self.trainer.step(),
             "parameters": self.trainer.parameter_count(),
@@ -103,9 +106,14 @@ impl Report<'_> {
             let _ = writeln!(page, "| {name} | {value} |");
         }
         page += "\n![Loss over steps](loss.svg)\n";
-        if let Some(Sample { prompt, text }) = sample {
-            let fence = "`".repeat(3.max(longest_run(prompt).max(longest_run(text)) + 1));
-            let _ = write!(page, "\n## Sample\n\nAfter {prompt:?}:\n\n{fence}text\n{prompt}{text}\n{fence}\n");
+        if let Some(sample) = sample {
+            let _ = write!(page, "\n## Sample\n\nAfter {:?}:\n\n{}", sample.prompt, fenced(sample));
+        }
+        if !self.samples.is_empty() {
+            page += "\n## Samples during the run\n";
+        }
+        for sample in self.samples {
+            let _ = write!(page, "\nAt step {}:\n\n{}", sample.step, fenced(sample));
         }
         let settings = self.settings.toml();
         page + "\n## Settings\n\n```toml\n" + settings.trim_end() + "\n```\n"
@@ -152,6 +160,12 @@ impl Report<'_> {
             Device::Gpu(_) => described(self.device),
         }
     }
+}
+
+/// A prompt and the text after it, in a fence that no backquote of theirs ends.
+fn fenced(Sample { prompt, text, .. }: &Sample) -> String {
+    let fence = "`".repeat(3.max(longest_run(prompt).max(longest_run(text)) + 1));
+    format!("{fence}text\n{prompt}{text}\n{fence}\n")
 }
 
 /// The longest run of backquotes in a text.

@@ -109,11 +109,10 @@ impl SamplingArgs {
             repetition_penalty: RepetitionPenalty { penalty: repetition, context_size: self.repetition_context_size },
             presence_penalty,
             frequency_penalty,
-            reasoning_budget: None,
             seed,
             stop: self.stop.clone(),
             stop_token_ids,
-            logprobs: None,
+            ..GenerateOptions::default()
         })
     }
 }

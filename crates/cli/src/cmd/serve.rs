@@ -1,6 +1,6 @@
 use super::DeviceArg;
 use super::memory::MemoryArg;
-use super::model::{AdapterArg, open};
+use super::model::{LoadArgs, open};
 use super::sampling::{SamplingArgs, max_tokens};
 use crate::output::say;
 use crate::signals::Stoppable;
@@ -15,11 +15,11 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 
-/// Serve a model over HTTP with OpenAI's API, and a page to chat with it
+/// Serve a model over HTTP with OpenAI's and Anthropic's APIs, and a page to chat with it
 ///
-/// Endpoints: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics. Requests
-/// are completed together; what prompts have in common at their beginning is read once. Flags of sampling apply where
-/// a request says nothing.
+/// Endpoints: /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /v1/embeddings, /v1/models,
+/// /tokenize, /detokenize, /health, /metrics. Requests are completed together; what prompts have in common at their
+/// beginning is read once. Flags of sampling apply where a request says nothing.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and the safetensors files, a GGUF file, or a name on the Hugging Face
@@ -27,14 +27,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]
-    adapter: AdapterArg,
+    load: LoadArgs,
     /// Address to listen on; with 0.0.0.0 other machines can connect
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     host: IpAddr,
     /// Port to listen on; 0 takes a free one
     #[arg(long, value_name = "N", default_value_t = 8080)]
     port: u16,
-    /// File with a key that requests must send as `Authorization: Bearer KEY`
+    /// File with a key that requests must send as `Authorization: Bearer KEY` or `x-api-key: KEY`
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
     /// Requests that are completed together; further ones wait
@@ -59,11 +59,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let api_key = args.api_key_file.as_deref().map(read_key).transpose()?;
-    let opened = open(&args.model, &args.device, args.max_tokens, &args.memory)?.adapted(&args.adapter)?;
+    let opened = open(&args.model, &args.load, &args.device, args.max_tokens, &args.memory)?;
     let defaults = args.sampling.options(args.max_tokens, &opened.tokenizer, &opened.folder)?;
     let limit = opened.config.text().get("max_position_embeddings").and_then(serde_json::Value::as_u64);
     let options = ServeOptions {
         model_name: name(&args.model),
+        adapters: Vec::new(),
         api_key,
         engine: EngineOptions {
             max_sequences: args.parallel,

@@ -2,19 +2,19 @@ use super::DeviceArg;
 use super::memory::{self, MemoryArg};
 use super::model::described;
 use super::report::{Report, Timing};
-use crate::cmd::generate::write_stream;
-use crate::output::{Interrupted, bar, bytes, count, dimmed, listing, note, seconds, shows_progress, spinner};
+use super::samples::{Sample, Sampler, keep};
+use crate::output::{Interrupted, bar, bytes, count, listing, note, say, seconds, shows_progress, spinner};
 use crate::signals::Stoppable;
 use alluvium::Device;
-use alluvium::lm::{GenerateOptions, Session, Tokenizer};
-use alluvium::ops::Sampling;
+use alluvium::lm::Tokenizer;
 use alluvium::train::data::Task;
 use alluvium::train::{
     DataSource, Event, MemoryEstimate, MetricsRow, Overrides, Preset, Run, RunPaths, RunStatus, Settings, TextSummary,
     Trainer,
 };
 use indicatif::ProgressBar;
-use std::io::Write;
+use serde_json::{Value, json};
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -23,7 +23,8 @@ use std::time::Instant;
 #[derive(clap::Args)]
 #[command(after_help = presets())]
 pub(crate) struct Args {
-    /// Text files and folders; binary files and those named in .gitignore are left out. A resumed run knows its own
+    /// Text files and folders; binary files, hidden ones and those named in .gitignore are left out. A resumed run knows
+    /// its own
     #[arg(long, required_unless_present_any = ["resume", "task"], num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
     /// Train on a synthetic memory task instead of text. Uses the task's own defaults; --preset and --val-split are
@@ -42,13 +43,16 @@ pub(crate) struct Args {
     /// TOML file with any of the settings below (names with underscores); flags override it
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Prompt of the sample that is generated at the end [default: the start of a line of the validation text]
+    /// Prompt of the samples that are generated [default: the start of a line of the validation text]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     sample_prompt: Option<String>,
-    /// Write the result as JSON, without a sample
+    /// Write lines of JSON: each measurement and sample as it is made, and a summary at the end
     #[arg(long)]
     json: bool,
-    /// Tokens of that sample; 0 disables it
+    /// Tokens of the sample at each validation, which takes three seconds at most; 0 disables these samples
+    #[arg(long, value_name = "N", default_value_t = 24)]
+    eval_sample_tokens: usize,
+    /// Tokens of the sample at the end; 0 disables it
     #[arg(long, value_name = "N", default_value_t = 120)]
     sample_tokens: usize,
     #[command(flatten)]
@@ -77,32 +81,40 @@ pub(crate) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<()> {
         };
         fits(settings, paths.tokenizer.as_deref(), &device, &args.memory)?;
     }
-    let mut screen = Screen::new();
+    let mut screen = Screen::new(out, args.json, args.eval_sample_tokens);
     let mut observe = |event: Event<'_>| screen.show(&event);
     let Run { mut trainer, text, settings } = match (args.resume, args.task) {
         (true, _) => Run::resume(&paths, |before| overrides.applied(before.clone()), &device, &mut observe)?,
         (false, Some(task)) => Run::begin(&paths, overrides.settings_for(task)?, &device, &mut observe)?,
         (false, None) => Run::begin(&paths, overrides.settings()?, &device, &mut observe)?,
     };
+    let prompt = args.sample_prompt.or_else(|| text.as_ref().and_then(|text| text.sample_prompt.clone()));
+    let sampler = Sampler { prompt: prompt.unwrap_or_else(|| "The ".to_owned()), seed: settings.seed };
     screen.describe((&trainer, &settings, &described(&device)), text.as_ref(), args.task);
+    screen.sampler = Some(sampler.clone());
     let (started, first) = (Instant::now(), trainer.step());
     let status = trainer.run(&mut |event| screen.show(&event))?;
     let timing = Timing { seconds: started.elapsed().as_secs_f64(), first_step: first };
-    screen.finish();
+    let (mut out, samples) = screen.finish()?;
     let folder = paths.out.display();
     if status == RunStatus::Stopped {
-        writeln!(out, "stopped after step {}; saved in {folder}, --resume continues it", trainer.step())?;
+        let step = trainer.step();
+        let line = match args.json {
+            true => json!({"event": "stopped", "step": step, "out": folder.to_string()}).to_string(),
+            false => format!("stopped after step {step}; saved in {folder}, --resume continues it"),
+        };
+        writeln!(out, "{line}")?;
         return Err(Interrupted.into());
     }
-    let report = Report { trainer: &trainer, settings: &settings, text: text.as_ref(), device: &device, timing };
+    let (trainer, settings, text) = (&trainer, &settings, text.as_ref());
+    let report = Report { trainer, settings, text, device: &device, timing, samples: &samples };
     if args.json {
         writeln!(out, "{}", report.json(&paths.out))?;
         return report.write(&paths.out, None);
     }
-    report.summarize(out)?;
+    report.summarize(&mut out)?;
     writeln!(out, "model       {folder}\ncurve       {folder}/loss.svg\nreport      {folder}/report.md")?;
-    let prompt = args.sample_prompt.or_else(|| text.as_ref().and_then(|text| text.sample_prompt.clone()));
-    let sample = sample((&trainer, settings.seed), prompt, args.sample_tokens, out)?;
+    let sample = sampler.write(trainer, args.sample_tokens, &mut out)?;
     report.write(&paths.out, sample.as_ref())
 }
 
@@ -112,10 +124,11 @@ fn fits(mut settings: Settings, tokenizer: Option<&Path>, device: &Device, arg: 
         settings.architecture.vocab_size = Tokenizer::load(path)?.vocab_size();
     }
     let estimate = settings.memory()?;
-    let MemoryEstimate { parameters, weights, gradients, moments, activations } = estimate;
-    let (model, state) = (count(parameters as f64), bytes(gradients.saturating_add(moments)));
+    let MemoryEstimate { parameters, weights, masters, .. } = estimate;
+    let (model, state) = (count(parameters as f64), bytes(estimate.optimizer()));
+    let kinds = if masters > 0 { "gradients, moments and masters" } else { "gradients and moments" };
     note!("memory    {model} parameters, at most {} of weights,", bytes(weights));
-    note!("          {state} of gradients and moments, about {} of activations", bytes(activations));
+    note!("          {state} of {kinds}, about {} of activations", bytes(estimate.activations()));
     let remedy = "make the model, --batch-size or --max-seq-length smaller, or add --grad-checkpoint";
     memory::check(estimate.total(), device, remedy, arg)
 }
@@ -137,7 +150,7 @@ fn presets() -> String {
 }
 
 /// The display of a run: a bar on a terminal, lines elsewhere.
-struct Screen {
+struct Screen<'a> {
     bar: ProgressBar,
     terminal: bool,
     /// From the first step on: a signal asks the run for its checkpoint. Before it there is nothing to save.
@@ -147,10 +160,19 @@ struct Screen {
     iters: u64,
     last: Option<MetricsRow>,
     validated: Option<MetricsRow>,
+    /// Where lines of JSON go.
+    out: &'a mut dyn Write,
+    json: bool,
+    /// What a line of JSON could not be written for.
+    failure: Option<io::Error>,
+    sampler: Option<Sampler>,
+    /// Tokens of a sample.
+    tokens: usize,
+    samples: Vec<Sample>,
 }
 
-impl Screen {
-    fn new() -> Self {
+impl<'a> Screen<'a> {
+    fn new(out: &'a mut dyn Write, json: bool, tokens: usize) -> Self {
         Screen {
             bar: ProgressBar::hidden(),
             terminal: shows_progress(),
@@ -160,6 +182,12 @@ impl Screen {
             iters: 0,
             last: None,
             validated: None,
+            out,
+            json,
+            failure: None,
+            sampler: None,
+            tokens,
+            samples: Vec::new(),
         }
     }
 
@@ -230,13 +258,31 @@ impl Screen {
                 self.bar.set_message(format!("validation, batch {done} of {of}"));
             }
             Event::Measured(row) => self.measured(row),
+            // the last validation is followed by the sample at the end
+            Event::Validated(trainer) if trainer.step() < self.iters => self.sample(trainer),
             _ => {}
+        }
+        if self.failure.is_some() {
+            return ControlFlow::Break(());
         }
         self.stoppable.as_ref().map_or(ControlFlow::Continue(()), Stoppable::check)
     }
 
+    /// Writes a line of JSON.
+    fn write(&mut self, event: &str, mut line: Value) {
+        if !self.json {
+            return;
+        }
+        line["event"] = event.into();
+        let Screen { bar, out, .. } = self;
+        if let Err(error) = bar.suspend(|| writeln!(out, "{line}").and_then(|()| out.flush())) {
+            self.failure = Some(error);
+        }
+    }
+
     fn measured(&mut self, row: &MetricsRow) {
         let is_validation = row.val_loss.is_some();
+        self.write(if is_validation { "validation" } else { "report" }, json!(row));
         *(if is_validation { &mut self.validated } else { &mut self.last }) = Some(row.clone());
         if !self.terminal && !is_validation {
             note!("step {}/{} · {}", row.step, self.iters, self.line(row.step, Width::Line));
@@ -263,12 +309,38 @@ impl Screen {
         parts.join(" · ")
     }
 
-    /// Replaces the bar by its last line.
-    fn finish(&mut self) {
+    /// Shows what the model writes at a validation.
+    fn sample(&mut self, trainer: &Trainer) {
+        let Some(sampler) = &self.sampler else { return };
+        self.bar.set_message("sample");
+        let mut check = || self.stoppable.as_ref().map_or(ControlFlow::Continue(()), Stoppable::check);
+        match sampler.glance(trainer, self.tokens, &mut check) {
+            Ok(None) => {}
+            Ok(Some(sample)) => {
+                let Sample { step, prompt, text } = &sample;
+                self.bar.suspend(|| note!("sample    at step {step}, after {prompt:?}: {text:?}"));
+                self.write("sample", json!({"step": step, "prompt": prompt, "text": text}));
+                keep(&mut self.samples, sample);
+            }
+            Err(error) => {
+                self.bar.suspend(|| say!("warning: samples are left out: {error}"));
+                self.sampler = None;
+            }
+        }
+    }
+
+    /// Replaces the bar by its last line. Returns the output and the samples.
+    ///
+    /// # Errors
+    /// When a line of JSON could not be written.
+    fn finish(self) -> anyhow::Result<(&'a mut dyn Write, Vec<Sample>)> {
         self.bar.finish_and_clear();
-        self.stoppable = None;
         if let (true, Some(last)) = (self.terminal, &self.last) {
             note!("step {}/{} · {}", last.step, self.iters, self.line(self.iters, Width::Line));
+        }
+        match self.failure {
+            Some(error) => Err(error.into()),
+            None => Ok((self.out, self.samples)),
         }
     }
 }
@@ -280,31 +352,4 @@ enum Width {
     Bar,
     /// A line of a log.
     Line,
-}
-
-/// A prompt and what the trained model wrote after it.
-pub(super) struct Sample {
-    pub(super) prompt: String,
-    pub(super) text: String,
-}
-
-/// Generates a sample with the trained model.
-fn sample(
-    (trainer, seed): (&Trainer, u64),
-    prompt: Option<String>,
-    tokens: usize,
-    out: &mut impl Write,
-) -> anyhow::Result<Option<Sample>> {
-    let Some(tokenizer) = trainer.tokenizer().filter(|_| tokens > 0) else { return Ok(None) };
-    let prompt = prompt.unwrap_or_else(|| "The ".to_owned());
-    writeln!(out, "\nSample after {prompt:?}:\n")?;
-    let sampling = Sampling { temperature: 0.7, top_k: 0, top_p: 0.95, min_p: 0.0 };
-    let options = GenerateOptions { max_tokens: tokens, sampling, seed, ..GenerateOptions::default() };
-    write!(out, "{}", dimmed(&prompt))?;
-    out.flush()?;
-    let ids = tokenizer.encode(&prompt)?;
-    let mut session = Session::new(trainer.model())?.without_snapshots();
-    let generation = write_stream(session.stream(Some(tokenizer), &ids, &options)?, out)?;
-    writeln!(out)?;
-    Ok(Some(Sample { prompt, text: generation.text }))
 }

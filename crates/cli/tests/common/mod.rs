@@ -189,7 +189,7 @@ fn measured(line: &str) -> Value {
 }
 
 /// Header and data of a safetensors file, without its free text.
-fn tensors(path: &Path) -> (Map<String, Value>, Vec<u8>) {
+pub(crate) fn tensors(path: &Path) -> (Map<String, Value>, Vec<u8>) {
     let mut bytes = fs::read(path).unwrap();
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let data = bytes.split_off(header);

@@ -167,6 +167,11 @@ impl Bytes {
         self.block.as_ref().map_or(&NOTHING.0, |block| block.piece.bytes())
     }
 
+    /// Whether both are the same memory.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.block.as_ref().zip(other.block.as_ref()).is_some_and(|(a, b)| Arc::ptr_eq(a, b))
+    }
+
     /// For writing, if nothing else holds them.
     pub(crate) fn as_mut_slice(&mut self) -> Option<&mut [u8]> {
         self.block.as_mut().and_then(Arc::get_mut).map(|block| block.piece.bytes_mut())

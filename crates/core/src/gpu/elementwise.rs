@@ -107,7 +107,7 @@ impl Gpu {
         if x.offset().is_multiple_of(4) {
             let (source, target) = (x.gpu_bytes()?, y.gpu_bytes()?);
             let len = len.next_multiple_of(4).min(source.capacity() - x.offset());
-            self.engine().copy((source.buffer()?, x.offset()), (target.buffer()?, 0), len);
+            self.engine().copy((source.buffer()?, x.offset()), (target.buffer()?, 0), len)?;
             return Ok(y);
         }
         // half-precision rows of odd length: each word is put together from two

@@ -1,5 +1,6 @@
 //! Kernels: text with holes that a launch fills.
 
+use super::{cuda, failed};
 use crate::{DType, Error, Result};
 use std::fmt::Write as _;
 
@@ -13,8 +14,6 @@ pub struct Kernel {
     pub name: &'static str,
     /// The WGSL text, in pieces that kernels share.
     pub wgsl: &'static [&'static str],
-    /// The CUDA text, in pieces that kernels share; empty where the kernel has none.
-    pub cuda: &'static [&'static str],
     /// Whether the text calls `group_sum` or `group_max`.
     reduces: bool,
     /// Whether it is compiled without bounds checks.
@@ -24,7 +23,7 @@ pub struct Kernel {
 impl Kernel {
     /// A kernel that calls no reduction over its workgroup.
     pub const fn new(name: &'static str, wgsl: &'static [&'static str]) -> Self {
-        Kernel { name, wgsl, cuda: &[], reduces: false, trusted: false }
+        Kernel { name, wgsl, reduces: false, trusted: false }
     }
 
     /// As [`Kernel::new`], compiled without bounds checks and loop bounds.
@@ -57,7 +56,13 @@ impl Kernel {
         stored: &[(&'static str, DType)],
     ) -> Result<Shader> {
         let variant = Variant { entry, constants, stored };
-        Ok(Shader { name: self.name.to_owned(), entry, text: self.text(&variant, true)? })
+        Ok(self.shader_of(&variant, self.text(&variant, true)?))
+    }
+
+    /// A variant as the adapter gets it.
+    pub(super) fn shader_of(&self, variant: &Variant<'_>, text: String) -> Shader {
+        let (kernel, entry) = (self.name, variant.entry);
+        Shader { name: variant.name_of(self), kernel, entry, text, trusted: self.trusted }
     }
 
     /// The whole WGSL text of one variant.
@@ -109,15 +114,40 @@ pub(super) struct Variant<'a> {
     pub(super) stored: &'a [(&'static str, DType)],
 }
 
+impl Variant<'_> {
+    /// The kernel's name, with what fills its holes.
+    pub(super) fn name_of(&self, kernel: &Kernel) -> String {
+        let holes = self.constants.iter().map(|(name, value)| format!(" {name}={value}"));
+        let stored = self.stored.iter().map(|(name, dtype)| format!(" {name}={dtype}"));
+        kernel.name.to_owned() + &holes.chain(stored).collect::<String>()
+    }
+}
+
 /// A shader as the adapter got it.
 #[derive(Clone, Debug)]
 pub struct Shader {
     /// The kernel's name, with what filled its holes.
     pub name: String,
+    /// The kernel's name alone.
+    kernel: &'static str,
     /// The entry point.
     pub entry: &'static str,
     /// WGSL.
     pub text: String,
+    /// Whether it is compiled without bounds checks.
+    trusted: bool,
+}
+
+impl Shader {
+    /// The same kernel as CUDA C++, as NVIDIA's compiler gets it.
+    ///
+    /// # Errors
+    /// [`Kind::Gpu`](crate::Kind::Gpu) when the text uses what has no translation: cooperative matrices, or values of
+    /// 16 bits.
+    pub fn to_cuda(&self) -> Result<String> {
+        let translated = cuda::translate(&self.text, (self.kernel, self.entry), self.trusted);
+        translated.map(|translated| translated.text).map_err(|why| failed("cuda", format!("{}: {why}", self.name)))
+    }
 }
 
 #[cfg(test)]

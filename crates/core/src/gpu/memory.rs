@@ -70,7 +70,7 @@ impl Memory {
     pub(super) fn allocate_with(&self, data: &[u8]) -> Result<Bytes> {
         let (bytes, reused) = self.block(data.len(), Some(data))?;
         if reused {
-            self.0.engine.write(bytes.buffer()?, data);
+            self.0.engine.write(bytes.buffer()?, data)?;
         }
         Ok(bytes)
     }
@@ -201,7 +201,7 @@ impl Gpu {
     /// Memory of this many bytes, all zero.
     pub(crate) fn zeroed(&self, bytes: usize) -> Result<Arc<Bytes>> {
         let bytes = self.memory().allocate(bytes)?;
-        self.engine().clear(bytes.buffer()?);
+        self.engine().clear(bytes.buffer()?)?;
         Ok(Arc::new(bytes))
     }
 

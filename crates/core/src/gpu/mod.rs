@@ -5,24 +5,35 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `kernel` | [`Kernel`]: text with holes, in the language of each engine |
+//! | `kernel` | [`Kernel`]: text with holes |
 //! | `launch` | [`Launch`], and the checks before one is enqueued |
 //! | `limits` | [`Limits`]: what plans of launches may ask for |
 //! | `memory` | the pool of buffers, and the host's mirror of ids |
+//! | `native` | kernels in CUDA C++, for GPUs whose units WGSL does not reach |
+//! | `product` | matrix products by the GPU's own library |
 //! | `elementwise` | kernels that fill, convert, copy and add tensors |
 //! | `tables` | small tables that are sent once |
 //! | `engine` | the functions that a GPU library provides; nothing above it depends on which library |
+//! | `failure`, `variants` | what engines share: the first failure, the compiled kernels |
+//! | `for_tests` | opens the GPU that tests run on |
 //! | `wgpu` | the engine for Metal, Vulkan and DX12 |
+//! | `cuda` | the engine for NVIDIA's GPUs, and the translation of WGSL into CUDA C++ |
 
+mod cuda;
 mod elementwise;
 mod engine;
+mod failure;
+mod for_tests;
 mod kernel;
 mod launch;
 mod limits;
 mod memory;
+mod native;
+mod product;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod variants;
 mod wgpu;
 
 pub(crate) use elementwise::accumulate;
@@ -31,7 +42,9 @@ pub use launch::{Bind, Groups, Launch};
 pub use limits::Limits;
 pub(crate) use memory::Bytes;
 pub use memory::Memory;
-pub use wgpu::{BATCH, adapters};
+pub use native::{CudaArgument, CudaKernel, CudaLaunch};
+pub use product::{Matrix, Product};
+pub use wgpu::BATCH;
 
 use crate::{Error, Kind, Result};
 use engine::Engine;
@@ -40,6 +53,37 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use tables::Tables;
+
+/// A library that drives GPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Library {
+    /// Metal, Vulkan and DX12 through wgpu.
+    #[default]
+    Wgpu,
+    /// CUDA, for NVIDIA's GPUs.
+    Cuda,
+}
+
+impl Library {
+    /// Every library, in the order in which `--device auto` asks them.
+    pub const ALL: [Library; 2] = [Library::Cuda, Library::Wgpu];
+
+    /// The name that `--device` takes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Library::Wgpu => "wgpu",
+            Library::Cuda => "cuda",
+        }
+    }
+
+    /// The GPUs of this machine, in the order of `--device NAME:n`; none where the library's driver is missing.
+    pub fn adapters(self) -> Vec<Adapter> {
+        match self {
+            Library::Wgpu => wgpu::adapters(),
+            Library::Cuda => cuda::adapters(),
+        }
+    }
+}
 
 /// A handle on a GPU: its queue, its memory pool and its compiled kernels.
 #[derive(Clone)]
@@ -103,6 +147,7 @@ impl std::fmt::Display for Adapter {
 /// Options for opening a [`Gpu`].
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
+    library: Library,
     index: Option<usize>,
     memory_limit: Option<usize>,
     binding_limit: Option<usize>,
@@ -112,7 +157,13 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// The adapter of this number in [`adapters`]; the best one if it is left out.
+    /// The library that drives the GPU.
+    pub fn library(mut self, library: Library) -> Self {
+        self.library = library;
+        self
+    }
+
+    /// The adapter of this number in [`Library::adapters`]; the best one if it is left out.
     pub fn index(mut self, index: usize) -> Self {
         self.index = Some(index);
         self
@@ -154,8 +205,17 @@ impl Builder {
     /// # Errors
     /// [`Kind::Gpu`] when there is no such adapter, it lacks a feature that every kernel needs, or the driver refuses.
     pub fn open(self) -> Result<Gpu> {
-        let (adapter, limits, engine) = wgpu::open(&self)?;
-        let engine = Arc::new(Engine::Wgpu(engine));
+        let (adapter, limits, engine) = match self.library {
+            Library::Wgpu => {
+                let (adapter, limits, engine) = wgpu::open(&self)?;
+                (adapter, limits, Engine::Wgpu(engine))
+            }
+            Library::Cuda => {
+                let (adapter, limits, engine) = cuda::open(&self)?;
+                (adapter, limits, Engine::Cuda(Box::new(engine)))
+            }
+        };
+        let engine = Arc::new(engine);
         let memory = Memory::new(&adapter.device, &engine, self.memory_limit, limits.buffer);
         let tables = Tables::default();
         let launches = AtomicU64::new(0);
@@ -169,17 +229,18 @@ impl Gpu {
         Builder::default()
     }
 
-    /// The handle that the whole process shares: the best adapter, no limit.
+    /// The handle of a library that the whole process shares: the best adapter, no limit.
     ///
     /// # Errors
     /// As [`Builder::open`].
-    pub fn shared() -> Result<Self> {
-        static SHARED: OnceLock<Gpu> = OnceLock::new();
-        if let Some(gpu) = SHARED.get() {
+    pub fn shared(library: Library) -> Result<Self> {
+        static SHARED: [OnceLock<Gpu>; 2] = [OnceLock::new(), OnceLock::new()];
+        let shared = &SHARED[library as usize];
+        if let Some(gpu) = shared.get() {
             return Ok(gpu.clone());
         }
-        let gpu = Gpu::builder().open()?;
-        Ok(SHARED.get_or_init(|| gpu).clone())
+        let gpu = Gpu::builder().library(library).open()?;
+        Ok(shared.get_or_init(|| gpu).clone())
     }
 
     /// The name that `--device` takes: `wgpu:0`.

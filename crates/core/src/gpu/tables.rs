@@ -6,11 +6,12 @@ use crate::{DType, Result, Tensor};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The longest table that is kept, in words, and how many tables are: a megabyte.
+/// The length of the longest table that is kept.
 const LONGEST: usize = 4096;
+/// The most tables that are kept; together they have at most a megabyte.
 const COUNT: usize = 64;
 
-/// The tables that were sent, by their words.
+/// The tables that were sent, by their contents.
 #[derive(Debug, Default)]
 pub(super) struct Tables(Mutex<HashMap<Vec<u32>, Arc<Bytes>>>);
 

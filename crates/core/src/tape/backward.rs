@@ -7,10 +7,17 @@ pub trait Backward<const N: usize>: Send + 'static {
     /// The operation's name.
     fn op(&self) -> &'static str;
 
+    /// Whether the results are elements of the inputs, only moved. Gradients of moved weights then pass in the dtype in
+    /// which they come: `dy` may be f32 where the result is half precision.
+    fn moves(&self) -> bool {
+        false
+    }
+
     /// The gradients of the inputs, in the order that [`record`](super::record) took them; `need` says which are
     /// wanted.
     ///
-    /// A gradient has its input's shape, dtype and device. A wanted gradient that is `None` is an error of the
+    /// `dy` has the result's dtype. A gradient has its input's shape and device, and its dtype or f32:
+    /// [`Tensor::gradient_dtype`] says which a weight asks for. A wanted gradient that is `None` is an error of the
     /// backward pass.
     ///
     /// # Errors
@@ -22,6 +29,11 @@ pub trait Backward<const N: usize>: Send + 'static {
 pub trait BackwardMany<const N: usize, const M: usize>: Send + 'static {
     /// The operation's name.
     fn op(&self) -> &'static str;
+
+    /// As [`Backward::moves`].
+    fn moves(&self) -> bool {
+        false
+    }
 
     /// As [`Backward::backward`]. `dy` is `None` for a result that no loss depends on; then a wanted gradient may be
     /// `None`, too, which means zero.
@@ -35,6 +47,11 @@ pub trait BackwardMany<const N: usize, const M: usize>: Send + 'static {
 pub trait BackwardAll: Send + 'static {
     /// The operation's name.
     fn op(&self) -> &'static str;
+
+    /// As [`Backward::moves`].
+    fn moves(&self) -> bool {
+        false
+    }
 
     /// As [`BackwardMany::backward`]: `dy` has one place for each result, `need` and the returned list one for each
     /// input.
@@ -52,6 +69,10 @@ impl<const N: usize, G: Backward<N>> BackwardMany<N, 1> for Single<G> {
         self.0.op()
     }
 
+    fn moves(&self) -> bool {
+        self.0.moves()
+    }
+
     fn backward(self, [dy]: [Option<Tensor>; 1], need: [bool; N]) -> Result<[Option<Tensor>; N]> {
         match dy {
             Some(dy) => self.0.backward(dy, need),
@@ -66,6 +87,10 @@ pub(super) struct Fixed<G, const N: usize, const M: usize>(pub(super) G);
 impl<const N: usize, const M: usize, G: BackwardMany<N, M>> BackwardAll for Fixed<G, N, M> {
     fn op(&self) -> &'static str {
         self.0.op()
+    }
+
+    fn moves(&self) -> bool {
+        self.0.moves()
     }
 
     fn backward(self, dy: Vec<Option<Tensor>>, need: &[bool]) -> Result<Vec<Option<Tensor>>> {

@@ -5,6 +5,10 @@ use crate::cpu::{Buffer, Cpu, Floats, add_assign, narrow, widen};
 use crate::{DType, Element, Error, Result, Shape};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
+
+/// Elements that a thread widens before it adds them: they stay in its L1 cache.
+const BLOCK: usize = 1 << 10;
 
 impl Cpu {
     /// The elements of a floating tensor as f32: the tensor's own memory, or a widened copy of half-precision storage.
@@ -14,8 +18,8 @@ impl Cpu {
     pub fn read<'a>(&self, x: &'a Tensor) -> Result<Floats<'a>> {
         match x.dtype() {
             DType::F32 => Ok(Floats::Own(x.slice::<f32>()?)),
-            DType::F16 => widen(self, x.slice::<f16>()?, |from, to| from.convert_to_f32_slice(to)),
-            DType::BF16 => widen(self, x.slice::<bf16>()?, |from, to| from.convert_to_f32_slice(to)),
+            DType::F16 => widen(self, x.slice()?, f16::widen),
+            DType::BF16 => widen(self, x.slice()?, bf16::widen),
             other => Err(Error::value("read", format!("{other} is not a floating dtype"))),
         }
     }
@@ -27,8 +31,15 @@ impl Cpu {
     pub fn tensor(&self, data: Buffer<f32>, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         match dtype {
             DType::F32 => self.wrap(data, shape),
-            DType::F16 => self.wrap(narrow::<f16>(self, &data, |from, to| to.convert_from_f32_slice(from))?, shape),
-            DType::BF16 => self.wrap(narrow::<bf16>(self, &data, |from, to| to.convert_from_f32_slice(from))?, shape),
+            _ => self.rounded(&data, shape, dtype),
+        }
+    }
+
+    /// A tensor of half precision from f32 elements.
+    fn rounded(&self, data: &[f32], shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+        match dtype {
+            DType::F16 => self.wrap(narrow(self, data, f16::narrow)?, shape),
+            DType::BF16 => self.wrap(narrow(self, data, bf16::narrow)?, shape),
             other => Err(Error::value("tensor", format!("{other} is not a floating dtype"))),
         }
     }
@@ -46,14 +57,73 @@ impl Cpu {
     }
 }
 
+/// Elements of half precision, which are widened to f32 to be read and rounded to be stored.
+trait Half: Element {
+    fn widen(from: &[Self], to: &mut [f32]);
+    fn narrow(from: &[f32], to: &mut [Self]);
+}
+
+impl Half for f16 {
+    fn widen(from: &[f16], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+
+    fn narrow(from: &[f32], to: &mut [f16]) {
+        to.convert_from_f32_slice(from);
+    }
+}
+
+impl Half for bf16 {
+    fn widen(from: &[bf16], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+
+    fn narrow(from: &[f32], to: &mut [bf16]) {
+        to.convert_from_f32_slice(from);
+    }
+}
+
+/// The elements of a floating tensor in a floating dtype.
+pub(super) fn converted(cpu: &Cpu, x: &Tensor, dtype: DType) -> Result<Tensor> {
+    if x.dtype() == dtype {
+        return Ok(x.detach());
+    }
+    match cpu.read(x)? {
+        Floats::Widened(wide) => cpu.tensor(wide, x.shape(), dtype),
+        Floats::Own(data) => cpu.rounded(data, x.shape(), dtype),
+    }
+}
+
 /// `sum + x` of tensors of one floating dtype, in place if nothing else holds `sum`.
 pub(super) fn accumulate(cpu: &Cpu, mut sum: Tensor, x: &Tensor) -> Result<Tensor> {
-    let add = cpu.read(x)?;
-    if sum.slice_mut::<f32>().map(|sum| add_assign(cpu, sum, &add)).is_some() {
-        return Ok(sum);
+    if !sum.is_unique() {
+        sum = Tensor::from_bytes(sum.bytes()?, sum.shape(), sum.dtype(), sum.device())?;
     }
-    let mut out = cpu.buffer::<f32>(x.elements())?;
-    out.copy_from_slice(&cpu.read(&sum)?);
-    add_assign(cpu, &mut out, &add);
-    cpu.tensor(out, sum.shape(), sum.dtype())
+    match sum.dtype() {
+        DType::F16 => add_halves::<f16>(cpu, owned(&mut sum)?, x.slice()?),
+        DType::BF16 => add_halves::<bf16>(cpu, owned(&mut sum)?, x.slice()?),
+        _ => add_assign(cpu, owned(&mut sum)?, x.slice()?),
+    }
+    Ok(sum)
+}
+
+fn owned<T: Element>(sum: &mut Tensor) -> Result<&mut [T]> {
+    sum.slice_mut().ok_or_else(|| Error::value("accumulate", "memory that was just made is shared"))
+}
+
+/// `sum += x` of half precision: each sum is computed in f32 and rounded once.
+fn add_halves<T: Half>(cpu: &Cpu, sum: &mut [T], x: &[T]) {
+    let grain = cpu.grain(sum.len(), 1);
+    cpu.run(|| {
+        sum.par_chunks_mut(grain).zip(x.par_chunks(grain)).for_each(|(sum, x)| {
+            let (mut a, mut b) = ([0.0; BLOCK], [0.0; BLOCK]);
+            for (sum, x) in sum.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
+                let (a, b) = (&mut a[..x.len()], &mut b[..x.len()]);
+                T::widen(sum, a);
+                T::widen(x, b);
+                a.iter_mut().zip(b).for_each(|(a, b)| *a += *b);
+                T::narrow(a, sum);
+            }
+        });
+    });
 }

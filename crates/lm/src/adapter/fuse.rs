@@ -40,6 +40,11 @@ pub fn fuse(model: &mut dyn LanguageModel, form: Fuse) -> Result<usize> {
 pub(crate) enum AdaptedTensor {
     Update(Update),
     Replaced(Tensor),
+    /// Scales and biases of codes that stay.
+    Rescaled {
+        scales: Tensor,
+        biases: Option<Tensor>,
+    },
 }
 
 impl Adapter {
@@ -49,21 +54,34 @@ impl Adapter {
         if let Some(update) = self.updates.get(name) {
             return Some(AdaptedTensor::Update(update.clone()));
         }
+        if let Some(scales) = self.replaced.get(&join(name, "scales")) {
+            let biases = self.replaced.get(&join(name, "biases")).cloned();
+            return Some(AdaptedTensor::Rescaled { scales: scales.clone(), biases });
+        }
         let replaced = self.replaced.get(name).or_else(|| self.replaced.get(&join(name, "weight")));
         replaced.map(|tensor| AdaptedTensor::Replaced(tensor.clone()))
     }
 
-    /// Errs unless as many modules and tensors were found as the adapter has.
-    pub(crate) fn check_all_placed(&self, count: usize) -> Result<()> {
+    /// Errs unless the parts that were found are all that the adapter has.
+    pub(crate) fn check_all_placed<'a>(&self, parts: impl Iterator<Item = &'a AdaptedTensor>) -> Result<()> {
+        let count: usize = parts.map(AdaptedTensor::tensors).sum();
         if count == self.len() {
             return Ok(());
         }
         let why = format!("of its {} modules the model has {count}: it was made for another model", self.len());
-        Err(self.wrong(why))
+        Err(self.error(why))
     }
 }
 
 impl AdaptedTensor {
+    /// The updates and replaced tensors that it is made of.
+    fn tensors(&self) -> usize {
+        match self {
+            AdaptedTensor::Rescaled { biases: Some(_), .. } => 2,
+            _ => 1,
+        }
+    }
+
     /// The matrix of a module with this part.
     pub(crate) fn fuse(&self, name: &str, base: Weight, form: Fuse) -> Result<Weight> {
         let named = |error: Error| Error::value("fuse", format!("`{name}`: {error}"));
@@ -80,6 +98,22 @@ impl AdaptedTensor {
                 Ok(weight)
             }
             AdaptedTensor::Replaced(_) => Ok(Weight::Dense(self.replace(name, base.dense()?)?.into())),
+            AdaptedTensor::Rescaled { scales, biases } => {
+                let Weight::Quantized { w, scales: old, biases: old_biases, packing } = base else {
+                    return Err(Error::value("fuse", format!("`{name}` is not quantized, but has new scales")));
+                };
+                let frozen = |new: &Tensor, old: &Tensor| {
+                    let new = AdaptedTensor::Replaced(new.clone()).replace(name, old)?;
+                    Ok::<_, Error>(Parameter::new(new, Role::Frozen))
+                };
+                let biases = match (biases, &old_biases) {
+                    (Some(new), Some(old)) => Some(frozen(new, old)?),
+                    _ => old_biases,
+                };
+                let mut weight = Weight::Quantized { w, scales: frozen(scales, &old)?, biases, packing };
+                fuse_one(&mut weight, form).map_err(named)?;
+                Ok(weight)
+            }
         }
     }
 

@@ -1,6 +1,8 @@
 //! A frozen matrix with a trained low-rank update.
 
+use super::dropout::{Dropout, DropoutSwitch};
 use crate::parameters::{ModuleKind, Parameter, Parameters, Role, join};
+use crate::precision::ones;
 use crate::weight::Weight;
 use alluvium_core::{DType, Device, Error, Result, Tensor};
 use alluvium_ops::{
@@ -29,6 +31,7 @@ pub struct LowRank {
     b: Parameter,
     magnitude: Option<Magnitude>,
     scale: f32,
+    dropout: Option<Dropout>,
 }
 
 /// The trained lengths of the rows in DoRA.
@@ -39,7 +42,7 @@ struct Magnitude {
     base_squares: Tensor,
 }
 
-/// The tensors of an update, f32.
+/// The tensors of an update: f32, or rounded to half precision by a training run.
 #[derive(Clone, Debug)]
 pub struct Update {
     /// `lora_a`.
@@ -91,7 +94,22 @@ impl LowRank {
                 return Err(Error::value("adapter", format!("`m` is {}, expected [{}]", m.shape(), shape[0])));
             }
         };
-        Ok(LowRank { base, kind, a: a.into(), b: b.into(), magnitude, scale })
+        Ok(LowRank { base, kind, a: a.into(), b: b.into(), magnitude, scale, dropout: None })
+    }
+
+    /// With dropout of the inputs of the update, for training.
+    pub(super) fn with_dropout(self, dropout: Option<Dropout>) -> Self {
+        LowRank { dropout, ..self }
+    }
+
+    /// The switch of its dropout.
+    pub(super) fn dropout_switch(&self) -> Option<&DropoutSwitch> {
+        self.dropout.as_ref().map(|dropout| &dropout.switch)
+    }
+
+    /// The inputs of the update.
+    fn dropped(&self, x: &Tensor) -> Result<Tensor> {
+        self.dropout.as_ref().map_or_else(|| Ok(x.clone()), |dropout| dropout.apply(x))
     }
 
     /// The frozen matrix.
@@ -124,37 +142,43 @@ impl LowRank {
         self.base.is_traced() || self.a.is_traced() || self.b.is_traced() || magnitude
     }
 
+    /// The factors in the dtype of the activations.
+    fn factors(&self, dtype: DType) -> Result<[Tensor; 2]> {
+        Ok([cast(&self.a, dtype)?, cast(&self.b, dtype)?])
+    }
+
     pub(crate) fn linear(&self, x: &Tensor) -> Result<Tensor> {
         let inner = x.shape().last();
         let rows = x.elements() / inner.max(1);
         let x_ni = x.reshape([rows, inner])?;
         let y_no = self.base.linear(&x_ni)?;
+        let x_ni = self.dropped(&x_ni)?;
+        let [a, b] = &self.factors(x.dtype())?;
         // the factor goes where the tensor is smallest
         let z_no = match self.kind {
             ModuleKind::Embedding => {
-                let z_nr = scale(&matmul(&x_ni, &self.b, Transpose::Right)?, self.scale)?;
-                matmul(&z_nr, &self.a, Transpose::Right)?
+                let z_nr = scale(&matmul(&x_ni, b, Transpose::Right)?, self.scale)?;
+                matmul(&z_nr, a, Transpose::Right)?
             }
             _ => {
-                let z_nr = scale(&matmul(&x_ni, &self.a, Transpose::Neither)?, self.scale)?;
-                matmul(&z_nr, &self.b, Transpose::Neither)?
+                let z_nr = scale(&matmul(&x_ni, a, Transpose::Neither)?, self.scale)?;
+                matmul(&z_nr, b, Transpose::Neither)?
             }
         };
         let mut y_no = add(&y_no, &z_no)?;
         if let Some(magnitude) = &self.magnitude {
             // a column of ones times a row: the factor of each column for every row of `y`
-            let ones = Tensor::full([rows, 1], 1.0, x.device())?;
-            y_no = mul(&y_no, &matmul(&ones, &self.column_factors(magnitude)?, Transpose::Neither)?)?;
+            let factors = cast(&self.column_factors(magnitude)?, x.dtype())?;
+            y_no = mul(&y_no, &matmul(&ones([rows, 1], x)?, &factors, Transpose::Neither)?)?;
         }
         let columns = y_no.shape().last();
         y_no.reshape(x.shape().with(x.shape().rank() - 1, columns))
     }
 
-    /// `m` over the lengths of the adapted matrix's rows, `[1, O]`. The lengths are constants to the gradient, as in
-    /// the
-    /// paper; they come of products with `a`, so the matrix is not dequantized.
+    /// `m` over the lengths of the adapted matrix's rows, `[1, O]`, f32. The lengths are constants to the gradient, as in
+    /// the paper. They are computed from products with `a`, so the matrix is not dequantized.
     fn column_factors(&self, magnitude: &Magnitude) -> Result<Tensor> {
-        let (a_ir, b_ro) = (self.a.detach(), self.b.detach());
+        let [a_ir, b_ro] = self.factors(DType::F32)?.map(|x| x.detach());
         let ones = Tensor::full([1, a_ir.shape()[1]], 1.0, a_ir.device())?;
         let over_rank = |x_ro: &Tensor| matmul(&ones, x_ro, Transpose::Neither);
         let a_ri = transpose(&a_ir, [0, 1])?;
@@ -164,20 +188,21 @@ impl LowRank {
         let squares = add(&magnitude.base_squares, &scale(&cross, 2.0 * self.scale)?)?;
         let squares = add(&squares, &scale(&own, self.scale * self.scale)?)?;
         let inverse = exp(&scale(&log(&squares)?, -0.5)?)?;
-        mul(&magnitude.m.reshape([1, inverse.elements()])?, &inverse)
+        mul(&cast(&magnitude.m, DType::F32)?.reshape([1, inverse.elements()])?, &inverse)
     }
 
     pub(crate) fn grouped(&self, x: &Tensor, experts: &Tensor) -> Result<Tensor> {
         let y_nko = self.base.grouped(x, experts)?;
-        let z_nkr = scale(&grouped_matmul(x, &self.a, experts)?, self.scale)?;
+        let z_nkr = scale(&grouped_matmul(&self.dropped(x)?, &self.a, experts)?, self.scale)?;
         add(&y_nko, &grouped_matmul(&z_nkr, &self.b, experts)?)
     }
 
-    pub(crate) fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
-        let y = self.base.embedding(ids)?;
-        let rank = self.a.shape().last();
-        let z_nr = scale(&embedding(&self.a, ids)?.reshape([ids.elements(), rank])?, self.scale)?;
-        add(&y, &matmul(&z_nr, &self.b, Transpose::Neither)?.reshape(y.shape())?)
+    pub(crate) fn embedding(&self, ids: &Tensor, dtype: DType) -> Result<Tensor> {
+        let y = self.base.embedding(ids, dtype)?;
+        let ([a, b], rank) = (self.factors(dtype)?, self.a.shape().last());
+        let rows_nr = self.dropped(&embedding(&a, ids)?.reshape([ids.elements(), rank])?)?;
+        let z_nr = scale(&rows_nr, self.scale)?;
+        add(&y, &matmul(&z_nr, &b, Transpose::Neither)?.reshape(y.shape())?)
     }
 
     /// The adapted matrix as mlx-lm's `fuse` computes it: the base widened to `dtype`, the update in f32 rounded to it.
@@ -187,21 +212,21 @@ impl LowRank {
     pub fn fused(&self, dtype: DType) -> Result<Tensor> {
         let base = widened(&self.base, dtype)?;
         let delta = self.delta()?;
-        let fused = add(&base, &cast_to(&delta, dtype)?)?;
+        let fused = add(&base, &cast(&delta, dtype)?)?;
         let Some(magnitude) = &self.magnitude else { return Ok(fused) };
-        let fused = cast_to(&fused, DType::F32)?;
+        let fused = cast(&fused, DType::F32)?;
         let [rows, columns] = [fused.shape()[0], fused.shape()[1]];
         let inverse = exp(&scale(&log(&sum(&mul(&fused, &fused)?, Over::Last)?)?, -0.5)?)?;
-        let factors = mul(&magnitude.m.detach(), &inverse)?.reshape([rows, 1])?;
+        let factors = mul(&cast(&magnitude.m.detach(), DType::F32)?, &inverse)?.reshape([rows, 1])?;
         let ones = Tensor::full([columns, 1], 1.0, fused.device())?;
-        cast_to(&mul(&linear(&factors, &ones)?, &fused)?, dtype)
+        cast(&mul(&linear(&factors, &ones)?, &fused)?, dtype)
     }
 
     /// `scale · (a · b)ᵀ`, in the shape of the base.
     fn delta(&self) -> Result<Tensor> {
         let shape = self.base.shape();
         let [rows, columns] = [shape.elements() / shape.last(), shape.last()];
-        let (a, b) = (&self.a.detach(), &self.b.detach());
+        let [a, b] = &self.factors(DType::F32)?.map(|x| x.detach());
         // `left [rows, r]` and `right [r, columns]`, the latter one for each expert
         let (left, right) = match self.kind {
             ModuleKind::Linear => (transpose(&scale(b, self.scale)?, [0, 1])?, transpose(a, [0, 1])?),
@@ -268,16 +293,12 @@ pub(super) fn check_rank(rank: usize, base: &Weight) -> Result<()> {
 /// with the
 /// biases.
 pub(crate) fn widened(weight: &Weight, dtype: DType) -> Result<Tensor> {
-    let Some(quantized) = weight.quantized() else { return cast_to(&weight.dense()?.detach(), dtype) };
+    let Some(quantized) = weight.quantized() else { return cast(&weight.dense()?.detach(), dtype) };
     let Some(biases) = quantized.biases else { return dequantize(&quantized, dtype) };
     let zeros = |x: &Tensor| Tensor::zeros(x.shape(), x.dtype(), x.device());
     let (no_codes, no_scales, no_biases) = (zeros(quantized.w)?, zeros(quantized.scales)?, zeros(biases)?);
     let scaled = dequantize(&Quantized { biases: Some(&no_biases), ..quantized }, dtype)?;
     add(&scaled, &dequantize(&Quantized { w: &no_codes, scales: &no_scales, ..quantized }, dtype)?)
-}
-
-fn cast_to(x: &Tensor, dtype: DType) -> Result<Tensor> {
-    if x.dtype() == dtype { Ok(x.clone()) } else { cast(x, dtype) }
 }
 
 /// The squared length of each row of a matrix `[O, I]`: `[O]`, f32.

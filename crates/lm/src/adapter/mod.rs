@@ -4,18 +4,23 @@
 //! [`attach_low_rank`] begins new updates for training, [`Adapter::read`] and [`Adapter::attach`] take those of a
 //! folder. An attached adapter is a [`Weight::Adapted`] in the place of the matrix, so every linear map, expert and
 //! embedding of every model takes one. [`detach_adapters`] gives the model back; another adapter can follow.
+//! [`AdaptedModels`] holds several at once, by name.
 
 mod config;
+mod dropout;
 mod fuse;
 mod low_rank;
+mod named;
 mod peft;
 mod peft_write;
 
 pub use config::{FineTuneType, LoraParameters};
+pub use dropout::DropoutSwitch;
 pub(crate) use fuse::AdaptedTensor;
 pub use fuse::{Fuse, fuse};
 pub(crate) use low_rank::widened;
 pub use low_rank::{LowRank, Update};
+pub use named::AdaptedModels;
 pub use peft_write::write_peft;
 
 use crate::formats::safetensors;
@@ -25,6 +30,7 @@ use crate::parameters::ModuleKind;
 use crate::weight::Weight;
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use alluvium_ops::cast;
+use dropout::Dropout;
 use low_rank::{A, B, M, check_rank, row_lengths};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -85,6 +91,12 @@ impl Adapter {
         }
         let (kind, parameters) = config::read(&config)?;
         Self::read_file(&folder.join(ADAPTERS), kind, parameters.as_ref(), device)
+    }
+
+    /// Tensors that replace those of a model, by the names that they have there: parameters, scales and biases. `source`
+    /// is the file that errors name.
+    pub fn of_tensors(source: &Path, tensors: BTreeMap<String, Tensor>) -> Self {
+        Adapter { file: source.to_owned(), names: Names::Whole, updates: BTreeMap::new(), replaced: tensors }
     }
 
     /// Reads a file of mlx-lm whose configuration is known.
@@ -148,14 +160,14 @@ impl Adapter {
                 let base = base(weight);
                 match LowRank::new(base, kind, update.clone()) {
                     Ok(adapted) => drop(found.insert(self.names.of(name).to_owned(), adapted)),
-                    Err(error) => result = Err(self.wrong(format!("`{name}`: {error}; it was made for another model"))),
+                    Err(error) => result = Err(self.error(format!("`{name}`: {error}; it was made for another model"))),
                 }
             }
         });
         result?;
         if let Some(name) = self.updates.keys().find(|name| !found.contains_key(*name)) {
             let why = format!("the model has no module `{name}`: the adapter was made for another model");
-            return Err(self.wrong(why));
+            return Err(self.error(why));
         }
         detach_adapters(model);
         model.weights_mut("", &mut |name, _, weight| {
@@ -187,19 +199,19 @@ impl Adapter {
                 && result.is_ok()
             {
                 let why = format!("`{name}` is {}, the model has {}", new.shape(), tensor.shape());
-                result = Err(self.wrong(why));
+                result = Err(self.error(why));
             }
         });
         result?;
         match left.keys().next() {
             Some(name) => {
-                Err(self.wrong(format!("the model has no tensor `{name}`: the file was made for another model")))
+                Err(self.error(format!("the model has no tensor `{name}`: the file was made for another model")))
             }
             None => Ok(()),
         }
     }
 
-    fn wrong(&self, why: String) -> Error {
+    fn error(&self, why: String) -> Error {
         Error::file(&self.file, why)
     }
 
@@ -285,7 +297,8 @@ pub fn attach_low_rank(
     if num_layers > layers as i64 {
         return Err(Error::value("adapter", format!("num_layers is {num_layers}, the model has {layers} layers")));
     }
-    let begin = Begin { kind, parameters, seed, device: model.device().clone() };
+    let switch = DropoutSwitch::default();
+    let begin = Begin { kind, parameters, seed, device: model.device().clone(), switch };
     let mut unused: Vec<&str> = parameters.keys.iter().flatten().map(String::as_str).collect();
     let (mut names, mut result) = (Vec::new(), Ok(()));
     detach_adapters(model);
@@ -314,12 +327,24 @@ pub fn attach_low_rank(
     }
 }
 
+/// The switch of the dropout of a model's updates, which is off; `None` where they have none.
+pub fn dropout_switch(model: &mut dyn LanguageModel) -> Option<DropoutSwitch> {
+    let mut switch = None;
+    model.weights_mut("", &mut |_, _, weight| {
+        if let Weight::Adapted(adapted) = weight {
+            switch = switch.take().or_else(|| adapted.dropout_switch().cloned());
+        }
+    });
+    switch
+}
+
 /// The settings of new updates.
 struct Begin<'a> {
     kind: FineTuneType,
     parameters: &'a LoraParameters,
     seed: u64,
     device: Device,
+    switch: DropoutSwitch,
 }
 
 impl Begin<'_> {
@@ -339,6 +364,9 @@ impl Begin<'_> {
             FineTuneType::Dora => Some(row_lengths(weight, &self.device)?),
             _ => None,
         };
-        LowRank::new(weight.clone(), kind, Update { a, b, m, scale: self.parameters.scale })
+        let p = self.parameters.dropout;
+        let dropout = (p > 0.0).then(|| Dropout::new(p, self.seed, name, &self.switch));
+        let update = Update { a, b, m, scale: self.parameters.scale };
+        Ok(LowRank::new(weight.clone(), kind, update)?.with_dropout(dropout))
     }
 }

@@ -20,7 +20,7 @@ use std::path::Path;
 /// When the adapter replaces parameters, adapts experts or has several ranks or factors, which this form lacks; when
 /// the folder has an adapter, or the system refuses.
 pub fn write_peft(adapter: &Adapter, model: &Path, folder: &Path) -> Result<()> {
-    let wrong = |why: &str| Err(adapter.wrong(why.to_owned()));
+    let wrong = |why: &str| Err(adapter.error(why.to_owned()));
     if !adapter.replaced.is_empty() || adapter.updates.is_empty() {
         return wrong("it has no low-rank updates alone, and PEFT's form takes no others");
     }

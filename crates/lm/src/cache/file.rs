@@ -77,7 +77,8 @@ fn by_head(x: &Tensor) -> Result<Tensor> {
     y.reshape([1, y.shape()[0], y.shape()[1], y.shape()[2]])
 }
 
-/// Reads a cache whose layers have these shapes, and the free text that was written with it.
+/// Reads a cache whose layers have these shapes, for a model that computes in `dtype`, and the free text that was written
+/// with it. Recurrent states are f32.
 ///
 /// # Errors
 /// When the file cannot be read, or its cache is none of this model or of a kind that is not known: every layer must
@@ -85,6 +86,7 @@ fn by_head(x: &Tensor) -> Result<Tensor> {
 pub fn load_prompt_cache(
     path: &Path,
     shapes: &[CacheShape],
+    dtype: DType,
     device: &Device,
 ) -> Result<(Cache, BTreeMap<String, String>)> {
     let file = safetensors::read(path)?;
@@ -94,11 +96,11 @@ pub fn load_prompt_cache(
             about.insert(key.to_owned(), value.clone());
         }
     }
-    let mut reader = Reader { file: &file, device, asked: BTreeSet::new() };
+    let mut reader = Reader { file: &file, dtype, device, asked: BTreeSet::new() };
     let layers = file.metadata().keys().filter(|key| key.starts_with("1.")).count();
     if layers != shapes.len() {
         let why = format!("it is the cache of a model with {layers} layers, this one has {}", shapes.len());
-        return Err(reader.wrong(why));
+        return Err(reader.error(why));
     }
     let (mut offset, mut read) = (None, Vec::new());
     for (index, &shape) in shapes.iter().enumerate() {
@@ -112,12 +114,12 @@ pub fn load_prompt_cache(
                 let first = *offset.get_or_insert(sequence.len);
                 if sequence.len != first || first == 0 {
                     let why = format!("layer {index} has read {} tokens, an earlier one {first}", sequence.len);
-                    return Err(reader.wrong(why));
+                    return Err(reader.error(why));
                 }
                 LayerCache::Attention(AttentionCache::of(sequence))
             }
             (_, class) => {
-                return Err(reader.wrong(format!("layer {index} is a {class}, which is none of this model's")));
+                return Err(reader.error(format!("layer {index} is a {class}, which is none of this model's")));
             }
         });
     }
@@ -127,6 +129,8 @@ pub fn load_prompt_cache(
 
 struct Reader<'a> {
     file: &'a File,
+    /// That of keys, values and convolution states.
+    dtype: DType,
     device: &'a Device,
     /// The names of the tensors that the model's layers have.
     asked: BTreeSet<String>,
@@ -134,22 +138,22 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// The error that says of which model the file is, where it does.
-    fn wrong(&self, why: String) -> Error {
+    fn error(&self, why: String) -> Error {
         let of = self.file.metadata().get("0.model").map_or(String::new(), |of| format!("; it was made with `{of}`"));
         Error::file(self.file.path(), format!("{why}{of}"))
     }
 
-    /// A floating tensor of this shape, in f32.
-    fn tensor(&mut self, name: String, want: Shape) -> Result<Tensor> {
+    /// A floating tensor of this shape, in `dtype`.
+    fn tensor(&mut self, name: String, want: Shape, dtype: DType) -> Result<Tensor> {
         let entry = self.file.entry(&name).filter(|entry| entry.bytes > 0);
         let Some(entry) = entry else {
-            return Err(self.wrong(format!("tensor `{name}` is missing; this model's cache has it as {want}")));
+            return Err(self.error(format!("tensor `{name}` is missing; this model's cache has it as {want}")));
         };
         if !entry.dtype.is_float() || entry.shape != want {
             let why = format!("tensor `{name}` is {} {}, that of this model's cache {want}", entry.dtype, entry.shape);
-            return Err(self.wrong(why));
+            return Err(self.error(why));
         }
-        let tensor = single(&self.file.tensor(&name, self.device)?)?;
+        let tensor = cast(&self.file.tensor(&name, self.device)?, dtype)?;
         self.asked.insert(name);
         Ok(tensor)
     }
@@ -159,8 +163,9 @@ impl Reader<'_> {
         let empty = |name: &String| self.file.entry(name).is_some_and(|entry| entry.bytes == 0);
         let without = [format!("{index}.0.0"), format!("{index}.1"), format!("{index}.2")];
         self.asked.extend(without.into_iter().filter(empty));
-        let conv_state = conv_state.map(|conv_state| self.tensor(format!("{index}.0.0"), conv_state)).transpose()?;
-        let state = self.tensor(format!("{index}.0.1"), state)?;
+        let window = |shape| self.tensor(format!("{index}.0.0"), shape, self.dtype);
+        let conv_state = conv_state.map(window).transpose()?;
+        let state = self.tensor(format!("{index}.0.1"), state, DType::F32)?;
         Ok(DeltaCache { conv_state, recurrent_state: Some(state) })
     }
 
@@ -169,10 +174,10 @@ impl Reader<'_> {
         let name = |slot: usize| format!("{index}.{slot}");
         let room = self.file.entry(&name(0)).and_then(|keys| keys.shape.get(2).copied()).unwrap_or(len);
         if len > room {
-            return Err(self.wrong(format!("layer {index} has read {len} tokens, its keys are of {room}")));
+            return Err(self.error(format!("layer {index} has read {len} tokens, its keys are of {room}")));
         }
         let want: Shape = [1, kv_heads, room, head_dim].into();
-        let [keys, values] = [self.tensor(name(0), want)?, self.tensor(name(1), want)?];
+        let [keys, values] = [self.tensor(name(0), want, self.dtype)?, self.tensor(name(1), want, self.dtype)?];
         let by_token = |x: &Tensor| transpose(&x.reshape(Shape::new(&x.shape()[1..])?)?, [0, 1]);
         Ok(KvBuffer { keys: Some(by_token(&keys)?), values: Some(by_token(&values)?), len })
     }
@@ -180,7 +185,7 @@ impl Reader<'_> {
     /// Errs where there are tensors that no layer of the model has.
     fn finish(&self) -> Result<()> {
         match self.file.names().find(|name| !self.asked.contains(*name)) {
-            Some(name) => Err(self.wrong(format!("tensor `{name}` has no place in this model's cache"))),
+            Some(name) => Err(self.error(format!("tensor `{name}` has no place in this model's cache"))),
             None => Ok(()),
         }
     }
@@ -188,7 +193,7 @@ impl Reader<'_> {
     /// How many tokens an attention layer has read.
     fn len(&mut self, index: usize) -> Result<usize> {
         let name = format!("{index}.2");
-        let wrong = || self.wrong(format!("`{name}` is no count of tokens"));
+        let wrong = || self.error(format!("`{name}` is no count of tokens"));
         let entry = self
             .file
             .entry(&name)
@@ -200,8 +205,4 @@ impl Reader<'_> {
         self.asked.insert(name);
         Ok(len)
     }
-}
-
-fn single(x: &Tensor) -> Result<Tensor> {
-    if x.dtype() == DType::F32 { Ok(x.clone()) } else { cast(x, DType::F32) }
 }

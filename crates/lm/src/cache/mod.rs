@@ -11,7 +11,7 @@ pub use file::{load_prompt_cache, save_prompt_cache};
 pub use recurrent::DeltaCache;
 pub use snapshot::Snapshot;
 
-use alluvium_core::{Error, Result, Shape, Tensor};
+use alluvium_core::{DType, Error, Result, Shape, Tensor};
 use alluvium_ops::concat;
 
 /// The cache of a model for a batch of sequences, one part per layer. Each sequence has its own position and its own
@@ -80,17 +80,17 @@ pub enum CacheShape {
 }
 
 impl CacheShape {
-    /// The bytes of the cache of one sequence of `tokens` tokens.
-    pub fn bytes(&self, tokens: usize) -> usize {
-        let elements = match self {
+    /// The bytes of the cache of one sequence of `tokens` tokens in a model that computes in `dtype`.
+    pub fn bytes(&self, tokens: usize, dtype: DType) -> usize {
+        match self {
             CacheShape::Delta { conv_state, recurrent_state } => {
-                conv_state.as_ref().map_or(0, Shape::elements).saturating_add(recurrent_state.elements())
+                let window = conv_state.as_ref().map_or(0, Shape::elements).saturating_mul(dtype.size());
+                recurrent_state.elements().saturating_mul(size_of::<f32>()).saturating_add(window)
             }
             CacheShape::Attention { kv_heads, head_dim } => {
-                2usize.saturating_mul(*kv_heads).saturating_mul(*head_dim).saturating_mul(tokens)
+                [*kv_heads, *head_dim, tokens, dtype.size()].into_iter().fold(2, usize::saturating_mul)
             }
-        };
-        elements.saturating_mul(size_of::<f32>())
+        }
     }
 }
 

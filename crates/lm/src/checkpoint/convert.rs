@@ -91,7 +91,10 @@ pub fn convert(
 }
 
 /// Errs when there is something at the path of a new folder.
-pub(super) fn refuse_existing(to: &Path) -> Result<()> {
+///
+/// # Errors
+/// [`Kind::File`](alluvium_core::Kind::File) with the path.
+pub fn refuse_existing(to: &Path) -> Result<()> {
     // a link is a file, too, even where it leads nowhere
     match to.symlink_metadata() {
         Ok(_) => Err(Error::file(to, "it exists already; choose another folder or remove it")),
@@ -197,7 +200,7 @@ impl ConversionPlan {
         };
         let jobs: Vec<TensorJob> = entries.into_iter().map(job).collect();
         if let Change::Fuse(adapter, _) = change {
-            adapter.check_all_placed(jobs.iter().filter(|job| job.adapted.is_some()).count())?;
+            adapter.check_all_placed(jobs.iter().filter_map(|job| Some(&job.adapted.as_ref()?.0)))?;
         }
         match change {
             Change::None | Change::Fuse(_, Fuse::Requantize) => {}

@@ -75,7 +75,7 @@ fn differs(name: &str, entry: &IndexEntry, model_type: &ModelType) -> bool {
     };
     let name = if matches!(entry, IndexEntry::Matrix(..)) { format!("{name}.weight") } else { name.to_owned() };
     let is_stored_as_asked = matches!(transform, Transform::Same(stored) if *stored == name);
-    is_stored_as_asked && export(&name, shape(entry), model_type.is_hybrid) != Export::Same(name)
+    is_stored_as_asked && export(&name, shape(entry), model_type.zero_centered_norms) != Export::Same(name)
 }
 
 fn shape(entry: &IndexEntry) -> Shape {
@@ -131,7 +131,7 @@ fn from_mlx(
         let stored = index.weights.folder().describe(transform)?.0.tensor_dtype().filter(|dtype| dtype.is_float());
         let dtype: StoredDtype = dtype.or(stored).unwrap_or(DType::BF16).into();
         let shape = shape(entry);
-        let export = export(&name, shape, model_type.is_hybrid);
+        let export = export(&name, shape, model_type.zero_centered_norms);
         let spec = |name: &String, shape| TensorSpec { name: name.clone(), dtype, shape };
         let specs = match &export {
             Export::Same(name) | Export::MinusOne(name) => vec![spec(name, shape)],

@@ -20,6 +20,8 @@ pub(crate) struct Weights {
     /// Transforms of tensors that were not yet asked for.
     left: WeightMap,
     device: Device,
+    /// As [`LoadOptions::join_projections`](super::LoadOptions).
+    pub(super) join_projections: bool,
 }
 
 /// The stored tensors of a module's matrix.
@@ -49,7 +51,7 @@ impl Weights {
         settle_head(config, model_type, &folder)?;
         let left = model_type.weight_map(&folder.stored(), config)?;
         let quantization = Quantization::read(config)?;
-        Ok(Weights { folder, quantization, left, device: device.clone() })
+        Ok(Weights { folder, quantization, left, device: device.clone(), join_projections: false })
     }
 
     pub(crate) fn folder(&self) -> &Folder {
@@ -73,10 +75,10 @@ impl Weights {
         let transform = self.take(name, shape)?;
         let (dtype, found) = self.folder.describe(&transform)?;
         if !dtype.is_float() {
-            return Err(self.wrong(&transform, format!("{dtype}, expected F32, F16 or BF16")));
+            return Err(self.error(&transform, format!("{dtype}, expected F32, F16 or BF16")));
         }
         if found != shape {
-            return Err(self.wrong(&transform, format!("{found}, config.json asks for {shape}")));
+            return Err(self.error(&transform, format!("{found}, config.json asks for {shape}")));
         }
         Ok(transform)
     }
@@ -103,7 +105,7 @@ impl Weights {
         let w = self.take(&weight, shape)?;
         let (dtype, packed) = self.folder.describe(&w)?;
         if dtype.name() != "U32" {
-            return Err(self.wrong(&w, format!("{dtype}, expected U32: it has scales")));
+            return Err(self.error(&w, format!("{dtype}, expected U32: it has scales")));
         }
         let (kind, groups) = self.folder.describe(&scales)?;
         let place = self.folder.place(stored(&w));
@@ -116,7 +118,7 @@ impl Weights {
         }
         for (name, shape) in [(&w, packed), (&scales, groups)] {
             if shape[..shape.rank().saturating_sub(1)] != *rows {
-                return Err(self.wrong(name, format!("{shape}, config.json asks for rows of {rows:?}")));
+                return Err(self.error(name, format!("{shape}, config.json asks for rows of {rows:?}")));
             }
         }
         let biases = match packing {
@@ -124,10 +126,10 @@ impl Weights {
                 let biases = self.take(&biases, groups)?;
                 let (other, shape) = self.folder.describe(&biases)?;
                 if (other, shape) != (kind, groups) {
-                    return Err(self.wrong(&biases, format!("{other} {shape}, its scales are {kind} {groups}")));
+                    return Err(self.error(&biases, format!("{other} {shape}, its scales are {kind} {groups}")));
                 }
                 if !kind.is_float() {
-                    return Err(self.wrong(&scales, format!("{kind}, expected F32, F16 or BF16")));
+                    return Err(self.error(&scales, format!("{kind}, expected F32, F16 or BF16")));
                 }
                 Some(biases)
             }
@@ -162,7 +164,7 @@ impl Weights {
         })
     }
 
-    fn wrong(&self, transform: &Transform, why: String) -> Error {
+    fn error(&self, transform: &Transform, why: String) -> Error {
         let name = stored(transform);
         Error::file(self.folder.place(name), format!("tensor `{name}` is {why}"))
     }
@@ -180,7 +182,7 @@ fn settle_head(config: &mut Config, model_type: &ModelType, folder: &Folder) -> 
         && !folder.are_equal(head, table)?
     {
         let why = format!("`tie_word_embeddings` is true, but `{head}` differs from `{table}`");
-        return Err(config.wrong(format!("{why}; set the key to false to use it, or remove the tensor")));
+        return Err(config.error(format!("{why}; set the key to false to use it, or remove the tensor")));
     }
     if said.is_none() && (outer.is_some() || is_tied != model_type.tie_word_embeddings) {
         config.set_tied(is_tied);
@@ -198,7 +200,7 @@ fn fp8_block(config: &Config) -> Result<[usize; 2]> {
     };
     match serde_json::from_value::<[usize; 2]>(said.clone()) {
         Ok(block) if block.iter().all(|n| (1..=1 << 20).contains(n)) => Ok(block),
-        _ => Err(config.wrong(format!("`weight_block_size` is {said}, expected two positive integers"))),
+        _ => Err(config.error(format!("`weight_block_size` is {said}, expected two positive integers"))),
     }
 }
 
@@ -223,5 +225,9 @@ impl WeightSource for Weights {
     fn weight(&mut self, module: &str, shape: Shape, _: Init) -> Result<Weight> {
         let matrix = self.matrix(module, shape)?;
         self.read_matrix(&matrix)
+    }
+
+    fn joins_projections(&self) -> bool {
+        self.join_projections
     }
 }

@@ -2,20 +2,31 @@
 //!
 //! Between two steps of the running sequences the engine reads one piece of the next prompt, so a long prompt does not
 //! stop them. The states after a prompt are kept at a multiple of 64 tokens, where the delta rule's chunks end:
-//! a prompt that begins with the same tokens continues there. Products of several rows sum in another order than those
-//! of one row, so log-probabilities differ by roundings of f32 from those of a request that runs alone and is read in
-//! other pieces.
+//! a prompt that begins with the same tokens continues there.
+//!
+//! **Batch invariance.** A request's tokens and log-probabilities are bit-identical alone and beside others, with and
+//! without the prefix cache:
+//!
+//! | device | holds for |
+//! |---|---|
+//! | CPU | all models without experts; with experts while prompts have at most 64 tokens |
+//! | wgpu | all models without experts |
+//! | CUDA | up to 8 sequences of models without experts, as on wgpu |
+//!
+//! On the CPU they are bit-identical to [`generate`](crate::generate()), too. A row of a product is summed in one order
+//! for up to 32 rows, so larger batches take their steps 32 sequences at a time; pieces of prompts have more rows, and
+//! each row of those is summed in the order of the general product. A GPU reads the same pieces of a prompt whatever
+//! runs beside it.
 
 mod prefix_cache;
+mod worker;
 
-use self::prefix_cache::PrefixCache;
-use crate::generate::decoding::Decoding;
-use crate::generate::{GeneratedToken, Generation, GenerationBatch, Request, Session};
-use crate::model::{LanguageModel, ModelRef};
+use self::worker::Worker;
+use crate::generate::{GenerateOptions, GeneratedToken, Generation, Request};
+use crate::model::LanguageModel;
 use crate::tokenizer::Tokenizer;
-use alluvium_core::{Error, Result};
-use std::collections::{BTreeMap, VecDeque};
-use std::num::NonZeroUsize;
+use alluvium_core::Error;
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -52,6 +63,8 @@ pub enum Event {
     Token(GeneratedToken),
     /// The completion ended. It is the last event.
     Finished(Generation),
+    /// The hidden state of the last token, after [`Engine::submit_embedding`]. It is the last event.
+    Embedded(Vec<f32>),
     /// The request failed. It is the last event.
     Failed(Error),
 }
@@ -144,7 +157,15 @@ struct State {
 
 struct Job {
     request: Request,
+    result: JobResult,
     sink: Box<dyn EventSink>,
+}
+
+/// What a job is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum JobResult {
+    Completion,
+    Embedding,
 }
 
 impl std::fmt::Debug for Engine {
@@ -196,6 +217,20 @@ impl Engine {
     /// # Errors
     /// When the queue is full or the engine is shutting down.
     pub fn submit(&self, request: Request, sink: Box<dyn EventSink>) -> std::result::Result<(), Refusal> {
+        self.add(Job { request, result: JobResult::Completion, sink })
+    }
+
+    /// Adds a text whose embedding is wanted: the model's last hidden state at its last token, after the final norm.
+    /// The sink gets [`Event::Embedded`] or [`Event::Failed`].
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    pub fn submit_embedding(&self, tokens: Vec<u32>, sink: Box<dyn EventSink>) -> std::result::Result<(), Refusal> {
+        let request = Request::new(tokens, GenerateOptions { max_tokens: 0, ..GenerateOptions::default() });
+        self.add(Job { request, result: JobResult::Embedding, sink })
+    }
+
+    fn add(&self, job: Job) -> std::result::Result<(), Refusal> {
         let mut state = self.shared.lock();
         if state.is_closing {
             return Err(Refusal::ShuttingDown);
@@ -207,7 +242,7 @@ impl Engine {
                 return Err(Refusal::QueueFull);
             }
         }
-        state.queue.push_back(Job { request, sink });
+        state.queue.push_back(job);
         state.stats.waiting = state.queue.len();
         self.shared.changed.notify_one();
         Ok(())
@@ -233,211 +268,5 @@ impl Drop for Engine {
     /// As [`Engine::shut_down`].
     fn drop(&mut self) {
         self.shut_down();
-    }
-}
-
-/// A request whose prompt is read.
-struct Joining<'m> {
-    request: Request,
-    sink: Box<dyn EventSink>,
-    session: Session<'m>,
-    decoding: Decoding<'m>,
-    /// Tokens of the prompt that came from the prefix cache.
-    reused: usize,
-    /// Where the state is kept: a multiple of [`CHUNK`] before the last token.
-    keep_at: usize,
-}
-
-/// The state of the engine's thread.
-struct Worker<'m> {
-    shared: &'m Shared,
-    model: ModelRef<'m>,
-    tokenizer: Option<&'m Tokenizer>,
-    options: EngineOptions,
-    batch: GenerationBatch<'m>,
-    sinks: BTreeMap<usize, Box<dyn EventSink>>,
-    joining: Option<Joining<'m>>,
-    prefixes: PrefixCache,
-}
-
-impl<'m> Worker<'m> {
-    fn new(
-        shared: &'m Shared,
-        model: Arc<dyn LanguageModel>,
-        tokenizer: Option<&'m Tokenizer>,
-        options: EngineOptions,
-    ) -> Self {
-        let model = ModelRef::from(model);
-        let batch = GenerationBatch::new(model.clone(), tokenizer);
-        let prefixes = PrefixCache::new(options.prefix_cache_bytes);
-        Worker { shared, model, tokenizer, options, batch, sinks: BTreeMap::new(), joining: None, prefixes }
-    }
-
-    fn run(&mut self) {
-        while self.wait() {
-            if self.joining.is_none() && self.sinks.len() < self.options.max_sequences.max(1) {
-                self.start_next();
-            }
-            self.read_piece();
-            self.step();
-        }
-    }
-
-    /// Waits until there is work. `false` when there is none and none will come.
-    fn wait(&mut self) -> bool {
-        let mut state = self.shared.lock();
-        state.stats.running = self.sinks.len() + usize::from(self.joining.is_some());
-        state.stats.prefix_cache_bytes = self.prefixes.bytes();
-        while state.stats.running == 0 && state.queue.is_empty() {
-            if state.is_closing {
-                return false;
-            }
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        true
-    }
-
-    fn count(&self, change: impl FnOnce(&mut EngineStats)) {
-        change(&mut self.shared.lock().stats);
-    }
-
-    /// Takes the next request from the queue.
-    fn start_next(&mut self) {
-        let job = {
-            let mut state = self.shared.lock();
-            let job = state.queue.pop_front();
-            state.stats.waiting = state.queue.len();
-            job
-        };
-        let Some(Job { request, mut sink }) = job else { return };
-        if sink.is_closed() {
-            return self.count(|stats| stats.cancelled += 1);
-        }
-        match self.join(&request) {
-            Ok((session, decoding, reused)) => {
-                let keep_at = request.prompt.len().saturating_sub(1) / CHUNK * CHUNK;
-                self.joining = Some(Joining { request, sink, session, decoding, reused, keep_at });
-            }
-            Err(error) => {
-                self.count(|stats| stats.failed += 1);
-                let _ = sink.send(Event::Failed(error));
-            }
-        }
-    }
-
-    /// A session that begins with the longest prefix of the prompt that is kept.
-    fn join(&mut self, request: &Request) -> Result<(Session<'m>, Decoding<'m>, usize)> {
-        let mut decoding = Decoding::new(self.tokenizer, &request.prompt, &request.options)?;
-        let (session, reused) = match self.prefixes.find(&request.prompt) {
-            Some((cache, tokens)) => (Session::with_cache(self.model.clone(), cache), tokens),
-            None => (Session::new(self.model.clone())?, 0),
-        };
-        decoding.set_reused_tokens(reused);
-        Ok((session.without_snapshots(), decoding, reused))
-    }
-
-    /// Reads one piece of the prompt that is read.
-    fn read_piece(&mut self) {
-        let Some(mut joining) = self.joining.take() else { return };
-        if joining.sink.is_closed() {
-            return self.count(|stats| stats.cancelled += 1);
-        }
-        if !self.sinks.is_empty() {
-            // the others wait for this piece
-            joining.session = joining.session.with_prefill_step_size(NonZeroUsize::new(CHUNK));
-        }
-        let Joining { request, session, reused, keep_at, .. } = &mut joining;
-        let keeps = *keep_at > *reused && session.tokens().len() + *reused < *keep_at;
-        let end = if keeps { *keep_at } else { request.prompt.len() };
-        let one = &mut |_| ControlFlow::Break(());
-        match session.prefill_observed(&request.prompt[*reused..end], one) {
-            Ok(read) if read.is_complete && keeps => {
-                self.prefixes.insert(&request.prompt[..end], session.cache());
-                self.joining = Some(joining);
-            }
-            Ok(read) if read.is_complete => self.begin(joining),
-            Ok(_) => self.joining = Some(joining),
-            Err(error) => {
-                self.count(|stats| stats.failed += 1);
-                let _ = joining.sink.send(Event::Failed(error));
-            }
-        }
-    }
-
-    /// Adds a sequence whose prompt was read to the batch.
-    fn begin(&mut self, joining: Joining<'m>) {
-        let Joining { request, mut sink, session, decoding, reused, .. } = joining;
-        self.count(|stats| {
-            stats.prompt_tokens += request.prompt.len() as u64;
-            stats.reused_tokens += reused as u64;
-        });
-        if sink.send(Event::Started { reused_tokens: reused }).is_break() {
-            return self.count(|stats| stats.cancelled += 1);
-        }
-        match self.batch.join(session, decoding) {
-            Ok(id) => {
-                self.sinks.insert(id, sink);
-                // a completion of no tokens has ended already
-                self.finish_ended(&[id]);
-            }
-            Err(error) => {
-                self.count(|stats| stats.failed += 1);
-                let _ = sink.send(Event::Failed(error));
-            }
-        }
-    }
-
-    /// Generates one token of each sequence.
-    fn step(&mut self) {
-        if self.batch.is_empty() {
-            return;
-        }
-        match self.batch.step() {
-            Ok(tokens) => {
-                let ids: Vec<usize> = tokens.iter().map(|(id, _)| *id).collect();
-                for (id, token) in tokens {
-                    self.deliver(id, token);
-                }
-                self.finish_ended(&ids);
-            }
-            Err(error) => {
-                for (id, mut sink) in std::mem::take(&mut self.sinks) {
-                    drop(self.batch.remove(id));
-                    self.count(|stats| stats.failed += 1);
-                    let _ = sink.send(Event::Failed(Error::value("generate", error.to_string())));
-                }
-            }
-        }
-    }
-
-    /// Sends a token or the error of a sequence.
-    fn deliver(&mut self, id: usize, token: Result<GeneratedToken>) {
-        let Some(sink) = self.sinks.get_mut(&id) else { return };
-        let is_failed = token.is_err();
-        let event = match token {
-            Ok(token) => Event::Token(token),
-            Err(error) => Event::Failed(error),
-        };
-        if sink.send(event).is_break() || is_failed {
-            self.sinks.remove(&id);
-            drop(self.batch.remove(id));
-            self.count(|stats| if is_failed { stats.failed += 1 } else { stats.cancelled += 1 });
-        } else {
-            self.count(|stats| stats.completion_tokens += 1);
-        }
-    }
-
-    /// Sends the completions of those sequences that have ended.
-    fn finish_ended(&mut self, ids: &[usize]) {
-        for id in ids {
-            if !self.batch.has_ended(*id) {
-                continue;
-            }
-            let generation = self.batch.remove(*id);
-            if let (Some(mut sink), Some(generation)) = (self.sinks.remove(id), generation) {
-                self.count(|stats| stats.finished += 1);
-                let _ = sink.send(Event::Finished(generation));
-            }
-        }
     }
 }

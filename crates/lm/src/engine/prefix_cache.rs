@@ -1,6 +1,7 @@
 //! Caches of prompts' beginnings, within a number of bytes.
 
 use crate::cache::Cache;
+use crate::generate::session::MIN_PREFILL_TAIL;
 
 /// Caches by the tokens that they have read. The least recently used one is dropped first.
 pub(super) struct PrefixCache {
@@ -25,10 +26,12 @@ impl PrefixCache {
         self.entries.iter().map(|entry| entry.bytes).sum()
     }
 
-    /// The cache of the longest beginning of a prompt, and the number of its tokens. The last token of the prompt is
-    /// never in it: its hidden state is needed.
+    /// The cache of the longest beginning of a prompt, and the number of its tokens. It leaves as many tokens of the
+    /// prompt as are read together: the hidden state of the last one is needed.
     pub(super) fn find(&mut self, prompt: &[u32]) -> Option<(Cache, usize)> {
-        let is_beginning = |tokens: &[u32]| tokens.len() < prompt.len() && prompt.starts_with(tokens);
+        let is_beginning = |tokens: &[u32]| {
+            prompt.len() - tokens.len().min(prompt.len()) > MIN_PREFILL_TAIL && prompt.starts_with(tokens)
+        };
         let candidates = self.entries.iter().enumerate().filter(|(_, entry)| is_beginning(&entry.tokens));
         let (at, _) = candidates.max_by_key(|(_, entry)| entry.tokens.len())?;
         let entry = self.entries.remove(at);

@@ -36,7 +36,7 @@ pub fn remove_partials() -> usize {
 
 /// A temporary file or folder that [`remove_partials`] knows. Dropped before it is renamed, it is removed.
 #[derive(Debug)]
-pub(crate) struct TempPath(PathBuf);
+pub struct TempPath(PathBuf);
 
 impl TempPath {
     /// Creates an empty file beside `target`, which is held by this process alone.
@@ -50,14 +50,18 @@ impl TempPath {
     }
 
     /// Creates an empty folder beside `target`.
-    pub(crate) fn folder(target: &Path) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn folder(target: &Path) -> io::Result<Self> {
         let mut partial = partial();
         let path = builder(&start(target), 0o777).tempdir_in(folder_of(target))?.keep();
         partial.push(path.clone());
         Ok(TempPath(path))
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         &self.0
     }
 

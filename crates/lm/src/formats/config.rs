@@ -41,7 +41,7 @@ impl Config {
     /// When the key is missing or not a non-negative integer.
     pub fn integer(&self, key: &str) -> Result<usize> {
         let value = self.text().get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
-        value.ok_or_else(|| self.wrong(format!("`{key}` is missing or no integer")))
+        value.ok_or_else(|| self.error(format!("`{key}` is missing or no integer")))
     }
 
     /// Reads `config.json` of a checkpoint's folder.
@@ -89,7 +89,7 @@ impl Config {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Bool(tied)) => Ok(Some(*tied)),
             Some(other) => {
-                Err(self.wrong(format!("`tie_word_embeddings` is {}, expected true or false", brief(other))))
+                Err(self.error(format!("`tie_word_embeddings` is {}, expected true or false", brief(other))))
             }
         };
         Ok([tied(&self.root)?, tied(self.text())?])
@@ -159,7 +159,7 @@ impl Config {
         self.root
             .get("model_type")
             .and_then(Value::as_str)
-            .ok_or_else(|| self.wrong("`model_type` is missing; it says what kind of model this is"))
+            .ok_or_else(|| self.error("`model_type` is missing; it says what kind of model this is"))
     }
 
     /// The keys of the language model: `text_config` if there is one, else the top level.
@@ -180,7 +180,7 @@ impl Config {
                 key if key == "." => String::new(),
                 key => format!("`{key}`: "),
             };
-            self.wrong(format!("{part}{key}{}", error.inner()))
+            self.error(format!("{part}{key}{}", error.inner()))
         })
     }
 
@@ -198,11 +198,11 @@ impl Config {
     /// When it is neither an id, a list of ids nor null.
     pub fn eos_token_ids(&self) -> Result<Vec<u32>> {
         let value = self.root.get("eos_token_id").or_else(|| self.text().get("eos_token_id"));
-        token_ids(value).map_err(|why| self.wrong(why))
+        token_ids(value).map_err(|why| self.error(why))
     }
 
     /// An error that names this file.
-    pub fn wrong(&self, why: impl Into<String>) -> Error {
+    pub fn error(&self, why: impl Into<String>) -> Error {
         Error::file(&self.path, why)
     }
 

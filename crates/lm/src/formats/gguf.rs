@@ -130,7 +130,7 @@ impl GgufFile {
     }
 
     /// An error that names the first file.
-    pub(crate) fn wrong(&self, why: impl Into<String>) -> Error {
+    pub(crate) fn error(&self, why: impl Into<String>) -> Error {
         Error::file(self.path(), why)
     }
 
@@ -142,7 +142,7 @@ impl GgufFile {
         match self.metadata.get(key) {
             None => Ok(None),
             Some(Value::Integer(n)) if (0..=1 << 40).contains(n) => Ok(Some(*n as usize)),
-            Some(other) => Err(self.wrong(format!("`{key}` is {}, expected an integer", other.brief()))),
+            Some(other) => Err(self.error(format!("`{key}` is {}, expected an integer", other.brief()))),
         }
     }
 
@@ -155,7 +155,7 @@ impl GgufFile {
             None => Ok(None),
             Some(Value::Float(x)) => Ok(Some(*x)),
             Some(Value::Integer(n)) => Ok(Some(*n as f64)),
-            Some(other) => Err(self.wrong(format!("`{key}` is {}, expected a number", other.brief()))),
+            Some(other) => Err(self.error(format!("`{key}` is {}, expected a number", other.brief()))),
         }
     }
 
@@ -167,7 +167,7 @@ impl GgufFile {
         match self.metadata.get(key) {
             None => Ok(None),
             Some(Value::Text(text)) => Ok(Some(text)),
-            Some(other) => Err(self.wrong(format!("`{key}` is {}, expected text", other.brief()))),
+            Some(other) => Err(self.error(format!("`{key}` is {}, expected text", other.brief()))),
         }
     }
 
@@ -179,7 +179,7 @@ impl GgufFile {
         match self.metadata.get(key) {
             None => Ok(None),
             Some(Value::Bool(is)) => Ok(Some(*is)),
-            Some(other) => Err(self.wrong(format!("`{key}` is {}, expected true or false", other.brief()))),
+            Some(other) => Err(self.error(format!("`{key}` is {}, expected true or false", other.brief()))),
         }
     }
 
@@ -191,7 +191,7 @@ impl GgufFile {
         match self.metadata.get(key) {
             None => Ok(None),
             Some(Value::Array(values)) => Ok(Some(values)),
-            Some(other) => Err(self.wrong(format!("`{key}` is {}, expected an array", other.brief()))),
+            Some(other) => Err(self.error(format!("`{key}` is {}, expected an array", other.brief()))),
         }
     }
 
@@ -200,7 +200,7 @@ impl GgufFile {
     /// # Errors
     /// When it is missing.
     pub(crate) fn entry(&self, name: &str) -> Result<&Entry> {
-        self.tensors.get(name).ok_or_else(|| self.wrong(format!("tensor `{name}` is missing")))
+        self.tensors.get(name).ok_or_else(|| self.error(format!("tensor `{name}` is missing")))
     }
 
     /// Checks that the file has the `bytes` bytes of a tensor.

@@ -114,9 +114,11 @@ impl<'m> GenerationBatch<'m> {
     /// # Errors
     /// As [`Session::prefill`], and when there are stop texts but no tokenizer. The batch is as before.
     pub fn add(&mut self, request: &Request) -> Result<usize> {
-        let decoding = Decoding::new(self.tokenizer, &request.prompt, &request.options)?;
+        let mut decoding = Decoding::new(self.tokenizer, &request.prompt, &request.options)?;
         let mut session = Session::new(self.model.clone())?.without_snapshots();
+        session.set_prompt_logprobs(request.options.prompt_logprobs);
         session.prefill(&request.prompt)?;
+        decoding.set_prompt_logprobs(session.take_prompt_logprobs());
         self.join(session, decoding)
     }
 
@@ -141,6 +143,11 @@ impl<'m> GenerationBatch<'m> {
     /// Whether no sequence is generated.
     pub fn is_empty(&self) -> bool {
         self.active.is_empty()
+    }
+
+    /// The number of sequences that are generated.
+    pub(crate) fn len(&self) -> usize {
+        self.active.len()
     }
 
     /// Whether a sequence ended and its completion was not taken yet.

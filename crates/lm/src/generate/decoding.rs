@@ -52,6 +52,10 @@ pub struct Generation {
     pub logprobs: Vec<TokenLogprob>,
     /// Why it ended. `None` where the caller stopped it.
     pub finish_reason: Option<FinishReason>,
+    /// The stop text that ended it.
+    pub stop: Option<String>,
+    /// For each token of the prompt after the first, where [`GenerateOptions::prompt_logprobs`] asks for it.
+    pub prompt_logprobs: Vec<TokenLogprob>,
     /// The number of tokens of the prompt.
     pub prompt_tokens: usize,
     /// The number of tokens of the prompt that were in the cache already.
@@ -154,6 +158,11 @@ impl<'t> Decoding<'t> {
         self.generation.reused_tokens = tokens;
     }
 
+    /// Records the log-probabilities of the prompt's tokens.
+    pub(crate) fn set_prompt_logprobs(&mut self, logprobs: Vec<TokenLogprob>) {
+        self.generation.prompt_logprobs = logprobs;
+    }
+
     /// Chooses the next token by row `row` of logits `[B, V]`.
     ///
     /// # Errors
@@ -167,6 +176,7 @@ impl<'t> Decoding<'t> {
         if let Some(budget) = &mut self.budget {
             budget.record(&text);
         }
+        self.sampler.record(&text);
         self.tokens.push(token);
         let generation = &mut self.generation;
         generation.tokens.push(token);
@@ -187,12 +197,15 @@ impl<'t> Decoding<'t> {
             (text, is_stop) = self.stop.push(&detokenizer.push(token)?);
         }
         let is_last = self.generation.tokens.len() + 1 >= self.max_tokens;
-        if let Some(detokenizer) = self.detokenizer.as_mut().filter(|_| (is_end || is_last) && !is_stop) {
+        let is_complete = self.sampler.is_complete();
+        if let Some(detokenizer) = self.detokenizer.as_mut().filter(|_| (is_end || is_last || is_complete) && !is_stop)
+        {
             let (rest, stops) = self.stop.finish(&detokenizer.finish()?);
             text += &rest;
             is_stop = stops;
         }
-        let finish_reason = match is_stop || is_end {
+        self.generation.stop = is_stop.then(|| self.stop.found()).flatten();
+        let finish_reason = match is_stop || is_end || is_complete {
             true => Some(FinishReason::Stop),
             false => is_last.then_some(FinishReason::Length),
         };

@@ -4,7 +4,7 @@ mod batch;
 pub(crate) mod decoding;
 mod options;
 mod sampler;
-mod session;
+pub(crate) mod session;
 mod stop;
 
 pub use batch::{GenerationBatch, Request, generate_batch};
@@ -74,8 +74,10 @@ impl<'m> Session<'m> {
         observe: &mut PrefillObserver<'_>,
     ) -> Result<TokenStream<'s, 'm>> {
         let mut decoding = Decoding::new(tokenizer, prompt, options)?;
+        self.set_prompt_logprobs(options.prompt_logprobs);
         let prefilled = self.prefill_observed(prompt, observe)?;
         decoding.set_reused_tokens(prefilled.reused);
+        decoding.set_prompt_logprobs(self.take_prompt_logprobs());
         Ok(TokenStream { session: self, decoding, is_ended: !prefilled.is_complete })
     }
 }

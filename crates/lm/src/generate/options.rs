@@ -1,5 +1,6 @@
 //! What to generate and when to stop.
 
+use crate::grammar::Grammar;
 use crate::tokenizer::reasoning::ReasoningParser;
 use alluvium_ops::Sampling;
 
@@ -16,6 +17,10 @@ pub struct GenerateOptions {
     pub presence_penalty: f32,
     /// Subtracted from the logit of each token of the completion as often as it occurs there; 0 disables it.
     pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// What the text of the completion must match. `None` allows every text.
+    pub grammar: Option<Grammar>,
     /// A limit on the reasoning of the model. `None` disables it.
     pub reasoning_budget: Option<ReasoningBudget>,
     /// The seed of the sampling: the same seed gives the same tokens.
@@ -27,6 +32,10 @@ pub struct GenerateOptions {
     /// Return the log-probability of each generated token and of the `n` most likely alternatives. `None` disables
     /// this.
     pub logprobs: Option<usize>,
+    /// Return the log-probability of each token of the prompt after the first, with that of the `n` most likely
+    /// alternatives. Tokens that were in a cache already are left out; an engine reads all of them again. `None`
+    /// disables this.
+    pub prompt_logprobs: Option<usize>,
 }
 
 impl Default for GenerateOptions {
@@ -37,11 +46,14 @@ impl Default for GenerateOptions {
             repetition_penalty: RepetitionPenalty::default(),
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            grammar: None,
             reasoning_budget: None,
             seed: 0,
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
             logprobs: None,
+            prompt_logprobs: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The choice of the next token of one sequence.
 
 use super::options::{GenerateOptions, RepetitionPenalty};
+use crate::grammar::GrammarState;
 use alluvium_core::rng::Rng;
 use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::{Sampling, sample};
@@ -27,6 +28,8 @@ pub struct Sampler {
     /// How often each token was generated, where a penalty looks at it.
     generated: BTreeMap<u32, u32>,
     logprobs: Option<usize>,
+    logit_bias: Vec<(u32, f32)>,
+    grammar: Option<GrammarState>,
     rng: Rng,
 }
 
@@ -41,6 +44,8 @@ impl Sampler {
             frequency_penalty: options.frequency_penalty,
             generated: BTreeMap::new(),
             logprobs: *logprobs,
+            logit_bias: options.logit_bias.clone(),
+            grammar: options.grammar.as_ref().map(GrammarState::new),
             rng: Rng::new(*seed, "sample"),
         }
     }
@@ -53,6 +58,14 @@ impl Sampler {
     /// the token that was to be chosen.
     pub fn next(&mut self, logits: &Tensor, tokens: &[u32], row: usize) -> Result<(u32, Option<TokenLogprob>)> {
         let logits = self.penalized(one_row(logits, row)?, tokens)?;
+        let logits = match self.grammar.as_mut().map(GrammarState::mask).transpose()?.flatten() {
+            Some(allowed) => {
+                let mut floats = logits.to_floats()?;
+                allowed.hide(&mut floats);
+                Tensor::from_slice(&floats, logits.shape(), logits.device())?
+            }
+            None => logits,
+        };
         let chosen =
             sample(&logits, &self.sampling, &[self.rng.uniform() as f32]).and_then(|ids| Ok(ids.ids()?.to_vec()));
         // a GPU reports logits that are not finite by this id
@@ -65,7 +78,22 @@ impl Sampler {
         };
         let logprob = self.logprob(&logits, token)?;
         *self.generated.entry(token).or_default() += 1;
+        if let Some(grammar) = &mut self.grammar {
+            grammar.accept(token)?;
+        }
         Ok((token, logprob))
+    }
+
+    /// Tells the grammar the text that a token completed: it may begin after the reasoning only.
+    pub(super) fn record(&mut self, text: &str) {
+        if let Some(grammar) = &mut self.grammar {
+            grammar.record(text);
+        }
+    }
+
+    /// Whether nothing can follow by the grammar.
+    pub(super) fn is_complete(&self) -> bool {
+        self.grammar.as_ref().is_some_and(GrammarState::is_complete)
     }
 
     /// As [`Sampler::next`] for a token that is given, not chosen.
@@ -93,10 +121,23 @@ impl Sampler {
         if let Some((name, penalty)) = penalties.iter().find(|(_, penalty)| !penalty.is_finite()) {
             return Err(Error::value("sample", format!("the {name} penalty is {penalty}, expected a finite value")));
         }
-        if penalties.iter().all(|(_, penalty)| *penalty == 0.0) || self.generated.is_empty() {
+        let has_penalties = penalties.iter().any(|(_, penalty)| *penalty != 0.0) && !self.generated.is_empty();
+        if !has_penalties && self.logit_bias.is_empty() {
             return Ok(logits);
         }
         let mut penalized = logits.to_floats()?;
+        for &(token, bias) in &self.logit_bias {
+            let count = penalized.len();
+            match penalized.get_mut(token as usize) {
+                Some(x) if bias.is_finite() => *x += bias,
+                _ => {
+                    let why = format!(
+                        "the bias of token {token} is {bias}, expected a finite value and a token below {count}"
+                    );
+                    return Err(Error::value("sample", why));
+                }
+            }
+        }
         for (&token, &count) in &self.generated {
             if let Some(x) = penalized.get_mut(token as usize) {
                 *x -= self.presence_penalty + self.frequency_penalty * count as f32;
@@ -141,7 +182,7 @@ fn check_finite(logits: &[f32], position: usize) -> Result<()> {
     Err(Error::value("generate", format!("{what} at position {position}: {why}")))
 }
 
-fn token_logprob(logits: &[f32], token: u32, top: usize) -> Result<TokenLogprob> {
+pub(super) fn token_logprob(logits: &[f32], token: u32, top: usize) -> Result<TokenLogprob> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&x| f64::from(x - largest).exp()).sum();
     let logprob = |x: f32| (f64::from(x - largest) - sum.ln()) as f32;
@@ -206,9 +247,7 @@ mod tests {
     #[test]
     fn logits_that_are_not_finite_are_an_error_that_names_the_position() {
         let mut devices = vec![Device::cpu()];
-        if !alluvium_core::gpu::adapters().is_empty() {
-            devices.push(alluvium_core::gpu::Gpu::builder().open().unwrap().into());
-        }
+        devices.extend(alluvium_core::gpu::Gpu::builder().open_for_test().unwrap().map(Device::from));
         let hot = Sampling { temperature: 1.0, ..Sampling::default() };
         for device in &devices {
             for sampling in [Sampling::default(), hot] {

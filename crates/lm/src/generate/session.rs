@@ -1,5 +1,6 @@
 //! A model and the tokens it has read: a prompt that begins like the one before is not read again.
 
+use super::sampler::{TokenLogprob, token_logprob};
 use crate::cache::{Cache, Snapshot};
 use crate::model::ModelRef;
 use alluvium_core::{Device, Error, Result, Tensor};
@@ -10,6 +11,9 @@ use std::ops::ControlFlow;
 const SNAPSHOT_INTERVAL: usize = 512;
 /// Prompt tokens per forward pass on a CPU with few threads: nearly full speed, and little memory.
 const MIN_PREFILL_STEP: usize = 128;
+/// Prompt tokens that are not read in a forward pass of their own: up to this many are multiplied as generated tokens
+/// are, more as prompts are, and the order of sums differs. So the bits do not depend on where a prompt is cut.
+pub(crate) const MIN_PREFILL_TAIL: usize = 32;
 /// The maximum number of snapshots of a session. Each holds the states of all linear layers.
 const MAX_SNAPSHOTS: usize = 8;
 
@@ -46,6 +50,8 @@ pub struct Session<'m> {
     hidden: Option<Tensor>,
     /// A forward pass failed, and what the cache holds is not known.
     is_broken: bool,
+    /// The alternatives of each token of a prompt whose log-probabilities are kept, and those of the last prompt.
+    prompt_logprobs: (Option<usize>, Vec<TokenLogprob>),
 }
 
 impl std::fmt::Debug for Session<'_> {
@@ -79,11 +85,14 @@ impl<'m> Session<'m> {
             tokens: Vec::new(),
             hidden: None,
             is_broken: false,
+            prompt_logprobs: (None, Vec::new()),
         }
     }
 
     /// Sets the number of prompt tokens per forward pass: fewer take less memory, more may be faster. By default a GPU
-    /// reads 512, a CPU 128, or 32 per thread with more than four threads, up to 512.
+    /// reads 512, a CPU 128, or 32 per thread with more than four threads, up to 512. Up to 32 tokens that are left over
+    /// are read with those before them. On a CPU the bits of a model without experts do not depend on a size that is
+    /// a multiple of 64.
     pub fn with_prefill_step_size(self, tokens: Option<NonZeroUsize>) -> Self {
         Session { prefill_step_size: tokens.map_or(self.prefill_step_size, NonZeroUsize::get), ..self }
     }
@@ -92,6 +101,16 @@ impl<'m> Session<'m> {
     /// for each snapshot.
     pub fn without_snapshots(self) -> Self {
         Session { snapshots: Vec::new(), max_snapshots: 0, ..self }
+    }
+
+    /// Sets whether the log-probabilities of a prompt's tokens are kept, and of how many alternatives.
+    pub(crate) fn set_prompt_logprobs(&mut self, top: Option<usize>) {
+        self.prompt_logprobs = (top, Vec::new());
+    }
+
+    /// Takes the log-probabilities of the prompt that was read.
+    pub(crate) fn take_prompt_logprobs(&mut self) -> Vec<TokenLogprob> {
+        std::mem::take(&mut self.prompt_logprobs.1)
     }
 
     /// The model.
@@ -133,16 +152,19 @@ impl<'m> Session<'m> {
         let mut at = reused;
         let interval = SNAPSHOT_INTERVAL.max(self.prefill_step_size);
         while at < prompt.len() {
-            let end = (at - at % interval).saturating_add(interval).min(prompt.len());
-            for tokens in prompt[at..end].chunks(self.prefill_step_size) {
-                self.forward(tokens)?;
-                if observe(self.tokens.len()).is_break() && self.tokens.len() < prompt.len() {
-                    self.keep_snapshot();
-                    return Ok(Prefilled { reused, is_complete: false });
-                }
-            }
+            let boundary = (at - at % interval).saturating_add(interval);
+            let end = at.saturating_add(self.prefill_step_size).min(boundary);
+            let end = if prompt.len().saturating_sub(end) <= MIN_PREFILL_TAIL { prompt.len() } else { end };
+            let hidden = self.forward(&prompt[at..end])?;
+            self.score(&hidden, &prompt[at + 1..prompt.len().min(end + 1)])?;
             at = end;
-            self.keep_snapshot();
+            let is_stopped = observe(at).is_break() && at < prompt.len();
+            if is_stopped || at == boundary || at == prompt.len() {
+                self.keep_snapshot();
+            }
+            if is_stopped {
+                return Ok(Prefilled { reused, is_complete: false });
+            }
         }
         Ok(Prefilled { reused, is_complete: true })
     }
@@ -167,7 +189,7 @@ impl<'m> Session<'m> {
     /// # Errors
     /// When it is not in the vocabulary.
     pub fn step(&mut self, token: u32) -> Result<()> {
-        self.forward(&[token])
+        self.forward(&[token]).map(drop)
     }
 
     /// The logits of the next token, `[1, V]`.
@@ -180,23 +202,36 @@ impl<'m> Session<'m> {
     }
 
     /// The cache and the hidden state of the last token, `[1, D]`.
-    pub(super) fn into_cache(self) -> Result<(Cache, Tensor)> {
+    pub(crate) fn into_cache(self) -> Result<(Cache, Tensor)> {
         let hidden = self.hidden.ok_or_else(|| Error::value("generate", "no token was read"))?;
         Ok((self.cache, hidden))
     }
 
-    fn forward(&mut self, tokens: &[u32]) -> Result<()> {
-        match last_hidden(&self.model, tokens, &mut self.cache) {
-            Ok(hidden) => {
-                self.hidden = Some(hidden);
+    /// Reads tokens; returns their hidden states, `[T, D]`.
+    fn forward(&mut self, tokens: &[u32]) -> Result<Tensor> {
+        let hidden = hidden_states(&self.model, tokens, &mut self.cache)
+            .and_then(|hidden| Ok((hidden.rows(tokens.len() - 1, 1)?, hidden)));
+        match hidden {
+            Ok((last, hidden)) => {
+                self.hidden = Some(last);
                 self.tokens.extend(tokens);
-                Ok(())
+                Ok(hidden)
             }
             Err(error) => {
                 self.reset();
                 Err(error)
             }
         }
+    }
+
+    /// Keeps the log-probabilities of the tokens that follow the first of these hidden states, if they are asked for.
+    fn score(&mut self, hidden: &Tensor, next: &[u32]) -> Result<()> {
+        let (Some(top), scores) = &mut self.prompt_logprobs else { return Ok(()) };
+        let logits = self.model.device().run(|| self.model.logits(hidden)?.to_floats())?;
+        for (row, token) in logits.chunks_exact(logits.len() / hidden.shape()[0]).zip(next) {
+            scores.push(token_logprob(row, *token, *top)?);
+        }
+        Ok(())
     }
 
     /// Forgets everything after a failed forward pass. A cache that came from elsewhere cannot be restored.
@@ -248,15 +283,15 @@ impl<'m> Session<'m> {
 /// Prompt tokens per forward pass on a device: more where more threads share them.
 fn prefill_step_size(device: &Device) -> usize {
     match device {
-        Device::Cpu(cpu) => (32 * cpu.threads()).clamp(MIN_PREFILL_STEP, SNAPSHOT_INTERVAL),
+        // whole chunks of the delta rule
+        Device::Cpu(cpu) => (32 * cpu.threads()).clamp(MIN_PREFILL_STEP, SNAPSHOT_INTERVAL).next_multiple_of(64),
         Device::Gpu(_) => SNAPSHOT_INTERVAL,
     }
 }
 
-/// The hidden state of the last of these tokens, `[1, D]`.
-fn last_hidden(model: &ModelRef<'_>, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
+/// The hidden states of these tokens, `[T, D]`.
+fn hidden_states(model: &ModelRef<'_>, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
     let ids = Tensor::from_slice(ids, [1, ids.len()], model.device())?;
     let hidden = model.device().run(|| model.forward_cached(&ids, cache))?;
-    let [tokens, hidden_size] = [hidden.shape()[1], hidden.shape()[2]];
-    hidden.reshape([tokens, hidden_size])?.rows(tokens - 1, 1)
+    hidden.reshape([hidden.shape()[1], hidden.shape()[2]])
 }

@@ -5,20 +5,34 @@
 pub(super) struct StopBuffer {
     stops: Vec<String>,
     held: String,
+    /// The stop text that was found.
+    found: Option<String>,
 }
 
 impl StopBuffer {
     pub(super) fn new(stops: &[String]) -> Self {
-        StopBuffer { stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(), held: String::new() }
+        StopBuffer {
+            stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(),
+            held: String::new(),
+            found: None,
+        }
     }
 
     /// Appends a piece. Returns the text that no stop text can begin in any more, and whether a stop text follows it.
     pub(super) fn push(&mut self, piece: &str) -> (String, bool) {
         self.held += piece;
-        let stop = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
+        let places = self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop)));
+        let first = places.min_by_key(|(at, _)| *at).map(|(at, stop)| (at, stop.clone()));
+        let stop = first.as_ref().map(|(at, _)| *at);
+        self.found = first.map(|(_, stop)| stop).or(self.found.take());
         let end = stop.unwrap_or_else(|| self.held.len() - self.partial_stop());
         let rest = self.held.split_off(end);
         (std::mem::replace(&mut self.held, rest), stop.is_some())
+    }
+
+    /// The stop text that was found.
+    pub(super) fn found(&self) -> Option<String> {
+        self.found.clone()
     }
 
     /// As [`StopBuffer::push`] for the last piece: nothing is held back.

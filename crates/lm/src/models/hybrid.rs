@@ -122,7 +122,7 @@ impl MixtureKeys {
     /// Checks the ranges of the experts' hyperparameters.
     pub(super) fn check(&self, config: &Config) -> Result<()> {
         let within = |key, size, most| size_within(config, key, size, most);
-        let given = |key, size: Option<usize>| size.ok_or_else(|| config.wrong(format!("missing field `{key}`")));
+        let given = |key, size: Option<usize>| size.ok_or_else(|| config.error(format!("missing field `{key}`")));
         let experts = given("num_experts", self.num_experts)?;
         within("num_experts", experts, 1 << 12)?;
         within("num_experts_per_tok", given("num_experts_per_tok", self.num_experts_per_tok)?, experts)?;
@@ -204,7 +204,7 @@ impl Sizes {
         if let Some(types) = self.layer_types.as_ref().filter(|types| types.len() != self.num_hidden_layers) {
             let layers = self.num_hidden_layers;
             let why = format!("`layer_types` has {} layers, `num_hidden_layers` is {layers}", types.len());
-            return Err(config.wrong(why));
+            return Err(config.error(why));
         }
         within("num_attention_heads", self.num_attention_heads, 1 << 10)?;
         within("num_key_value_heads", self.num_key_value_heads, self.num_attention_heads)?;
@@ -227,7 +227,7 @@ impl Sizes {
         )?;
         self.check_feed_forward(config)?;
         if self.elements() > (1u64 << 40) as f64 {
-            return Err(config.wrong(format!("it describes {:.3e} parameters, more than 2^40", self.elements())));
+            return Err(config.error(format!("it describes {:.3e} parameters, more than 2^40", self.elements())));
         }
         Ok(())
     }
@@ -249,7 +249,7 @@ impl Sizes {
         }
         self.mixture.check(config)?;
         let shared = self.mixture.shared_expert_intermediate_size;
-        let shared = shared.ok_or_else(|| config.wrong("missing field `shared_expert_intermediate_size`"))?;
+        let shared = shared.ok_or_else(|| config.error("missing field `shared_expert_intermediate_size`"))?;
         within("shared_expert_intermediate_size", shared, 1 << 20)
     }
 

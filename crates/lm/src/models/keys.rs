@@ -13,7 +13,7 @@ pub(super) fn number(config: &Config, part: &Map<String, Value>, key: &str) -> R
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64() {
             Some(number) => Ok(Some(number)),
-            None => Err(config.wrong(format!("`{key}` is {}, expected a number", brief(value)))),
+            None => Err(config.error(format!("`{key}` is {}, expected a number", brief(value)))),
         },
     }
 }
@@ -26,7 +26,7 @@ pub(super) fn text_of<'a>(config: &Config, part: &'a Map<String, Value>, key: &s
     match part.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(other) => Err(config.wrong(format!("`{key}` is {}, expected a string", brief(other)))),
+        Some(other) => Err(config.error(format!("`{key}` is {}, expected a string", brief(other)))),
     }
 }
 
@@ -34,7 +34,7 @@ pub(super) fn text_of<'a>(config: &Config, part: &'a Map<String, Value>, key: &s
 pub(super) fn check_eps(config: &Config, eps: f32) -> Result<()> {
     match eps.is_finite() && eps >= 0.0 {
         true => Ok(()),
-        false => Err(config.wrong(format!("`rms_norm_eps` is {eps}, expected 0 or more"))),
+        false => Err(config.error(format!("`rms_norm_eps` is {eps}, expected 0 or more"))),
     }
 }
 

@@ -35,8 +35,8 @@ pub struct ModelType {
     pub mlx_name: &'static str,
     /// The `model_type` of the text model in transformers, which a conversion to its layout writes.
     pub transformers_name: &'static str,
-    /// Whether convolution filters and norms are stored differently in the two layouts.
-    pub(crate) is_hybrid: bool,
+    /// Whether the layout of transformers stores the weights of norms minus 1.
+    pub(crate) zero_centered_norms: bool,
     /// The default of `tie_word_embeddings` for new models. For a checkpoint the presence of an `lm_head` decides.
     pub tie_word_embeddings: bool,
     /// Suffixes of the names of tensors that keep their dtype in a conversion.
@@ -74,14 +74,14 @@ static MODELS: &[ModelType] = &[
     ModelType { name: "qwen3_5_moe_text", ..QWEN3_5_MOE },
     ModelType {
         sensitive: ROUTERS,
-        is_hybrid: true,
+        zero_centered_norms: true,
         ..ModelType::decoder("qwen3_next", qwen3_next::build, qwen3_next::sanitize)
     },
 ];
 
 const QWEN3_5: ModelType = ModelType {
     transformers_name: "qwen3_5_text",
-    is_hybrid: true,
+    zero_centered_norms: true,
     keeps_dtype: &["A_log"],
     sensitive: ROUTERS,
     ..ModelType::decoder("qwen3_5", qwen3_5::build, qwen3_5::sanitize)
@@ -99,7 +99,7 @@ impl ModelType {
             sanitize: plain,
             mlx_name: name,
             transformers_name: name,
-            is_hybrid: false,
+            zero_centered_norms: false,
             tie_word_embeddings: false,
             keeps_dtype: &[],
             sensitive: &[],
@@ -117,7 +117,7 @@ impl ModelType {
             sanitize,
             mlx_name: name,
             transformers_name: name,
-            is_hybrid: false,
+            zero_centered_norms: false,
             tie_word_embeddings: false,
             keeps_dtype: &[],
             sensitive: &[],
@@ -245,7 +245,7 @@ fn plain(stored: &Stored<'_>, config: &Config, model_type: &ModelType) -> Result
 /// Checks that a size of a configuration is between 1 and `most`.
 pub(crate) fn size_within(config: &Config, key: &str, size: usize, most: usize) -> Result<()> {
     if size == 0 || size > most {
-        return Err(config.wrong(format!("`{key}` is {size}, expected 1 to {most}")));
+        return Err(config.error(format!("`{key}` is {size}, expected 1 to {most}")));
     }
     Ok(())
 }
@@ -254,7 +254,7 @@ pub(crate) fn size_within(config: &Config, key: &str, size: usize, most: usize) 
 pub(crate) fn multiple_of(config: &Config, many: (&str, usize), few: (&str, usize)) -> Result<()> {
     if !many.1.is_multiple_of(few.1) {
         let why = format!("`{}` is {}, expected a multiple of `{}` = {}", many.0, many.1, few.0, few.1);
-        return Err(config.wrong(why));
+        return Err(config.error(why));
     }
     Ok(())
 }

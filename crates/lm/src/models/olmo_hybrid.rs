@@ -34,7 +34,7 @@ pub(super) fn build(config: &Config, b: VarBuilder, _: &ModelType) -> Result<Dec
     let eps = number(config, config.text(), "layer_norm_epsilon")?.unwrap_or(1e-5) as f32;
     let allow_neg_eigval = match config.text().get("linear_allow_neg_eigval") {
         Some(Value::Bool(allowed)) => *allowed,
-        _ => return Err(config.wrong("`linear_allow_neg_eigval` is missing or neither true nor false")),
+        _ => return Err(config.error("`linear_allow_neg_eigval` is missing or neither true nor false")),
     };
     for LayerConfig { mixer, norms, .. } in &mut decoder.layers {
         match mixer {

@@ -25,22 +25,22 @@ pub(super) struct Defaults {
 /// When a key has different values in the two places, is missing or out of range, or the scaling type is unknown.
 pub(super) fn rotary(config: &Config, head: usize, defaults: Defaults) -> Result<Rotary> {
     let theta = either(config, "rope_theta")?.or(defaults.theta);
-    let theta = theta.ok_or_else(|| config.wrong("`rope_theta` is missing or not a number"))?;
+    let theta = theta.ok_or_else(|| config.error("`rope_theta` is missing or not a number"))?;
     if !(theta.is_finite() && theta > 0.0) {
-        return Err(config.wrong(format!("`rope_theta` is {theta}, expected a number above 0")));
+        return Err(config.error(format!("`rope_theta` is {theta}, expected a number above 0")));
     }
     let part = either(config, "partial_rotary_factor")?;
     let part = match (part, defaults.part) {
         (Some(part), None) if part != 1.0 => {
             let why = format!("`partial_rotary_factor` is {part}; this type of model rotates whole heads, expected 1");
-            return Err(config.wrong(why));
+            return Err(config.error(why));
         }
         (part, default) => part.or(default).unwrap_or(1.0),
     };
     let dims = (head as f64 * part) as usize;
     if !(0.0..=1.0).contains(&part) || dims < 2 || !dims.is_multiple_of(2) {
         let why = format!("`partial_rotary_factor` {part} rotates {dims} of `head_dim` = {head}");
-        return Err(config.wrong(format!("{why}, expected an even number of at least 2")));
+        return Err(config.error(format!("{why}, expected an even number of at least 2")));
     }
     let rope = Rope { theta: theta as f32, dims, scaling: RopeScaling::None, pairs: Pairs::Halves };
     scaled(config, rope)
@@ -56,7 +56,7 @@ fn either(config: &Config, key: &str) -> Result<Option<f64>> {
     match (outer, inner) {
         (Some(outer), Some(inner)) if outer != inner => {
             let why = format!("`{key}` is {outer}, but {inner} in `rope_parameters`; keep the one that the model was");
-            Err(config.wrong(format!("{why} trained with")))
+            Err(config.error(format!("{why} trained with")))
         }
         (outer, inner) => Ok(inner.or(outer)),
     }
@@ -70,7 +70,7 @@ fn block<'a>(config: &'a Config, key: &str) -> Option<&'a Map<String, Value>> {
 fn scaled(config: &Config, rope: Rope) -> Result<Rotary> {
     let name = if block(config, "rope_scaling").is_some() { "rope_scaling" } else { "rope_parameters" };
     let Some(keys) = block(config, name) else { return Ok(rope.into()) };
-    let wrong = |why: String| config.wrong(format!("{name}: {why}"));
+    let wrong = |why: String| config.error(format!("{name}: {why}"));
     if let Some((key, _)) = keys.iter().find(|(_, value)| value.is_object()) {
         let why = format!("{name}: `{key}` is an object; a rotation for each type of layer is not supported");
         return Err(config.unsupported(why));
@@ -137,7 +137,7 @@ fn yarn(config: &Config, keys: &Map<String, Value>, factor: f64, original: f64) 
     let truncate = match keys.get("truncate") {
         None | Some(Value::Null) => true,
         Some(Value::Bool(truncate)) => *truncate,
-        Some(other) => return Err(config.wrong(format!("`truncate` is {other}, expected true or false"))),
+        Some(other) => return Err(config.error(format!("`truncate` is {other}, expected true or false"))),
     };
     Ok(RopeScaling::Yarn {
         factor: factor as f32,

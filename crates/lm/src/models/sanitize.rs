@@ -70,7 +70,7 @@ pub(crate) fn add(weight_map: &mut WeightMap, name: String, transform: Transform
         }
         Entry::Occupied(place) => {
             let (a, b) = (place.get().stored(), transform.stored());
-            Err(config.wrong(format!("the weights have `{}` twice, as {a:?} and as {b:?}", place.key())))
+            Err(config.error(format!("the weights have `{}` twice, as {a:?} and as {b:?}", place.key())))
         }
     }
 }
@@ -124,7 +124,7 @@ pub(crate) fn stack_experts(weight_map: WeightMap, config: &Config) -> Result<We
     }
     for (known, experts) in experts {
         if let Some(gap) = experts.keys().enumerate().find(|(i, expert)| i != *expert) {
-            return Err(config.wrong(format!("the weights lack expert {} of `{known}`", gap.0)));
+            return Err(config.error(format!("the weights lack expert {} of `{known}`", gap.0)));
         }
         add(&mut stacked, known, Transform::Stack(experts.into_values().collect()), config)?;
     }
@@ -145,16 +145,15 @@ pub(crate) enum Export {
 }
 
 /// How the parameter called `name` is stored in the layout of transformers, the inverse of the transforms above. The
-/// filters of linear attention are `[C, 1, K]`; a hybrid model of Qwen has zero-centered norms, and its text model is
-/// stored without a prefix.
-pub(crate) fn export(name: &str, shape: Shape, is_hybrid: bool) -> Export {
+/// filters of linear attention are `[C, 1, K]`, and the text model of a hybrid model of Qwen is stored without a prefix.
+pub(crate) fn export(name: &str, shape: Shape, zero_centered_norms: bool) -> Export {
     let name = name.strip_prefix("language_model.").unwrap_or(name);
     if let (Some((place, rest)), &[experts, ..]) = (name.split_once(".mlp.switch_mlp."), shape.dims()) {
         return Export::Experts((0..experts).map(|expert| format!("{place}.mlp.experts.{expert}.{rest}")).collect());
     }
     match name.to_owned() {
         name if name.contains(".linear_attn.") && name.ends_with("conv1d.weight") => Export::Filter(name),
-        name if is_hybrid && starts_at_zero(&name, shape) => Export::MinusOne(name),
+        name if zero_centered_norms && starts_at_zero(&name, shape) => Export::MinusOne(name),
         name => Export::Same(name),
     }
 }

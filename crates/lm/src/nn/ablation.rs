@@ -1,8 +1,9 @@
 //! Ablations of Gated DeltaNet layers, to measure the effect of a part.
 
-use alluvium_core::{DType, Error, Result, Tensor};
+use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::{
-    ChunkOutputArgs, ChunkStateOutput, GatedDeltaArgs, add, chunk_cumsum, chunk_output, chunk_state, linear, mul, scale,
+    ChunkOutputArgs, ChunkStateOutput, GatedDeltaArgs, add, cast, chunk_cumsum, chunk_output, chunk_state, linear, mul,
+    scale,
 };
 
 /// A part that is removed from the Gated DeltaNet layers of a model, for an experiment.
@@ -23,7 +24,7 @@ pub enum Ablation {
 pub(super) fn identity(w: &Tensor) -> Result<Tensor> {
     let [channels, taps] = [w.shape()[0], w.shape()[1]];
     let last: Vec<f32> = (0..channels * taps).map(|i| if i % taps + 1 == taps { 1.0 } else { 0.0 }).collect();
-    add(&scale(w, 0.0)?, &Tensor::from_slice(&last, w.shape(), w.device())?)
+    add(&scale(w, 0.0)?, &cast(&Tensor::from_slice(&last, w.shape(), w.device())?, w.dtype())?)
 }
 
 /// `S_t = e^{g_t} S_{t−1} + β_t v_t k_tᵀ`, `o_t = scale · S_t q_t`: the delta rule without its correction.
@@ -41,8 +42,8 @@ pub(super) fn gated_linear_attention(args: &GatedDeltaArgs<'_>) -> Result<Tensor
     let (q, k) = (q.reshape([b, t, h, width])?, k.reshape([b, t, h, width])?);
     let ones = Tensor::full([value, 1], 1.0, v.device())?;
     let beta = linear(&beta.reshape([b, t, groups, 1])?, &ones)?;
-    let u = mul(&v.reshape([b, t, groups, value])?, &beta)?;
-    let w = Tensor::zeros([b, t, groups, width], DType::F32, v.device())?;
+    let u = mul(&v.reshape([b, t, groups, value])?, &cast(&beta, v.dtype())?)?;
+    let w = Tensor::zeros([b, t, groups, width], k.dtype(), v.device())?;
     let g_cum = chunk_cumsum(&g.reshape([b, t, groups])?)?;
     let ChunkStateOutput { h, v_new, .. } = chunk_state(&k, &w, &u, &g_cum, None)?;
     chunk_output(ChunkOutputArgs { q: &q, k: &k, v_new: &v_new, h: &h, g_cum: &g_cum, scale })?.reshape(shape)

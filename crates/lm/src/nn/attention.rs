@@ -6,7 +6,9 @@ use crate::cache::{AttentionCache, CacheShape, KvView};
 use crate::init::VarBuilder;
 use crate::params;
 use alluvium_core::{Result, Tensor};
-use alluvium_ops::{self as ops, attention, concat, mul, sigmoid, split_in};
+use alluvium_ops::{
+    self as ops, AttentionHeads, QkvHeads, QkvNormRopeArgs, attention, concat, mul, qkv_norm_rope, sigmoid, split_in,
+};
 
 /// A token mixer that attends with softmax: project, normalize each head, rotate, attend, gate, project. The norms and
 /// the gate are optional.
@@ -83,10 +85,9 @@ impl Attention {
     pub fn build(mut b: VarBuilder, config: &AttentionConfig) -> Result<Self> {
         let AttentionConfig { hidden_size, heads, kv_heads, head_dim, init_std, residual_init_std, .. } = *config;
         let queries = if config.gate == Gate::Sigmoid { 2 * heads } else { heads };
-        let mut linear = |name, shape, init_std| Linear::biased(b.pp(name), shape, init_std, config.bias);
-        let q_proj = linear("q_proj", [queries * head_dim, hidden_size], init_std)?;
-        let k_proj = linear("k_proj", [kv_heads * head_dim, hidden_size], init_std)?;
-        let v_proj = linear("v_proj", [kv_heads * head_dim, hidden_size], init_std)?;
+        let kv = kv_heads * head_dim;
+        let inputs = [("q_proj", queries * head_dim), ("k_proj", kv), ("v_proj", kv)];
+        let [q_proj, k_proj, v_proj] = Linear::build_all(&mut b, inputs, hidden_size, init_std, config.bias)?;
         let o_proj =
             Linear::biased(b.pp("o_proj"), [hidden_size, heads * head_dim], residual_init_std, config.output_bias)?;
         let mut norm = |name, heads: usize| match config.norm {
@@ -119,7 +120,10 @@ impl Attention {
     /// # Errors
     /// As the operations. The cache cannot be used after an error.
     pub fn step(&self, x_btd: &Tensor, positions: &Tensor, cache: &mut AttentionCache) -> Result<Tensor> {
-        let heads = self.project(x_btd, positions)?;
+        let heads = match self.project_token(x_btd, positions)? {
+            Some(heads) => heads,
+            None => self.project(x_btd, positions)?,
+        };
         cache.append(&heads.k_btgk, &heads.v_btgk)?;
         let attend = |index| {
             let q = &heads.q_btak.rows(index, 1)?;
@@ -136,6 +140,34 @@ impl Attention {
         self.output(&o_btak, heads.gate_btak.as_ref())
     }
 
+    /// The heads of one token of each sequence, where the projections lie one after the other in memory.
+    fn project_token(&self, x_b1d: &Tensor, positions: &Tensor) -> Result<Option<Heads>> {
+        let AttentionConfig { heads, kv_heads, head_dim, rotary, gate, norm, .. } = self.config;
+        let &[b, 1, d] = x_b1d.shape().dims() else { return Ok(None) };
+        let per_head = !matches!(norm, HeadNorm::RmsOfAll(_));
+        if !per_head || rotary.dynamic.is_some() || rotary.rope.dims == 0 {
+            return Ok(None);
+        }
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let Some(row) = Linear::forward_joined(projections, &x_b1d.reshape([b, d])?)? else { return Ok(None) };
+        let norms = self.q_norm.as_ref().zip(self.k_norm.as_ref());
+        let QkvHeads { q, k, v, gate } = qkv_norm_rope(QkvNormRopeArgs {
+            x: &row,
+            positions: &positions.reshape([b])?,
+            norms: norms.map(|(q, k)| [q.weight(), k.weight()]),
+            eps: norms.map_or(0.0, |(q, _)| q.eps()),
+            heads: AttentionHeads { queries: heads, kv: kv_heads, dim: head_dim, gated: gate == Gate::Sigmoid },
+            rope: rotary.rope,
+        })?;
+        let token = |x: &Tensor, heads: usize| x.reshape([b, 1, heads, head_dim]);
+        Ok(Some(Heads {
+            q_btak: token(&q, heads)?,
+            k_btgk: token(&k, kv_heads)?,
+            v_btgk: token(&v, kv_heads)?,
+            gate_btak: gate.map(|gate| token(&gate, heads)).transpose()?,
+        }))
+    }
+
     fn project(&self, x_btd: &Tensor, positions: &Tensor) -> Result<Heads> {
         let AttentionConfig { heads, kv_heads, head_dim, rotary, gate, .. } = self.config;
         let [b, t] = [x_btd.shape()[0], x_btd.shape()[1]];
@@ -144,7 +176,7 @@ impl Attention {
             Gate::None => (queries.reshape([b, t, heads, head_dim])?, None),
             Gate::Sigmoid => {
                 let [q, gate] = split_in(&queries.reshape([b, t, heads, 2 * head_dim])?, [head_dim, head_dim], 3)?;
-                (q, Some(gate))
+                (q, Some(sigmoid(&gate)?))
             }
         };
         let k_btgk = keys.reshape([b, t, kv_heads, head_dim])?;
@@ -167,7 +199,7 @@ impl Attention {
     fn output(&self, o_btak: &Tensor, gate_btak: Option<&Tensor>) -> Result<Tensor> {
         let [b, t] = [o_btak.shape()[0], o_btak.shape()[1]];
         let gated = match gate_btak {
-            Some(gate) => mul(o_btak, &sigmoid(gate)?)?,
+            Some(gate) => mul(o_btak, gate)?,
             None => o_btak.clone(),
         };
         self.o_proj.forward(&gated.reshape([b, t, self.config.heads * self.config.head_dim])?)
@@ -182,5 +214,6 @@ struct Heads {
     q_btak: Tensor,
     k_btgk: Tensor,
     v_btgk: Tensor,
+    /// The sigmoid of the gates.
     gate_btak: Option<Tensor>,
 }

@@ -11,8 +11,8 @@ use crate::model::{Batch, Checkpointing, LanguageModel};
 use crate::parameters::{ModuleKind, Parameters, Role, join};
 use crate::params;
 use crate::weight::Weight;
-use alluvium_core::{Error, Result, Tensor, tape};
-use alluvium_ops::add;
+use alluvium_core::{DType, Error, Result, Tensor, tape};
+use alluvium_ops::{AddRmsNorm, add};
 
 /// The standard deviation of random weights.
 pub const INIT_STD: f64 = 0.02;
@@ -216,25 +216,32 @@ impl Layer {
             Mixer::Delta(mixer) => mixer.forward(&normed, cu_seqlens)?,
             Mixer::Attention(mixer) => mixer.forward(&normed, positions, cu_seqlens)?,
         };
-        self.feed_forward(x, &mixed)
+        self.feed_forward(x, &mixed)?.total()
     }
 
-    fn step(&self, x: &Tensor, positions: &Tensor, cache: &mut LayerCache) -> Result<Tensor> {
-        let normed = self.mixer_input(x)?;
+    /// Takes the residual stream and what is to be added to it; so does the next layer, whose norm adds the two.
+    fn step(&self, stream: Stream, positions: &Tensor, cache: &mut LayerCache) -> Result<Stream> {
+        let (x, normed) = match &self.input_layernorm {
+            Some(norm) => stream.normed(norm)?,
+            None => {
+                let x = stream.total()?;
+                (x.clone(), x)
+            }
+        };
         let mixed = match (&self.mixer, cache) {
             (Mixer::Delta(mixer), LayerCache::Delta(cache)) => mixer.step(&normed, cache)?,
             (Mixer::Attention(mixer), LayerCache::Attention(cache)) => mixer.step(&normed, positions, cache)?,
             _ => return Err(Error::value("step", "the cache was made by another model")),
         };
-        self.feed_forward(x, &mixed)
+        self.feed_forward(&x, &mixed)
     }
 
     fn mixer_input(&self, x: &Tensor) -> Result<Tensor> {
         self.input_layernorm.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
     }
 
-    /// Adds the mixer's result to the residual stream, and then that of the feed-forward network.
-    fn feed_forward(&self, x: &Tensor, mixed: &Tensor) -> Result<Tensor> {
+    /// Adds the mixer's result to the residual stream; that of the feed-forward network is still to be added.
+    fn feed_forward(&self, x: &Tensor, mixed: &Tensor) -> Result<Stream> {
         let feed = |x: &Tensor| match &self.mlp {
             FeedForward::Dense(mlp) => mlp.forward(x),
             FeedForward::SparseMoe(moe) => moe.forward(x),
@@ -242,12 +249,13 @@ impl Layer {
         let norm = &self.post_attention_layernorm;
         match &self.post_feedforward_layernorm {
             None => {
-                let x = add(x, mixed)?;
-                add(&x, &feed(&norm.forward(&x)?)?)
+                let AddRmsNorm { sum: x, y } = norm.of_sum(x, mixed)?;
+                Ok(Stream { x, added: Some(feed(&y)?) })
             }
             Some(last) => {
                 let x = add(x, &norm.forward(mixed)?)?;
-                add(&x, &last.forward(&feed(&x)?)?)
+                let added = last.forward(&feed(&x)?)?;
+                Ok(Stream { x, added: Some(added) })
             }
         }
     }
@@ -260,10 +268,34 @@ impl Layer {
     }
 }
 
+/// The residual stream between two layers.
+struct Stream {
+    x: Tensor,
+    /// What the layer before adds to it.
+    added: Option<Tensor>,
+}
+
+impl Stream {
+    /// The stream with what was to be added, and its norm.
+    fn normed(self, norm: &RmsNorm) -> Result<(Tensor, Tensor)> {
+        match self.added {
+            Some(added) => norm.of_sum(&self.x, &added).map(|AddRmsNorm { sum, y }| (sum, y)),
+            None => norm.forward(&self.x).map(|y| (self.x, y)),
+        }
+    }
+
+    fn total(self) -> Result<Tensor> {
+        match self.added {
+            Some(added) => add(&self.x, &added),
+            None => Ok(self.x),
+        }
+    }
+}
+
 impl LanguageModel for Decoder {
     fn forward(&self, batch: &Batch, checkpointing: Checkpointing) -> Result<Tensor> {
         let Batch { ids, positions, cu_seqlens } = *batch;
-        let mut x = self.model.embed_tokens.forward(ids)?;
+        let mut x = self.model.embed_tokens.forward(ids, self.dtype())?;
         for layer in &self.model.layers {
             x = match checkpointing {
                 Checkpointing::None => layer.forward(&x, positions, cu_seqlens)?,
@@ -279,12 +311,20 @@ impl LanguageModel for Decoder {
 
     fn forward_cached(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         let positions = cache.positions(ids)?;
-        let mut x = self.model.embed_tokens.forward(ids)?;
+        let mut stream = Stream { x: self.model.embed_tokens.forward(ids, self.dtype())?, added: None };
         for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
-            x = layer.step(&x, &positions, cache)?;
+            stream = layer.step(stream, &positions, cache)?;
         }
         cache.advance(ids.shape()[1]);
-        self.model.norm.forward(&x)
+        Ok(stream.normed(&self.model.norm)?.1)
+    }
+
+    fn dtype(&self) -> DType {
+        self.model.norm.dtype()
+    }
+
+    fn share(&self) -> Option<Box<dyn LanguageModel>> {
+        Some(Box::new(self.clone()))
     }
 
     fn lm_head(&self) -> &Weight {

@@ -3,14 +3,18 @@
 use crate::init::{Init, VarBuilder};
 use crate::parameters::{ModuleKind, Parameter, Parameters, Role};
 use crate::params;
+use crate::precision::ones;
 use crate::weight::Weight;
-use alluvium_core::{Device, Result, Tensor};
-use alluvium_ops::{add, linear};
+use alluvium_core::{DType, Device, Error, Result, Tensor};
+use alluvium_ops::{add, linear, quantized_matmul_swiglu, split_in};
 use rayon::prelude::*;
 use std::array::from_fn;
 
 /// The maximum number of rows for which the projections of one input run in parallel.
 const FEW_ROWS: usize = 8;
+
+/// The maximum number of rows that joined projections multiply at once: a row has the same sums in any number of them.
+const JOINED_ROWS: usize = 32;
 
 /// Whether a projection has a bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +56,26 @@ impl Linear {
         Ok(Linear { weight, bias })
     }
 
+    /// Projections of one input, by name and output size. Their matrices are laid one after the other in memory where the
+    /// source asks for it.
+    ///
+    /// # Errors
+    /// As [`WeightSource::weight`](crate::init::WeightSource::weight).
+    pub fn build_all<const N: usize>(
+        b: &mut VarBuilder,
+        projections: [(&str, usize); N],
+        input: usize,
+        init_std: f64,
+        bias: Bias,
+    ) -> Result<[Self; N]> {
+        let all = projections.map(|(name, output)| Linear::biased(b.pp(name), [output, input], init_std, bias));
+        let mut all = all.into_iter().collect::<Result<Vec<_>>>()?;
+        if b.joins_projections() {
+            Weight::join(&mut all.iter_mut().map(|linear| &mut linear.weight).collect::<Vec<_>>())?;
+        }
+        all.try_into().map_err(|_| Error::value("linear", "a projection is missing"))
+    }
+
     /// `[.., I]` to `[.., O]`.
     ///
     /// # Errors
@@ -60,8 +84,8 @@ impl Linear {
         let y = self.weight.linear(x)?;
         let Some(bias) = &self.bias else { return Ok(y) };
         // a column of ones times a row: the bias for every row of `y`, with its gradient
-        let ones = Tensor::full(x.shape().with(x.shape().rank() - 1, 1), 1.0, x.device())?;
-        add(&y, &linear(&ones, &bias.reshape([bias.elements(), 1])?)?)
+        let ones = ones([y.elements() / bias.elements(), 1], x)?;
+        add(&y, &linear(&ones, &bias.reshape([bias.elements(), 1])?)?.reshape(y.shape())?)
     }
 
     /// Several projections of one input, in order. With few rows they run in parallel, so that the threads synchronize
@@ -70,6 +94,11 @@ impl Linear {
     /// # Errors
     /// As [`linear`].
     pub fn forward_all<const N: usize>(projections: [&Linear; N], x: &Tensor) -> Result<[Tensor; N]> {
+        if x.elements() <= JOINED_ROWS * x.shape().last()
+            && let Some(rows) = Linear::forward_joined(projections, x)?
+        {
+            return parts_of_rows(projections, &rows);
+        }
         let mut all = from_fn(|_| x.clone());
         let project = |(y, projection): (&mut Tensor, &Linear)| projection.forward(x).map(|new| *y = new);
         // a tape has an order, and many rows keep all threads busy by themselves
@@ -82,6 +111,41 @@ impl Linear {
         Ok(all)
     }
 
+    /// Several projections of one input side by side, `[.., O + O' + ..]`, by one product; `None` where their matrices do
+    /// not lie one after the other in memory, or have biases.
+    ///
+    /// # Errors
+    /// As [`linear`].
+    pub fn forward_joined<const N: usize>(projections: [&Linear; N], x: &Tensor) -> Result<Option<Tensor>> {
+        Self::joined(projections, x).map(|all| all.linear(x)).transpose()
+    }
+
+    /// `silu(gate(x)) · up(x)` for a few rows, by one product; `None` as [`Linear::forward_joined`], for more rows and for
+    /// matrices that are not quantized.
+    ///
+    /// # Errors
+    /// As [`quantized_matmul_swiglu`].
+    pub fn forward_swiglu(gate: &Linear, up: &Linear, x: &Tensor) -> Result<Option<Tensor>> {
+        if x.elements() > JOINED_ROWS * x.shape().last() || gate.output_size() != up.output_size() {
+            return Ok(None);
+        }
+        let both = Self::joined([gate, up], x);
+        both.as_ref().and_then(Weight::quantized).map(|both| quantized_matmul_swiglu(x, &both)).transpose()
+    }
+
+    /// The matrices of projections without biases as one, where they lie one after the other in memory.
+    fn joined<const N: usize>(projections: [&Linear; N], x: &Tensor) -> Option<Weight> {
+        if x.is_traced() || projections.iter().any(|p| p.bias.is_some()) {
+            return None;
+        }
+        Weight::joined(&projections.map(|p| &p.weight))
+    }
+
+    /// The number of elements that it gives for each row.
+    pub fn output_size(&self) -> usize {
+        self.weight.shape().first().copied().unwrap_or(0)
+    }
+
     fn is_traced(&self) -> bool {
         self.weight.is_traced() || self.bias.as_ref().is_some_and(|bias| bias.is_traced())
     }
@@ -90,6 +154,23 @@ impl Linear {
     pub fn weight(&self) -> &Weight {
         &self.weight
     }
+}
+
+/// Cuts rows of several projections: one row into views.
+fn parts_of_rows<const N: usize>(projections: [&Linear; N], rows: &Tensor) -> Result<[Tensor; N]> {
+    let (shape, sizes) = (rows.shape(), projections.map(Linear::output_size));
+    let axis = shape.rank() - 1;
+    if rows.elements() != shape.last() {
+        return split_in(rows, sizes, axis);
+    }
+    let column = rows.reshape([rows.elements()])?;
+    let mut parts = from_fn(|_| rows.clone());
+    let mut first = 0;
+    for (part, size) in parts.iter_mut().zip(sizes) {
+        *part = column.rows(first, size)?.reshape(shape.with(axis, size))?;
+        first += size;
+    }
+    Ok(parts)
 }
 
 /// An embedding: a row for each token, `weight [V, D]`.
@@ -121,12 +202,12 @@ impl Embedding {
         Ok(Embedding { weight: b.weight([vocab_size, hidden_size], Init::Normal(init_std))? })
     }
 
-    /// The rows of `ids [..]`: `[.., D]`, f32.
+    /// The rows of `ids [..]`: `[.., D]` in `dtype`.
     ///
     /// # Errors
     /// When an id is not in the vocabulary.
-    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        self.weight.embedding(ids)
+    pub fn forward(&self, ids: &Tensor, dtype: DType) -> Result<Tensor> {
+        self.weight.embedding(ids, dtype)
     }
 
     /// The matrix, `[V, D]`: the output projection, too, of models that tie the two.

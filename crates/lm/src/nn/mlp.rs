@@ -41,9 +41,11 @@ impl Mlp {
     /// As [`WeightSource::tensor`](crate::init::WeightSource::tensor).
     pub fn build(mut b: VarBuilder, config: &MlpConfig) -> Result<Self> {
         let MlpConfig { hidden_size, intermediate_size, bias, init_std, residual_init_std } = *config;
+        let inputs = [("gate_proj", intermediate_size), ("up_proj", intermediate_size)];
+        let [gate_proj, up_proj] = Linear::build_all(&mut b, inputs, hidden_size, init_std, bias)?;
         Ok(Mlp {
-            gate_proj: Linear::biased(b.pp("gate_proj"), [intermediate_size, hidden_size], init_std, bias)?,
-            up_proj: Linear::biased(b.pp("up_proj"), [intermediate_size, hidden_size], init_std, bias)?,
+            gate_proj,
+            up_proj,
             down_proj: Linear::biased(b.pp("down_proj"), [hidden_size, intermediate_size], residual_init_std, bias)?,
         })
     }
@@ -53,7 +55,9 @@ impl Mlp {
     /// # Errors
     /// As the operations.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let h = {
+        let h = if let Some(h) = Linear::forward_swiglu(&self.gate_proj, &self.up_proj, x)? {
+            h
+        } else {
             let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x)?;
             // both are freed before the result of `down_proj` is allocated
             swiglu(&gate, &up)?

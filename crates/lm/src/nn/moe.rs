@@ -5,8 +5,8 @@ use super::{Linear, Mlp};
 use crate::init::{Init, VarBuilder};
 use crate::params;
 use crate::weight::Weight;
-use alluvium_core::{Result, Tensor};
-use alluvium_ops::{RouteOutput, Routing, add, combine_experts, linear, mul, route, sigmoid, swiglu};
+use alluvium_core::{DType, Result, Tensor};
+use alluvium_ops::{RouteOutput, Routing, add, cast, combine_experts, linear, mul, route, sigmoid, swiglu};
 
 /// A sparse mixture of experts: each token runs through its `top_k` experts, which are SwiGLU networks, and through the
 /// shared expert, where the model has one, which is multiplied by a gate for each token.
@@ -88,7 +88,8 @@ impl SparseMoe {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let hidden_size = x.shape().last();
         let x_nd = x.reshape([x.elements() / hidden_size, hidden_size])?;
-        let logits = self.gate.forward(&x_nd)?;
+        // f32: a rounded logit may change the choice of experts
+        let logits = self.gate.forward(&cast(&x_nd, DType::F32)?)?;
         let routing = Routing { top_k: self.config.top_k, norm_topk_prob: self.config.norm_topk_prob };
         let RouteOutput { weights, experts } = route(&logits, routing)?;
         let Experts { gate_proj, up_proj, down_proj } = &self.switch_mlp;

@@ -35,7 +35,7 @@ impl Quantization {
             }
             _ => {}
         }
-        let wrong = |name: &str, why: String| config.wrong(format!("quantization: {name}{why}"));
+        let wrong = |name: &str, why: String| config.error(format!("quantization: {name}{why}"));
         let mut quantization = Quantization::default();
         if let Some(method) = block.get("quant_method").and_then(Value::as_str) {
             quantization.default = Some(packing(&json!({"mode": method})).map_err(|why| wrong("", why))?);
@@ -145,7 +145,7 @@ fn packing(entry: &Value) -> std::result::Result<Packing, String> {
 /// # Errors
 /// In words, when they are those of no packing.
 pub fn infer(inner: usize, words: usize, groups: usize, scales: &str) -> std::result::Result<Packing, String> {
-    let wrong = || format!("{words} words and {groups} scales for {inner} numbers a row are those of no packing");
+    let wrong = || format!("{words} words and {groups} scales for {inner} elements a row are those of no packing");
     if groups == 0
         || inner == 0
         || !inner.is_multiple_of(groups)

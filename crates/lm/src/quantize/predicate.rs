@@ -76,7 +76,7 @@ impl Module<'_> {
     /// first.
     fn stays(&self, asked: Option<Packing>) -> Result<()> {
         let Some(packing) = self.packing.filter(|_| self.packing != asked) else { return Ok(()) };
-        let asked = asked.map_or("plain numbers".to_owned(), in_words);
+        let asked = asked.map_or("unquantized values".to_owned(), in_words);
         let is =
             format!("module `{}` is quantized already, {}, and {asked} are asked for", self.name, in_words(packing));
         Err(Error::value("quantize", format!("{is}; make the model plain first (convert -d), then quantize it")))

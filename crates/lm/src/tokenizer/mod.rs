@@ -6,6 +6,7 @@ mod detokenizer;
 mod json;
 pub mod reasoning;
 mod templates;
+pub(crate) mod token_bytes;
 
 use self::json::Affixes;
 use self::templates::{Templates, Tools};

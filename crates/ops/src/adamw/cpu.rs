@@ -6,11 +6,11 @@ use alluvium_core::cpu::{Cpu, Floats};
 use alluvium_core::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 
-pub(super) fn step(cpu: &Cpu, state: AdamWState, grad: &Tensor, numbers: &AdamW) -> Result<AdamWState> {
+pub(super) fn step(cpu: &Cpu, state: AdamWState, grad: &Tensor, settings: &AdamW) -> Result<AdamWState> {
     let stored = state.p.dtype();
     let (mut p, mut m, mut v) = (unshared(cpu, state.p)?, unshared(cpu, state.m)?, unshared(cpu, state.v)?);
     let grads = cpu.read(grad)?;
-    let (isa, factors) = (cpu.isa(), Factors::new(numbers));
+    let (isa, factors) = (cpu.isa(), Factors::new(settings));
     let (ps, ms, vs) = (floats(&mut p)?, floats(&mut m)?, floats(&mut v)?);
     let grain = cpu.grain(grads.len(), 1);
     cpu.run(|| {
@@ -50,25 +50,30 @@ fn floats(x: &mut Tensor) -> Result<&mut [f32]> {
 
 /// The factors of a step, rounded once from f64.
 pub(super) struct Factors {
+    /// β₁ and β₂.
     pub(super) beta: [f32; 2],
-    pub(super) rest: [f32; 2],
-    pub(super) keep: f32,
-    pub(super) rate: f32,
-    pub(super) root: f32,
+    /// 1 − β₁ and 1 − β₂.
+    pub(super) gradient_share: [f32; 2],
+    /// 1 − lr·decay.
+    pub(super) weight_factor: f32,
+    /// lr / (1 − β₁ᵗ).
+    pub(super) step_size: f32,
+    /// 1 / √(1 − β₂ᵗ).
+    pub(super) root_factor: f32,
     pub(super) eps: f32,
 }
 
 impl Factors {
-    pub(super) fn new(numbers: &AdamW) -> Self {
-        let AdamW { learning_rate, beta1, beta2, eps, weight_decay, .. } = *numbers;
+    pub(super) fn new(settings: &AdamW) -> Self {
+        let AdamW { learning_rate, beta1, beta2, eps, weight_decay, .. } = *settings;
         let [lr, decay, beta1, beta2] = [learning_rate, weight_decay, beta1, beta2].map(f64::from);
-        let unbiased = |beta| numbers.bias(beta);
+        let unbiased = |beta| settings.bias(beta);
         Factors {
             beta: [beta1 as f32, beta2 as f32],
-            rest: [(1.0 - beta1) as f32, (1.0 - beta2) as f32],
-            keep: (1.0 - lr * decay) as f32,
-            rate: (lr / unbiased(beta1)) as f32,
-            root: unbiased(beta2).sqrt().recip() as f32,
+            gradient_share: [(1.0 - beta1) as f32, (1.0 - beta2) as f32],
+            weight_factor: (1.0 - lr * decay) as f32,
+            step_size: (lr / unbiased(beta1)) as f32,
+            root_factor: unbiased(beta2).sqrt().recip() as f32,
             eps,
         }
     }
@@ -82,10 +87,10 @@ struct Slices<'a> {
 
 #[inline(always)]
 fn updated<S: F32s>(by: &Factors, g: S, [p, m, v]: [S; 3]) -> [S; 3] {
-    let m = S::splat(by.beta[0]).mul_add(m, S::splat(by.rest[0]) * g);
-    let v = S::splat(by.beta[1]).mul_add(v, S::splat(by.rest[1]) * g * g);
-    let down = v.sqrt().mul_add(S::splat(by.root), S::splat(by.eps));
-    [p * S::splat(by.keep) - S::splat(by.rate) * m / down, m, v]
+    let m = S::splat(by.beta[0]).mul_add(m, S::splat(by.gradient_share[0]) * g);
+    let v = S::splat(by.beta[1]).mul_add(v, S::splat(by.gradient_share[1]) * g * g);
+    let denominator = v.sqrt().mul_add(S::splat(by.root_factor), S::splat(by.eps));
+    [p * S::splat(by.weight_factor) - S::splat(by.step_size) * m / denominator, m, v]
 }
 
 alluvium_core::simd! {

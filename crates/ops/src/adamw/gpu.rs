@@ -17,23 +17,24 @@ const WORKGROUP: usize = 256;
 struct Params {
     quads: u32,
     beta: [f32; 2],
-    rest: [f32; 2],
-    keep: f32,
-    rate: f32,
-    root: f32,
+    gradient_share: [f32; 2],
+    weight_factor: f32,
+    step_size: f32,
+    root_factor: f32,
     eps: f32,
 }
 
-pub(super) fn step(gpu: &Gpu, state: AdamWState, grad: &Tensor, numbers: &AdamW) -> Result<AdamWState> {
+pub(super) fn step(gpu: &Gpu, state: AdamWState, grad: &Tensor, settings: &AdamW) -> Result<AdamWState> {
     let own = |mut x: Tensor| if x.is_unique() { Ok(x) } else { duplicate(gpu, &x) };
     let (p, m, v) = (own(state.p)?, own(state.m)?, own(state.v)?);
-    let Factors { beta, rest, keep, rate, root, eps } = Factors::new(numbers);
+    let Factors { beta, gradient_share, weight_factor, step_size, root_factor, eps } = Factors::new(settings);
     for part in gpu.segments(p.elements().div_ceil(4), 16) {
         let bind = |x: &'_ Tensor| {
             let quad = 4 * x.dtype().size();
             part.start * quad..(part.end * quad).min(x.elements() * x.dtype().size())
         };
-        let params = Params { quads: to_u32(part.len())?, beta, rest, keep, rate, root, eps };
+        let params =
+            Params { quads: to_u32(part.len())?, beta, gradient_share, weight_factor, step_size, root_factor, eps };
         gpu.launch(&Launch {
             kernel: &KERNEL,
             entry: "main",

@@ -68,14 +68,14 @@ impl AdamW {
     /// Refuses settings outside of their range.
     fn check(&self) -> Result<()> {
         let within = |x: f32, below: f32| x >= 0.0 && x < below;
-        let numbers = [
+        let settings = [
             ("learning_rate", self.learning_rate, f32::INFINITY, "a finite number, 0 or more"),
             ("beta1", self.beta1, 1.0, "a number from 0 to below 1"),
             ("beta2", self.beta2, 1.0, "a number from 0 to below 1"),
             ("eps", self.eps, f32::INFINITY, "a finite number, 0 or more"),
             ("weight_decay", self.weight_decay, f32::INFINITY, "a finite number, 0 or more"),
         ];
-        for (name, x, below, want) in numbers {
+        for (name, x, below, want) in settings {
             if !within(x, below) {
                 return Err(Error::value(CONTRACT.op, format!("{name} is {x}, expected {want}")));
             }
@@ -113,18 +113,18 @@ pub struct AdamWState {
 ///
 /// # Errors
 /// [`Kind::Shape`](alluvium_core::Kind::Shape), `Dtype` or `Device` where the table does not hold; `Value` when a
-/// number of the step is out of range; `NoGradient` when a traced tensor comes: detach it.
+/// setting is out of range; `NoGradient` when a traced tensor comes: detach it.
 ///
 /// # Source
 /// Loshchilov and Hutter 2019, arXiv:1711.05101. Same values as `torch.optim.AdamW` and as `mlx.optimizers.AdamW` with
 /// `bias_correction=True`; its default, `bias_correction=False`, sets both divisors `1 − βᵗ` to 1.
-pub fn adamw(p: Tensor, grad: &Tensor, m: Tensor, v: Tensor, numbers: &AdamW) -> Result<AdamWState> {
+pub fn adamw(p: Tensor, grad: &Tensor, m: Tensor, v: Tensor, settings: &AdamW) -> Result<AdamWState> {
     CONTRACT.check(&[&p, grad, &m, &v])?;
-    numbers.check()?;
+    settings.check()?;
     tape::no_gradient(CONTRACT.op, WHY, [&p, grad, &m, &v])?;
     match grad.device() {
-        Device::Cpu(cpu) => cpu::step(cpu, AdamWState { p, m, v }, grad, numbers),
-        Device::Gpu(gpu) => gpu::step(gpu, AdamWState { p, m, v }, grad, numbers),
+        Device::Cpu(cpu) => cpu::step(cpu, AdamWState { p, m, v }, grad, settings),
+        Device::Gpu(gpu) => gpu::step(gpu, AdamWState { p, m, v }, grad, settings),
     }
 }
 
@@ -158,8 +158,8 @@ mod tests {
     fn the_first_step_moves_each_weight_by_the_learning_rate() {
         let (p, grad, _, _) = state(5);
         let zeros = || Tensor::zeros([5], DType::F32, &Device::cpu()).unwrap();
-        let numbers = AdamW { weight_decay: 0.0, learning_rate: 0.125, ..AdamW::default() };
-        let after = adamw(p.clone(), &grad, zeros(), zeros(), &numbers).unwrap();
+        let settings = AdamW { weight_decay: 0.0, learning_rate: 0.125, ..AdamW::default() };
+        let after = adamw(p.clone(), &grad, zeros(), zeros(), &settings).unwrap();
         for (before, after) in p.to_vec::<f32>().unwrap().iter().zip(after.p.to_vec::<f32>().unwrap()) {
             assert!((before - after - 0.125).abs() < 1e-5);
         }
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn settings_out_of_range_and_traced_tensors_are_errors() {
         let (p, grad, m, v) = state(3);
-        let error = |numbers: AdamW| adamw(p.clone(), &grad, m.clone(), v.clone(), &numbers).unwrap_err().to_string();
+        let error = |settings: AdamW| adamw(p.clone(), &grad, m.clone(), v.clone(), &settings).unwrap_err().to_string();
         assert_eq!(error(AdamW { step: 0, ..AdamW::default() }), "adamw: step is 0, but steps are counted from 1");
         assert_eq!(
             error(AdamW { beta2: 1.0, ..AdamW::default() }),

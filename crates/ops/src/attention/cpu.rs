@@ -9,7 +9,7 @@ mod forward;
 
 pub(super) use backward::backward;
 
-use super::{AttentionArgs, Mask};
+use super::{AttentionArgs, Mask, QueryBlock};
 use alluvium_core::cpu::{Buffer, Cpu};
 use alluvium_core::{DType, Dims, Result, Tensor};
 use rayon::prelude::*;
@@ -84,26 +84,21 @@ fn swapped(cpu: &Cpu, x: &[f32], [batch, n, m, width]: [usize; 4]) -> Result<Buf
     Ok(out)
 }
 
-/// The blocks of queries of a head.
-fn blocks(tokens: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..tokens).step_by(QUERIES).map(move |first| first..tokens.min(first + QUERIES))
-}
-
 impl Mask {
-    /// The tiles of keys that some of these queries see.
-    fn tiles(&self, queries: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let (first, end) = (self.first(queries.start), self.end(queries.end - 1));
-        (first..end).step_by(KEYS).map(move |first| first..end.min(first + KEYS))
+    /// The tiles of keys that some queries of a block see.
+    fn tiles(&self, block: &QueryBlock) -> impl Iterator<Item = Range<usize>> {
+        let end = self.end(block.queries.end - 1);
+        (block.sequence.start..end).step_by(KEYS).map(move |first| first..end.min(first + KEYS))
     }
 
-    /// Sets the scores of keys that a query does not see to −∞.
+    /// Sets the scores of keys after a query to −∞.
     fn hide(&self, keys: &Range<usize>, queries: &Range<usize>, scores: &mut [f32], stride: usize) {
-        if keys.end <= self.end(queries.start) && keys.start >= self.first(queries.end - 1) {
+        if keys.end <= self.end(queries.start) {
             return;
         }
         for (key, scores) in keys.clone().zip(scores.chunks_mut(stride)) {
             for (query, score) in queries.clone().zip(scores) {
-                if key < self.first(query) || key >= self.end(query) {
+                if key >= self.end(query) {
                     *score = f32::NEG_INFINITY;
                 }
             }

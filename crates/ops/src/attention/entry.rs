@@ -23,7 +23,7 @@ pub(crate) static OP: Op = Op {
         let [dq, dk, dv] = reference::gradient(t, f64::from(scale(t)), &dy[0]);
         vec![Some(dq), Some(dk), Some(dv), None]
     }),
-    tolerance: Tolerance::F32_SUMS,
+    tolerance: Tolerance::MATRIX_UNITS,
     fills: &[("cu_seqlens", Fill::Offsets('T'))],
     cases: &[
         Case::new("one token sees one more", &[('B', 2), ('T', 1), ('A', 3), ('D', 5), ('S', 2), ('G', 1)])
@@ -46,6 +46,13 @@ pub(crate) static OP: Op = Op {
         Case::new("packed", &[('B', 1), ('T', 13), ('A', 2), ('D', 4), ('S', 13), ('G', 1), ('N', 4)]),
         Case::new("packed, of odd width", &[('B', 1), ('T', 13), ('A', 2), ('D', 5), ('S', 13), ('G', 1), ('N', 4)]),
         Case::new("packed over blocks", &[('B', 1), ('T', 300), ('A', 3), ('D', 20), ('S', 300), ('G', 3), ('N', 5)]),
+        Case::new(
+            "packed over blocks, heads of 64",
+            &[('B', 1), ('T', 300), ('A', 4), ('D', 64), ('S', 300), ('G', 2), ('N', 5)],
+        ),
+        Case::new("a long past, heads of 128", &[('B', 2), ('T', 70), ('A', 4), ('D', 128), ('S', 263), ('G', 2)])
+            .without(PACKED),
+        Case::new("heads of 192", &[('B', 1), ('T', 65), ('A', 1), ('D', 192), ('S', 70), ('G', 1)]).without(PACKED),
         Case::new("wide heads", &[('B', 1), ('T', 66), ('A', 2), ('D', 256), ('S', 66), ('G', 1)]).without(PACKED),
     ],
     fixed: &['B', 'T', 'S', 'N'],

@@ -1,15 +1,22 @@
 //! Causal softmax attention with grouped queries.
 
 mod cpu;
+mod cuda;
 mod entry;
 mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
 
+/// The texts of the CUDA kernels, by name.
+pub(crate) fn native_sources() -> impl Iterator<Item = (String, String)> {
+    cuda::sources()
+}
+
 use crate::common::packed;
 use alluvium_core::contract::{FLOATS, IDS, SAME};
 use alluvium_core::{Arg, Backward, Contract, Device, Dims, Error, Result, Rule, Tensor, tape};
+use std::ops::Range;
 
 /// The contract of `attention`: `A` query heads share `G` heads of keys and values.
 static CONTRACT: Contract = Contract {
@@ -79,28 +86,47 @@ pub fn attention(args: AttentionArgs<'_>) -> Result<Tensor> {
 
 /// Which keys a query sees.
 struct Mask {
-    /// The first key of each query; none where that is always 0.
-    first: Option<Vec<usize>>,
+    /// All tokens.
+    all: Range<usize>,
+    /// The tokens of each packed sequence.
+    sequences: Vec<Range<usize>>,
+    is_packed: bool,
     /// Keys before the first query.
     past: usize,
+}
+
+/// Queries of one sequence that are computed together. No tile has keys of two sequences: what one of them holds, NaN
+/// too, costs the other nothing.
+#[derive(Clone, Debug)]
+struct QueryBlock {
+    queries: Range<usize>,
+    sequence: Range<usize>,
 }
 
 impl Mask {
     fn new(cu_seqlens: Option<&Tensor>, dims: &Dims) -> Result<Self> {
         let past = dims['S'] - dims['T'];
-        let Some(offsets) = cu_seqlens else { return Ok(Mask { first: None, past }) };
+        let all = 0..dims['T'];
+        let Some(offsets) = cu_seqlens else {
+            return Ok(Mask { all, sequences: Vec::new(), is_packed: false, past });
+        };
         if past != 0 {
             let why = format!("packed sequences have all their keys, but T = {} and S = {}", dims['T'], dims['S']);
             return Err(Error::value(CONTRACT.op, why));
         }
-        let sequences = packed(CONTRACT.op, offsets, dims['B'], dims['T'])?;
-        let first = sequences.into_iter().flat_map(|tokens| tokens.clone().map(move |_| tokens.start)).collect();
-        Ok(Mask { first: Some(first), past })
+        Ok(Mask { all, sequences: packed(CONTRACT.op, offsets, dims['B'], dims['T'])?, is_packed: true, past })
     }
 
-    /// The first key that a query sees.
-    fn first(&self, query: usize) -> usize {
-        self.first.as_ref().map_or(0, |first| first[query])
+    /// All queries, at most `longest` in a block.
+    fn blocks(&self, longest: usize) -> impl Iterator<Item = QueryBlock> {
+        // a vector of one sequence would be an allocation a token
+        let sequences = if self.is_packed { &self.sequences[..] } else { std::slice::from_ref(&self.all) };
+        sequences.iter().flat_map(move |sequence| {
+            sequence.clone().step_by(longest).map(move |first| QueryBlock {
+                queries: first..sequence.end.min(first + longest),
+                sequence: sequence.clone(),
+            })
+        })
     }
 
     /// One past the last key that a query sees.

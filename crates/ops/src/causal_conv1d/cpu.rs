@@ -209,7 +209,7 @@ pub(super) fn backward(
         add_final(&rows, &cpu.read(dfinal)?, &mut dx, &mut dstate);
     }
     let dw = match need[1] {
-        true => Some(cpu.tensor(total(cpu, &sums, taps, channels)?, saved.w.shape(), saved.w.dtype())?),
+        true => Some(cpu.tensor(total(cpu, &sums, taps, channels)?, saved.w.shape(), saved.dw_dtype)?),
         false => None,
     };
     let dstate = match own_state {

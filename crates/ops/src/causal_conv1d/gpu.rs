@@ -230,7 +230,7 @@ pub(super) fn backward(
     if need[0] || need[1] {
         plan.launch(&Entry { name: "backward", rows: parts, each, y: &dx, more: &more, last })?;
     }
-    let weights = || gpu.convert(&totals(gpu, &sums, saved.w.shape())?, saved.w.dtype());
+    let weights = || gpu.convert(&totals(gpu, &sums, saved.w.shape())?, saved.dw_dtype);
     let dw = need[1].then(weights).transpose()?;
     let dx = need[0].then(|| gpu.convert(&dx, saved.x.dtype())).transpose()?;
     let Some(state) = saved.state.as_ref().filter(|_| need[2]) else { return Ok([dx, dw, None]) };

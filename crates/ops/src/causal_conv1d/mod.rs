@@ -4,13 +4,13 @@ mod cpu;
 mod entry;
 mod gpu;
 mod kernel;
-mod reference;
+pub(crate) mod reference;
 
 pub(crate) use entry::OP;
 
 use crate::common::packed;
 use alluvium_core::contract::{FLOATS, IDS, SAME};
-use alluvium_core::{Arg, BackwardMany, Contract, Device, Dims, Error, Kind, Result, Tensor, tape};
+use alluvium_core::{Arg, BackwardMany, Contract, DType, Device, Dims, Error, Kind, Result, Tensor, tape};
 use std::ops::Range;
 
 /// The contract of `causal_conv1d`.
@@ -18,7 +18,7 @@ static CONTRACT: Contract = Contract {
     op: "causal_conv1d",
     args: &[
         Arg::new("x", "B T C", FLOATS),
-        Arg::new("w", "C K", SAME),
+        Arg::new("w", "C K", SAME).weight(),
         Arg::new("initial_state", "N K-1 C", SAME).optional(),
         Arg::new("cu_seqlens", "N+1", IDS).optional(),
     ],
@@ -63,14 +63,14 @@ pub struct ConvOutput {
 ///
 /// `y[t, c] = act(Σ_k w[c, k] · x[t + k − (K−1), c])`; before the start are the rows of `initial_state`, or zeros.
 ///
-/// | tensor          | shape     | dtype          | gradient |
-/// |-----------------|-----------|----------------|----------|
-/// | `x`             | `B T C`   | f32, f16, bf16 | yes      |
-/// | `w`             | `C K`     | that of `x`    | yes      |
-/// | `initial_state` | `N K-1 C` | that of `x`    | yes      |
-/// | `cu_seqlens`    | `N+1`     | u32            |          |
-/// | `y`             | `B T C`   | that of `x`    |          |
-/// | `final_state`   | `N K-1 C` | that of `x`    |          |
+/// | tensor          | shape     | dtype          | gradient            |
+/// |-----------------|-----------|----------------|---------------------|
+/// | `x`             | `B T C`   | f32, f16, bf16 | yes                 |
+/// | `w`             | `C K`     | that of `x`    | yes, not rounded    |
+/// | `initial_state` | `N K-1 C` | that of `x`    | yes                 |
+/// | `cu_seqlens`    | `N+1`     | u32            |                     |
+/// | `y`             | `B T C`   | that of `x`    |                     |
+/// | `final_state`   | `N K-1 C` | that of `x`    |                     |
 ///
 /// `N` is the number of packed sequences, or `B`. Any `K ≥ 1` is taken, `K > T` too: the final state then begins with
 /// rows of the initial one. The backward pass keeps the arguments and computes the sums again.
@@ -90,6 +90,7 @@ pub fn causal_conv1d(args: CausalConv1dArgs<'_>) -> Result<ConvOutput> {
     let saved = Saved {
         x: x.detach(),
         w: w.detach(),
+        dw_dtype: w.gradient_dtype(),
         state: initial_state.map(Tensor::detach),
         sequences: sequences(&args, &dims)?,
         activation,
@@ -154,6 +155,7 @@ impl Sequences {
 struct Saved {
     x: Tensor,
     w: Tensor,
+    dw_dtype: DType,
     state: Option<Tensor>,
     sequences: Sequences,
     activation: Activation,

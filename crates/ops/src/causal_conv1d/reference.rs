@@ -23,7 +23,7 @@ fn extended(t: &Given<Array>) -> Vec<Vec<f64>> {
     offsets.windows(2).enumerate().map(sequence).collect()
 }
 
-pub(super) fn forward(t: &Given<Array>, activation: Activation) -> Vec<Array> {
+pub(crate) fn forward(t: &Given<Array>, activation: Activation) -> Vec<Array> {
     let (x, w, width) = (&t["x"], &t["w"], t["x"].width());
     let taps = w.width();
     let (mut y, mut states) = (Vec::new(), Vec::new());

@@ -1,8 +1,8 @@
 //! The proof of an operation on a device. It reads the entry and is the same for every operation.
 //!
 //! A case passes if each result and gradient is within its tolerance of the f64 reference, a result of zeros would not
-//! be, two runs are bit-identical, and half-precision storage adds no more than its rounding. The gradient of the
-//! reference is compared with central differences.
+//! be, two runs are bit-identical, and half-precision storage adds no more than its rounding, to the gradients of weights
+//! not even that. The gradient of the reference is compared with central differences.
 
 mod compare;
 mod differences;
@@ -11,6 +11,7 @@ mod inputs;
 mod names;
 mod need;
 mod questions;
+mod sequences;
 
 pub use compare::{Gap, compare};
 pub use differences::gradient_of_reference;
@@ -19,6 +20,7 @@ pub use inputs::Inputs;
 pub use names::unknown_names;
 pub use need::need;
 pub use questions::{MEDIUM, QUESTIONS, Question, SMALL, prove, work};
+pub use sequences::isolation;
 
 use crate::op::{Array, Case, Gradient, Op, Tolerance};
 use alluvium_core::{DType, Device, Result, Tape, Tensor};
@@ -60,7 +62,9 @@ pub enum Zeros {
 /// When the inputs cannot be made; a failing operation is a fault in the report.
 pub fn check(op: &Op, case: &Case, dtype: DType, device: &Device, zeros: Zeros) -> Result<Report> {
     let inputs = Inputs::new(op, case, dtype, device)?;
-    let mut proof = Proof { op, case, dtype, zeros, worst: Gap::default(), faults: unknown_names(op, case) };
+    let matrix_units = dtype == DType::BF16 && matches!(device, Device::Gpu(gpu) if gpu.runs_cuda_kernels());
+    let faults = unknown_names(op, case);
+    let mut proof = Proof { op, case, dtype, zeros, matrix_units, worst: Gap::default(), faults };
     if !proof.faults.is_empty() {
         // the case does not say what it tests
     } else if let Err(error) = proof.run(&inputs) {
@@ -93,6 +97,8 @@ struct Proof<'a> {
     case: &'a Case,
     dtype: DType,
     zeros: Zeros,
+    /// Whether matrix units may multiply intermediate results that are rounded to bf16.
+    matrix_units: bool,
     worst: Gap,
     faults: Vec<String>,
 }
@@ -121,7 +127,7 @@ impl Proof<'_> {
             return Ok(());
         }
         for ((name, got), want) in self.op.results.iter().zip(&first.results).zip(&want) {
-            self.hold(name, got, want)?;
+            self.hold(name, got, want, self.tolerance(got.dtype()))?;
         }
         if let Gradient::Of(gradient) = self.op.gradient {
             // the reference starts from the values that the tape started from
@@ -136,10 +142,13 @@ impl Proof<'_> {
                 match (got, want) {
                     (Some(got), Some(want)) => {
                         let stored = inputs.tensors[arg.name()].dtype();
-                        if got.dtype() != stored {
-                            self.faults.push(format!("{name}: it is {}, the argument is {stored}", got.dtype()));
+                        if got.dtype() != DType::F32 {
+                            self.faults.push(format!("{name}: it is {}, expected f32", got.dtype()));
                         }
-                        self.hold(&name, got, want)?;
+                        // sums of a weight's gradient begin at the stored arguments and are rounded nowhere
+                        let exact = arg.is_weight() && stored != DType::F32;
+                        let tolerance = if exact { self.exact() } else { self.tolerance(got.dtype()) };
+                        self.hold(&name, got, want, tolerance)?;
                     }
                     (None, None) => {}
                     (None, Some(_)) => self.faults.push(format!("{name}: no gradient came")),
@@ -162,12 +171,11 @@ impl Proof<'_> {
     }
 
     /// Compares a tensor with its reference, and checks that a tensor of zeros would fail.
-    fn hold(&mut self, name: &str, got: &Tensor, want: &Array) -> Result<()> {
+    fn hold(&mut self, name: &str, got: &Tensor, want: &Array, tolerance: Tolerance) -> Result<()> {
         if got.shape()[..] != want.shape[..] {
             self.faults.push(format!("{name}: {} came, the reference is {:?}", got.shape(), want.shape));
             return Ok(());
         }
-        let tolerance = self.tolerance(got.dtype());
         let floor = if self.zeros == Zeros::MayPass { SMALLEST } else { 0.0 };
         let gap = compare(&inputs::values(got)?, &want.data, floor);
         self.worst = self.worst.worse(gap);
@@ -196,10 +204,17 @@ impl Proof<'_> {
 
     /// Half precision adds the rounding of the result, and of what was stored on the way to it, to what f32 is allowed.
     fn tolerance(&self, stored: DType) -> Tolerance {
-        let Tolerance { relative, worst } = self.op.tolerance;
+        let Tolerance { relative, worst, matrix_units } = self.exact();
         let rounding = |dtype: DType| if dtype == DType::F32 { 0.0 } else { dtype.epsilon() };
         let half = rounding(stored).max(rounding(self.dtype));
-        Tolerance { relative: relative + half, worst: worst + 8.0 * half }
+        Tolerance { relative: relative + half, worst: worst + 8.0 * half, matrix_units }
+    }
+
+    /// What is allowed where nothing is rounded for storage.
+    fn exact(&self) -> Tolerance {
+        let Tolerance { relative, worst, matrix_units } = self.op.tolerance;
+        let units = if self.matrix_units { matrix_units } else { 0.0 };
+        Tolerance { relative: relative + units, worst: worst + 8.0 * units, matrix_units }
     }
 }
 

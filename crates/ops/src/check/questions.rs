@@ -1,6 +1,6 @@
 //! The questions of the proof: tests ask them one by one, `alluvium check --all` asks all of them.
 
-use super::{Zeros, bytes, check, gradient_of_reference, need, refusals};
+use super::{Zeros, bytes, check, gradient_of_reference, isolation, need, refusals};
 use crate::op::{Case, Fill, Op};
 use alluvium_core::cpu::{Cpu, Isa};
 use alluvium_core::rng::Rng;
@@ -24,6 +24,7 @@ pub const QUESTIONS: &[(&str, Question)] = &[
     ("the bits do not depend on the threads", is_independent_of_threads),
     ("inputs that are not traced cost nothing", computes_only_what_is_needed),
     ("random shapes match the reference", matches_on_random_shapes),
+    ("packed sequences do not see each other's NaN", keeps_sequences_apart),
 ];
 
 /// The work of a case: its floating-point operations or bytes, whichever are more.
@@ -96,6 +97,11 @@ fn is_independent_of_threads(op: &Op) -> Result<Vec<String>> {
 fn computes_only_what_is_needed(op: &Op) -> Result<Vec<String>> {
     let device = poisoned(Isa::best(), 0)?;
     each(op, MEDIUM, |case| need(op, case, &device))
+}
+
+fn keeps_sequences_apart(op: &Op) -> Result<Vec<String>> {
+    let device = poisoned(Isa::best(), 0)?;
+    each(op, usize::MAX, |case| isolation(op, case, &device))
 }
 
 /// The number of cases with random sizes. They are the same in every run, so that a fault is reproducible.

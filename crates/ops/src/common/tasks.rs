@@ -1,7 +1,7 @@
 //! Independent tasks that each need scratch memory and write rows scattered over shared results.
 
-use alluvium_core::Result;
-use alluvium_core::cpu::Cpu;
+use alluvium_core::cpu::{Buffer, Cpu};
+use alluvium_core::{Result, Tensor};
 use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -60,5 +60,36 @@ impl<'a> Shared<'a> {
         assert!(from.checked_add(len).is_some_and(|end| end <= self.len));
         // SAFETY: the range lies inside the memory, and the caller promises that nothing else touches it.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
+    }
+}
+
+/// The gradients of `N` inputs, while tasks write them. A gradient that is not needed, and one of an input that is not
+/// there, has no memory.
+pub(crate) struct GradientBuffers<'a, const N: usize> {
+    inputs: [Option<&'a Tensor>; N],
+    buffers: [Option<Buffer<f32>>; N],
+}
+
+impl<'a, const N: usize> GradientBuffers<'a, N> {
+    pub(crate) fn new(cpu: &Cpu, inputs: [Option<&'a Tensor>; N], need: [bool; N]) -> Result<Self> {
+        let mut buffers = [const { None }; N];
+        for ((buffer, input), need) in buffers.iter_mut().zip(inputs).zip(need) {
+            *buffer = input.filter(|_| need).map(|x| cpu.buffer(x.elements())).transpose()?;
+        }
+        Ok(GradientBuffers { inputs, buffers })
+    }
+
+    pub(crate) fn shared(&mut self) -> [Shared<'_>; N] {
+        self.buffers.each_mut().map(|buffer| Shared::new(buffer.as_deref_mut().unwrap_or_default()))
+    }
+
+    /// The gradients in the shapes and dtypes of their inputs.
+    pub(crate) fn into_tensors(self, cpu: &Cpu) -> Result<[Option<Tensor>; N]> {
+        let mut gradients = [const { None }; N];
+        for ((gradient, buffer), input) in gradients.iter_mut().zip(self.buffers).zip(self.inputs) {
+            let tensor = |(data, x): (Buffer<f32>, &Tensor)| cpu.tensor(data, x.shape(), x.dtype());
+            *gradient = buffer.zip(input).map(tensor).transpose()?;
+        }
+        Ok(gradients)
     }
 }

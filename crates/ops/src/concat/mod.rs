@@ -21,6 +21,9 @@ static CONTRACT: Contract = Contract {
     rules: &[],
 };
 
+/// Parts that are joined without a list of them in memory.
+const FEW: usize = 8;
+
 /// One after the other along an axis.
 ///
 /// | tensor  | shape                                  | dtype            | gradient      |
@@ -53,12 +56,24 @@ pub fn concat(parts: &[&Tensor], axis: usize) -> Result<Tensor> {
             return Err(Kind::device(op, ("parts[0]", first.device()), ("another part", part.device())).into());
         }
     }
-    let pieces: Vec<Piece> = parts.iter().map(|part| Piece::Of(part, 0..part.shape()[axis])).collect();
-    let y = join(CONTRACT.op, first, first.shape(), axis, &pieces)?;
+    let y = joined(parts, first, axis)?;
+    if !parts.iter().any(|part| part.is_traced()) {
+        return Ok(y);
+    }
     let sizes = || parts.iter().map(|part| part.shape()[axis]).collect();
     let inputs: Vec<Option<&Tensor>> = parts.iter().map(|&part| Some(part)).collect();
     let results = tape::record_all(&inputs, vec![y], || Grad { axis, sizes: sizes() })?;
     results.into_iter().next().ok_or_else(|| Error::value(CONTRACT.op, "the tape lost the result"))
+}
+
+fn joined<'a>(parts: &[&'a Tensor], like: &Tensor, axis: usize) -> Result<Tensor> {
+    let all = |part: &&'a Tensor| -> Piece<'a> { Piece::Of(part, 0..part.shape()[axis]) };
+    let mut few: [Piece<'_>; FEW] = std::array::from_fn(|_| Piece::Zeros(0));
+    if parts.len() <= FEW {
+        few.iter_mut().zip(parts).for_each(|(piece, part)| *piece = all(part));
+        return join(CONTRACT.op, like, like.shape(), axis, &few[..parts.len()]);
+    }
+    join(CONTRACT.op, like, like.shape(), axis, &parts.iter().map(all).collect::<Vec<_>>())
 }
 
 /// Each part's gradient is its stretch of `dy`.
@@ -70,6 +85,10 @@ struct Grad {
 impl BackwardAll for Grad {
     fn op(&self) -> &'static str {
         CONTRACT.op
+    }
+
+    fn moves(&self) -> bool {
+        true
     }
 
     fn backward(self, dy: Vec<Option<Tensor>>, need: &[bool]) -> Result<Vec<Option<Tensor>>> {

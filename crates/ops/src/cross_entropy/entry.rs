@@ -3,15 +3,16 @@
 use super::reference::{self, ReferenceOptions};
 use super::{CONTRACT, CrossEntropyArgs, Reduction, cross_entropy};
 use crate::op::{Array, Case, Cost, Fill, Given, Gradient, Op, Tolerance};
+use alluvium_core::DType;
 
 /// Tokens at once where a case does not say.
-const CHUNK: f64 = 128.0;
+pub(crate) const CHUNK: f64 = 128.0;
 
-fn reduction<T>(t: &Given<T>) -> Reduction {
+pub(crate) fn reduction<T>(t: &Given<T>) -> Reduction {
     if t.flag("sum") { Reduction::Sum } else { Reduction::Mean }
 }
 
-fn options(t: &Given<Array>) -> ReferenceOptions {
+pub(crate) fn options(t: &Given<Array>) -> ReferenceOptions {
     ReferenceOptions {
         ignore_index: t.option("ignore_index").map(|i| i as usize),
         reduction: reduction(t),
@@ -39,7 +40,8 @@ pub(crate) static OP: Op = Op {
         let [dx, dw] = reference::gradient(&t["x"], &t["w"], &t["targets"], &options(t), dy[0].data[0]);
         vec![Some(dx), Some(dw), None]
     }),
-    tolerance: Tolerance::F32_SUMS,
+    // where matrix units multiply, the logits' gradient keeps 17 bits
+    tolerance: Tolerance { matrix_units: 1.0 / 131_072.0, ..Tolerance::F32_SUMS },
     fills: &[("w", Fill::Normal(0.3)), ("targets", Fill::Ids('V'))],
     cases: &[
         Case::new("one token", &[('N', 1), ('D', 3), ('V', 5)]),
@@ -55,6 +57,9 @@ pub(crate) static OP: Op = Op {
             ("chunk", 10.0),
         ]),
         Case::new("chunks above one thread's work", &[('N', 130), ('D', 65), ('V', 1_001)]).options(&[("chunk", 63.0)]),
+        Case::new("a projection in half precision", &[('N', 11), ('D', 24), ('V', 37)])
+            .stored(&[("w", DType::BF16)])
+            .options(&[("chunk", 4.0)]),
         Case::new("more words than are summed at once", &[('N', 60), ('D', 3), ('V', 4_501)]),
     ],
     largest: 70,

@@ -1,10 +1,13 @@
 //! Chunk by chunk: a product for the logits, one workgroup a token for the softmax and its gradient in place, two
 //! products that turn the gradient into those of the inputs. Nothing is read back.
 
-use super::{CONTRACT, CrossEntropyArgs, Reduction};
+use super::{CONTRACT, CrossEntropyArgs, LossOptions, Reduction};
 use crate::common::gpu::MATH;
 use crate::common::gpu::to_u32;
 use crate::linalg::gpu::{Gemm, GemmSizes, GpuMatrix, gemm};
+use crate::quantized::gpu::stretches;
+use crate::quantized::quantized_cross_entropy::{self, QuantizedCrossEntropyArgs};
+use crate::quantized::{Packed, PackedLayout};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Error, Result, Tensor};
 use std::ops::Range;
@@ -28,65 +31,163 @@ struct Params {
     mean: u32,
 }
 
-/// The gradients for a loss whose own is 1, in f32.
-pub(super) struct GpuGradients {
-    dtype: DType,
-    dx: Option<Tensor>,
-    dw: Option<Tensor>,
+/// The gradients for a loss whose own is 1, in f32, with the dtypes in which they are returned.
+pub(crate) struct GpuGradients {
+    dx: Option<(Tensor, DType)>,
+    dw: Option<(Tensor, DType)>,
 }
 
 pub(super) fn forward(gpu: &Gpu, args: &CrossEntropyArgs<'_>, dims: &Dims) -> Result<(Tensor, GpuGradients)> {
-    let CrossEntropyArgs { x, w, targets, ignore_index, .. } = *args;
-    let (tokens, width, words) = (dims['N'], dims['D'], dims['V']);
-    if let Some(targets) = targets.host_mirror() {
-        check(targets, ignore_index, words)?;
-    }
-    let stride = words.next_multiple_of(4);
-    let params = Params {
-        tokens: to_u32(tokens)?,
-        first: 0,
-        words: to_u32(words)?,
-        stride: to_u32(stride / 4)?,
-        ignored: ignore_index.unwrap_or(0),
-        ignores: u32::from(ignore_index.is_some()),
-        z_loss: args.z_loss,
-        mean: u32::from(args.reduction == Reduction::Mean),
-    };
-    let weight = gpu.empty([1], DType::F32)?;
-    single(gpu, "weights", &[targets, &weight], params)?;
-    let losses = gpu.zeros([tokens], DType::F32)?;
-    let dx = x.is_traced().then(|| gpu.zeros(x.shape(), DType::F32)).transpose()?;
+    let CrossEntropyArgs { x, w, targets, .. } = *args;
     let dw = w.is_traced().then(|| gpu.zeros(w.shape(), DType::F32)).transpose()?;
-    // no more logits than a kernel can see at once
-    let most = args.chunk.min(tokens).min((gpu.limits().binding / (4 * stride)).max(1));
-    let z = gpu.empty([most, stride], DType::F32)?;
-    let [x_mat, w_mat, z_mat] =
-        [(x, width), (w, width), (&z, stride)].map(|(tensor, width)| GpuMatrix::new(tensor, width, 0));
-    for chunk in chunks(targets, ignore_index, tokens, most) {
-        let (n, rows) = (chunk.len(), x_mat.after(chunk.start));
-        let sizes = |m, k, n| GemmSizes { m, k, n, count: 1 };
-        let product = |a, b, c, sizes, beta| gemm(gpu, &Gemm { a, b, c, sizes, alpha: 1.0, beta });
-        product(rows, w_mat.t(), z_mat, sizes(n, width, words), 0.0)?;
-        let params = Params { tokens: to_u32(n)?, first: to_u32(chunk.start)?, ..params };
-        gpu.launch(&Launch {
-            kernel: &KERNEL,
-            entry: "token",
-            constants: &[("WG", WG), ("GRADIENT", u32::from(dx.is_some() || dw.is_some()))],
-            stored: &[],
-            binds: &[targets, &losses, &weight, &z].map(Bind::All),
-            params: bytemuck::bytes_of(&params),
-            groups: Groups::Line(n),
-        })?;
-        if let Some(dw) = &dw {
-            product(z_mat.t(), rows, GpuMatrix::new(dw, width, 0), sizes(words, n, width), 1.0)?;
-        }
-        if let Some(dx) = &dx {
-            product(z_mat, w_mat, GpuMatrix::new(dx, width, 0).after(chunk.start), sizes(n, words, width), 0.0)?;
+    let loss = Loss { op: CONTRACT.op, x, targets, options: args.options() };
+    let width = dims['D'];
+    let (loss, dx) = loss.chunk_by_chunk(gpu, &Head::Plain(w), dims['V'], |dz, rows, tokens| {
+        let Some(dw) = &dw else { return Ok(()) };
+        let sizes = GemmSizes { m: dims['V'], k: tokens, n: width, count: 1 };
+        gemm(gpu, &Gemm { a: dz.t(), b: rows, c: GpuMatrix::new(dw, width, 0), sizes, alpha: 1.0, beta: 1.0 })
+    })?;
+    Ok((loss, GpuGradients { dx: dx.map(|dx| (dx, x.gradient_dtype())), dw: dw.map(|dw| (dw, w.gradient_dtype())) }))
+}
+
+/// As [`forward`] for a quantized projection, which gets no gradient.
+pub(crate) fn forward_packed(
+    gpu: &Gpu,
+    args: &QuantizedCrossEntropyArgs<'_>,
+    layout: PackedLayout,
+) -> Result<(Tensor, GpuGradients)> {
+    let QuantizedCrossEntropyArgs { x, q, targets, .. } = *args;
+    let loss = Loss { op: quantized_cross_entropy::CONTRACT.op, x, targets, options: args.options() };
+    let words = q.w.shape()[0];
+    let parts = stretches(gpu, layout, words).map(|part| Ok((q.detach().rows(&part)?, part)));
+    let head = Head::Packed(parts.collect::<Result<_>>()?);
+    let (loss, dx) = loss.chunk_by_chunk(gpu, &head, words, |_, _, _| Ok(()))?;
+    Ok((loss, GpuGradients { dx: dx.map(|dx| (dx, x.gradient_dtype())), dw: None }))
+}
+
+/// The output projection.
+enum Head<'a> {
+    Plain(&'a Tensor),
+    /// Rows that a binding holds.
+    Packed(Vec<(Packed, Range<usize>)>),
+}
+
+impl Head<'_> {
+    /// Whether it is plain and stored so.
+    fn is_of(&self, dtype: DType) -> bool {
+        matches!(self, Head::Plain(w) if w.dtype() == dtype)
+    }
+
+    /// `z = x · wᵀ`.
+    fn logits(&self, gpu: &Gpu, x: GpuMatrix<'_>, z: GpuMatrix<'_>, [n, width, words]: [usize; 3]) -> Result<()> {
+        let product = |b: GpuMatrix<'_>, c, words| {
+            let sizes = GemmSizes { m: n, k: width, n: words, count: 1 };
+            gemm(gpu, &Gemm { a: x, b: b.t(), c, sizes, alpha: 1.0, beta: 0.0 })
+        };
+        match self {
+            Head::Plain(w) => product(GpuMatrix::new(w, width, 0), z, words),
+            Head::Packed(parts) => parts.iter().try_for_each(|(own, part)| {
+                let c = GpuMatrix { at: z.at + part.start, ..z };
+                product(GpuMatrix::packed(own.quantized(), width), c, part.len())
+            }),
         }
     }
-    let loss = gpu.empty([], DType::F32)?;
-    single(gpu, "total", &[&losses, &loss, &weight], params)?;
-    Ok((loss, GpuGradients { dtype: x.dtype(), dx, dw }))
+
+    /// `dx = dz · w`; `dx` is zero before.
+    fn back(&self, gpu: &Gpu, dz: GpuMatrix<'_>, dx: GpuMatrix<'_>, [n, width, words]: [usize; 3]) -> Result<()> {
+        let product = |a, b, words, beta| {
+            let sizes = GemmSizes { m: n, k: words, n: width, count: 1 };
+            gemm(gpu, &Gemm { a, b, c: dx, sizes, alpha: 1.0, beta })
+        };
+        match self {
+            Head::Plain(w) => product(dz, GpuMatrix::new(w, width, 0), words, 0.0),
+            Head::Packed(parts) => parts.iter().try_for_each(|(own, part)| {
+                let a = GpuMatrix { at: dz.at + part.start, ..dz };
+                product(a, GpuMatrix::packed(own.quantized(), width), part.len(), 1.0)
+            }),
+        }
+    }
+}
+
+/// The inputs of a loss besides the projection.
+struct Loss<'a> {
+    op: &'static str,
+    x: &'a Tensor,
+    targets: &'a Tensor,
+    options: LossOptions,
+}
+
+impl Loss<'_> {
+    /// The loss and, where `x` is traced, its gradient in f32. `weigh` gets the gradient of a chunk's logits, its rows
+    /// and their number.
+    fn chunk_by_chunk(
+        &self,
+        gpu: &Gpu,
+        head: &Head<'_>,
+        words: usize,
+        weigh: impl Fn(GpuMatrix<'_>, GpuMatrix<'_>, usize) -> Result<()>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let Loss { op, x, targets, options: LossOptions { ignore_index, reduction, z_loss, chunk } } = *self;
+        let (tokens, width) = (x.shape()[0], x.shape()[1]);
+        if let Some(targets) = targets.host_mirror() {
+            check(op, targets, ignore_index, words)?;
+        }
+        let stride = words.next_multiple_of(4);
+        let params = Params {
+            tokens: to_u32(tokens)?,
+            first: 0,
+            words: to_u32(words)?,
+            stride: to_u32(stride / 4)?,
+            ignored: ignore_index.unwrap_or(0),
+            ignores: u32::from(ignore_index.is_some()),
+            z_loss,
+            mean: u32::from(reduction == Reduction::Mean),
+        };
+        let weight = gpu.empty([1], DType::F32)?;
+        single(gpu, "weights", &[targets, &weight], params)?;
+        let losses = gpu.zeros([tokens], DType::F32)?;
+        let dx = x.is_traced().then(|| gpu.zeros(x.shape(), DType::F32)).transpose()?;
+        let wanted = dx.is_some() || matches!(head, Head::Plain(w) if w.is_traced());
+        // no more logits than a kernel can see at once
+        let most = chunk.min(tokens).min((gpu.limits().binding / (4 * stride)).max(1));
+        let z = gpu.empty([most, stride], DType::F32)?;
+        let [x_mat, z_mat] = [(x, width), (&z, stride)].map(|(tensor, width)| GpuMatrix::new(tensor, width, 0));
+        for chunk in chunks(targets, ignore_index, tokens, most) {
+            let (n, rows) = (chunk.len(), x_mat.after(chunk.start));
+            head.logits(gpu, rows, z_mat, [n, width, words])?;
+            let params = Params { tokens: to_u32(n)?, first: to_u32(chunk.start)?, ..params };
+            gpu.launch(&Launch {
+                kernel: &KERNEL,
+                entry: "token",
+                constants: &[("WG", WG), ("GRADIENT", u32::from(wanted))],
+                stored: &[],
+                binds: &[targets, &losses, &weight, &z].map(Bind::All),
+                params: bytemuck::bytes_of(&params),
+                groups: Groups::Line(n),
+            })?;
+            // the library multiplies factors of one dtype
+            let is_split = gpu.has_library_products() && head.is_of(DType::BF16) && x.dtype() == DType::BF16;
+            let dz = if wanted && is_split { halves(gpu, &z)? } else { vec![z.clone()] };
+            let mut parts = dz.iter().map(|dz| GpuMatrix::new(dz, stride, 0));
+            if wanted {
+                parts.clone().try_for_each(|part| weigh(part, rows, n))?;
+            }
+            // the gradient of the rows is rounded anyway
+            if let (Some(dx), Some(dz)) = (&dx, parts.next()) {
+                head.back(gpu, dz, GpuMatrix::new(dx, width, 0).after(chunk.start), [n, width, words])?;
+            }
+        }
+        let loss = gpu.empty([], DType::F32)?;
+        single(gpu, "total", &[&losses, &loss, &weight], params)?;
+        Ok((loss, dx))
+    }
+}
+
+/// f32 values as the sum of two in bf16, up to 2⁻¹⁷ of themselves: the rounding, and what it leaves, rounded.
+fn halves(gpu: &Gpu, z: &Tensor) -> Result<Vec<Tensor>> {
+    let high = gpu.convert(z, DType::BF16)?;
+    let low = gpu.convert(&crate::sub(z, &gpu.widen(&high)?)?, DType::BF16)?;
+    Ok(vec![high, low])
 }
 
 /// The chunks in which a target counts, as far as that is known here.
@@ -99,12 +200,12 @@ fn chunks(targets: &Tensor, ignored: Option<u32>, tokens: usize, most: usize) ->
 }
 
 /// Errs, naming the token, if a target is no token.
-fn check(targets: &[u32], ignored: Option<u32>, words: usize) -> Result<()> {
+fn check(op: &'static str, targets: &[u32], ignored: Option<u32>, words: usize) -> Result<()> {
     let wrong = targets.iter().position(|&target| Some(target) != ignored && target as usize >= words);
     match wrong {
         Some(i) => {
             let why = format!("the target of token {i} is {}, expected below V = {words}", targets[i]);
-            Err(Error::value(CONTRACT.op, why))
+            Err(Error::value(op, why))
         }
         None => Ok(()),
     }
@@ -127,13 +228,13 @@ fn single(gpu: &Gpu, entry: &'static str, tensors: &[&Tensor], params: Params) -
 impl GpuGradients {
     /// The gradients for a loss whose own is `dy`.
     pub(super) fn times(self, gpu: &Gpu, dy: &Tensor) -> Result<[Option<Tensor>; 2]> {
-        let GpuGradients { dtype, dx, dw } = self;
-        let scaled = |grad: Option<Tensor>| grad.map(|grad| scaled(gpu, grad, dy, dtype)).transpose();
+        let GpuGradients { dx, dw } = self;
+        let scaled = |grad: Option<(Tensor, DType)>| grad.map(|(grad, dtype)| scaled(gpu, grad, dy, dtype)).transpose();
         Ok([scaled(dx)?, scaled(dw)?])
     }
 }
 
-/// A kept gradient times that of the loss, in the dtype of its input.
+/// A kept gradient times that of the loss, rounded to `dtype`.
 fn scaled(gpu: &Gpu, grad: Tensor, dy: &Tensor, dtype: DType) -> Result<Tensor> {
     let in_place = dtype == DType::F32;
     let to = if in_place { None } else { Some(gpu.empty(grad.shape(), dtype)?) };
@@ -155,4 +256,24 @@ fn scaled(gpu: &Gpu, grad: Tensor, dy: &Tensor, dtype: DType) -> Result<Tensor> 
         })?;
     }
     Ok(to.unwrap_or(grad))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alluvium_core::rng::Rng;
+
+    #[test]
+    fn two_halves_keep_seventeen_bits() {
+        let Some(gpu) = Gpu::builder().poison().open_for_test().unwrap() else { return };
+        let mut rng = Rng::new(1, "halves");
+        let data: Vec<f32> = (0..1_000).map(|i| rng.normal() as f32 * 10f32.powi(i % 9 - 6)).collect();
+        let z = Tensor::from_slice(&data, [data.len()], &gpu.clone().into()).unwrap();
+        let [high, low] = &halves(&gpu, &z).unwrap()[..] else { panic!("two parts") };
+        let (high, low) = (high.to_floats().unwrap(), low.to_floats().unwrap());
+        for ((z, high), low) in data.iter().zip(high).zip(low) {
+            assert!((z - high - low).abs() <= z.abs() / 131_072.0, "{z}: {high} and {low}");
+            assert!((z - high).abs() <= z.abs() / 256.0, "{z}: {high}");
+        }
+    }
 }

@@ -1,20 +1,20 @@
 //! Cross entropy, fused with the output projection.
 
-mod cpu;
-mod entry;
-mod gpu;
-mod reference;
+pub(crate) mod cpu;
+pub(crate) mod entry;
+pub(crate) mod gpu;
+pub(crate) mod reference;
 
 pub(crate) use entry::OP;
 
-use alluvium_core::contract::{FLOATS, IDS, SAME};
+use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
 
 /// The contract of `cross_entropy`.
 static CONTRACT: Contract = Contract {
     op: "cross_entropy",
-    args: &[Arg::new("x", "N D", FLOATS), Arg::new("w", "V D", SAME), Arg::new("targets", "N", IDS)],
+    args: &[Arg::new("x", "N D", FLOATS), Arg::new("w", "V D", FLOATS).weight(), Arg::new("targets", "N", IDS)],
     rules: &[],
 };
 
@@ -46,18 +46,49 @@ pub struct CrossEntropyArgs<'a> {
     pub chunk: usize,
 }
 
+impl CrossEntropyArgs<'_> {
+    fn options(&self) -> LossOptions {
+        let CrossEntropyArgs { ignore_index, reduction, z_loss, chunk, .. } = *self;
+        LossOptions { ignore_index, reduction, z_loss, chunk }
+    }
+}
+
+/// The arguments that are no tensors.
+#[derive(Clone, Copy)]
+pub(crate) struct LossOptions {
+    pub(crate) ignore_index: Option<u32>,
+    pub(crate) reduction: Reduction,
+    pub(crate) z_loss: f32,
+    pub(crate) chunk: usize,
+}
+
+impl LossOptions {
+    pub(crate) fn check(&self, op: &'static str) -> Result<()> {
+        let z_loss = self.z_loss;
+        if self.chunk == 0 {
+            return Err(Error::value(op, "chunk is 0, expected the number of tokens at once"));
+        }
+        match z_loss >= 0.0 && z_loss.is_finite() {
+            true => Ok(()),
+            false => Err(Error::value(op, format!("z_loss is {z_loss}, expected a finite number, 0 or more"))),
+        }
+    }
+}
+
 /// The negative log-likelihood of `targets` under `softmax(x·wᵀ)`, without materializing all logits.
 ///
 /// `loss = Σ_n (lse_n − z_n[target_n] + z_loss·lse_n²)` with `z_n = w·x_n` and `lse_n = log Σ_v exp z_n[v]`, over the
 /// tokens whose target is not `ignore_index`; the mean divides by their count. If all targets are ignored, the loss and
 /// its gradients are 0.
 ///
-/// | tensor    | shape | dtype          | gradient |
-/// |-----------|-------|----------------|----------|
-/// | `x`       | `N D` | f32, f16, bf16 | yes      |
-/// | `w`       | `V D` | that of `x`    | yes      |
-/// | `targets` | `N`   | u32            | no       |
-/// | result    | `[]`  | f32            |          |
+/// | tensor    | shape | dtype          | gradient         |
+/// |-----------|-------|----------------|------------------|
+/// | `x`       | `N D` | f32, f16, bf16 | yes              |
+/// | `w`       | `V D` | f32, f16, bf16 | yes, not rounded |
+/// | `targets` | `N`   | u32            | no               |
+/// | result    | `[]`  | f32            |                  |
+///
+/// `w` may be stored in less precision than `x`: it is widened as it is read, and no copy of it is made.
 ///
 /// Targets that a GPU computed are not read back: one of `V` or more is taken as `V − 1`.
 ///
@@ -71,14 +102,9 @@ pub struct CrossEntropyArgs<'a> {
 /// # Source
 /// Wijmans et al. 2024, arXiv:2411.09009, for the fusion; Chowdhery et al. 2022, arXiv:2204.02311, for the z-loss.
 pub fn cross_entropy(args: CrossEntropyArgs<'_>) -> Result<Tensor> {
-    let CrossEntropyArgs { x, w, targets, z_loss, chunk, .. } = args;
+    let CrossEntropyArgs { x, w, targets, .. } = args;
     let dims = CONTRACT.check(&[x, w, targets])?;
-    if chunk == 0 {
-        return Err(Error::value(CONTRACT.op, "chunk is 0, expected the number of tokens at once"));
-    }
-    if !(z_loss >= 0.0 && z_loss.is_finite()) {
-        return Err(Error::value(CONTRACT.op, format!("z_loss is {z_loss}, expected a finite number, 0 or more")));
-    }
+    args.options().check(CONTRACT.op)?;
     let (loss, grad) = match x.device() {
         Device::Cpu(cpu) => {
             let (loss, grad) = cpu::forward(cpu, &args, &dims)?;
@@ -94,9 +120,19 @@ pub fn cross_entropy(args: CrossEntropyArgs<'_>) -> Result<Tensor> {
 
 /// With `p = softmax(z)` and `c` = 1, or 1 over the number of targets that count:
 /// `dz = c·(p·(1 + 2·z_loss·lse) − onehot(target))`, `dx = dz·w`, `dw = dzᵀ·x`; both are made while the logits exist.
-enum Grad {
+pub(crate) enum Grad {
     Cpu(cpu::CpuGradients),
     Wgpu(Gpu, gpu::GpuGradients),
+}
+
+impl Grad {
+    /// The gradients for a loss whose own is `dy`.
+    pub(crate) fn times(self, dy: &Tensor) -> Result<[Option<Tensor>; 2]> {
+        match self {
+            Grad::Cpu(gradients) => gradients.times(dy.item()?),
+            Grad::Wgpu(gpu, gradients) => gradients.times(&gpu, dy),
+        }
+    }
 }
 
 impl Backward<2> for Grad {
@@ -105,10 +141,7 @@ impl Backward<2> for Grad {
     }
 
     fn backward(self, dy: Tensor, _need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-        match self {
-            Grad::Cpu(gradients) => gradients.times(dy.item()?),
-            Grad::Wgpu(gpu, gradients) => gradients.times(&gpu, &dy),
-        }
+        self.times(&dy)
     }
 }
 

@@ -4,13 +4,13 @@ use super::Reduction;
 use crate::op::Array;
 
 /// The options in f64.
-pub(super) struct ReferenceOptions {
+pub(crate) struct ReferenceOptions {
     pub ignore_index: Option<usize>,
     pub reduction: Reduction,
     pub z_loss: f64,
 }
 
-pub(super) fn forward(x: &Array, w: &Array, targets: &Array, options: &ReferenceOptions) -> Array {
+pub(crate) fn forward(x: &Array, w: &Array, targets: &Array, options: &ReferenceOptions) -> Array {
     let mut loss = 0.0;
     for (n, x) in x.rows().enumerate().filter(|(n, _)| options.counts(targets, *n)) {
         let z = logits(x, w);
@@ -20,7 +20,7 @@ pub(super) fn forward(x: &Array, w: &Array, targets: &Array, options: &Reference
     Array::new([], vec![loss * options.weight(targets)])
 }
 
-pub(super) fn gradient(x: &Array, w: &Array, targets: &Array, options: &ReferenceOptions, dy: f64) -> [Array; 2] {
+pub(crate) fn gradient(x: &Array, w: &Array, targets: &Array, options: &ReferenceOptions, dy: f64) -> [Array; 2] {
     let (mut dx, mut dw) = (Array::zeros(x.shape.clone()), Array::zeros(w.shape.clone()));
     let width = x.width();
     for (n, x) in x.rows().enumerate().filter(|(n, _)| options.counts(targets, *n)) {

@@ -9,16 +9,16 @@ use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Tenso
 use rayon::prelude::*;
 
 /// The contract of `cast`.
-static CONTRACT: Contract = Contract { op: "cast", args: &[Arg::new("x", "R..", FLOATS)], rules: &[] };
+static CONTRACT: Contract = Contract { op: "cast", args: &[Arg::new("x", "R..", FLOATS).weight()], rules: &[] };
 
 /// The elements of `x` stored as `dtype`: rounded to nearest, ties to even. To the dtype it has, it is `x` itself.
 ///
-/// | tensor | shape | dtype          | gradient |
-/// |--------|-------|----------------|----------|
-/// | `x`    | `R..` | f32, f16, bf16 | yes      |
-/// | result | `R..` | `dtype`        |          |
+/// | tensor | shape | dtype          | gradient            |
+/// |--------|-------|----------------|---------------------|
+/// | `x`    | `R..` | f32, f16, bf16 | yes, not rounded    |
+/// | result | `R..` | `dtype`        |                     |
 ///
-/// The gradient is cast back to the dtype of `x`. The backward pass keeps nothing.
+/// The gradient is cast back to the dtype of `x`, or to f32. The backward pass keeps nothing.
 ///
 /// # Errors
 /// [`Kind::Dtype`](alluvium_core::Kind::Dtype) where the table does not hold; `Value` when `dtype` is no floating type.
@@ -34,12 +34,12 @@ pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
         Device::Cpu(cpu) => by_storage!(x.dtype(), From => by_storage!(dtype, To => convert::<From, To>(cpu, x)))?,
         Device::Gpu(gpu) => gpu.convert(x, dtype)?,
     };
-    tape::record([x], y, || Grad { from: x.dtype() })
+    tape::record([x], y, || Grad { dtype: x.gradient_dtype() })
 }
 
-/// `dx = dy`, in the dtype that `x` has.
+/// `dx = dy`, in the dtype of the gradient of `x`.
 struct Grad {
-    from: DType,
+    dtype: DType,
 }
 
 impl Backward<1> for Grad {
@@ -48,7 +48,7 @@ impl Backward<1> for Grad {
     }
 
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
-        Ok([Some(cast(&dy, self.from)?)])
+        Ok([Some(cast(&dy, self.dtype)?)])
     }
 }
 

@@ -11,16 +11,19 @@ use alluvium_core::contract::{FLOATS, IDS};
 use alluvium_core::{Arg, Backward, Contract, DType, Device, Result, Shape, Tensor, tape};
 
 /// The contract of `embedding`.
-static CONTRACT: Contract =
-    Contract { op: "embedding", args: &[Arg::new("table", "V D", FLOATS), Arg::new("ids", "R..", IDS)], rules: &[] };
+static CONTRACT: Contract = Contract {
+    op: "embedding",
+    args: &[Arg::new("table", "V D", FLOATS).weight(), Arg::new("ids", "R..", IDS)],
+    rules: &[],
+};
 
 /// The rows of `table` that `ids` name.
 ///
-/// | tensor  | shape   | dtype           | gradient |
-/// |---------|---------|-----------------|----------|
-/// | `table` | `V D`   | f32, f16, bf16  | yes      |
-/// | `ids`   | `R..`   | u32             |          |
-/// | result  | `R.. D` | that of `table` |          |
+/// | tensor  | shape   | dtype           | gradient            |
+/// |---------|---------|-----------------|---------------------|
+/// | `table` | `V D`   | f32, f16, bf16  | yes, not rounded    |
+/// | `ids`   | `R..`   | u32             |                     |
+/// | result  | `R.. D` | that of `table` |                     |
 ///
 /// The gradient is a whole table: the rows of `dy` are summed in f32, in an order that `ids` alone decide; the other
 /// rows are zero. The backward pass keeps `ids`.
@@ -38,13 +41,14 @@ pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
         Device::Cpu(cpu) => cpu::forward(cpu, table, ids, &dims)?,
         Device::Gpu(gpu) => gpu::forward(gpu, table, ids, &dims)?,
     };
-    tape::record([table], y, || Grad { ids: ids.clone(), shape: table.shape(), dtype: table.dtype() })
+    tape::record([table], y, || Grad { ids: ids.clone(), shape: table.shape(), dtype: table.gradient_dtype() })
 }
 
 /// `dtable[v] = Σ dy[r]` over the places `r` where `ids[r] = v`.
 struct Grad {
     ids: Tensor,
     shape: Shape,
+    /// That of the gradient.
     dtype: DType,
 }
 

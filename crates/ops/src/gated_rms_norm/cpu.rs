@@ -23,7 +23,7 @@ pub(super) fn forward(cpu: &Cpu, [x, z, w]: [&Tensor; 3], eps: f32, dims: &Dims)
 }
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
-    let Grad { x, z, w, rstd } = saved;
+    let Grad { x, z, w, rstd, dw_dtype } = saved;
     let (xs, zs, ws, rs, dys) = (cpu.read(x)?, cpu.read(z)?, cpu.read(w)?, cpu.read(rstd)?, cpu.read(dy)?);
     let (isa, width) = (cpu.isa(), ws.len());
     let room = |i: usize| cpu.buffer(if need[i] { xs.len() } else { 0 });
@@ -43,8 +43,8 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) ->
             [false, false, _] => gradient(isa, Need::<false, false, true>, from, to),
         }
     })?;
-    let like = |need: bool, d, x: &Tensor| need.then(|| cpu.tensor(d, x.shape(), x.dtype())).transpose();
-    Ok([like(need[0], dx, x)?, like(need[1], dz, z)?, like(need[2], dw, w)?])
+    let like = |need: bool, d, x: &Tensor, dtype| need.then(|| cpu.tensor(d, x.shape(), dtype)).transpose();
+    Ok([like(need[0], dx, x, x.dtype())?, like(need[1], dz, z, z.dtype())?, like(need[2], dw, w, *dw_dtype)?])
 }
 
 struct GatedRows<'a> {

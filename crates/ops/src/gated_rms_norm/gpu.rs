@@ -30,6 +30,7 @@ pub(super) fn forward(gpu: &Gpu, args: [&Tensor; 3], eps: f32) -> Result<(Tensor
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
     let args = [&saved.x, &saved.z, &saved.w];
-    let NormGradients { dx, dw, dz } = norm::backward(gpu, norm(args), &saved.rstd, dy, [need[0], need[2], need[1]])?;
+    let need = [need[0], need[2], need[1]];
+    let NormGradients { dx, dw, dz } = norm::backward(gpu, norm(args), &saved.rstd, dy, need, saved.dw_dtype)?;
     Ok([dx, dz, dw])
 }

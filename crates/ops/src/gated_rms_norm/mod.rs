@@ -3,17 +3,17 @@
 mod cpu;
 mod entry;
 mod gpu;
-mod reference;
+pub(crate) mod reference;
 
 pub(crate) use entry::OP;
 
 use alluvium_core::contract::{FLOATS, SAME};
-use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
+use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Tensor, tape};
 
 /// The contract of `gated_rms_norm`.
 static CONTRACT: Contract = Contract {
     op: "gated_rms_norm",
-    args: &[Arg::new("x", "R.. D", FLOATS), Arg::new("z", "R.. D", SAME), Arg::new("w", "D", SAME)],
+    args: &[Arg::new("x", "R.. D", FLOATS), Arg::new("z", "R.. D", SAME), Arg::new("w", "D", SAME).weight()],
     rules: &[],
 };
 
@@ -21,12 +21,12 @@ static CONTRACT: Contract = Contract {
 ///
 /// `y = x / sqrt(mean(x²) + eps) * w * z·σ(z)`: the mean over the last axis, all in f32 whatever the dtype.
 ///
-/// | tensor | shape   | dtype          | gradient |
-/// |--------|---------|----------------|----------|
-/// | `x`    | `R.. D` | f32, f16, bf16 | yes      |
-/// | `z`    | `R.. D` | that of `x`    | yes      |
-/// | `w`    | `D`     | that of `x`    | yes      |
-/// | result | `R.. D` | that of `x`    |          |
+/// | tensor | shape   | dtype          | gradient            |
+/// |--------|---------|----------------|---------------------|
+/// | `x`    | `R.. D` | f32, f16, bf16 | yes                 |
+/// | `z`    | `R.. D` | that of `x`    | yes                 |
+/// | `w`    | `D`     | that of `x`    | yes, not rounded    |
+/// | result | `R.. D` | that of `x`    |                     |
 ///
 /// The backward pass keeps `x`, `z`, `w` and one f32 a row.
 ///
@@ -45,7 +45,10 @@ pub fn gated_rms_norm(x: &Tensor, z: &Tensor, w: &Tensor, eps: f32) -> Result<Te
         Device::Cpu(cpu) => cpu::forward(cpu, [x, z, w], eps, &dims)?,
         Device::Gpu(gpu) => gpu::forward(gpu, [x, z, w], eps)?,
     };
-    tape::record([x, z, w], y, || Grad { x: x.detach(), z: z.detach(), w: w.detach(), rstd })
+    tape::record([x, z, w], y, || {
+        let dw_dtype = w.gradient_dtype();
+        Grad { x: x.detach(), z: z.detach(), w: w.detach(), rstd, dw_dtype }
+    })
 }
 
 /// With `r = 1 / rms(x)`, `s = silu(z)` and `u = dy·s·w`: `dx = r·(u − x·r²·mean(u·x))`, `dw = Σ_rows dy·s·x·r` and
@@ -55,6 +58,7 @@ struct Grad {
     z: Tensor,
     w: Tensor,
     rstd: Tensor,
+    dw_dtype: DType,
 }
 
 impl Backward<3> for Grad {
@@ -73,7 +77,7 @@ impl Backward<3> for Grad {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alluvium_core::{DType, Tape};
+    use alluvium_core::Tape;
 
     #[test]
     fn rows_of_zeros_and_gates_far_out_stay_finite() {

@@ -3,7 +3,7 @@
 
 use crate::op::{Array, Given};
 
-pub(super) fn forward(t: &Given<Array>, eps: f64) -> Array {
+pub(crate) fn forward(t: &Given<Array>, eps: f64) -> Array {
     let (x, w, mut y) = (&t["x"], &t["w"], Vec::new());
     for (x, z) in x.rows().zip(t["z"].rows()) {
         let r = rstd(x, eps);

@@ -24,15 +24,15 @@ fn squares(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
     var ordinary = vec4<f32>(0.0);
     var small = vec4<f32>(0.0);
     for (var i = number * WG + lane.index; i * 4u < p.n; i += p.groups * WG) {
-        var numbers = widen_X(x[i]);
+        var values = widen_X(x[i]);
         // values past the end are undefined
-        numbers = select(vec4<f32>(0.0), numbers, vec4<u32>(4u * i) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.n));
-        let size = abs(numbers);
+        values = select(vec4<f32>(0.0), values, vec4<u32>(4u * i) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.n));
+        let size = abs(values);
         let above = size > vec4<f32>(LARGE);
         let below = size < vec4<f32>(SMALL);
-        let down = select(vec4<f32>(0.0), numbers * DOWN, above);
-        let up = select(vec4<f32>(0.0), numbers * UP, below);
-        let between = select(numbers, vec4<f32>(0.0), above | below);
+        let down = select(vec4<f32>(0.0), values * DOWN, above);
+        let up = select(vec4<f32>(0.0), values * UP, below);
+        let between = select(values, vec4<f32>(0.0), above | below);
         large += down * down;
         small += up * up;
         ordinary += between * between;

@@ -5,7 +5,7 @@ use crate::common::gpu::form::{QUADS, SINGLES};
 use crate::common::gpu::norm::{self, NORM, Norm};
 use crate::common::gpu::rows::ROWS;
 use alluvium_core::gpu::{Gpu, Kernel};
-use alluvium_core::{Result, Tensor};
+use alluvium_core::{DType, Result, Tensor};
 
 const TEXT: &str = include_str!("kernel.wgsl");
 
@@ -23,5 +23,5 @@ pub(super) fn forward(gpu: &Gpu, x: &Tensor, eps: f32) -> Result<(Tensor, Tensor
 }
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor) -> Result<Option<Tensor>> {
-    Ok(norm::backward(gpu, norm(&saved.x), &saved.scale, dy, [true, false, false])?.dx)
+    Ok(norm::backward(gpu, norm(&saved.x), &saved.scale, dy, [true, false, false], DType::F32)?.dx)
 }

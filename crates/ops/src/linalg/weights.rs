@@ -1,7 +1,8 @@
 //! Products with weight matrices in packed codes or half precision, without an f32 copy of the matrix.
 //!
 //! A few rows are multiplied with the weights as they are stored: bound by reading them. Many rows are worth a general
-//! product, whose threads dequantize or widen one block at a time.
+//! product, whose threads dequantize or widen one block at a time. Either way the order of a row's sums does not depend
+//! on the rows beside it, so a sequence is generated bit-identically alone and in a batch of up to [`FEW_ROWS`].
 
 use crate::common::InlineVec;
 use crate::common::stored::Stored;
@@ -12,7 +13,9 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Rows up to which the weights are used as they are stored.
-pub(crate) const FEW_ROWS: usize = 8;
+pub(crate) const FEW_ROWS: usize = 32;
+/// Outputs that a pair or more of rows is multiplied with while it is in L1.
+const BLOCK: usize = 8;
 /// Products of a task of few rows: some microseconds of work.
 const TASK: usize = 1 << 16;
 /// Elements of scratch that a task of few rows has without asking the system.
@@ -163,39 +166,46 @@ impl<T: Stored> Weights for Dense<'_, T> {
 alluvium_core::simd! {
     /// `out[o][r] = x.1[picks[r]] · w[o]`, with as many values to a row of `w` as it says.
     fn products<S, T: Stored>(w: (&[T], usize), x: (&[f32], &[usize]), out: &mut [f32]) {
-        let (w, inner) = w;
-        for (o, out) in out.chunks_exact_mut(x.1.len()).enumerate() {
-            let w = &w[o * inner..];
-            for (picks, out) in x.1.chunks(4).zip(out.chunks_mut(4)) {
+        let ((w, inner), count) = (w, x.1.len());
+        // four sums of a row take four registers, so three rows fill sixteen registers and four are enough for more
+        let most = if S::LANES == 8 { 3 } else { 4 };
+        for (block, out) in out.chunks_mut(BLOCK * count).enumerate() {
+            for (part, picks) in x.1.chunks(most).enumerate() {
                 let mut rows = [&x.0[..inner]; 4];
                 for (row, pick) in rows.iter_mut().zip(picks) {
                     *row = &x.0[pick * inner..][..inner];
                 }
-                match picks.len() {
-                    1 => out.copy_from_slice(&dots::<S, T, 1, 4>(w, [rows[0]])),
-                    2 => out.copy_from_slice(&dots::<S, T, 2, 2>(w, [rows[0], rows[1]])),
-                    3 => out.copy_from_slice(&dots::<S, T, 3, 2>(w, [rows[0], rows[1], rows[2]])),
-                    _ => out.copy_from_slice(&dots::<S, T, 4, 2>(w, rows)),
+                for (o, out) in out.chunks_exact_mut(count).enumerate() {
+                    let (w, out) = (&w[(block * BLOCK + o) * inner..], &mut out[part * most..][..picks.len()]);
+                    match picks.len() {
+                        1 => out.copy_from_slice(&dots::<S, T, 1>(w, [rows[0]])),
+                        2 => out.copy_from_slice(&dots::<S, T, 2>(w, [rows[0], rows[1]])),
+                        3 => out.copy_from_slice(&dots::<S, T, 3>(w, [rows[0], rows[1], rows[2]])),
+                        _ => out.copy_from_slice(&dots::<S, T, 4>(w, rows)),
+                    }
                 }
             }
         }
     }
 }
 
-/// The sums of `M` rows with the row at the start of `w`, which is read once; `K` registers each.
+/// Registers that share the sum of a row: the same for any number of rows, so that each is summed in the same order.
+const SUMS: usize = 4;
+
+/// The sums of `M` rows with the row at the start of `w`, which is read once.
 #[inline(always)]
-fn dots<S: F32s, T: Stored, const M: usize, const K: usize>(w: &[T], x: [&[f32]; M]) -> [f32; M] {
-    let (inner, step, line) = (x[0].len(), K * S::LANES, 64 / size_of::<T>());
+fn dots<S: F32s, T: Stored, const M: usize>(w: &[T], x: [&[f32]; M]) -> [f32; M] {
+    let (inner, step, line) = (x[0].len(), SUMS * S::LANES, 64 / size_of::<T>());
     for x in x {
         assert!(w.len() >= inner && x.len() == inner);
     }
     let (whole, ahead) = (inner - inner % step, Prefetch::of::<T>(w.len() - inner));
-    let mut sums = [[S::splat(0.0); K]; M];
+    let mut sums = [[S::splat(0.0); SUMS]; M];
     for i in (0..whole).step_by(step) {
         for at in (i..i + step).step_by(line) {
             ahead.after(w, at);
         }
-        for k in 0..K {
+        for k in 0..SUMS {
             let at = i + k * S::LANES;
             // SAFETY: a step from `i` on lies inside all rows.
             unsafe {

@@ -7,7 +7,7 @@ use crate::common::writer::{Target, WriteBlock};
 use alluvium_core::cpu::{Cpu, prefetch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
-pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, eps: f32, dims: &Dims) -> Result<(Tensor, Tensor)> {
+pub(crate) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, eps: f32, dims: &Dims) -> Result<(Tensor, Tensor)> {
     let (rows, width, isa, ws) = (dims['R'], dims['D'], cpu.isa(), cpu.read(w)?);
     let mut rstd = cpu.buffer(rows)?;
     let y = by_storage!(x.dtype(), T => {
@@ -24,7 +24,7 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, eps: f32, dims: &Dims) 
 }
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-    let Grad { x, w, rstd } = saved;
+    let Grad { x, w, rstd, .. } = saved;
     let (ws, rs, isa) = (cpu.read(w)?, cpu.read(rstd)?, cpu.isa());
     let width = ws.len();
     if !need[0] {
@@ -37,7 +37,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
                 }
             })?
         });
-        return Ok([None, Some(cpu.tensor(dw, w.shape(), w.dtype())?)]);
+        return Ok([None, Some(cpu.tensor(dw, w.shape(), saved.dw_dtype)?)]);
     }
     let sums = if need[1] { width } else { 0 };
     let (dx, dw) = by_storage!(x.dtype(), T => {
@@ -59,7 +59,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
         })?;
         (cpu.wrap(dx, x.shape())?, dw)
     });
-    let dw = need[1].then(|| cpu.tensor(dw, w.shape(), w.dtype())).transpose()?;
+    let dw = need[1].then(|| cpu.tensor(dw, w.shape(), saved.dw_dtype)).transpose()?;
     Ok([Some(dx), dw])
 }
 

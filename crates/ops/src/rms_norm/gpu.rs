@@ -24,6 +24,6 @@ pub(super) fn forward(gpu: &Gpu, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Te
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
     let NormGradients { dx, dw, .. } =
-        norm::backward(gpu, norm(&saved.x, &saved.w), &saved.rstd, dy, [need[0], need[1], false])?;
+        norm::backward(gpu, norm(&saved.x, &saved.w), &saved.rstd, dy, [need[0], need[1], false], saved.dw_dtype)?;
     Ok([dx, dw])
 }

@@ -1,28 +1,28 @@
 //! RMSNorm: root-mean-square normalization of rows.
 
-mod cpu;
+pub(crate) mod cpu;
 mod entry;
 mod gpu;
-mod reference;
+pub(crate) mod reference;
 
 pub(crate) use entry::OP;
 
 use alluvium_core::contract::{FLOATS, SAME};
-use alluvium_core::{Arg, Backward, Contract, Device, Error, Result, Tensor, tape};
+use alluvium_core::{Arg, Backward, Contract, DType, Device, Error, Result, Tensor, tape};
 
 /// The contract of `rms_norm`.
 static CONTRACT: Contract =
-    Contract { op: "rms_norm", args: &[Arg::new("x", "R.. D", FLOATS), Arg::new("w", "D", SAME)], rules: &[] };
+    Contract { op: "rms_norm", args: &[Arg::new("x", "R.. D", FLOATS), Arg::new("w", "D", SAME).weight()], rules: &[] };
 
 /// Scales every row of `x` to unit root-mean-square, then by `w`.
 ///
 /// `y = x / sqrt(mean(x²) + eps) * w`: the mean is over the last axis and in f32 for every dtype.
 ///
-/// | tensor | shape   | dtype          | gradient |
-/// |--------|---------|----------------|----------|
-/// | `x`    | `R.. D` | f32, f16, bf16 | yes      |
-/// | `w`    | `D`     | that of `x`    | yes      |
-/// | result | `R.. D` | that of `x`    |          |
+/// | tensor | shape   | dtype          | gradient            |
+/// |--------|---------|----------------|---------------------|
+/// | `x`    | `R.. D` | f32, f16, bf16 | yes                 |
+/// | `w`    | `D`     | that of `x`    | yes, not rounded    |
+/// | result | `R.. D` | that of `x`    |                     |
 ///
 /// The backward pass keeps `x`, `w` and one f32 a row.
 ///
@@ -41,7 +41,7 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
         Device::Cpu(cpu) => cpu::forward(cpu, x, w, eps, &dims)?,
         Device::Gpu(gpu) => gpu::forward(gpu, x, w, eps)?,
     };
-    tape::record([x, w], y, || Grad { x: x.detach(), w: w.detach(), rstd })
+    tape::record([x, w], y, || Grad { x: x.detach(), w: w.detach(), rstd, dw_dtype: w.gradient_dtype() })
 }
 
 /// With `r = 1 / rms(x)` and `u = dy * w`:
@@ -50,6 +50,7 @@ struct Grad {
     x: Tensor,
     w: Tensor,
     rstd: Tensor,
+    dw_dtype: DType,
 }
 
 impl Backward<2> for Grad {
@@ -68,7 +69,7 @@ impl Backward<2> for Grad {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alluvium_core::{DType, Tape};
+    use alluvium_core::Tape;
 
     #[test]
     fn a_row_of_zeros_stays_finite() {

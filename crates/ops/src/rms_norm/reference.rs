@@ -3,7 +3,7 @@
 
 use crate::op::Array;
 
-pub(super) fn forward(x: &Array, w: &Array, eps: f64) -> Array {
+pub(crate) fn forward(x: &Array, w: &Array, eps: f64) -> Array {
     let mut y = Vec::with_capacity(x.data.len());
     for row in x.rows() {
         let r = rstd(row, eps);

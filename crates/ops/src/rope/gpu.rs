@@ -4,13 +4,19 @@ use super::{Pairs, Rope, Rotation};
 use crate::common::gpu::form::{Form, QUADS, SINGLES};
 use crate::common::gpu::to_u32s;
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
-use alluvium_core::{Result, Tensor};
+use alluvium_core::{DType, Result, Tensor};
 
 const TEXT: &str = include_str!("kernel.wgsl");
 
+/// Text after [`QUADS`], with sines and cosines of four angles.
+pub(crate) const QUAD_ANGLES: &str =
+    concat!("alias Bits = vec4<u32>;\nalias Whole = vec4<i32>;\n", include_str!("angle.wgsl"));
+/// The same after [`SINGLES`].
+pub(crate) const SINGLE_ANGLES: &str = concat!("alias Bits = u32;\nalias Whole = i32;\n", include_str!("angle.wgsl"));
+
 static KERNELS: [Kernel; 2] = [
-    crate::common::gpu::kernel("rope", &[QUADS, "alias Bits = vec4<u32>;\nalias Whole = vec4<i32>;\n", TEXT]),
-    crate::common::gpu::kernel("rope of single pairs", &[SINGLES, "alias Bits = u32;\nalias Whole = i32;\n", TEXT]),
+    crate::common::gpu::kernel("rope", &[QUADS, QUAD_ANGLES, TEXT]),
+    crate::common::gpu::kernel("rope of single pairs", &[SINGLES, SINGLE_ANGLES, TEXT]),
 ];
 
 /// Invocations of a workgroup.
@@ -33,7 +39,7 @@ struct Params {
 }
 
 /// Turns a position of each pair, in units of 2⁻³², then what is left of each in units of 2⁻⁶⁴. Whole turns drop out.
-fn frequencies(turn: Rope) -> Vec<u32> {
+pub(crate) fn frequencies(turn: Rope) -> Vec<u32> {
     let pairs = turn.dims / 2;
     let turns = |i: usize| turn.frequency(i) / std::f64::consts::TAU;
     let units: Vec<f64> = (0..pairs).map(|i| turns(i).fract() * f64::from(2.0f32.powi(32))).collect();
@@ -42,13 +48,18 @@ fn frequencies(turn: Rope) -> Vec<u32> {
     upper.chain(lower).collect()
 }
 
+/// The form of kernels that rotate heads of `width` elements.
+pub(crate) fn form(width: usize, dtype: DType, turn: Rope) -> Form {
+    match Form::of(width, dtype) {
+        Form::Quads(dtype) if (turn.dims / 2).is_multiple_of(4) && turn.pairs == Pairs::Halves => Form::Quads(dtype),
+        _ => Form::Singles,
+    }
+}
+
 pub(super) fn rotate(gpu: &Gpu, x: &Tensor, positions: &Tensor, turn: Rope, way: Rotation) -> Result<Tensor> {
     let (heads, width, tokens) = (x.shape()[2], x.shape()[3], positions.elements());
     let pairs = turn.dims / 2;
-    let form = match Form::of(width, x.dtype()) {
-        Form::Quads(dtype) if pairs.is_multiple_of(4) && turn.pairs == Pairs::Halves => Form::Quads(dtype),
-        _ => Form::Singles,
-    };
+    let form = form(width, x.dtype(), turn);
     let table = gpu.table(&frequencies(turn))?;
     let (from, y) = (gpu.convert(x, form.dtype())?, gpu.empty(x.shape(), form.dtype())?);
     let row = heads * width * form.dtype().size();

@@ -2,8 +2,8 @@
 
 mod cpu;
 mod entry;
-mod gpu;
-mod reference;
+pub(crate) mod gpu;
+pub(crate) mod reference;
 
 pub(crate) use entry::OP;
 
@@ -39,7 +39,7 @@ pub enum Pairs {
 
 impl Pairs {
     /// The stride between pairs, and between the two elements of a pair.
-    fn strides(self, pairs: usize) -> [usize; 2] {
+    pub(crate) fn strides(self, pairs: usize) -> [usize; 2] {
         match self {
             Pairs::Halves => [1, pairs],
             Pairs::Neighbours => [2, 1],
@@ -131,14 +131,14 @@ impl Rope {
     }
 
     /// The factor of rotated elements.
-    fn magnitude(&self) -> f32 {
+    pub(crate) fn magnitude(&self) -> f32 {
         match self.scaling {
             RopeScaling::Yarn { attention_factor, .. } => attention_factor,
             _ => 1.0,
         }
     }
 
-    fn check(&self, width: usize) -> Result<()> {
+    pub(crate) fn check(&self, width: usize) -> Result<()> {
         if self.dims == 0 || !self.dims.is_multiple_of(2) || self.dims > width {
             let why = format!("dims is {}, expected an even number from 2 to D = {width}", self.dims);
             return Err(Error::value(CONTRACT.op, why));

@@ -4,7 +4,7 @@
 use super::{Pairs, Rope, RopeScaling};
 use crate::op::Array;
 
-pub(super) fn forward(x: &Array, positions: &Array, turn: Rope) -> Array {
+pub(crate) fn forward(x: &Array, positions: &Array, turn: Rope) -> Array {
     rotate(x, positions, turn, 1.0)
 }
 

@@ -31,6 +31,10 @@ pub(crate) static OP: Op = Op {
     fills: &[("logits", Fill::Normal(3.0))],
     cases: &[
         Case::new("greedy", &[('B', 5), ('V', 65)]).options(&[("temperature", 0.0)]),
+        Case::new("greedy, equal logits in several parts", &[('B', 7), ('V', 6_148)])
+            .filled(&[("logits", Fill::Whole(0, 2_000))])
+            .options(&[("temperature", 0.0)]),
+        Case::new("greedy, odd rows of several parts", &[('B', 3), ('V', 4_099)]).options(&[("temperature", 0.0)]),
         Case::new("no filter", &[('B', 33), ('V', 63)]),
         Case::new("cold", &[('B', 33), ('V', 130)]).options(&[("temperature", 0.4)]),
         Case::new("hot, of a large vocabulary", &[('B', 9), ('V', 20_011)]).options(&[("temperature", 2.5)]),
@@ -43,6 +47,12 @@ pub(crate) static OP: Op = Op {
             ("top_p", 0.9),
             ("min_p", 0.02),
             ("top_k", 9.0),
+            ("temperature", 1.5),
+        ]),
+        Case::new("all filters over several parts", &[('B', 5), ('V', 8_200)]).options(&[
+            ("top_p", 0.9),
+            ("min_p", 0.02),
+            ("top_k", 40.0),
             ("temperature", 1.5),
         ]),
     ],

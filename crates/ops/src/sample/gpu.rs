@@ -1,4 +1,4 @@
-//! One workgroup a row; the choice stays on the GPU.
+//! The largest logit of each part of a row by a workgroup each, and then one workgroup a row; the choice stays on the GPU.
 
 use super::Sampling;
 use crate::common::gpu::MATH;
@@ -7,6 +7,9 @@ use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
 static KERNEL: Kernel = crate::common::gpu::kernel("sample", &[MATH, include_str!("kernel.wgsl")]);
+
+/// Tokens of a part, as the text has it.
+const PART: usize = 2_048;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -36,14 +39,20 @@ pub(super) fn sample(gpu: &Gpu, logits: &Tensor, sampling: &Sampling, draws: &[f
         top_p,
         least: min_p.ln(),
     };
-    gpu.launch(&Launch {
-        kernel: &KERNEL,
-        entry: "choose",
-        constants: &[("FILTERS", filters)],
-        stored: &[("X", logits.dtype())],
-        binds: &[logits, &draws, &ids].map(Bind::All),
-        params: bytemuck::bytes_of(&params),
-        groups: Groups::Line(rows),
-    })?;
+    let parts = rows * words.div_ceil(PART);
+    let (tops, firsts) = (gpu.empty([parts], DType::F32)?, gpu.empty([parts], DType::U32)?);
+    let [x, draw, id, top, first] = [logits, &draws, &ids, &tops, &firsts].map(Bind::All);
+    let of_parts = [x.clone(), Bind::Unused, Bind::Unused, top.clone(), first.clone()];
+    for (entry, binds, groups) in [("parts", of_parts, parts), ("choose", [x, draw, id, top, first], rows)] {
+        gpu.launch(&Launch {
+            kernel: &KERNEL,
+            entry,
+            constants: &[("FILTERS", filters), ("EVEN", u32::from(words.is_multiple_of(4)))],
+            stored: &[("X", logits.dtype())],
+            binds: &binds,
+            params: bytemuck::bytes_of(&params),
+            groups: Groups::Line(groups),
+        })?;
+    }
     Ok(ids)
 }

@@ -48,6 +48,10 @@ impl Backward<1> for Grad {
         CONTRACT.op
     }
 
+    fn moves(&self) -> bool {
+        true
+    }
+
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         Ok([Some(transpose(&dy, self.axes)?)])
     }

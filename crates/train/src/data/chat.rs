@@ -24,30 +24,116 @@ enum Record {
     Conversation(Conversation),
 }
 
-/// Reads a file of one JSON object a line: `messages`, `prompt` and `completion`, `text`, Alpaca's `instruction` and
+/// Reads a file of one JSON object a line, or, with the feature `parquet`, the rows of a Parquet file: `messages`, `prompt` and `completion`, `text`, Alpaca's `instruction` and
 /// `output`, ShareGPT's `conversations`. Empty lines are skipped.
 ///
 /// # Errors
 /// [`Kind::Io`](alluvium_core::Kind::Io) when it cannot be read; `Kind::File` with the number of the line that is not a
 /// JSON object of one of these forms, or that the chat template refuses.
 pub fn read_samples(path: &Path, tokenizer: &Tokenizer, targets: Targets) -> Result<Vec<Sample>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-    let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
-    let sample = |(number, line): (usize, &str)| {
-        let wrong = |why: String| Error::file(path, format!("line {number}: {why}"));
-        let record = parse(line).map_err(wrong)?;
+    let sample = |(place, keys): (String, Map<String, Value>)| {
+        let wrong = |why: String| Error::file(path, format!("{place}: {why}"));
+        let record = record(keys).map_err(wrong)?;
         record.sample(tokenizer, targets).map_err(|error| wrong(error.to_string()))
     };
-    lines.map(sample).collect()
+    rows(path)?.into_iter().map(sample).collect()
 }
 
-fn parse(line: &str) -> std::result::Result<Record, String> {
+/// Reads pairs of a `chosen` and a `rejected` answer, which are strings after a `prompt`, or lists of messages with or
+/// without one. The last answer of each counts.
+///
+/// # Errors
+/// As [`read_samples`].
+pub fn read_pairs(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<[Sample; 2]>> {
+    let pair = |(place, keys): (String, Map<String, Value>)| {
+        let wrong = |why: String| Error::file(path, format!("{place}: {why}"));
+        let sample = |key| {
+            let record = preference(keys.clone(), key).map_err(wrong)?;
+            let mut sample = record.sample(tokenizer, Targets::Answers).map_err(|error| wrong(error.to_string()))?;
+            sample.answers = sample.answers.pop().into_iter().collect();
+            Ok::<_, Error>(sample)
+        };
+        Ok([sample("chosen")?, sample("rejected")?])
+    };
+    rows(path)?.into_iter().map(pair).collect()
+}
+
+/// The objects of a file, each with its place in words.
+fn rows(path: &Path) -> Result<Vec<(String, Map<String, Value>)>> {
+    if path.extension().is_some_and(|end| end == "parquet") {
+        #[cfg(feature = "parquet")]
+        return Ok((1..).map(|row| format!("row {row}")).zip(super::parquet::rows(path)?).collect());
+        #[cfg(not(feature = "parquet"))]
+        return Err(Error::file(
+            path,
+            "this program was built without the feature `parquet`; convert it to JSON lines",
+        ));
+    }
+    let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+    let lines = (1..).zip(bytes.split(|byte| *byte == b'\n')).filter(|(_, line)| !line.trim_ascii().is_empty());
+    let object = |(number, line): (usize, &[u8])| {
+        let place = format!("line {number}");
+        let line = std::str::from_utf8(line).map_err(|_| "not valid UTF-8; save the file as UTF-8".to_owned());
+        let keys = line.and_then(object).map_err(|why| Error::file(path, format!("{place}: {why}")))?;
+        Ok((place, keys))
+    };
+    lines.map(object).collect()
+}
+
+/// Reads samples that a model is calibrated or distilled with: a `.jsonl` or `.parquet` file as [`read_samples`]
+/// does, any other file as one text, cut into samples of `length` tokens. A shorter rest is left out unless it is all there is.
+///
+/// # Errors
+/// As [`read_samples`].
+pub fn read_calibration(path: &Path, tokenizer: &Tokenizer, length: usize) -> Result<Vec<Sample>> {
+    if path.extension().is_some_and(|end| end == "jsonl" || end == "parquet") {
+        return read_samples(path, tokenizer, Targets::All);
+    }
+    let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+    let tokens = tokenizer.encode(&text)?;
+    let whole = tokens.len() / length.max(1) * length.max(1);
+    let counted = if whole > 0 { &tokens[..whole] } else { &tokens[..] };
+    let sample = |tokens: &[u32]| Sample::whole(tokens.to_vec());
+    Ok(counted.chunks(length.max(1)).map(sample).collect())
+}
+
+fn object(line: &str) -> std::result::Result<Map<String, Value>, String> {
     let value: Value = serde_json::from_str(line).map_err(|error| {
         let why = error.to_string();
         // the place that it names is one within this line
         format!("not valid JSON: {} at column {}", why.split(" at line ").next().unwrap_or_default(), error.column())
     })?;
-    let Value::Object(mut keys) = value else { return Err("expected a JSON object".to_owned()) };
+    match value {
+        Value::Object(keys) => Ok(keys),
+        _ => Err("expected a JSON object".to_owned()),
+    }
+}
+
+/// The conversation of a pair whose last answer is that of `key`.
+fn preference(mut keys: Map<String, Value>, key: &str) -> std::result::Result<Record, String> {
+    if !keys.contains_key("chosen") || !keys.contains_key("rejected") {
+        let keys: Vec<String> = keys.keys().map(|key| format!("`{key}`")).collect();
+        return Err(format!(
+            "the line has {}; expected `chosen` and `rejected`, and perhaps `prompt`",
+            keys.join(", ")
+        ));
+    }
+    let has_prompt = keys.get("prompt").is_some_and(|prompt| !prompt.is_null());
+    let mut messages = if has_prompt { turns(&mut keys, "prompt", "user")? } else { Vec::new() };
+    let answer = turns(&mut keys, key, "assistant")?;
+    // some files repeat the prompt
+    if messages.last().is_some_and(|prompt| answer.contains(prompt)) {
+        messages.clear();
+    }
+    messages.extend(answer);
+    if messages.last().is_none_or(|message| message.role != "assistant") {
+        return Err(format!("`{key}` does not end with a message of the assistant"));
+    }
+    keys.remove("prompt");
+    conversation(messages, &mut keys)
+}
+
+fn record(mut keys: Map<String, Value>) -> std::result::Result<Record, String> {
     // of several forms the first counts, in mlx-lm's order
     let messages = if keys.contains_key("prompt") && keys.contains_key("completion") {
         let mut messages = turns(&mut keys, "prompt", "user")?;
@@ -71,6 +157,11 @@ fn parse(line: &str) -> std::result::Result<Record, String> {
             }
         };
     };
+    conversation(messages, &mut keys)
+}
+
+/// Messages with the tools of their line.
+fn conversation(messages: Vec<Message>, keys: &mut Map<String, Value>) -> std::result::Result<Record, String> {
     let mut conversation = Conversation { end: PromptEnd::FinalMessage, ..Conversation::new(messages) };
     if conversation.messages.is_empty() {
         return Err("it has no message".to_owned());

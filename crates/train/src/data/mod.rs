@@ -4,14 +4,16 @@ mod chat;
 mod corpus;
 mod documents;
 pub(crate) mod encode;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod samples;
 mod split;
 mod tasks;
 
-pub use chat::{Targets, read_samples};
+pub use chat::{Targets, read_calibration, read_pairs, read_samples};
 pub use corpus::{Corpus, TokenData};
 pub use documents::{Document, Skipped, TextFiles, read_text};
-pub use samples::{LongSamples, Sample, SampleData, SampleOrder, Samples};
+pub use samples::{LongSamples, Pairing, Sample, SampleData, SampleOrder, Samples};
 pub use split::{Split, split};
 pub use tasks::{SequenceSize, Task, TaskData};
 

@@ -16,6 +16,12 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// A sample all of whose tokens count.
+    pub fn whole(tokens: Vec<u32>) -> Self {
+        let answers = std::iter::once(0..tokens.len()).collect();
+        Sample { tokens, answers }
+    }
+
     /// The number of tokens that count in the loss. The first token of a sample has none before it.
     pub fn target_count(&self) -> usize {
         self.answers.iter().map(|answer| answer.end.saturating_sub(answer.start.max(1))).sum()
@@ -51,6 +57,23 @@ pub enum LongSamples {
     Skip,
 }
 
+/// Whether samples stand alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pairing {
+    /// Each stands alone.
+    #[default]
+    Single,
+    /// A chosen one and a rejected one belong together.
+    Pairs,
+}
+
+impl Pairing {
+    /// Samples that belong together.
+    pub fn size(self) -> usize {
+        if self == Pairing::Pairs { 2 } else { 1 }
+    }
+}
+
 /// The order of the samples in an epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -65,8 +88,10 @@ pub enum SampleOrder {
 /// Samples that are fit for training, and the number of those that were changed or left out.
 #[derive(Clone, Debug, Default)]
 pub struct Samples {
-    /// The samples, each with a target.
+    /// The samples, each with a target. Of pairs, the chosen one comes before the rejected one.
     pub samples: Arc<[Sample]>,
+    /// Whether two neighbors are a pair, which no batch separates.
+    pub pairing: Pairing,
     /// Samples that were longer than the maximum.
     pub long: usize,
     /// Samples that were left out because none of their tokens counts in the loss.
@@ -90,7 +115,22 @@ impl Samples {
                 _ => kept.push(sample),
             }
         }
-        Samples { samples: kept.into(), long, without_target }
+        Samples { samples: kept.into(), pairing: Pairing::Single, long, without_target }
+    }
+
+    /// As [`Samples::new`] for pairs of a chosen and a rejected sample: both are kept, or neither.
+    pub fn of_pairs(pairs: Vec<[Sample; 2]>, longest: usize, long_samples: LongSamples) -> Self {
+        let mut all = Samples { pairing: Pairing::Pairs, ..Samples::default() };
+        let mut kept = Vec::new();
+        for pair in pairs {
+            let pair = Samples::new(pair.into(), longest, long_samples);
+            all.long += pair.long;
+            all.without_target += pair.without_target;
+            if pair.samples.len() == 2 {
+                kept.extend(pair.samples.iter().cloned());
+            }
+        }
+        Samples { samples: kept.into(), ..all }
     }
 
     /// The number of tokens of all samples.
@@ -108,14 +148,24 @@ impl Samples {
         self.samples.iter().map(|sample| sample.tokens.len()).max().unwrap_or(0)
     }
 
-    /// The samples in order, `batch_size` in a batch; at most `count` batches.
+    /// The number of samples, or of pairs.
+    pub fn len(&self) -> usize {
+        self.samples.len() / self.pairing.size()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+
+    /// The samples or pairs in order, `batch_size` in a batch; at most `count` batches.
     pub fn batches(&self, batch_size: usize, count: usize) -> Vec<PackedBatch> {
         let batch = |samples: &[Sample]| {
             let mut batch = PackedBatch::default();
             samples.iter().for_each(|sample| sample.push(&mut batch));
             batch
         };
-        self.samples.chunks(batch_size.max(1)).take(count).map(batch).collect()
+        self.samples.chunks(batch_size.max(1) * self.pairing.size()).take(count).map(batch).collect()
     }
 }
 
@@ -127,11 +177,12 @@ impl Samples {
 #[derive(Debug)]
 pub struct SampleData {
     samples: Arc<[Sample]>,
+    pairing: Pairing,
     batch_size: usize,
     seed: u64,
     order: SampleOrder,
     position: DataPosition,
-    /// The samples of the position's epoch, in order.
+    /// The samples or pairs of the position's epoch, in order.
     indices: Vec<usize>,
 }
 
@@ -145,15 +196,16 @@ impl SampleData {
             let why = format!("{} samples in batches of {batch_size} came, expected at least 1", samples.samples.len());
             return Err(Error::value("finetune", why));
         }
-        let (samples, position) = (samples.samples.clone(), DataPosition::default());
-        let mut data = SampleData { samples, batch_size, seed, order, position, indices: Vec::new() };
+        let (pairing, position) = (samples.pairing, DataPosition::default());
+        let samples = samples.samples.clone();
+        let mut data = SampleData { samples, pairing, batch_size, seed, order, position, indices: Vec::new() };
         data.indices = data.epoch(0);
         Ok(data)
     }
 
     /// The order of an epoch: it depends on the seed and the epoch alone.
     fn epoch(&self, epoch: u64) -> Vec<usize> {
-        let mut indices: Vec<usize> = (0..self.samples.len()).collect();
+        let mut indices: Vec<usize> = (0..self.samples.len() / self.pairing.size()).collect();
         if self.order == SampleOrder::Random {
             Rng::new(self.seed, &format!("samples of epoch {epoch}")).shuffle(&mut indices);
         }
@@ -161,7 +213,7 @@ impl SampleData {
     }
 
     fn batches(&self) -> u64 {
-        self.samples.len().div_ceil(self.batch_size) as u64
+        (self.samples.len() / self.pairing.size()).div_ceil(self.batch_size) as u64
     }
 }
 
@@ -170,7 +222,10 @@ impl TrainingData for SampleData {
         let first = self.position.index as usize * self.batch_size;
         let end = (first + self.batch_size).min(self.indices.len());
         let mut batch = PackedBatch::default();
-        self.indices[first..end].iter().for_each(|&index| self.samples[index].push(&mut batch));
+        let each = self.pairing.size();
+        for index in &self.indices[first..end] {
+            self.samples[index * each..(index + 1) * each].iter().for_each(|sample| sample.push(&mut batch));
+        }
         self.position.index += 1;
         if self.position.index == self.batches() {
             self.position = DataPosition { epoch: self.position.epoch + 1, index: 0 };

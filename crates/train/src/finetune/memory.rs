@@ -1,49 +1,10 @@
-//! The memory of a training step, measured on short sequences and extended to long ones.
+//! The memory of a training step of a model that there is, measured on short sequences and extended to long ones.
 
 use crate::data::{PackedBatch, Sample, Samples};
-use crate::{NextToken, gradients};
-use alluvium_core::{Device, Result, Tensor};
+use crate::estimate::{Trained, available};
+use crate::{MemoryEstimate, NextToken, OptimizerKind, TrainDtype, gradients};
+use alluvium_core::{Result, Tensor};
 use alluvium_lm::{Checkpointing, LanguageModel, visit_trainable};
-
-/// An estimate of the memory of a step, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepMemory {
-    /// The model with its adapters.
-    pub weights: usize,
-    /// Gradients and the moments of the optimizer.
-    pub optimizer: usize,
-    /// What a batch adds whatever its length.
-    pub fixed: usize,
-    /// What each token of a batch adds: activations, states, logits.
-    pub per_token: usize,
-    /// The tokens of the longest batch.
-    pub tokens: usize,
-    /// What the device has to give; `None` where it is not known.
-    pub available: Option<usize>,
-    /// What a layer keeps for the backward pass.
-    pub checkpointing: Checkpointing,
-}
-
-impl StepMemory {
-    /// The peak of a step with the longest batch.
-    pub fn total(&self) -> usize {
-        self.constant() + self.per_token.saturating_mul(self.tokens)
-    }
-
-    /// The most tokens of a batch that fit; `None` where the memory of the device is not known.
-    pub fn tokens_that_fit(&self) -> Option<usize> {
-        Some(self.available?.saturating_sub(self.constant()) / self.per_token.max(1))
-    }
-
-    /// Whether the longest batch fits.
-    pub fn fits(&self) -> bool {
-        self.tokens_that_fit().is_none_or(|tokens| tokens >= self.tokens)
-    }
-
-    fn constant(&self) -> usize {
-        self.weights + self.optimizer + self.fixed
-    }
-}
 
 /// Tokens of the two batches that are measured.
 const SHORT: usize = 64;
@@ -57,8 +18,8 @@ pub fn estimate_memory(
     model: &mut (dyn LanguageModel + 'static),
     checkpointing: Checkpointing,
     tokens: usize,
-    moments: usize,
-) -> Result<StepMemory> {
+    (optimizer, dtype): (OptimizerKind, TrainDtype),
+) -> Result<MemoryEstimate> {
     let device = model.device().clone();
     let objective = NextToken { checkpointing, ..NextToken::new(&device) };
     let mut peak = |tokens: usize| -> Result<usize> {
@@ -78,12 +39,19 @@ pub fn estimate_memory(
     peak(SHORT)?;
     let (short, long) = (peak(SHORT)?, peak(LONG)?);
     let per_token = long.saturating_sub(short).div_ceil(LONG - SHORT);
-    let (mut weights, mut trainable) = (0, 0);
-    model.visit("", &mut |_, tensor| weights += bytes(tensor));
-    visit_trainable(&*model, &mut |_, tensor| trainable += bytes(tensor));
-    Ok(StepMemory {
+    let (mut parameters, mut weights, mut elements) = (0, 0, 0);
+    model.visit("", &mut |_, tensor| {
+        parameters += tensor.elements();
+        weights += bytes(tensor);
+    });
+    visit_trainable(&*model, &mut |_, tensor| elements += tensor.elements());
+    let [masters, gradients, moments] = Trained { elements, optimizer, dtype }.state();
+    Ok(MemoryEstimate {
+        parameters,
         weights,
-        optimizer: moments * trainable,
+        masters,
+        gradients,
+        moments,
         fixed: short.saturating_sub(per_token * SHORT),
         per_token,
         tokens,
@@ -99,17 +67,4 @@ fn bytes(tensor: &Tensor) -> usize {
 /// Traced parameters keep nothing alive but look like a part of a tape.
 fn detach(model: &mut dyn LanguageModel) {
     model.visit_mut("", &mut |_, tensor| *tensor = tensor.detach());
-}
-
-/// The memory that the device has left for this process and what the process holds already.
-fn available(device: &Device) -> Option<usize> {
-    if !device.is_host() {
-        return None;
-    }
-    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let free = line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()? * 1024;
-    let free = free + device.memory_in_use();
-    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
-    Some(limit.map_or(free, |limit: usize| free.min(limit)))
 }

@@ -1,22 +1,27 @@
 //! Fine-tuning of a checkpoint: adapters or the parameters themselves, on conversations.
 
+mod dropout;
 mod memory;
+mod references;
 mod report;
 mod settings;
 
-pub use memory::{StepMemory, estimate_memory};
+pub use memory::estimate_memory;
 pub use settings::FinetuneSettings;
 
-use crate::data::{PackedBatch, Sample, SampleData, Samples, Targets, read_samples};
+use crate::data::{PackedBatch, SampleData, Samples, Targets, read_pairs, read_samples};
+use crate::output::{AdapterOutput, Output};
 use crate::state::{self, Progress};
-use crate::trainer::{AdapterOutput, Observer, Output, Trainer, TrainerParts, Validation, ValidationMetric};
-use crate::{Event, NextToken, Objective, OptimizerKind};
+use crate::trainer::{Observer, Trainer, TrainerParts, Validation, ValidationMetric};
+use crate::{Event, LossKind, Masters, MemoryEstimate, NextToken, References, RunStatus};
 use alluvium_core::{DType, Device, Error, Result};
-use alluvium_lm::adapter::{Adapter, is_in_last_layers};
+use alluvium_lm::adapter::{Adapter, DropoutSwitch, dropout_switch, is_in_last_layers};
 use alluvium_lm::{
-    Checkpointing, LanguageModel, Loaded, Role, Tokenizer, attach_low_rank, freeze, load, unfreeze, visit_trainable_mut,
+    Checkpointing, LanguageModel, Loaded, Role, Tokenizer, attach_low_rank, freeze, load, set_dtype, unfreeze,
+    visit_trainable_mut,
 };
 use alluvium_ops::cast;
+use dropout::WithDropout;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -31,9 +36,11 @@ pub struct Finetune {
     /// The data.
     pub data: FinetuneData,
     /// The memory of a step.
-    pub memory: StepMemory,
+    pub memory: MemoryEstimate,
     /// Trained elements, and all of them.
     pub parameters: [usize; 2],
+    dropout: Option<DropoutSwitch>,
+    references: Option<References>,
 }
 
 impl std::fmt::Debug for Finetune {
@@ -61,15 +68,22 @@ impl FinetuneData {
     pub fn read(settings: &FinetuneSettings, tokenizer: &Tokenizer) -> Result<Self> {
         let targets = if settings.mask_prompt { Targets::Answers } else { Targets::All };
         let read = |path: &Path| -> Result<Samples> {
-            let samples: Vec<Sample> = read_samples(path, tokenizer, targets)?;
-            Ok(Samples::new(samples, settings.max_seq_length, settings.long_samples))
+            let (longest, long) = (settings.max_seq_length, settings.long_samples);
+            match settings.loss {
+                LossKind::Sft => Ok(Samples::new(read_samples(path, tokenizer, targets)?, longest, long)),
+                _ => Ok(Samples::of_pairs(read_pairs(path, tokenizer)?, longest, long)),
+            }
+        };
+        let place = |name: &str| {
+            let [lines, parquet] = ["jsonl", "parquet"].map(|end| settings.data.join(format!("{name}.{end}")));
+            if parquet.exists() && !lines.exists() { parquet } else { lines }
         };
         let optional = |name: &str| {
-            let path = settings.data.join(name);
+            let path = place(name);
             if settings.data.is_dir() && path.exists() { read(&path) } else { Ok(Samples::default()) }
         };
         let train = match settings.data.is_dir() {
-            true => settings.data.join("train.jsonl"),
+            true => place("train"),
             false => settings.data.clone(),
         };
         let missing = |path: &Path, what: &str| {
@@ -82,8 +96,8 @@ impl FinetuneData {
         }
         let data = FinetuneData {
             train: if train.exists() { read(&train)? } else { Samples::default() },
-            validation: optional("valid.jsonl")?,
-            test: optional("test.jsonl")?,
+            validation: optional("valid")?,
+            test: optional("test")?,
         };
         if settings.train && data.train.samples.is_empty() {
             let why = match data.train.without_target {
@@ -146,6 +160,7 @@ impl Finetune {
         let tokenizer = tokenizer.ok_or_else(|| Error::file(&settings.model, "the folder has no tokenizer.json"))?;
         let _ = observe(Event::Preparing("reading the data"));
         let data = FinetuneData::read(&settings, &tokenizer)?;
+        let references = references::references(model.as_ref(), &settings, &data)?;
         let dtypes = make_trainable(model.as_mut(), &settings)?;
         if let Some(file) = &settings.resume_adapter_file
             && progress.is_none()
@@ -155,6 +170,7 @@ impl Finetune {
         if progress.is_some() {
             state::restore_parameters(&state_file, model.as_mut(), device)?;
         }
+        let masters = Masters::take(model.as_mut(), settings.dtype.into())?;
         let _ = observe(Event::Preparing("measuring the memory of a step"));
         let memory = choose_memory(model.as_mut(), &mut settings, &data)?;
         let parameters = count(model.as_ref());
@@ -167,25 +183,45 @@ impl Finetune {
             baseline: None,
         };
         let keys = settings.to_keys()?;
-        let objective = NextToken { checkpointing: memory.checkpointing, ..NextToken::new(device) };
+        let forward = NextToken { checkpointing: memory.checkpointing, ..NextToken::new(device) };
+        let objective = references::objective(forward, &settings, references.clone());
+        let switch = dropout_switch(model.as_mut());
+        let done = progress.as_ref().map_or(0, |progress| progress.step) * settings.grad_accumulation_steps;
         let trainer = Trainer::new(TrainerParts {
             model,
             config,
             tokenizer: None,
-            objective: Box::new(objective),
+            objective: match switch.clone() {
+                Some(switch) => Box::new(WithDropout { objective, switch, next: done.into() }),
+                None => objective,
+            },
             data: Box::new(SampleData::new(&data.train, settings.batch_size, settings.sample_order, settings.seed)?),
             validation,
             settings: settings.loop_settings()?,
             device: device.clone(),
         });
         let trainer = trainer
+            .with_masters(masters)
             .with_record(keys.clone().into())
             .with_output(Output::Adapter(AdapterOutput { config: keys, dtypes }));
         let trainer = match &progress {
             Some(progress) => trainer.restored(&settings.adapter_path, progress)?,
             None => trainer.with_folder(&settings.adapter_path)?,
         };
-        Ok(Finetune { trainer, settings, tokenizer, data, memory, parameters })
+        if let Some(references) = &references {
+            references::write(references, &settings)?;
+        }
+        Ok(Finetune { trainer, settings, tokenizer, data, memory, parameters, dropout: switch, references })
+    }
+
+    /// Trains to the last step, or until the observer breaks; then saves. Afterwards the model drops nothing.
+    ///
+    /// # Errors
+    /// As [`Trainer::run`].
+    pub fn run(&mut self, observe: &mut Observer<'_>) -> Result<RunStatus> {
+        let status = self.trainer.run(observe);
+        self.dropout.iter().for_each(DropoutSwitch::off);
+        status
     }
 
     /// The mean loss of the test data.
@@ -193,20 +229,20 @@ impl Finetune {
     /// # Errors
     /// When memory runs out.
     pub fn test_loss(&self, observe: &mut Observer<'_>) -> Result<f64> {
-        test_loss(self.trainer.model(), &self.data.test, &self.settings, observe)
+        test_loss(self.trainer.model(), (&self.data.test, self.references.as_ref()), &self.settings, observe)
     }
 }
 
-/// The mean loss of test samples per target.
+/// The mean loss of test samples per target, or per pair.
 fn test_loss(
     model: &(dyn LanguageModel + 'static),
-    samples: &Samples,
+    (samples, references): (&Samples, Option<&References>),
     settings: &FinetuneSettings,
     observe: &mut Observer<'_>,
 ) -> Result<f64> {
     let most = usize::try_from(settings.test_batches).unwrap_or(usize::MAX);
     let batches: Vec<PackedBatch> = samples.batches(settings.batch_size, most);
-    let objective = NextToken::new(model.device());
+    let objective = references::objective(NextToken::new(model.device()), settings, references.cloned());
     let (mut sum, mut weight) = (0.0, 0.0);
     for (done, batch) in batches.iter().enumerate() {
         let count = objective.weight(batch);
@@ -226,11 +262,13 @@ fn test_loss(
 pub fn test(settings: &FinetuneSettings, device: &Device, observe: &mut Observer<'_>) -> Result<f64> {
     let Loaded { mut model, tokenizer, .. } = load(&settings.model, device)?;
     let tokenizer = tokenizer.ok_or_else(|| Error::file(&settings.model, "the folder has no tokenizer.json"))?;
+    let data = FinetuneData::read(settings, &tokenizer)?;
+    let references = references::references(model.as_ref(), settings, &data)?;
     if settings.adapter_path.exists() {
         Adapter::read(&settings.adapter_path, device)?.attach(model.as_mut())?;
     }
-    let data = FinetuneData::read(settings, &tokenizer)?;
-    test_loss(model.as_ref(), &data.test, settings, observe)
+    set_dtype(model.as_mut(), settings.dtype.into())?;
+    test_loss(model.as_ref(), (&data.test, references.as_ref()), settings, observe)
 }
 
 /// The state of the run that is resumed. Its settings go on but for those that may differ.
@@ -334,21 +372,16 @@ fn choose_memory(
     model: &mut (dyn LanguageModel + 'static),
     settings: &mut FinetuneSettings,
     data: &FinetuneData,
-) -> Result<StepMemory> {
-    let tokens = data.train.longest().max(data.validation.longest()) * settings.batch_size;
+) -> Result<MemoryEstimate> {
+    let longest = data.train.longest().max(data.validation.longest());
+    let tokens = longest.saturating_mul(settings.batch_size).saturating_mul(data.train.pairing.size());
     let tokens = tokens.min(data.train.tokens().max(1));
-    // gradients, and the moments
-    let copies = match settings.optimizer {
-        OptimizerKind::Sgd => 1,
-        OptimizerKind::Muon => 2,
-        OptimizerKind::Adam | OptimizerKind::AdamW => 3,
-    };
     let mut memory = None;
     for checkpointing in [Checkpointing::None, Checkpointing::Layers] {
         if settings.grad_checkpoint && checkpointing == Checkpointing::None {
             continue;
         }
-        let estimate = estimate_memory(model, checkpointing, tokens, copies)?;
+        let estimate = estimate_memory(model, checkpointing, tokens, (settings.optimizer, settings.dtype))?;
         memory = Some(estimate);
         if estimate.fits() {
             settings.grad_checkpoint = checkpointing == Checkpointing::Layers;

@@ -27,7 +27,7 @@ impl Finetune {
         writeln!(text, "- model: `{}`", settings.model.display())?;
         writeln!(text, "- type: {}, {trained} of {all} parameters trained ({share:.3} %)", settings.fine_tune_type)?;
         for (name, samples) in [("training", &data.train), ("validation", &data.validation), ("test", &data.test)] {
-            let (count, tokens, targets) = (samples.samples.len(), samples.tokens(), samples.target_count());
+            let (count, tokens, targets) = (samples.len(), samples.tokens(), samples.target_count());
             write!(text, "- {name} data: {count} samples, {tokens} tokens, {targets} in the loss")?;
             writeln!(text, "; {} too long, {} without a target", samples.long, samples.without_target)?;
         }

@@ -2,7 +2,7 @@
 
 use crate::data::{LongSamples, SampleOrder};
 use crate::trainer::{FirstValidation, LoopSettings};
-use crate::{Decayed, LrSchedule, OptimizerConfig, OptimizerKind, Schedule};
+use crate::{Adafactor, Decayed, LossKind, LrSchedule, OptimizerConfig, OptimizerKind, Schedule, TrainDtype};
 use alluvium_core::{Error, Result};
 use alluvium_lm::{FineTuneType, LoraParameters};
 use serde::{Deserialize, Serialize};
@@ -70,6 +70,12 @@ pub struct FinetuneSettings {
     pub sample_order: SampleOrder,
     /// Maximum norm of the gradient; 0 disables clipping.
     pub grad_clip: f32,
+    /// What is minimized: the cross-entropy of samples, or a preference on pairs of answers.
+    pub loss: LossKind,
+    /// The temperature of DPO, or the weight of ORPO's odds ratio.
+    pub beta: f32,
+    /// The dtype of activations and of the working copies of trained parameters.
+    pub dtype: TrainDtype,
 }
 
 impl Default for FinetuneSettings {
@@ -103,6 +109,9 @@ impl Default for FinetuneSettings {
             long_samples: LongSamples::Cut,
             sample_order: SampleOrder::Random,
             grad_clip: 0.0,
+            loss: LossKind::Sft,
+            beta: 0.1,
+            dtype: TrainDtype::F32,
         }
     }
 }
@@ -110,6 +119,52 @@ impl Default for FinetuneSettings {
 /// Keys of mlx-lm's configurations that change nothing here: services that logs go to, caches, code of a model.
 const WITHOUT_EFFECT: [&str; 6] =
     ["config", "report_to", "project_name", "trust_remote_code", "clear_cache_threshold", "wandb"];
+
+/// The constants of Adafactor in `optimizer_config`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct AdafactorKeys {
+    eps: Option<[f32; 2]>,
+    clip_threshold: Option<f32>,
+    decay_rate: Option<f32>,
+    beta_1: Option<f32>,
+    weight_decay: f32,
+    scale_parameter: Option<bool>,
+    relative_step: Option<bool>,
+    warmup_init: bool,
+}
+
+impl AdafactorKeys {
+    fn settings(&self) -> Result<Adafactor> {
+        let default = Adafactor::default();
+        let settings = Adafactor {
+            eps: self.eps.unwrap_or(default.eps),
+            clip_threshold: self.clip_threshold.unwrap_or(default.clip_threshold),
+            decay_rate: self.decay_rate.unwrap_or(default.decay_rate),
+            beta1: self.beta_1,
+            scale_parameter: self.scale_parameter.unwrap_or(default.scale_parameter),
+            relative_step: self.relative_step.unwrap_or(default.relative_step),
+            warmup_init: self.warmup_init,
+        };
+        let wrong = |key: &str, value: f32, what: &str| {
+            let why = format!("`optimizer_config.adafactor`: {key} is {value}, expected {what}");
+            Err(Error::value("finetune", why))
+        };
+        if !(settings.clip_threshold > 0.0 && settings.clip_threshold.is_finite()) {
+            return wrong("clip_threshold", settings.clip_threshold, "a finite value above 0");
+        }
+        if let Some(&eps) = settings.eps.iter().find(|eps| !(**eps > 0.0 && eps.is_finite())) {
+            return wrong("eps", eps, "finite values above 0");
+        }
+        if !(settings.decay_rate < 0.0 && settings.decay_rate.is_finite()) {
+            return wrong("decay_rate", settings.decay_rate, "a finite value below 0");
+        }
+        match settings.beta1 {
+            Some(beta) if !(0.0..1.0).contains(&beta) => wrong("beta_1", beta, "0 or more and less than 1"),
+            _ => Ok(settings),
+        }
+    }
+}
 
 /// The constants of an optimizer in `optimizer_config`.
 #[derive(Debug, Default, Deserialize)]
@@ -152,8 +207,12 @@ impl FinetuneSettings {
     /// When a key is not known, or a value is of another type or out of range.
     pub fn from_keys(keys: Map<String, Value>) -> Result<Self> {
         let wrong = |why: String| Error::value("finetune", why);
-        let mut settings: Self =
-            serde_json::from_value(Value::Object(keys)).map_err(|error| wrong(error.to_string()))?;
+        let mut settings: Self = serde_path_to_error::deserialize(Value::Object(keys)).map_err(|error| {
+            // the whole object has no key to name
+            let key = error.path().to_string();
+            let why = error.into_inner().to_string();
+            wrong(if key == "." { why } else { format!("`{key}`: {why}") })
+        })?;
         if settings.fine_tune_type != FineTuneType::Full {
             settings.lora_parameters.get_or_insert_with(LoraParameters::default);
         } else {
@@ -177,6 +236,21 @@ impl FinetuneSettings {
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return wrong(format!("{name} is 0, expected 1 or more"));
         }
+        // what is counted in a step is a product of two of these
+        let most = u64::from(u32::MAX);
+        let bounded = [
+            ("batch_size", self.batch_size as u64),
+            ("max_seq_length", self.max_seq_length as u64),
+            ("grad_accumulation_steps", self.grad_accumulation_steps),
+        ];
+        if let Some((name, count)) = bounded.iter().find(|(_, count)| *count > most) {
+            return wrong(format!("{name} is {count}, expected at most {most}"));
+        }
+        for (name, count) in [("val_batches", self.val_batches), ("test_batches", self.test_batches)] {
+            if count < -1 {
+                return wrong(format!("{name} is {count}, expected 0 or more, or -1 for all"));
+            }
+        }
         if self.max_seq_length < 2 {
             return wrong(format!("max_seq_length is {}, expected 2 or more", self.max_seq_length));
         }
@@ -186,12 +260,15 @@ impl FinetuneSettings {
         if !(self.grad_clip >= 0.0 && self.grad_clip.is_finite()) {
             return wrong(format!("grad_clip is {}, expected 0 or more", self.grad_clip));
         }
+        if !(self.beta > 0.0 && self.beta.is_finite()) {
+            return wrong(format!("beta is {}, expected a finite value above 0", self.beta));
+        }
         if let Some(LoraParameters { scale, dropout, .. }) = &self.lora_parameters {
             if !scale.is_finite() {
                 return wrong(format!("scale is {scale}, expected a finite value"));
             }
-            if *dropout != 0.0 {
-                return wrong(format!("dropout is {dropout}, which is not supported; set it to 0"));
+            if !(0.0..1.0).contains(dropout) {
+                return wrong(format!("dropout is {dropout}, expected 0 or more and less than 1"));
             }
         }
         if let Some(schedule) = &self.lr_schedule {
@@ -203,16 +280,24 @@ impl FinetuneSettings {
     /// The constants of the optimizer, with MLX's defaults.
     fn optimizer_settings(&self) -> Result<OptimizerConfig> {
         let name = self.optimizer.to_string();
-        let keys = self.optimizer_config.get(&name).filter(|keys| !keys.is_null()).cloned();
-        let keys: OptimizerKeys = match keys {
-            Some(keys) => serde_json::from_value(keys)
-                .map_err(|error| Error::value("finetune", format!("`optimizer_config.{name}`: {error}")))?,
-            None => OptimizerKeys::default(),
-        };
+        let given = self.optimizer_config.get(&name).filter(|keys| !keys.is_null()).cloned();
+        let given = given.unwrap_or_else(|| Value::Object(Map::new()));
+        let wrong = |error| Error::value("finetune", format!("`optimizer_config.{name}`: {error}"));
+        if self.optimizer == OptimizerKind::Adafactor {
+            let keys: AdafactorKeys = serde_json::from_value(given).map_err(wrong)?;
+            return Ok(OptimizerConfig {
+                kind: self.optimizer,
+                weight_decay: keys.weight_decay,
+                decayed: Decayed::All,
+                adafactor: keys.settings()?,
+                ..OptimizerConfig::default()
+            });
+        }
+        let keys: OptimizerKeys = serde_json::from_value(given).map_err(wrong)?;
         let [beta1, beta2] = keys.betas.unwrap_or([0.9, 0.999]);
         let weight_decay = keys.weight_decay.unwrap_or(match self.optimizer {
             OptimizerKind::Adam | OptimizerKind::Sgd => 0.0,
-            OptimizerKind::AdamW | OptimizerKind::Muon => 0.01,
+            OptimizerKind::AdamW | OptimizerKind::Muon | OptimizerKind::Adafactor => 0.01,
         });
         Ok(OptimizerConfig {
             kind: self.optimizer,
@@ -222,6 +307,7 @@ impl FinetuneSettings {
             weight_decay,
             decayed: Decayed::All,
             bias_correction: keys.bias_correction,
+            ..OptimizerConfig::default()
         })
     }
 

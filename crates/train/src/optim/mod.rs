@@ -1,12 +1,16 @@
 //! Optimizers and the learning-rate schedule.
 
+mod adafactor;
+mod masters;
 mod schedule;
 
+pub use adafactor::Adafactor;
+pub use masters::Masters;
 pub use schedule::{LrSchedule, LrScheduleName, Schedule};
 
 use alluvium_core::{DType, Error, Result, Tensor};
 use alluvium_lm::{Parameters, visit_trainable_mut};
-use alluvium_ops::{AdamW, adamw, concat, newton_schulz, scale};
+use alluvium_ops::{AdamW, adamw, cast, concat, newton_schulz, scale};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -23,6 +27,19 @@ pub enum OptimizerKind {
     Sgd,
     /// Orthogonalized momentum for the matrices inside the layers; AdamW for all other parameters.
     Muon,
+    /// Adafactor: no state of a matrix but the means of its rows and columns.
+    Adafactor,
+}
+
+impl OptimizerKind {
+    /// The f32 elements that it keeps for each trained one. Adafactor's rows and columns are not counted.
+    pub fn moments(self) -> usize {
+        match self {
+            OptimizerKind::AdamW | OptimizerKind::Adam => 2,
+            OptimizerKind::Muon => 1,
+            OptimizerKind::Sgd | OptimizerKind::Adafactor => 0,
+        }
+    }
 }
 
 impl std::fmt::Display for OptimizerKind {
@@ -32,6 +49,7 @@ impl std::fmt::Display for OptimizerKind {
             OptimizerKind::Adam => "adam",
             OptimizerKind::Sgd => "sgd",
             OptimizerKind::Muon => "muon",
+            OptimizerKind::Adafactor => "adafactor",
         })
     }
 }
@@ -44,7 +62,8 @@ impl std::str::FromStr for OptimizerKind {
             "adam" => Ok(OptimizerKind::Adam),
             "sgd" => Ok(OptimizerKind::Sgd),
             "muon" => Ok(OptimizerKind::Muon),
-            _ => Err(format!("`{name}` is not an optimizer; expected adamw, adam, muon or sgd")),
+            "adafactor" => Ok(OptimizerKind::Adafactor),
+            _ => Err(format!("`{name}` is not an optimizer; expected adamw, adam, muon, sgd or adafactor")),
         }
     }
 }
@@ -66,6 +85,8 @@ pub struct OptimizerConfig {
     pub decayed: Decayed,
     /// Whether AdamW's running means are corrected for their start at zero. MLX does not by default.
     pub bias_correction: bool,
+    /// The constants of Adafactor, which has none of those above but the weight decay.
+    pub adafactor: Adafactor,
 }
 
 /// The parameters that weight decay applies to.
@@ -87,6 +108,8 @@ impl Default for OptimizerConfig {
             weight_decay: 0.1,
             decayed: Decayed::Matrices,
             bias_correction: true,
+            // the schedule's learning rate counts
+            adafactor: Adafactor { relative_step: false, ..Adafactor::default() },
         }
     }
 }
@@ -95,8 +118,9 @@ impl Default for OptimizerConfig {
 #[derive(Debug)]
 pub struct Optimizer {
     config: OptimizerConfig,
-    /// By the parameter's name: the mean of gradients and, for AdamW, of their squares.
+    /// By the parameter's name: the mean of gradients and, for AdamW, of their squares; for Adafactor, means of squares.
     moments: BTreeMap<String, Vec<Tensor>>,
+    masters: Masters,
 }
 
 /// Muon's momentum, and its number of Newton–Schulz steps.
@@ -106,7 +130,17 @@ const NEWTON_SCHULZ_STEPS: usize = 5;
 impl Optimizer {
     /// An optimizer without any state.
     pub fn new(config: OptimizerConfig) -> Self {
-        Optimizer { config, moments: BTreeMap::new() }
+        Optimizer { config, moments: BTreeMap::new(), masters: Masters::default() }
+    }
+
+    /// Updates these masters in place of the model's parameters, which become their roundings.
+    pub fn with_masters(self, masters: Masters) -> Self {
+        Optimizer { masters, ..self }
+    }
+
+    /// The masters of parameters that the model has in half precision.
+    pub fn masters(&self) -> &Masters {
+        &self.masters
     }
 
     /// Updates every parameter that has a gradient, in place where nothing else holds its memory. `step` counts from 1.
@@ -126,16 +160,30 @@ impl Optimizer {
             if let Some(gradient) = gradients.remove(&name)
                 && result.is_ok()
             {
-                result = match self.config.kind {
-                    OptimizerKind::Muon if is_inner_matrix(&name, slot) => {
-                        self.muon(&name, slot, &gradient, learning_rate)
-                    }
-                    OptimizerKind::Sgd => descend(slot, &gradient, learning_rate),
-                    _ => self.adamw(&name, slot, &gradient, learning_rate, step),
-                };
+                result = self.update(&name, slot, &gradient, (learning_rate, step));
             }
         });
         result
+    }
+
+    /// Updates a parameter, or its master and then the copy that the model has.
+    fn update(&mut self, name: &str, slot: &mut Tensor, gradient: &Tensor, at: (f32, u32)) -> Result<()> {
+        let Some(mut master) = self.masters.remove(name) else { return self.advance(name, slot, gradient, at) };
+        let advanced = self.advance(name, &mut master, &cast(gradient, DType::F32)?, at);
+        let working = advanced.and_then(|()| cast(&master, slot.dtype()));
+        self.masters.insert(name, master);
+        *slot = working?;
+        Ok(())
+    }
+
+    fn advance(&mut self, name: &str, slot: &mut Tensor, gradient: &Tensor, at: (f32, u32)) -> Result<()> {
+        let (learning_rate, step) = at;
+        match self.config.kind {
+            OptimizerKind::Muon if is_inner_matrix(name, slot) => self.muon(name, slot, gradient, learning_rate),
+            OptimizerKind::Sgd => descend(slot, gradient, learning_rate),
+            OptimizerKind::Adafactor => self.adafactor(name, slot, gradient, at),
+            _ => self.adamw(name, slot, gradient, learning_rate, step),
+        }
     }
 
     fn adamw(&mut self, name: &str, slot: &mut Tensor, gradient: &Tensor, learning_rate: f32, step: u32) -> Result<()> {
@@ -147,14 +195,28 @@ impl Optimizer {
             Some(Err(_)) => return Err(Error::value("adamw", format!("the moments of {name} are not two tensors"))),
             None => (zeros()?, zeros()?),
         };
-        let OptimizerConfig { kind, beta1, beta2, eps, decayed, bias_correction, .. } = self.config;
-        let is_decayed = parameter.shape().rank() >= 2 || decayed == Decayed::All;
-        let weight_decay = if is_decayed && kind != OptimizerKind::Adam { self.config.weight_decay } else { 0.0 };
+        let OptimizerConfig { kind, beta1, beta2, eps, bias_correction, .. } = self.config;
+        let weight_decay =
+            if self.is_decayed(&parameter) && kind != OptimizerKind::Adam { self.config.weight_decay } else { 0.0 };
         let settings = AdamW { learning_rate, beta1, beta2, eps, weight_decay, step, bias_correction };
         let next = adamw(parameter, gradient, m, v, &settings)?;
         *slot = next.p;
         self.moments.insert(name.to_owned(), vec![next.m, next.v]);
         Ok(())
+    }
+
+    fn adafactor(&mut self, name: &str, slot: &mut Tensor, gradient: &Tensor, at: (f32, u32)) -> Result<()> {
+        let moments = self.moments.remove(name).unwrap_or_default();
+        let weight_decay = if self.is_decayed(slot) { self.config.weight_decay } else { 0.0 };
+        let (parameter, moments) =
+            self.config.adafactor.step(&slot.detach(), gradient, moments, (at.0, weight_decay, at.1))?;
+        *slot = parameter;
+        self.moments.insert(name.to_owned(), moments);
+        Ok(())
+    }
+
+    fn is_decayed(&self, parameter: &Tensor) -> bool {
+        parameter.shape().rank() >= 2 || self.config.decayed == Decayed::All
     }
 
     /// Muon with Nesterov momentum, scaled to the root mean square of AdamW's updates.

@@ -1,6 +1,7 @@
 //! The lines of a chat: from an editor on a terminal, else from standard input.
 
 use super::commands::{COMMANDS, goes_on};
+use crate::signals::restore_terminal_on_exit;
 use anyhow::Context as _;
 use etcetera::base_strategy::{BaseStrategy, choose_native_strategy};
 use rustyline::completion::Completer;
@@ -40,6 +41,7 @@ impl Source {
         if !io::stdin().is_terminal() {
             return Ok(Source::Lines(io::stdin().lock()));
         }
+        restore_terminal_on_exit();
         let config = Config::builder()
             .max_history_size(1000)
             .map(|config| config.bracketed_paste(true).auto_add_history(false).behavior(behavior()).build())

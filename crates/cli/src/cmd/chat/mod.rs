@@ -6,7 +6,7 @@ mod input;
 use super::DeviceArg;
 use super::generate::{as_json, report_speed};
 use super::memory::MemoryArg;
-use super::model::{AdapterArg, Opened, open};
+use super::model::{LoadArgs, Opened, open};
 use super::prompt::{SessionArgs, TemplateArgs};
 use super::response::{Form, Prompt, Response};
 use super::sampling::{SamplingArgs, max_tokens};
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]
-    adapter: AdapterArg,
+    load: LoadArgs,
     /// Maximum number of tokens in a response
     #[arg(long, short, alias = "n-predict", short_alias = 'n', value_name = "N", default_value_t = 1024)]
     #[arg(value_parser = max_tokens)]
@@ -59,8 +59,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         bail!("--ignore-chat-template: a chat needs its template; `alluvium generate` continues plain text");
     }
     args.template.check_cache(args.session.prompt_cache_file.as_deref())?;
-    let opened =
-        args.template.apply(open(&args.model, &args.device, args.max_tokens, &args.memory)?.adapted(&args.adapter)?)?;
+    let opened = args.template.apply(open(&args.model, &args.load, &args.device, args.max_tokens, &args.memory)?)?;
     if opened.tokenizer.chat_template().is_none() {
         bail!(
             "{} has no chat template; `alluvium generate` continues plain text, and --chat-template FILE gives a \
@@ -271,7 +270,7 @@ impl Chat<'_> {
         let mut response = Response::new(self.form, thinking);
         let prompt = Prompt { tokenizer, ids: &ids, options: &self.options };
         // elsewhere Ctrl-C ends the program
-        let stoppable = source.is_terminal().then(Stoppable::quietly);
+        let stoppable = source.is_terminal().then(Stoppable::by_ctrl_c);
         let mut check = || stoppable.as_ref().map_or(ControlFlow::Continue(()), Stoppable::check);
         let generation =
             prompt.respond(&mut self.session, &mut response, &mut check, out).with_context(|| self.opened.name())?;

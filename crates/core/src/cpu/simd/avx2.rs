@@ -3,7 +3,7 @@
 use super::{F32s, U32s, quad, sealed};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
-use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
+use std::ops::Neg;
 
 /// Eight f32 in a register.
 #[derive(Clone, Copy, Debug)]
@@ -12,32 +12,14 @@ pub(super) struct Avx2(__m256);
 impl sealed::Register for Avx2 {}
 impl sealed::Register for Bits256 {}
 
-macro_rules! lanewise {
-    ($($trait:ident $method:ident $intrinsic:ident),*) => {$(
-        impl $trait for Avx2 {
-            type Output = Self;
-            #[inline(always)]
-            fn $method(self, other: Self) -> Self {
-                // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
-                Avx2(unsafe { $intrinsic(self.0, other.0) })
-            }
-        }
-    )*};
-}
-lanewise!(Add add _mm256_add_ps, Sub sub _mm256_sub_ps, Mul mul _mm256_mul_ps, Div div _mm256_div_ps);
+operators!(Avx2: Add add _mm256_add_ps, Sub sub _mm256_sub_ps, Mul mul _mm256_mul_ps, Div div _mm256_div_ps);
+add_assign!(Avx2);
 
 impl Neg for Avx2 {
     type Output = Self;
     #[inline(always)]
     fn neg(self) -> Self {
         Self::splat(-0.0) - self
-    }
-}
-
-impl AddAssign for Avx2 {
-    #[inline(always)]
-    fn add_assign(&mut self, other: Self) {
-        *self = *self + other;
     }
 }
 
@@ -200,13 +182,13 @@ impl F32s for Avx2 {
         unsafe {
             let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
             let at = _mm256_srl_epi32(lane, _mm_cvtsi32_si128(each.trailing_zeros() as i32));
-            Spread256 { at, numbers: head(8usize.div_ceil(each)) }
+            Spread256 { at, loaded: head(8usize.div_ceil(each)) }
         }
     }
 
     #[inline(always)]
     unsafe fn load_spread(src: *const f32, spread: Spread256) -> Self {
-        Avx2(unsafe { _mm256_permutevar8x32_ps(_mm256_maskload_ps(src, spread.numbers), spread.at) })
+        Avx2(unsafe { _mm256_permutevar8x32_ps(_mm256_maskload_ps(src, spread.loaded), spread.at) })
     }
 }
 
@@ -214,39 +196,14 @@ impl F32s for Avx2 {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spread256 {
     at: __m256i,
-    numbers: __m256i,
+    loaded: __m256i,
 }
 
 /// Eight u32 in a register.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bits256(__m256i);
 
-impl BitAnd for Bits256 {
-    type Output = Self;
-    #[inline(always)]
-    fn bitand(self, other: Self) -> Self {
-        // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
-        Bits256(unsafe { _mm256_and_si256(self.0, other.0) })
-    }
-}
-
-impl BitOr for Bits256 {
-    type Output = Self;
-    #[inline(always)]
-    fn bitor(self, other: Self) -> Self {
-        // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
-        Bits256(unsafe { _mm256_or_si256(self.0, other.0) })
-    }
-}
-
-impl BitXor for Bits256 {
-    type Output = Self;
-    #[inline(always)]
-    fn bitxor(self, other: Self) -> Self {
-        // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
-        Bits256(unsafe { _mm256_xor_si256(self.0, other.0) })
-    }
-}
+operators!(Bits256: BitAnd bitand _mm256_and_si256, BitOr bitor _mm256_or_si256, BitXor bitxor _mm256_xor_si256);
 
 /// The positions of the two bytes of each of eight codes in their packed bytes, by the codes' width.
 static BYTES: [[u8; 32]; 9] = {

@@ -3,7 +3,7 @@
 use super::{F32s, U32s, sealed};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
-use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
+use std::ops::Neg;
 
 /// Sixteen f32 in a register.
 #[derive(Clone, Copy, Debug)]
@@ -12,32 +12,14 @@ pub(super) struct Avx512(__m512);
 impl sealed::Register for Avx512 {}
 impl sealed::Register for Bits512 {}
 
-macro_rules! lanewise {
-    ($($trait:ident $method:ident $intrinsic:ident),*) => {$(
-        impl $trait for Avx512 {
-            type Output = Self;
-            #[inline(always)]
-            fn $method(self, other: Self) -> Self {
-                // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
-                Avx512(unsafe { $intrinsic(self.0, other.0) })
-            }
-        }
-    )*};
-}
-lanewise!(Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps, Div div _mm512_div_ps);
+operators!(Avx512: Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps, Div div _mm512_div_ps);
+add_assign!(Avx512);
 
 impl Neg for Avx512 {
     type Output = Self;
     #[inline(always)]
     fn neg(self) -> Self {
         Self::splat(-0.0) - self
-    }
-}
-
-impl AddAssign for Avx512 {
-    #[inline(always)]
-    fn add_assign(&mut self, other: Self) {
-        *self = *self + other;
     }
 }
 
@@ -206,13 +188,13 @@ impl F32s for Avx512 {
         unsafe {
             let lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
             let at = _mm512_srl_epi32(lane, _mm_cvtsi32_si128(each.trailing_zeros() as i32));
-            Spread512 { at, numbers: head(16usize.div_ceil(each)) }
+            Spread512 { at, loaded: head(16usize.div_ceil(each)) }
         }
     }
 
     #[inline(always)]
     unsafe fn load_spread(src: *const f32, spread: Spread512) -> Self {
-        Avx512(unsafe { _mm512_permutexvar_ps(spread.at, _mm512_maskz_loadu_ps(spread.numbers, src)) })
+        Avx512(unsafe { _mm512_permutexvar_ps(spread.at, _mm512_maskz_loadu_ps(spread.loaded, src)) })
     }
 }
 
@@ -220,39 +202,14 @@ impl F32s for Avx512 {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spread512 {
     at: __m512i,
-    numbers: __mmask16,
+    loaded: __mmask16,
 }
 
 /// Sixteen u32 in a register.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bits512(__m512i);
 
-impl BitAnd for Bits512 {
-    type Output = Self;
-    #[inline(always)]
-    fn bitand(self, other: Self) -> Self {
-        // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
-        Bits512(unsafe { _mm512_and_si512(self.0, other.0) })
-    }
-}
-
-impl BitOr for Bits512 {
-    type Output = Self;
-    #[inline(always)]
-    fn bitor(self, other: Self) -> Self {
-        // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
-        Bits512(unsafe { _mm512_or_si512(self.0, other.0) })
-    }
-}
-
-impl BitXor for Bits512 {
-    type Output = Self;
-    #[inline(always)]
-    fn bitxor(self, other: Self) -> Self {
-        // SAFETY: only `dispatch` instantiates the type, with a detected instruction set.
-        Bits512(unsafe { _mm512_xor_si512(self.0, other.0) })
-    }
-}
+operators!(Bits512: BitAnd bitand _mm512_and_si512, BitOr bitor _mm512_or_si512, BitXor bitxor _mm512_xor_si512);
 
 /// The positions of the two bytes of each of sixteen codes in their packed bytes, by the codes' width.
 static BYTES: [[u8; 64]; 9] = {

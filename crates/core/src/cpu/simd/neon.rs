@@ -4,7 +4,7 @@ use super::{F32s, U32s, code, quad, sealed};
 use half::{bf16, f16};
 use std::arch::aarch64::*;
 use std::array::from_fn;
-use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
+use std::ops::Neg;
 
 /// Four f32 in a register.
 #[derive(Clone, Copy, Debug)]
@@ -13,19 +13,8 @@ pub(super) struct Neon(float32x4_t);
 impl sealed::Register for Neon {}
 impl sealed::Register for NeonBits {}
 
-macro_rules! lanewise {
-    ($($trait:ident $method:ident $intrinsic:ident),*) => {$(
-        impl $trait for Neon {
-            type Output = Self;
-            #[inline(always)]
-            fn $method(self, other: Self) -> Self {
-                // SAFETY: NEON is part of the aarch64 baseline.
-                Neon(unsafe { $intrinsic(self.0, other.0) })
-            }
-        }
-    )*};
-}
-lanewise!(Add add vaddq_f32, Sub sub vsubq_f32, Mul mul vmulq_f32, Div div vdivq_f32);
+operators!(Neon: Add add vaddq_f32, Sub sub vsubq_f32, Mul mul vmulq_f32, Div div vdivq_f32);
+add_assign!(Neon);
 
 impl Neg for Neon {
     type Output = Self;
@@ -33,13 +22,6 @@ impl Neg for Neon {
     fn neg(self) -> Self {
         // SAFETY: NEON is part of the aarch64 baseline.
         Neon(unsafe { vnegq_f32(self.0) })
-    }
-}
-
-impl AddAssign for Neon {
-    #[inline(always)]
-    fn add_assign(&mut self, other: Self) {
-        *self = *self + other;
     }
 }
 
@@ -188,32 +170,7 @@ impl F32s for Neon {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NeonBits(uint32x4_t);
 
-impl BitAnd for NeonBits {
-    type Output = Self;
-    #[inline(always)]
-    fn bitand(self, other: Self) -> Self {
-        // SAFETY: NEON is part of the aarch64 baseline.
-        NeonBits(unsafe { vandq_u32(self.0, other.0) })
-    }
-}
-
-impl BitOr for NeonBits {
-    type Output = Self;
-    #[inline(always)]
-    fn bitor(self, other: Self) -> Self {
-        // SAFETY: NEON is part of the aarch64 baseline.
-        NeonBits(unsafe { vorrq_u32(self.0, other.0) })
-    }
-}
-
-impl BitXor for NeonBits {
-    type Output = Self;
-    #[inline(always)]
-    fn bitxor(self, other: Self) -> Self {
-        // SAFETY: NEON is part of the aarch64 baseline.
-        NeonBits(unsafe { veorq_u32(self.0, other.0) })
-    }
-}
+operators!(NeonBits: BitAnd bitand vandq_u32, BitOr bitor vorrq_u32, BitXor bitxor veorq_u32);
 
 // SAFETY, for every block below: as for the f32 above.
 #[allow(clippy::undocumented_unsafe_blocks)]

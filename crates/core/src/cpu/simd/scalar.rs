@@ -3,7 +3,7 @@
 use super::{F32s, U32s, code, quad, sealed};
 use half::{bf16, f16};
 use std::array::from_fn;
-use std::ops::{Add, AddAssign, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
+use std::ops::Neg;
 
 /// Eight f32 in an array.
 #[derive(Clone, Copy, Debug)]
@@ -12,31 +12,19 @@ pub(super) struct Scalar([f32; 8]);
 impl sealed::Register for Scalar {}
 impl sealed::Register for ScalarBits {}
 
-macro_rules! lanewise {
-    ($($trait:ident $method:ident $op:tt),*) => {$(
-        impl $trait for Scalar {
-            type Output = Self;
-            #[inline(always)]
-            fn $method(self, other: Self) -> Self {
-                Scalar(from_fn(|i| self.0[i] $op other.0[i]))
-            }
-        }
-    )*};
-}
-lanewise!(Add add +, Sub sub -, Mul mul *, Div div /);
+operators!(Scalar:
+    Add add (|a: [f32; 8], b: [f32; 8]| from_fn(|i| a[i] + b[i])),
+    Sub sub (|a: [f32; 8], b: [f32; 8]| from_fn(|i| a[i] - b[i])),
+    Mul mul (|a: [f32; 8], b: [f32; 8]| from_fn(|i| a[i] * b[i])),
+    Div div (|a: [f32; 8], b: [f32; 8]| from_fn(|i| a[i] / b[i])),
+);
+add_assign!(Scalar);
 
 impl Neg for Scalar {
     type Output = Self;
     #[inline(always)]
     fn neg(self) -> Self {
         Scalar(self.0.map(|x| -x))
-    }
-}
-
-impl AddAssign for Scalar {
-    #[inline(always)]
-    fn add_assign(&mut self, other: Self) {
-        *self = *self + other;
     }
 }
 
@@ -181,29 +169,11 @@ impl F32s for Scalar {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ScalarBits([u32; 8]);
 
-impl BitAnd for ScalarBits {
-    type Output = Self;
-    #[inline(always)]
-    fn bitand(self, other: Self) -> Self {
-        ScalarBits(from_fn(|i| self.0[i] & other.0[i]))
-    }
-}
-
-impl BitOr for ScalarBits {
-    type Output = Self;
-    #[inline(always)]
-    fn bitor(self, other: Self) -> Self {
-        ScalarBits(from_fn(|i| self.0[i] | other.0[i]))
-    }
-}
-
-impl BitXor for ScalarBits {
-    type Output = Self;
-    #[inline(always)]
-    fn bitxor(self, other: Self) -> Self {
-        ScalarBits(from_fn(|i| self.0[i] ^ other.0[i]))
-    }
-}
+operators!(ScalarBits:
+    BitAnd bitand (|a: [u32; 8], b: [u32; 8]| from_fn(|i| a[i] & b[i])),
+    BitOr bitor (|a: [u32; 8], b: [u32; 8]| from_fn(|i| a[i] | b[i])),
+    BitXor bitxor (|a: [u32; 8], b: [u32; 8]| from_fn(|i| a[i] ^ b[i])),
+);
 
 impl U32s for ScalarBits {
     #[inline(always)]

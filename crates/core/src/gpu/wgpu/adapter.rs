@@ -69,7 +69,7 @@ pub(super) fn check_features(name: &str, handle: &wgpu::Adapter) -> Result<()> {
 }
 
 /// The GPUs of this machine, in the order of `--device wgpu:n`.
-pub fn adapters() -> Vec<Adapter> {
+pub(in crate::gpu) fn adapters() -> Vec<Adapter> {
     all().iter().enumerate().map(|(index, handle)| describe(index, handle)).collect()
 }
 

@@ -8,19 +8,21 @@ mod cache;
 mod pipeline;
 mod queue;
 
-pub use adapter::adapters;
+pub(super) use adapter::adapters;
 pub(super) use bindings::Binding;
 pub(super) use pipeline::Pipeline;
 pub use queue::BATCH;
 
+use super::failure::Failure;
+use super::variants::Variants;
 use super::{Adapter, Builder, Kernel, Limits, Shader, Variant, failed};
 use crate::Result;
 use bindings::Bindings;
 use pipeline::Pipelines;
 use queue::Queue;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use wgpu::BufferUsages;
 
 /// An opened adapter: its queue and its compiled kernels.
@@ -44,20 +46,6 @@ pub(in crate::gpu) struct Buffer {
     handle: wgpu::Buffer,
     number: u64,
     batch: AtomicU64,
-}
-
-/// The first failure that the driver reported outside of a call.
-#[derive(Clone, Debug, Default)]
-struct Failure(Arc<Mutex<Option<String>>>);
-
-impl Failure {
-    fn set(&self, why: String) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
-    }
-
-    fn get(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
 }
 
 /// Opens the adapter that `builder` asks for.
@@ -136,10 +124,7 @@ impl Engine {
 
     /// See [`super::engine::Engine::check_alive`].
     pub(in crate::gpu) fn check_alive(&self) -> Result<()> {
-        match self.failure.get() {
-            Some(why) => Err(failed(&self.name, format!("{why}; files that were written are intact: start again"))),
-            None => Ok(()),
-        }
+        self.failure.check(&self.name)
     }
 
     /// See [`super::engine::Engine::shaders`].

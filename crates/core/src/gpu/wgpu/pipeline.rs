@@ -1,12 +1,11 @@
 //! Pipelines: each variant of a kernel is compiled once.
 
 use super::cache::Cache;
-use super::{Kernel, Shader, Variant, failed};
-use crate::{DType, Result};
+use super::{Kernel, Shader, Variant, Variants, failed};
+use crate::Result;
 use naga::{AddressSpace, Module, StorageAccess};
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// A compiled variant of a kernel.
 pub(in crate::gpu) struct Pipeline {
@@ -16,8 +15,6 @@ pub(in crate::gpu) struct Pipeline {
     pub(super) params: usize,
     /// One bit for each binding that the text declares for writing.
     writes: u64,
-    constants: Vec<(&'static str, u32)>,
-    stored: Vec<(&'static str, DType)>,
     shader: Shader,
 }
 
@@ -31,30 +28,24 @@ impl Pipeline {
     pub(super) fn name(&self) -> &str {
         &self.shader.name
     }
-
-    fn variant(&self) -> Variant<'_> {
-        Variant { entry: self.shader.entry, constants: &self.constants, stored: &self.stored }
-    }
 }
 
-/// What was compiled so far.
+/// What was compiled so far, and what compiles.
 pub(super) struct Pipelines {
     device: wgpu::Device,
     subgroups: bool,
-    /// By the kernel's address: two kernels of one name are two kernels. A kernel has few variants, which are compared
-    /// faster than hashed.
-    compiled: Mutex<HashMap<usize, Vec<Arc<Pipeline>>>>,
+    compiled: Variants<Pipeline>,
     pub(super) cache: Option<Cache>,
 }
 
 impl Pipelines {
     pub(super) fn new(adapter: &wgpu::Adapter, device: &wgpu::Device, subgroups: bool, folder: Option<&Path>) -> Self {
         let cache = folder.and_then(|folder| Cache::open(adapter, device, folder));
-        Pipelines { device: device.clone(), subgroups, compiled: Mutex::default(), cache }
+        Pipelines { device: device.clone(), subgroups, compiled: Variants::default(), cache }
     }
 
     pub(super) fn shaders(&self) -> Vec<Shader> {
-        let mut shaders: Vec<Shader> = self.compiled().values().flatten().map(|c| c.shader.clone()).collect();
+        let mut shaders: Vec<Shader> = self.compiled.all().iter().map(|pipeline| pipeline.shader.clone()).collect();
         shaders.sort_by(|a, b| (&a.name, a.entry).cmp(&(&b.name, b.entry)));
         shaders
     }
@@ -62,25 +53,7 @@ impl Pipelines {
     /// # Errors
     /// When the adapter refuses the shader.
     pub(super) fn get(&self, device: &str, kernel: &'static Kernel, variant: Variant<'_>) -> Result<Arc<Pipeline>> {
-        let key = std::ptr::from_ref(kernel).addr();
-        let find = |variants: &Vec<Arc<Pipeline>>| variants.iter().find(|found| found.variant() == variant).cloned();
-        if let Some(found) = self.compiled().get(&key).and_then(find) {
-            return Ok(found);
-        }
-        // outside the lock: other threads launch meanwhile
-        let new = Arc::new(self.compile(device, kernel, variant)?);
-        let mut compiled = self.compiled();
-        let variants = compiled.entry(key).or_default();
-        // another thread may have been faster; an address in use as a key of bindings must stay
-        if let Some(found) = find(variants) {
-            return Ok(found);
-        }
-        variants.push(new.clone());
-        Ok(new)
-    }
-
-    fn compiled(&self) -> MutexGuard<'_, HashMap<usize, Vec<Arc<Pipeline>>>> {
-        self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
+        self.compiled.get(kernel, variant, || self.compile(device, kernel, variant))
     }
 
     fn compile(&self, device: &str, kernel: &'static Kernel, variant: Variant<'_>) -> Result<Pipeline> {
@@ -118,12 +91,8 @@ impl Pipelines {
         if let Some(error) = pollster::block_on(scope.pop()) {
             return Err(refused(error.to_string()));
         }
-        let holes = variant.constants.iter().map(|(name, value)| format!(" {name}={value}"));
-        let stored = variant.stored.iter().map(|(name, dtype)| format!(" {name}={dtype}"));
-        let name = kernel.name.to_owned() + &holes.chain(stored).collect::<String>();
-        let (constants, stored) = (variant.constants.to_vec(), variant.stored.to_vec());
-        let shader = Shader { name, entry: variant.entry, text };
-        Ok(Pipeline { handle: pipeline, layout, params, writes, constants, stored, shader })
+        let shader = kernel.shader_of(&variant, text);
+        Ok(Pipeline { handle: pipeline, layout, params, writes, shader })
     }
 }
 

@@ -54,10 +54,10 @@ struct Reader<'a> {
 /// # Errors
 /// When the architecture is unknown, or a key is missing or out of range.
 pub(super) fn config(gguf: &GgufFile) -> Result<(Config, Layout)> {
-    let name = gguf.text("general.architecture")?.ok_or_else(|| gguf.wrong("`general.architecture` is missing"))?;
+    let name = gguf.text("general.architecture")?.ok_or_else(|| gguf.error("`general.architecture` is missing"))?;
     let architecture = ARCHITECTURES.iter().find(|known| known.name == name).ok_or_else(|| {
         let known: Vec<&str> = ARCHITECTURES.iter().map(|known| known.name).collect();
-        gguf.wrong(format!("the architecture is `{name}`; known are {}", known.join(", ")))
+        gguf.error(format!("the architecture is `{name}`; known are {}", known.join(", ")))
     })?;
     let reader = Reader { gguf, architecture };
     let mut keys = reader.shared()?;
@@ -93,7 +93,7 @@ impl Reader<'_> {
     }
 
     fn missing(&self, name: &str) -> Error {
-        self.gguf.wrong(format!("`{}` is missing", self.key(name)))
+        self.gguf.error(format!("`{}` is missing", self.key(name)))
     }
 
     /// An integer, or an array of layers that all have the same.
@@ -104,7 +104,7 @@ impl Reader<'_> {
             Some(Value::Integer(first)) if layers.iter().all(|n| *n == Value::Integer(*first)) => {
                 Ok(usize::try_from(*first).ok())
             }
-            _ => Err(self.gguf.wrong(format!("`{key}` differs from layer to layer; layers alike can be read"))),
+            _ => Err(self.gguf.error(format!("`{key}` differs from layer to layer; layers alike can be read"))),
         }
     }
 
@@ -118,25 +118,25 @@ impl Reader<'_> {
         let tokens = gguf.array("tokenizer.ggml.tokens")?.map(<[Value]>::len);
         let table = gguf.entry("token_embd.weight")?.rows();
         if let Some(tokens) = tokens.filter(|&tokens| tokens > table) {
-            return Err(gguf.wrong(format!("it has {tokens} tokens, its embedding has {table} rows")));
+            return Err(gguf.error(format!("it has {tokens} tokens, its embedding has {table} rows")));
         }
         let (blocks, ahead) = (self.integer("block_count")?, self.optional("nextn_predict_layers")?.unwrap_or(0));
         let layers = blocks
             .checked_sub(ahead)
-            .ok_or_else(|| gguf.wrong(format!("it has {blocks} layers, {ahead} of them for multi-token prediction")))?;
+            .ok_or_else(|| gguf.error(format!("it has {blocks} layers, {ahead} of them for multi-token prediction")))?;
         let (hidden, heads) = (self.integer("embedding_length")?, self.integer("attention.head_count")?);
         let head = match self.optional("attention.key_length")? {
             Some(head) => head,
             None => hidden / heads.max(1),
         };
         if let Some(value) = self.optional("attention.value_length")?.filter(|&value| value != head) {
-            return Err(gguf.wrong(format!("values are {value} wide, keys {head}; expected the same")));
+            return Err(gguf.error(format!("values are {value} wide, keys {head}; expected the same")));
         }
         let eps = self.key("attention.layer_norm_rms_epsilon");
         let eps = gguf.float(&eps)?.ok_or_else(|| self.missing("attention.layer_norm_rms_epsilon"))?;
         for (key, neutral) in NEUTRAL {
             if let Some(x) = gguf.float(&self.key(key))?.filter(|x| !neutral.contains(x)) {
-                return Err(gguf.wrong(format!("`{}` is {x}; no built-in model implements it", self.key(key))));
+                return Err(gguf.error(format!("`{}` is {x}; no built-in model implements it", self.key(key))));
             }
         }
         let has = |name: &str| gguf.tensors.contains_key(name);
@@ -169,11 +169,11 @@ impl Reader<'_> {
         let (k_heads, k_dim) = (self.integer("ssm.group_count")?, self.integer("ssm.state_size")?);
         if k_heads == 0 || v_heads == 0 || !v_heads.is_multiple_of(k_heads) || !inner.is_multiple_of(v_heads) {
             let why = format!("the delta rule has {k_heads} key heads, {v_heads} value heads of {inner} values in all");
-            return Err(self.gguf.wrong(format!("{why}; expected multiples")));
+            return Err(self.gguf.error(format!("{why}; expected multiples")));
         }
         let v_dim = inner / v_heads;
         if [k_heads, v_heads, k_dim, v_dim].iter().any(|&n| n > 1 << 12) {
-            return Err(self.gguf.wrong(format!("the delta rule has heads of {k_dim} and {v_dim}; too large")));
+            return Err(self.gguf.error(format!("the delta rule has heads of {k_dim} and {v_dim}; too large")));
         }
         for (key, size) in [
             ("linear_num_key_heads", k_heads),
@@ -201,7 +201,7 @@ impl Reader<'_> {
     fn experts(&self, keys: &mut Map<String, Json>) -> Result<()> {
         let Some(experts) = self.optional("expert_count")?.filter(|&experts| experts > 0) else { return Ok(()) };
         if self.architecture.name == "llama" {
-            return Err(self.gguf.wrong("a llama with experts (Mixtral) is no model that is known here"));
+            return Err(self.gguf.error("a llama with experts (Mixtral) is no model that is known here"));
         }
         let mut set = |key: &str, value: Json| keys.insert(key.to_owned(), value);
         set("num_experts", experts.into());
@@ -237,7 +237,7 @@ impl Reader<'_> {
         }
         if dims != head {
             let why = format!("`{}` is {dims}, heads are {head} wide", self.key("rope.dimension_count"));
-            return Err(self.gguf.wrong(format!("{why}; this architecture rotates whole heads here")));
+            return Err(self.gguf.error(format!("{why}; this architecture rotates whole heads here")));
         }
         keys.insert("rope_theta".to_owned(), json!(theta));
         if !scaling.is_empty() {
@@ -277,7 +277,7 @@ impl Reader<'_> {
             }
             other => {
                 let why = format!("`{}` is `{other}`", self.key("rope.scaling.type"));
-                return Err(self.gguf.wrong(format!("{why}; none, linear and yarn are known")));
+                return Err(self.gguf.error(format!("{why}; none, linear and yarn are known")));
             }
         };
         keys.insert("rope_type".to_owned(), kind.into());
@@ -290,7 +290,7 @@ impl Reader<'_> {
         let entry = gguf.entry("rope_freqs.weight")?;
         if (entry.ggml_type, entry.dims.as_slice()) != (0, &[dims / 2][..]) {
             let why = format!("tensor `rope_freqs.weight` is {:?}, expected F32 [{}]", entry.dims, dims / 2);
-            return Err(gguf.wrong(why));
+            return Err(gguf.error(why));
         }
         let bytes = gguf.read("rope_freqs.weight", dims / 2 * 4)?;
         let stored: Vec<f64> =
@@ -316,7 +316,7 @@ impl Reader<'_> {
         let original = std::iter::once(13).chain(4..24).map(|power| f64::from(1u32 << power)).find(fits);
         let original = original.ok_or_else(|| {
             let why = "tensor `rope_freqs.weight` scales frequencies in a way that is not Llama 3's";
-            gguf.wrong(format!("{why}; no built-in model implements it"))
+            gguf.error(format!("{why}; no built-in model implements it"))
         })?;
         Ok([factor, original])
     }

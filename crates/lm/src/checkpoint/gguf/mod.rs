@@ -44,6 +44,8 @@ struct GgufWeights {
     device: Device,
     /// Stored tensors that the model did not ask for yet.
     left: BTreeSet<String>,
+    /// As [`LoadOptions::join_projections`].
+    join_projections: bool,
 }
 
 impl GgufWeights {
@@ -70,7 +72,7 @@ impl GgufWeights {
         };
         let left =
             gguf.tensors.keys().filter(|name| !is_ahead(name) && *name != "rope_freqs.weight").cloned().collect();
-        Ok((GgufWeights { gguf, layout, dtype, device: device.clone(), left }, config))
+        Ok((GgufWeights { gguf, layout, dtype, device: device.clone(), left, join_projections: false }, config))
     }
 
     /// The rows of a parameter, checked.
@@ -87,7 +89,7 @@ impl GgufWeights {
     fn finish(&self) -> Result<()> {
         match self.left.first() {
             None => Ok(()),
-            Some(name) => Err(self.gguf.wrong(format!("tensor `{name}` has no place in the model of its metadata"))),
+            Some(name) => Err(self.gguf.error(format!("tensor `{name}` has no place in the model of its metadata"))),
         }
     }
 
@@ -117,6 +119,10 @@ impl WeightSource for GgufWeights {
             }
         }
     }
+
+    fn joins_projections(&self) -> bool {
+        self.join_projections
+    }
 }
 
 /// Loads a model from a GGUF file.
@@ -125,6 +131,7 @@ impl WeightSource for GgufWeights {
 /// As [`load`](super::load).
 pub(super) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded> {
     let (mut weights, config) = GgufWeights::open(path, None, &options.device)?;
+    weights.join_projections = options.join_projections;
     let model = options.registry.get(&config)?.build(&config, &mut weights)?;
     weights.finish()?;
     let tokenizer = weights.tokenizer()?.map(|files| Tokenizer::from_files(files, path)).transpose()?;

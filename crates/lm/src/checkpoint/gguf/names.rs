@@ -61,7 +61,7 @@ impl Layout {
     }
 
     fn layer(&self, name: &str, gguf: &GgufFile) -> Result<Rows> {
-        let unknown = || gguf.wrong(format!("no tensor of a GGUF file is `{name}`"));
+        let unknown = || gguf.error(format!("no tensor of a GGUF file is `{name}`"));
         let rest = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
         let (layer, rest) = rest.ok_or_else(unknown)?;
         let stored = |part: &str| format!("blk.{layer}.{part}");

@@ -66,7 +66,7 @@ impl Rows {
     fn kind(gguf: &GgufFile, tensor: &str) -> Result<BlockType> {
         let kind = BlockType::of(gguf.entry(tensor)?.ggml_type);
         let known = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K";
-        kind.map_err(|name| gguf.wrong(format!("tensor `{tensor}` is {name}; {known} can be read")))
+        kind.map_err(|name| gguf.error(format!("tensor `{tensor}` is {name}; {known} can be read")))
     }
 
     /// Checks that the stored tensors are the rows of a parameter of this shape.
@@ -81,7 +81,7 @@ impl Rows {
             if entry.width() != width || !width.is_multiple_of(kind.block().0) {
                 let why =
                     format!("tensor `{tensor}` is {} {:?}, its metadata ask for {shape}", kind.name(), entry.dims);
-                return Err(gguf.wrong(why));
+                return Err(gguf.error(why));
             }
             counts.push(entry.rows());
         }
@@ -101,7 +101,7 @@ impl Rows {
         if rows * width != shape.elements() || !are_columns {
             let dims: Vec<&[usize]> = self.tensors.iter().flat_map(|t| gguf.entry(t)).map(|e| &e.dims[..]).collect();
             let why = format!("tensor {} is {dims:?}, its metadata ask for {shape}", self.tensors.join(" and "));
-            return Err(gguf.wrong(why));
+            return Err(gguf.error(why));
         }
         Ok(())
     }
@@ -229,7 +229,7 @@ impl Rows {
                     let largest = f16::MAX.to_f32();
                     if scales == DType::F16 && moved.iter().any(|x| x.is_finite() && x.abs() > largest) {
                         let why = format!("tensor `{}` has a bias beyond f16", self.tensors[0]);
-                        return Err(gguf.wrong(format!("{why}; convert it with --dtype float32")));
+                        return Err(gguf.error(format!("{why}; convert it with --dtype float32")));
                     }
                     write(moved, scales, bytes);
                     Ok::<_, Error>(())

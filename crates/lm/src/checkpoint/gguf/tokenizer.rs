@@ -84,14 +84,14 @@ pub(super) fn tokenizer(gguf: &GgufFile) -> Result<Option<TokenizerFiles>> {
         other => {
             let why =
                 format!("its tokenizer is `{other}`; gpt2 (byte-level BPE) and llama (SentencePiece BPE) are known");
-            return Err(gguf.wrong(why));
+            return Err(gguf.error(why));
         }
     };
     let special = |name: &str| -> Result<Option<(u32, &str)>> {
         let key = format!("tokenizer.ggml.{name}_token_id");
         let Some(id) = gguf.integer(&key)? else { return Ok(None) };
         let token = vocabulary.tokens.get(id).ok_or_else(|| {
-            gguf.wrong(format!("`{key}` is {id}, the vocabulary has {} tokens", vocabulary.tokens.len()))
+            gguf.error(format!("`{key}` is {id}, the vocabulary has {} tokens", vocabulary.tokens.len()))
         })?;
         Ok(Some((id as u32, token)))
     };
@@ -199,7 +199,7 @@ fn words(gguf: &GgufFile) -> Result<Words> {
         other => {
             let why = format!("its pre-tokenizer is `{other}`; gpt-2, smollm, qwen2, qwen35, llama-bpe, tekken and");
             return Err(
-                gguf.wrong(format!("{why} deepseek-v3 are among those known; take the tokenizer of the original"))
+                gguf.error(format!("{why} deepseek-v3 are among those known; take the tokenizer of the original"))
             );
         }
     })
@@ -214,9 +214,9 @@ impl<'a> Vocabulary<'a> {
             None => vec![1; tokens.len()],
         };
         match tokens.len() {
-            0 => Err(gguf.wrong("`tokenizer.ggml.tokens` is missing or empty")),
+            0 => Err(gguf.error("`tokenizer.ggml.tokens` is missing or empty")),
             count if count != kinds.len() => {
-                Err(gguf.wrong(format!("it has {count} tokens, but the kinds of {}", kinds.len())))
+                Err(gguf.error(format!("it has {count} tokens, but the kinds of {}", kinds.len())))
             }
             _ => Ok(Vocabulary { tokens, kinds }),
         }
@@ -250,7 +250,7 @@ impl<'a> Vocabulary<'a> {
     /// A vocabulary of byte-level BPE: GPT-2's and its descendants.
     fn byte_level(&self, gguf: &GgufFile, words: &Words) -> Result<Json> {
         let merges = gguf.array("tokenizer.ggml.merges")?;
-        let merges = merges.ok_or_else(|| gguf.wrong("`tokenizer.ggml.merges` is missing"))?;
+        let merges = merges.ok_or_else(|| gguf.error("`tokenizer.ggml.merges` is missing"))?;
         let merges: Vec<&str> = merges.iter().filter_map(text).collect();
         let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
         let mut parts: Vec<Json> = words
@@ -281,7 +281,7 @@ impl<'a> Vocabulary<'a> {
     fn sentencepiece(&self, gguf: &GgufFile, prefix: bool) -> Result<Json> {
         let scores = gguf.array("tokenizer.ggml.scores")?;
         let scores = scores.filter(|scores| scores.len() == self.tokens.len());
-        let scores = scores.ok_or_else(|| gguf.wrong("`tokenizer.ggml.scores` is missing or of another length"))?;
+        let scores = scores.ok_or_else(|| gguf.error("`tokenizer.ggml.scores` is missing or of another length"))?;
         let score = |id: usize| if let Value::Float(score) = scores[id] { score } else { 0.0 };
         let ids = self.ids();
         let id = |token: &str| ids.get(token).and_then(Json::as_u64);

@@ -3,9 +3,10 @@
 use super::config::{GatedDeltaNetConfig, Layout};
 use crate::init::VarBuilder;
 use crate::nn::Linear;
+use crate::nn::linear::Bias;
 use crate::params;
 use alluvium_core::{Result, Tensor};
-use alluvium_ops::{concat, split_in};
+use alluvium_ops::{HeadLayout, concat, split_in};
 
 /// The projections, in the layout of the checkpoint.
 #[derive(Clone, Debug)]
@@ -63,29 +64,59 @@ pub(super) struct Inputs {
 }
 
 impl InProj {
+    /// All projections of `x [B, D]` side by side, `[B, W]`, in the order that [`InProj::head_layout`] says.
+    pub(super) fn row(&self, x_bd: &Tensor) -> Result<Tensor> {
+        match self {
+            InProj::Separate(Separate { in_proj_qkv, in_proj_z, in_proj_b, in_proj_a }) => {
+                row([in_proj_qkv, in_proj_z, in_proj_b, in_proj_a], x_bd)
+            }
+            InProj::Merged(Merged { in_proj_qkvz, in_proj_ba }) => row([in_proj_qkvz, in_proj_ba], x_bd),
+            InProj::Split(Split { q_proj, k_proj, v_proj, g_proj, b_proj, a_proj }) => {
+                row([q_proj, k_proj, v_proj, g_proj, b_proj, a_proj], x_bd)
+            }
+        }
+    }
+
+    /// The order of the projections in a row.
+    pub(super) fn head_layout(&self) -> HeadLayout {
+        match self {
+            InProj::Separate(_) | InProj::Split(_) => HeadLayout::Separate,
+            InProj::Merged(_) => HeadLayout::ByKeyHead,
+        }
+    }
+
     pub(super) fn build(b: &mut VarBuilder, config: &GatedDeltaNetConfig) -> Result<Self> {
-        let GatedDeltaNetConfig { hidden_size, value_heads, init_std, layout, .. } = *config;
+        let GatedDeltaNetConfig { value_heads, layout, .. } = *config;
         let (channels, values) = (config.channels(), config.value_channels());
-        let mut linear = |name, rows| Linear::build(b.pp(name), [rows, hidden_size], init_std);
+        let keys = config.key_channels();
         Ok(match layout {
-            Layout::Separate => InProj::Separate(Separate {
-                in_proj_qkv: linear("in_proj_qkv", channels)?,
-                in_proj_z: linear("in_proj_z", values)?,
-                in_proj_b: linear("in_proj_b", value_heads)?,
-                in_proj_a: linear("in_proj_a", value_heads)?,
-            }),
-            Layout::Merged => InProj::Merged(Merged {
-                in_proj_qkvz: linear("in_proj_qkvz", channels + values)?,
-                in_proj_ba: linear("in_proj_ba", 2 * value_heads)?,
-            }),
-            Layout::Split => InProj::Split(Split {
-                q_proj: linear("q_proj", config.key_channels())?,
-                k_proj: linear("k_proj", config.key_channels())?,
-                v_proj: linear("v_proj", values)?,
-                g_proj: linear("g_proj", values)?,
-                b_proj: linear("b_proj", value_heads)?,
-                a_proj: linear("a_proj", value_heads)?,
-            }),
+            Layout::Separate => {
+                let parts = [
+                    ("in_proj_qkv", channels),
+                    ("in_proj_z", values),
+                    ("in_proj_b", value_heads),
+                    ("in_proj_a", value_heads),
+                ];
+                let [in_proj_qkv, in_proj_z, in_proj_b, in_proj_a] = all(b, parts, config)?;
+                InProj::Separate(Separate { in_proj_qkv, in_proj_z, in_proj_b, in_proj_a })
+            }
+            Layout::Merged => {
+                let parts = [("in_proj_qkvz", channels + values), ("in_proj_ba", 2 * value_heads)];
+                let [in_proj_qkvz, in_proj_ba] = all(b, parts, config)?;
+                InProj::Merged(Merged { in_proj_qkvz, in_proj_ba })
+            }
+            Layout::Split => {
+                let parts = [
+                    ("q_proj", keys),
+                    ("k_proj", keys),
+                    ("v_proj", values),
+                    ("g_proj", values),
+                    ("b_proj", value_heads),
+                    ("a_proj", value_heads),
+                ];
+                let [q_proj, k_proj, v_proj, g_proj, b_proj, a_proj] = all(b, parts, config)?;
+                InProj::Split(Split { q_proj, k_proj, v_proj, g_proj, b_proj, a_proj })
+            }
         })
     }
 
@@ -104,6 +135,23 @@ impl InProj {
             }
         }
     }
+}
+
+fn all<const N: usize>(
+    b: &mut VarBuilder,
+    parts: [(&str, usize); N],
+    config: &GatedDeltaNetConfig,
+) -> Result<[Linear; N]> {
+    Linear::build_all(b, parts, config.hidden_size, config.init_std, Bias::None)
+}
+
+/// All projections of each row side by side: `[.., W]`.
+fn row<const N: usize>(projections: [&Linear; N], x: &Tensor) -> Result<Tensor> {
+    if let Some(row) = Linear::forward_joined(projections, x)? {
+        return Ok(row);
+    }
+    let parts = Linear::forward_all(projections, x)?;
+    concat(&parts.each_ref(), x.shape().rank() - 1)
 }
 
 impl Merged {

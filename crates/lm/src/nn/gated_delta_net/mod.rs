@@ -13,8 +13,8 @@ use crate::parameters::Parameter;
 use crate::params;
 use alluvium_core::{Error, Result, Tensor};
 use alluvium_ops::{
-    Activation, CausalConv1dArgs, ChunkStates, ConvOutput, GatedDeltaArgs, GatedDeltaOutput, GatedDeltaStepArgs, Gates,
-    causal_conv1d, gated_delta_rule, gated_delta_step, gdn_gate, l2_norm, scale, split_in,
+    Activation, CausalConv1dArgs, ChunkStates, ConvOutput, GatedDeltaArgs, GatedDeltaNetStep, GatedDeltaNetStepArgs,
+    GatedDeltaOutput, Gates, causal_conv1d, gated_delta_net_step, gated_delta_rule, gdn_gate, l2_norm, scale, split_in,
 };
 use in_proj::{InProj, Inputs};
 use parts::{Filters, Output};
@@ -87,11 +87,17 @@ impl GatedDeltaNet {
         if self.ablation == Ablation::DeltaTerm {
             return Err(Error::value("step", "a layer without its delta term has no step by step form here"));
         }
+        if x_btd.shape()[1] == 1
+            && self.ablation == Ablation::None
+            && cache.conv_state.is_some()
+            && cache.recurrent_state.is_some()
+        {
+            return self.one(x_btd, cache);
+        }
         let Projected { heads, z_btgv, conv_state } = self.project(x_btd, cache.conv_state.as_ref(), None)?;
-        let GatedDeltaOutput { o, final_state } = match cache.recurrent_state.take() {
-            Some(state) if x_btd.shape()[1] == 1 => self.one(&heads, state)?,
-            state => gated_delta_rule(GatedDeltaArgs { initial_state: state.as_ref(), ..self.rule(&heads) })?,
-        };
+        let state = cache.recurrent_state.take();
+        let rule = GatedDeltaArgs { initial_state: state.as_ref(), ..self.rule(&heads) };
+        let GatedDeltaOutput { o, final_state } = gated_delta_rule(rule)?;
         (cache.conv_state, cache.recurrent_state) = (conv_state, Some(final_state));
         self.output.forward(&o, &z_btgv)
     }
@@ -145,19 +151,28 @@ impl GatedDeltaNet {
     }
 
     /// The step of one token of each sequence.
-    fn one(&self, heads: &Heads, state: Tensor) -> Result<GatedDeltaOutput> {
-        let GatedDeltaNetConfig { key_heads: h, value_heads: g, key_dim, value_dim, .. } = self.config;
-        let b = heads.q_bthk.shape()[0];
-        let GatedDeltaOutput { o, final_state } = gated_delta_step(GatedDeltaStepArgs {
-            q: &heads.q_bthk.reshape([b, h, key_dim])?,
-            k: &heads.k_bthk.reshape([b, h, key_dim])?,
-            v: &heads.v_btgv.reshape([b, g, value_dim])?,
-            g: &heads.decay_btg.reshape([b, g])?,
-            beta: &heads.beta_btg.reshape([b, g])?,
+    fn one(&self, x_b1d: &Tensor, cache: &mut DeltaCache) -> Result<Tensor> {
+        let [b, d] = [x_b1d.shape()[0], x_b1d.shape().last()];
+        let missing = || Error::value("step", "the cache of a linear layer is empty");
+        let conv_state = cache.conv_state.take().ok_or_else(missing)?;
+        let state = cache.recurrent_state.take().ok_or_else(missing)?;
+        let (norm, out_proj) = self.output.parts();
+        let GatedDeltaNetStep { y, conv_state, state } = gated_delta_net_step(GatedDeltaNetStepArgs {
+            x: &self.in_proj.row(&x_b1d.reshape([b, d])?)?,
+            conv_state: &conv_state,
+            filter: &self.filters.joined(&self.config)?,
+            a_log: &self.a_log,
+            dt_bias: &self.dt_bias,
+            norm: norm.weight(),
             state,
+            layout: self.in_proj.head_layout(),
+            l2_eps: EPS,
+            norm_eps: norm.eps(),
+            beta_scale: if self.config.allow_neg_eigval { 2.0 } else { 1.0 },
             scale: self.scale(),
         })?;
-        Ok(GatedDeltaOutput { o: o.reshape([b, 1, g, value_dim])?, final_state })
+        (cache.conv_state, cache.recurrent_state) = (Some(conv_state), Some(state));
+        out_proj.forward(&y.reshape([b, 1, self.config.value_channels()])?)
     }
 
     fn scale(&self) -> f32 {

@@ -114,11 +114,16 @@ impl Output {
         })
     }
 
-    pub(super) fn forward(&self, o_btgv: &Tensor, z_btgv: &Tensor) -> Result<Tensor> {
-        let (norm, linear) = match self {
+    /// The norm and the projection.
+    pub(super) fn parts(&self) -> (&RmsNorm, &Linear) {
+        match self {
             Output::Qwen(part) => (&part.norm, &part.out_proj),
             Output::Olmo(part) => (&part.o_norm, &part.o_proj),
-        };
+        }
+    }
+
+    pub(super) fn forward(&self, o_btgv: &Tensor, z_btgv: &Tensor) -> Result<Tensor> {
+        let (norm, linear) = self.parts();
         let &[b, t, heads, value_dim] = o_btgv.shape().dims() else { return linear.forward(o_btgv) };
         linear.forward(&norm.gated(o_btgv, z_btgv)?.reshape([b, t, heads * value_dim])?)
     }

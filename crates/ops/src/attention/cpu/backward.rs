@@ -2,14 +2,13 @@
 //!
 //! Heads that share keys write gradients of their own, which are added in the order of the heads afterwards.
 
-use super::super::{Grad, Mask};
-use super::{AttentionSizes, KEYS, QUERIES, WIDEST, blocks, columns, swapped};
+use super::super::{Grad, Mask, QueryBlock};
+use super::{AttentionSizes, KEYS, QUERIES, WIDEST, columns, swapped};
 use crate::common::tile::{Left, Product, product};
 use alluvium_core::cpu::simd::math::exp;
 use alluvium_core::cpu::{Buffer, Cpu, Isa};
 use alluvium_core::{Result, Tensor};
 use rayon::prelude::*;
-use std::ops::Range;
 
 pub(in super::super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
     let Grad { q, k, v, o, lse, mask, scale, dims } = saved;
@@ -43,9 +42,10 @@ pub(in super::super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bo
             dk.fill(0.0);
             dv.fill(0.0);
             let mut scratch = BackwardScratch::new(width);
-            for queries in blocks(tokens) {
+            for block in mask.blocks(QUERIES) {
+                let queries = &block.queries;
                 let dq = if need[0] { &mut dq[queries.start * width..queries.end * width] } else { &mut [][..] };
-                scratch.block(isa, &head, mask, queries, [&mut *dq, &mut *dk, &mut *dv]);
+                scratch.block(isa, &head, mask, &block, [&mut *dq, &mut *dk, &mut *dv]);
             }
         });
     });
@@ -121,10 +121,11 @@ impl BackwardScratch {
         isa: Isa,
         head: &BackwardHead<'_>,
         mask: &Mask,
-        queries: Range<usize>,
+        block: &QueryBlock,
         [dq, dk, dv]: [&mut [f32]; 3],
     ) {
         let BackwardScratch { q, dy, weights, grads, rows } = self;
+        let queries = &block.queries;
         let (width, count) = (head.width, queries.len());
         let stride = count.next_multiple_of(WIDEST);
         let span = queries.start * width..queries.end * width;
@@ -137,14 +138,14 @@ impl BackwardScratch {
         for (delta, (dy, o)) in rows.delta.iter_mut().zip(pairs) {
             *delta = dy.iter().zip(o).map(|(dy, o)| dy * o).sum();
         }
-        for (i, keys) in mask.tiles(&queries).enumerate() {
+        for (i, keys) in mask.tiles(block).enumerate() {
             let n = keys.len();
             let span = keys.start * width..keys.end * width;
             let (k_rows, v_rows) = (&head.keys[span.clone()], &head.values[span.clone()]);
             let (weights, grads) = (&mut weights[..n * stride], &mut grads[..n * stride]);
             let across = [n, stride, width];
             product(isa, &Product::new(across, Left::rows(k_rows, width), q, stride), weights, stride);
-            mask.hide(&keys, &queries, weights, stride);
+            mask.hide(&keys, queries, weights, stride);
             if !dq.is_empty() || !dk.is_empty() {
                 product(isa, &Product::new(across, Left::rows(v_rows, width), dy, stride), grads, stride);
             }

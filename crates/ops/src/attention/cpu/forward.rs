@@ -1,13 +1,12 @@
 //! One task for each head and block of queries.
 
-use super::super::Mask;
+use super::super::{Mask, QueryBlock};
 use super::{AttentionSizes, KEYS, QUERIES, WIDEST, columns};
 use crate::common::tile::{Left, Product, product};
 use alluvium_core::Result;
 use alluvium_core::cpu::simd::math::exp;
 use alluvium_core::cpu::{Buffer, Cpu, Isa};
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// From memory that lies head by head to a result that does, and `log Σ exp` of the scores.
 pub(super) fn forward(
@@ -24,18 +23,34 @@ pub(super) fn forward(
         heads.for_each(|(head, (o, lse))| {
             let (keys, values) = (sizes.of_head(k, head), sizes.of_head(v, head));
             let q = &q[head * tokens * width..][..tokens * width];
-            let blocks = o.par_chunks_mut(QUERIES * width).zip(lse.par_chunks_mut(QUERIES)).enumerate();
-            blocks.for_each_init(
+            by_block(mask, [o, lse], width).into_par_iter().for_each_init(
                 || ForwardScratch::new(width),
-                |scratch, (block, (o, lse))| {
-                    let queries = block * QUERIES..block * QUERIES + lse.len();
+                |scratch, (block, results)| {
                     let head = ForwardHead { q, keys, values, scale, width };
-                    scratch.block(isa, &head, mask, queries, [o, lse]);
+                    scratch.block(isa, &head, mask, &block, results);
                 },
             );
         });
     });
     Ok((o, lse))
+}
+
+/// The blocks of queries of a head, each with its rows of the result and its `log Σ exp`.
+fn by_block<'a>(
+    mask: &Mask,
+    [mut o, mut lse]: [&'a mut [f32]; 2],
+    width: usize,
+) -> Vec<(QueryBlock, [&'a mut [f32]; 2])> {
+    let take = |from: &mut &'a mut [f32], count: usize| {
+        let (taken, rest) = std::mem::take(from).split_at_mut(count);
+        *from = rest;
+        taken
+    };
+    let mut own = |block: QueryBlock| {
+        let count = block.queries.len();
+        (block, [take(&mut o, count * width), take(&mut lse, count)])
+    };
+    mask.blocks(QUERIES).map(&mut own).collect()
 }
 
 /// The inputs of one head.
@@ -68,27 +83,21 @@ impl ForwardScratch {
         ForwardScratch { q: vec![0.0; width * QUERIES], scores: vec![0.0; KEYS * QUERIES], rows }
     }
 
-    fn block(
-        &mut self,
-        isa: Isa,
-        head: &ForwardHead<'_>,
-        mask: &Mask,
-        queries: Range<usize>,
-        [o, lse]: [&mut [f32]; 2],
-    ) {
+    fn block(&mut self, isa: Isa, head: &ForwardHead<'_>, mask: &Mask, block: &QueryBlock, [o, lse]: [&mut [f32]; 2]) {
         let ForwardScratch { q, scores, rows } = self;
+        let queries = &block.queries;
         let (width, count) = (head.width, queries.len());
         let stride = count.next_multiple_of(WIDEST);
         columns(&head.q[queries.start * width..queries.end * width], width, head.scale, q, stride);
         // finite, so that −∞ − max is no NaN where a query sees nothing of a tile
         rows.max = [f32::MIN; QUERIES];
         rows.sum = [0.0; QUERIES];
-        for (i, keys) in mask.tiles(&queries).enumerate() {
+        for (i, keys) in mask.tiles(block).enumerate() {
             let span = keys.start * width..keys.end * width;
             let scores = &mut scores[..keys.len() * stride];
             let left = Left::rows(&head.keys[span.clone()], width);
             product(isa, &Product::new([keys.len(), stride, width], left, q, stride), scores, stride);
-            mask.hide(&keys, &queries, scores, stride);
+            mask.hide(&keys, queries, scores, stride);
             exp_sub_max(isa, scores, stride, rows);
             let left = Left::columns(scores, stride);
             let p = Product::new([count, width, keys.len()], left, &head.values[span], width);

@@ -1,4 +1,4 @@
-// One workgroup per 64 rows of one gradient; the other side is streamed and its weights are recomputed.
+// One workgroup per block of up to 64 rows of one sequence and one gradient; the other side is streamed and its weights are recomputed.
 // For dq, queries are owned and keys stream; for dk and dv the other way round, over all heads that share the keys.
 @group(0) @binding(1) var<storage, read> lse: array<f32>;
 @group(0) @binding(2) var<storage, read> dots_with_o: array<f32>;
@@ -58,8 +58,7 @@ fn weights(scores: vec4<f32>, values: vec4<f32>, own: u32, streamed: u32) -> vec
         keys = following;
         at = rows_of(queries, own_head);
     }
-    let firsts = vec4<u32>(first_key(queries.x), first_key(queries.y), first_key(queries.z), first_key(queries.w));
-    let seen = (keys >= firsts) & (keys <= queries + vec4<u32>(past())) & (queries < vec4<u32>(p.tokens));
+    let seen = (keys <= queries + vec4<u32>(past())) & (queries < vec4<u32>(p.tokens));
     let logs = vec4<f32>(lse[at.x], lse[at.y], lse[at.z], lse[at.w]);
     let weight = select(vec4<f32>(0.0), exp4(p.scale * scores - logs), seen);
     if OF_VALUES == 1u { return weight; }
@@ -72,29 +71,27 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     own_head = head;
     batch = group.z;
     let each = p.heads / p.shared_heads;
-    var first = group.x * SIDE;
+    var rows = block(group.x, p.positions);
     var heads = vec2<u32>(head * each, head * each + each);
-    var own_end = p.positions;
-    var begin = max(first, past()) - past();
-    var end = end_query(first + SIDE - 1u);
+    var begin = max(rows.x, past()) - past();
+    var end = rows.w - past();
     if OWN_QUERIES == 1u {
         // the last queries attend to most keys, so they start first
-        first = (groups.x - 1u - group.x) * SIDE;
+        rows = block(groups.x - 1u - group.x, p.tokens);
         heads = vec2<u32>(head / each, head / each + 1u);
-        own_end = p.tokens;
-        begin = first_key(first);
-        end = min(past() + first + SIDE, p.positions);
+        begin = rows.z;
+        end = past() + rows.y;
     }
     clear_sums();
     for (var h = heads.x; h < heads.y; h++) {
         streamed_head = h;
         for (var at = begin; at < end; at += SIDE) {
-            let firsts = vec2<u32>(first, at);
-            let ends = vec2<u32>(own_end, end);
+            let firsts = vec2<u32>(rows.x, at);
+            let ends = vec2<u32>(rows.y, end);
             var s = dots(lane, 0u, firsts, ends);
             var d = s;
             if OF_VALUES == 0u { d = dots(lane, 1u, firsts, ends); }
-            let row = first + lane / 16u * 4u;
+            let row = rows.x + lane / 16u * 4u;
             let streamed_at = at + lane % 16u * 4u;
             s.x = weights(s.x, d.x, row, streamed_at);
             s.y = weights(s.y, d.y, row + 1u, streamed_at);
@@ -104,5 +101,5 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
             add_rows(lane, OF_VALUES, at, end);
         }
     }
-    put_sums(lane, first, own_end, vec4<f32>(select(p.scale, 1.0, OF_VALUES == 1u)));
+    put_sums(lane, rows.x, rows.y, vec4<f32>(select(p.scale, 1.0, OF_VALUES == 1u)));
 }

@@ -1,4 +1,4 @@
-// One workgroup per 64 queries of a head: keys are read in tiles of 64, the softmax is rescaled when the largest score
+// One workgroup per block of up to 64 queries of one sequence and head: keys are read in tiles of 64, the softmax is rescaled when the largest score
 // grows.
 @group(0) @binding(1) var<storage, read_write> lse: array<f32>;
 @group(0) @binding(2) var<storage, read> q: array<X4>;
@@ -36,8 +36,7 @@ const HIDDEN: f32 = -3.0e38;
 
 fn scaled(scores: vec4<f32>, query: u32, key: u32) -> vec4<f32> {
     let keys = vec4<u32>(key) + vec4<u32>(0u, 1u, 2u, 3u);
-    let seen = (keys >= vec4<u32>(first_key(query))) & (keys <= vec4<u32>(past() + query));
-    return select(vec4<f32>(HIDDEN), p.scale * scores, seen);
+    return select(vec4<f32>(HIDDEN), p.scale * scores, keys <= vec4<u32>(past() + query));
 }
 
 fn most(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
@@ -46,16 +45,17 @@ fn total(x: vec4<f32>) -> f32 { return (x.x + x.y) + (x.z + x.w); }
 @compute @workgroup_size(256)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     // the last queries attend to most keys, so they start first
-    let first = (groups.x - 1u - group.x) * SIDE;
+    let rows = block(groups.x - 1u - group.x, p.tokens);
+    let first = rows.x;
     head = group.y;
     batch = group.z;
-    let end = min(past() + first + SIDE, p.positions);
+    let end = past() + rows.y;
     let query = first + lane / 16u * 4u;
     var largest = vec4<f32>(LEAST);
     var sum = vec4<f32>(0.0);
     clear_sums();
-    for (var key = first_key(first); key < end; key += SIDE) {
-        var s = dots(lane, 0u, vec2<u32>(first, key), vec2<u32>(p.tokens, end));
+    for (var key = rows.z; key < end; key += SIDE) {
+        var s = dots(lane, 0u, vec2<u32>(first, key), vec2<u32>(rows.y, end));
         let own_key = key + lane % 16u * 4u;
         s.x = scaled(s.x, query, own_key);
         s.y = scaled(s.y, query + 1u, own_key);
@@ -86,11 +86,11 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
     workgroupBarrier();
     sum = vec4<f32>(0.0);
     for (var i = 0u; i < 16u; i++) { sum += shares[lane / 16u * 16u + i]; }
-    put_sums(lane, first, p.tokens, 1.0 / sum);
+    put_sums(lane, first, rows.y, 1.0 / sum);
     if lane % 16u == 0u {
         let logs = largest + log(sum);
         for (var i = 0u; i < 4u; i++) {
-            if query + i < p.tokens { lse[(batch * p.heads + head) * p.tokens + query + i] = logs[i]; }
+            if query + i < rows.y { lse[(batch * p.heads + head) * p.tokens + query + i] = logs[i]; }
         }
     }
 }

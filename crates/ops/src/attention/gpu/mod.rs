@@ -1,6 +1,6 @@
 //! The launches: tiles of 64 queries by 64 keys, or parts of 64 keys where there is one query.
 
-use super::{AttentionArgs, CONTRACT, Grad, Mask};
+use super::{AttentionArgs, CONTRACT, Grad, Mask, QueryBlock, cuda};
 use crate::common::gpu::{MATH, ODD};
 use crate::common::gpu::{to_u32, to_u32s};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
@@ -76,8 +76,8 @@ struct AttentionLaunch<'a> {
     batch: usize,
     dtype: DType,
     params: Params,
-    /// Where each token's own sequence begins and ends, if there are several.
-    sequences: Option<Tensor>,
+    /// Blocks of rows of packed sequences, and how many they are.
+    blocks: Option<(Tensor, usize)>,
 }
 
 impl<'a> AttentionLaunch<'a> {
@@ -90,8 +90,8 @@ impl<'a> AttentionLaunch<'a> {
         let [tokens, positions, heads, shared_heads, width] =
             to_u32s(['T', 'S', 'A', 'G', 'D'].map(|letter| dims[letter]))?;
         let params = Params { tokens, positions, heads, shared_heads, width, scale, count: 0 };
-        let sequences = mask.first.as_ref().map(|first| bounds(gpu, first)).transpose()?;
-        Ok(AttentionLaunch { gpu, batch: dims['B'], dtype, params, sequences })
+        let blocks = if mask.is_packed { Some(blocks(gpu, mask)?) } else { None };
+        Ok(AttentionLaunch { gpu, batch: dims['B'], dtype, params, blocks })
     }
 
     /// Whether rows begin at whole vec4s.
@@ -101,6 +101,16 @@ impl<'a> AttentionLaunch<'a> {
 
     fn which(&self, [even, odd]: &'static Pair) -> &'static Kernel {
         if self.is_even() { even } else { odd }
+    }
+
+    /// The table of blocks, which kernels of packed sequences read.
+    fn table(&self) -> Option<&Tensor> {
+        self.blocks.as_ref().map(|(table, _)| table)
+    }
+
+    /// The number of blocks of rows.
+    fn count(&self, rows: usize) -> usize {
+        self.blocks.as_ref().map_or(rows.div_ceil(SIDE), |(_, count)| *count)
     }
 
     /// Memory for rows of results: odd ones are f32 and rounded afterwards.
@@ -131,20 +141,21 @@ impl<'a> AttentionLaunch<'a> {
     }
 }
 
-/// The first token of each token's sequence, then one past its last.
-fn bounds(gpu: &Gpu, first: &[usize]) -> Result<Tensor> {
-    let mut table: Vec<u32> = first.iter().map(|&token| token as u32).collect();
-    table.resize(2 * first.len(), first.len() as u32);
-    for token in (0..first.len().saturating_sub(1)).rev() {
-        let next = first.len() + token + 1;
-        table[next - 1] = if first[token + 1] == first[token] { table[next] } else { first[token + 1] as u32 };
+/// Blocks of up to 64 rows of one sequence: the first row and the one past the last, then those of the sequence.
+pub(super) fn blocks(gpu: &Gpu, mask: &Mask) -> Result<(Tensor, usize)> {
+    let mut table = Vec::new();
+    for QueryBlock { queries, sequence } in mask.blocks(SIDE) {
+        table.extend(to_u32s([queries.start, queries.end, sequence.start, sequence.end])?);
     }
-    gpu.table(&table)
+    Ok((gpu.table(&table)?, table.len() / 4))
 }
 
 /// The result, and `log Σ exp` of the scores of each head and query, `[B, A, T]`.
 pub(super) fn forward(gpu: &Gpu, args: &AttentionArgs<'_>, mask: &Mask, dims: &Dims) -> Result<(Tensor, Tensor)> {
     let AttentionArgs { q, k, v, scale, .. } = *args;
+    if cuda::takes(gpu, q.dtype(), dims) {
+        return cuda::forward(gpu, [q, k, v], scale, mask, dims);
+    }
     let plan = AttentionLaunch::new(gpu, dims, scale, q.dtype(), mask)?;
     let o = plan.rows(q)?;
     let lse = gpu.empty([dims['B'], dims['A'], dims['T']], DType::F32)?;
@@ -152,10 +163,10 @@ pub(super) fn forward(gpu: &Gpu, args: &AttentionArgs<'_>, mask: &Mask, dims: &D
         decode(&plan, [q, k, v], [&o, &lse])?;
     } else {
         let mut tensors = vec![&o, &lse, q, k, v];
-        let kernel = plan.which(if plan.sequences.is_some() { &PACKED_FORWARD } else { &PLAIN_FORWARD });
-        tensors.extend(&plan.sequences);
+        let kernel = plan.which(if plan.blocks.is_some() { &PACKED_FORWARD } else { &PLAIN_FORWARD });
+        tensors.extend(plan.table());
         let constants = [("COLS", dims['D'].div_ceil(SIDE) as u32), ("SEQUENCES_AT", 5)];
-        let groups = Groups::Grid([dims['T'].div_ceil(SIDE), dims['A'], dims['B']]);
+        let groups = Groups::Grid([plan.count(dims['T']), dims['A'], dims['B']]);
         plan.launch((kernel, "forward"), &constants, &tensors, groups, plan.params)?;
     }
     Ok((gpu.convert(&o, q.dtype())?, lse))
@@ -189,19 +200,22 @@ pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 3]) ->
     if need[0] || need[1] {
         plan.launch((&WITH_O, "with_o"), &[], &[&with_o, o, dy], Groups::Line(rows.div_ceil(64)), params)?;
     }
+    if cuda::takes(gpu, q.dtype(), dims) {
+        return cuda::backward(gpu, saved, dy, &with_o, need);
+    }
 
     let gradient = |of: &Tensor, own: [&Tensor; 2], streamed: [&Tensor; 2], queries: bool, values: bool| {
         let to = plan.rows(of)?;
         let mut tensors = vec![&to, lse, &with_o, own[0], streamed[0], own[1], streamed[1]];
-        let kernel = plan.which(if plan.sequences.is_some() { &PACKED_BACKWARD } else { &PLAIN_BACKWARD });
-        tensors.extend(&plan.sequences);
+        let kernel = plan.which(if plan.blocks.is_some() { &PACKED_BACKWARD } else { &PLAIN_BACKWARD });
+        tensors.extend(plan.table());
         let constants = [
             ("COLS", dims['D'].div_ceil(SIDE) as u32),
             ("SEQUENCES_AT", 7),
             ("OWN_QUERIES", u32::from(queries)),
             ("OF_VALUES", u32::from(values)),
         ];
-        let groups = Groups::Grid([of.shape()[1].div_ceil(SIDE), of.shape()[2], dims['B']]);
+        let groups = Groups::Grid([plan.count(of.shape()[1]), of.shape()[2], dims['B']]);
         plan.launch((kernel, "backward"), &constants, &tensors, groups, plan.params)?;
         gpu.convert(&to, of.dtype())
     };

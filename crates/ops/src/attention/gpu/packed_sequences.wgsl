@@ -1,4 +1,3 @@
-// Packed sequences: the start and end of the sequence of each token.
-@group(0) @binding(SEQUENCES_AT) var<storage, read> sequences: array<u32>;
-fn first_key(query: u32) -> u32 { return sequences[min(query, p.tokens - 1u)]; }
-fn end_query(key: u32) -> u32 { return sequences[p.tokens + min(key, p.tokens - 1u)]; }
+// Packed sequences: for each block of rows, its first row and the one past its last, then those of its sequence.
+@group(0) @binding(SEQUENCES_AT) var<storage, read> blocks: array<vec4<u32>>;
+fn block(index: u32, rows: u32) -> vec4<u32> { return blocks[index]; }

@@ -1,3 +1,2 @@
-// One sequence.
-fn first_key(query: u32) -> u32 { return 0u; }
-fn end_query(key: u32) -> u32 { return p.tokens; }
+// One sequence: a block's first row and the one past its last, then those of all rows.
+fn block(index: u32, rows: u32) -> vec4<u32> { return vec4<u32>(index * SIDE, min(index * SIDE + SIDE, rows), 0u, rows); }

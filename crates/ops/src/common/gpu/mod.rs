@@ -16,6 +16,9 @@ pub(crate) const ALIGNMENT: usize = 256;
 /// Functions that kernels call: exponentials, gates, an error function.
 pub(crate) const MATH: &str = include_str!("math.wgsl");
 
+/// What every kernel in CUDA C++ begins with.
+pub(crate) const NATIVE: &str = include_str!("native.cuh");
+
 /// Functions for lines that do not begin or end at whole vec4s.
 pub(crate) const ODD: &str = include_str!("odd.wgsl");
 

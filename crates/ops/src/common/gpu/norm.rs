@@ -123,13 +123,14 @@ pub(crate) struct NormGradients {
     pub(crate) dz: Option<Tensor>,
 }
 
-/// The gradients to `x`, `w` and `z` that are needed.
+/// The gradients to `x`, `w` and `z` that are needed; that to `w` in the dtype `of_weights`.
 pub(crate) fn backward(
     gpu: &Gpu,
     norm: Norm<'_>,
     scales: &Tensor,
     dy: &Tensor,
     need: [bool; 3],
+    of_weights: DType,
 ) -> Result<NormGradients> {
     let need = [need[0], need[1] && norm.w.is_some(), need[2] && norm.z.is_some()];
     let read = Read::new(gpu, norm)?;
@@ -180,7 +181,7 @@ pub(crate) fn backward(
     }
     let convert = |x: &Tensor| gpu.convert(x, norm.x.dtype());
     let dw = match (norm.w, &sums) {
-        (Some(w), Some(sums)) if need[1] => Some(convert(&totals(gpu, sums, w.shape())?)?),
+        (Some(w), Some(sums)) if need[1] => Some(gpu.convert(&totals(gpu, sums, w.shape())?, of_weights)?),
         _ => None,
     };
     let dx = need[0].then(|| convert(&dx)).transpose()?;

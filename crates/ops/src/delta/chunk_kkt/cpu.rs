@@ -1,7 +1,7 @@
 //! One task a row and key head; the value heads that read it share its products.
 
 use super::{Grad, HeadLayout};
-use crate::common::tasks::{self, Shared};
+use crate::common::tasks::{self, GradientBuffers, Shared};
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
 use crate::delta::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
 use alluvium_core::cpu::{Cpu, Floats, Isa};
@@ -72,10 +72,8 @@ pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<Tensor> {
 pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor, need: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
     let (given, dl) = (KktInputs::read(cpu, args)?, cpu.read(dy)?);
     let (isa, width, HeadLayout { batch, k_heads, v_heads, .. }) = (given.isa, given.width, given.layout);
-    // a gradient that is not needed has no memory
-    let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
-    let (mut dk, mut dbeta, mut dg) = (room(0, &args.k)?, room(1, &args.beta)?, room(2, &args.g_cum)?);
-    let (out_k, out_beta, out_g) = (Shared::new(&mut dk), Shared::new(&mut dbeta), Shared::new(&mut dg));
+    let mut gradients = GradientBuffers::new(cpu, [&args.k, &args.beta, &args.g_cum].map(Some), need)?;
+    let [out_k, out_beta, out_g] = gradients.shared();
     let lengths = [SQUARE, SQUARE, SQUARE, CHUNK * width];
     let length = carved(&lengths) + carved(&given.scratch());
     tasks::each(cpu, batch * k_heads, length, |task, scratch| {
@@ -115,6 +113,5 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor, need: [bool; 3]) -> 
             }
         }
     })?;
-    let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
-    Ok([tensor(0, dk, &args.k)?, tensor(1, dbeta, &args.beta)?, tensor(2, dg, &args.g_cum)?])
+    gradients.into_tensors(cpu)
 }

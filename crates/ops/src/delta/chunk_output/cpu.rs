@@ -1,7 +1,7 @@
 //! One task a row and key head.
 
 use super::{Grad, HeadLayout};
-use crate::common::tasks::{self, Shared};
+use crate::common::tasks::{self, GradientBuffers, Shared};
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
 use crate::delta::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
 use alluvium_core::cpu::{Cpu, Floats, Isa};
@@ -171,12 +171,9 @@ impl<'s> OutputTask<'s> {
 pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor, need: [bool; 5]) -> Result<[Option<Tensor>; 5]> {
     let (given, d_o) = (OutputInputs::read(cpu, args)?, cpu.read(dy)?);
     let (layout, [k, v]) = (given.layout, given.width);
-    // a gradient that is not needed has no memory
-    let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
-    let (mut dq, mut dk, mut dv) = (room(0, &args.q)?, room(1, &args.k)?, room(2, &args.v_new)?);
-    let (mut dh, mut dg) = (room(3, &args.h)?, room(4, &args.g_cum)?);
-    let [out_q, out_k, out_v] = [&mut dq, &mut dk, &mut dv].map(|x| Shared::new(x));
-    let (out_h, out_g) = (Shared::new(&mut dh), Shared::new(&mut dg));
+    let inputs = [&args.q, &args.k, &args.v_new, &args.h, &args.g_cum];
+    let mut gradients = GradientBuffers::new(cpu, inputs.map(Some), need)?;
+    let [out_q, out_k, out_v, out_h, out_g] = gradients.shared();
     let length = carved(&OutputTask::lengths(given.width)) + carved(&OutputTiles::lengths(given.width));
     tasks::each(cpu, layout.batch * layout.k_heads, length, |task, scratch| {
         let (own, scratch) = scratch.split_at_mut(carved(&OutputTask::lengths(given.width)));
@@ -203,12 +200,5 @@ pub(super) fn backward(cpu: &Cpu, args: &Grad, dy: &Tensor, need: [bool; 5]) -> 
             }
         }
     })?;
-    let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
-    Ok([
-        tensor(0, dq, &args.q)?,
-        tensor(1, dk, &args.k)?,
-        tensor(2, dv, &args.v_new)?,
-        tensor(3, dh, &args.h)?,
-        tensor(4, dg, &args.g_cum)?,
-    ])
+    gradients.into_tensors(cpu)
 }

@@ -1,7 +1,7 @@
 //! One task a row and head; the backward pass takes the value heads of a key head together.
 
 use super::{ChunkStateOutput, Grad, HeadLayout};
-use crate::common::tasks::{self, Shared};
+use crate::common::tasks::{self, GradientBuffers, Shared};
 use crate::common::tile::{Left, Product, carve, carved, product, transpose};
 use crate::delta::chunk::{CHUNK, SQUARE, Write, gather, maps, scatter};
 use alluvium_core::cpu::{Cpu, Floats, Isa};
@@ -133,18 +133,10 @@ pub(super) fn backward(
         d_new: d_new.map(|x| cpu.read(x)).transpose()?,
         d_last: d_last.map(|x| cpu.read(x)).transpose()?,
     };
-    // a gradient that is not needed has no memory
-    let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
-    let (mut dk, mut dw) = (room(0, &args.k)?, room(1, &args.w)?);
-    let (mut du, mut dg) = (room(2, &args.u)?, room(3, &args.g_cum)?);
-    let mut dstart = args.initial_state.as_ref().filter(|_| need[4]).map(|x| room(4, x)).transpose()?;
-    let out = StateResults {
-        k: Shared::new(&mut dk),
-        w: Shared::new(&mut dw),
-        u: Shared::new(&mut du),
-        g: Shared::new(&mut dg),
-        start: dstart.as_deref_mut().map(Shared::new),
-    };
+    let inputs = [Some(&args.k), Some(&args.w), Some(&args.u), Some(&args.g_cum), args.initial_state.as_ref()];
+    let mut gradients = GradientBuffers::new(cpu, inputs, need)?;
+    let [k, w, u, g, start] = gradients.shared();
+    let out = StateResults { k, w, u, g, start: (!start.is_empty()).then_some(start) };
     let layout = given.layout;
     let length = carved(&lengths(given.width));
     tasks::each(cpu, layout.batch * layout.k_heads, length, |task, scratch| {
@@ -152,12 +144,7 @@ pub(super) fn backward(
             one_head(&given, &back, [task / layout.k_heads, head], Write::nth(nth), scratch, &out);
         }
     })?;
-    let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
-    let dstart = match (dstart, &args.initial_state) {
-        (Some(data), Some(x)) => tensor(4, data, x)?,
-        _ => None,
-    };
-    Ok([tensor(0, dk, &args.k)?, tensor(1, dw, &args.w)?, tensor(2, du, &args.u)?, tensor(3, dg, &args.g_cum)?, dstart])
+    gradients.into_tensors(cpu)
 }
 
 fn lengths([k, v]: [usize; 2]) -> [usize; 9] {

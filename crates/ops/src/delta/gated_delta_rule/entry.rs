@@ -26,7 +26,7 @@ pub(crate) static OP: Op = Op {
     run,
     reference: |t| reference::forward(t, scale(t)),
     gradient: Gradient::Of(|t, dy| reference::gradient(t, scale(t), dy)),
-    tolerance: Tolerance::F32_SUMS,
+    tolerance: Tolerance::MATRIX_UNITS,
     fills: &[
         ("q", Fill::UnitRows),
         ("k", Fill::UnitRows),
@@ -108,6 +108,17 @@ pub(crate) static OP: Op = Op {
             .filled(&[FULL]),
         Case::new("a model's heads", &[('B', 2), ('T', 130), ('H', 2), ('G', 4), ('K', 128), ('V', 128), ('N', 2)])
             .without(&[PACKED]),
+        Case::new(
+            "a model's heads, packed",
+            &[('B', 1), ('T', 257), ('H', 1), ('G', 2), ('K', 128), ('V', 128), ('N', 4)],
+        ),
+        Case::new(
+            "a model's heads, run through again",
+            &[('B', 1), ('T', 150), ('H', 1), ('G', 1), ('K', 128), ('V', 128), ('N', 1)],
+        )
+        .without(&[START, PACKED])
+        .filled(&[MIXED])
+        .options(&[("recompute", 1.0)]),
         Case::new("the widest keys", &[('B', 1), ('T', 70), ('H', 1), ('G', 1), ('K', 256), ('V', 256), ('N', 1)])
             .without(&[PACKED]),
     ],

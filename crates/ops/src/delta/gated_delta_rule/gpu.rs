@@ -1,7 +1,7 @@
 //! Composed of the stages: what is inside a chunk is done for all chunks at once, and only the states go from one to
 //! the next.
 
-use super::{ChunkStates, GatedDeltaOutput, Grad};
+use super::{ChunkStates, GatedDeltaOutput, Grad, hopper};
 use crate::delta::chunk::{CHUNK, Write};
 use crate::delta::gpu::{
     ChunkGates, ChunkProduct, Chunks, Decay, Direction, Exponents, Factor, Outputs, ProductSide, Size, StateScan,
@@ -70,6 +70,9 @@ impl IntraChunk {
 }
 
 pub(super) fn forward(gpu: &Gpu, args: &Grad, keep: ChunkStates) -> Result<(GatedDeltaOutput, Option<Tensor>)> {
+    if hopper::takes(gpu, args) {
+        return Ok((hopper::forward(gpu, args)?, None));
+    }
     let inside = IntraChunk::new(gpu, args, CHUNK)?;
     let IntraChunk { chunks, gates, q, k, .. } = &inside;
     let [h, v_new, final_state] = inside.states(gpu, args.initial_state.as_ref())?;
@@ -88,6 +91,9 @@ pub(super) fn backward(
     [dy, last]: [Option<Tensor>; 2],
     need: [bool; 6],
 ) -> Result<[Option<Tensor>; 6]> {
+    if let Some(dy) = dy.as_ref().filter(|_| hopper::takes(gpu, args)) {
+        return hopper::backward(gpu, args, dy, last.as_ref(), need);
+    }
     let length = if dy.is_some() { CHUNK } else { SHORT };
     let inside = IntraChunk::new(gpu, args, length)?;
     let IntraChunk { chunks, gates, q, k, v, a, w, .. } = &inside;

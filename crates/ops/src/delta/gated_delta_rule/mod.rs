@@ -3,9 +3,11 @@
 mod cpu;
 mod entry;
 mod gpu;
+mod hopper;
 pub(crate) mod reference;
 
 pub(crate) use entry::OP;
+pub(crate) use hopper::native_sources;
 
 use crate::common::packed;
 use alluvium_core::contract::{F32, FLOATS, IDS, SAME};
@@ -30,7 +32,8 @@ static CONTRACT: Contract = Contract {
 /// The states that the forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkStates {
-    /// The state at the start of each chunk of 64 tokens: `V · K` values a chunk and head.
+    /// The state at the start of each chunk of 64 tokens: `V · K` values a chunk and head. On Hopper's matrix units none is
+    /// kept: there the pass that makes the states again is short.
     Keep,
     /// None: the backward pass recomputes the states, one sequence and head at a time.
     Recompute,

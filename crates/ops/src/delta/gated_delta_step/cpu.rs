@@ -38,18 +38,18 @@ pub(super) fn forward(cpu: &Cpu, args: GatedDeltaStepArgs<'_>, dims: &Dims) -> R
 }
 
 /// The inputs of one row of a state.
-struct StepRow<'a> {
-    q: &'a [f32],
-    k: &'a [f32],
-    v: f32,
-    decay: f32,
-    beta: f32,
-    scale: f32,
+pub(in crate::delta) struct StepRow<'a> {
+    pub(in crate::delta) q: &'a [f32],
+    pub(in crate::delta) k: &'a [f32],
+    pub(in crate::delta) v: f32,
+    pub(in crate::delta) decay: f32,
+    pub(in crate::delta) beta: f32,
+    pub(in crate::delta) scale: f32,
 }
 
 alluvium_core::simd! {
     /// Updates a row of the state; returns its output.
-    fn step<S>(row: &StepRow<'_>, state: &mut [f32]) -> f32 {
+    pub(in crate::delta) fn step<S>(row: &StepRow<'_>, state: &mut [f32]) -> f32 {
         let decay = S::splat(row.decay);
         let mut sums = [S::splat(0.0); 2];
         for (i, (s, k)) in state.chunks(S::LANES).zip(row.k.chunks(S::LANES)).enumerate() {

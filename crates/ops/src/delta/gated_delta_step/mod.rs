@@ -1,6 +1,6 @@
 //! The gated delta rule for one token: decoding.
 
-mod cpu;
+pub(super) mod cpu;
 mod entry;
 mod gpu;
 mod reference;

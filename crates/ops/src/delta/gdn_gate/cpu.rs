@@ -6,7 +6,8 @@ use alluvium_core::cpu::Cpu;
 use alluvium_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
-fn softplus(x: f32) -> f32 {
+/// `ln(1 + eˣ)`, without overflow.
+pub(in crate::delta) fn softplus(x: f32) -> f32 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 

@@ -1,9 +1,9 @@
 //! The log decay `g` and `β` of a Gated DeltaNet layer, from its projections.
 
-mod cpu;
+pub(super) mod cpu;
 mod entry;
 mod gpu;
-mod reference;
+pub(crate) mod reference;
 
 pub(crate) use entry::OP;
 

@@ -11,7 +11,7 @@ fn sigmoid(x: f64) -> f64 {
 }
 
 /// `g` and `beta`.
-pub(super) fn forward(t: &Given<Array>) -> Vec<Array> {
+pub(crate) fn forward(t: &Given<Array>) -> Vec<Array> {
     let (a, heads) = (&t["a"], t["a"].width());
     let decay = |i: usize| -t["a_log"].data[i % heads].exp() * softplus(a.data[i] + t["dt_bias"].data[i % heads]);
     vec![Array::new(a.shape.clone(), (0..a.data.len()).map(decay).collect()), t["b"].map(sigmoid)]

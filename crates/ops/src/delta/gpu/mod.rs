@@ -150,6 +150,16 @@ impl Chunks {
         })
     }
 
+    /// First token and length of each chunk, and two zeros.
+    pub(crate) fn chunk_table(&self) -> &Tensor {
+        &self.chunks
+    }
+
+    /// First token, length, first chunk and number of chunks of each sequence.
+    pub(crate) fn sequence_table(&self) -> &Tensor {
+        &self.sequences
+    }
+
     /// The number of chunks.
     pub(crate) fn count(&self) -> usize {
         self.chunks.shape()[0]

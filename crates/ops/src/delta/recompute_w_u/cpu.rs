@@ -1,7 +1,7 @@
 //! One task a row and key head.
 
 use super::{Grad, HeadLayout, WyRepr};
-use crate::common::tasks::{self, Shared};
+use crate::common::tasks::{self, GradientBuffers, Shared};
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
 use crate::delta::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
 use alluvium_core::cpu::{Cpu, Floats, Isa};
@@ -130,16 +130,6 @@ pub(super) fn forward(cpu: &Cpu, args: &Grad) -> Result<WyRepr> {
     Ok(WyRepr { w, u: cpu.tensor(u, args.v.shape(), given.dtype)? })
 }
 
-/// Where the gradients go.
-#[derive(Clone, Copy)]
-struct WyGradients<'a> {
-    k: Shared<'a>,
-    v: Shared<'a>,
-    beta: Shared<'a>,
-    g: Shared<'a>,
-    a: Shared<'a>,
-}
-
 pub(super) fn backward(
     cpu: &Cpu,
     args: &Grad,
@@ -149,17 +139,9 @@ pub(super) fn backward(
     let given = WyInputs::read(cpu, args)?;
     let [dw, du] = dy;
     let (dw, du) = (dw.map(|x| cpu.read(x)).transpose()?, du.map(|x| cpu.read(x)).transpose()?);
-    // a gradient that is not needed has no memory
-    let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
-    let (mut dk, mut dv, mut da) = (room(0, &args.k)?, room(1, &args.v)?, room(4, &args.a)?);
-    let (mut dbeta, mut dg) = (room(2, &args.beta)?, room(3, &args.g_cum)?);
-    let out = WyGradients {
-        k: Shared::new(&mut dk),
-        v: Shared::new(&mut dv),
-        beta: Shared::new(&mut dbeta),
-        g: Shared::new(&mut dg),
-        a: Shared::new(&mut da),
-    };
+    let inputs = [&args.k, &args.v, &args.beta, &args.g_cum, &args.a];
+    let mut all = GradientBuffers::new(cpu, inputs.map(Some), need)?;
+    let [out_k, out_v, out_beta, out_g, out_a] = all.shared();
     let (layout, [k, v]) = (given.layout, given.width);
     let work = [CHUNK * k, CHUNK * v, CHUNK * k, CHUNK * v, CHUNK * k.max(v), SQUARE];
     let length = carved(&work) + carved(&WyTiles::lengths(given.width));
@@ -180,23 +162,16 @@ pub(super) fn backward(
                 let [_, _, d_k, d_v, _, d_a] = &tiles;
                 // SAFETY: each task has all value heads of its key head of its own row.
                 unsafe {
-                    scatter(out.k, tokens.clone(), [layout.k_heads, task % layout.k_heads, k], d_k, Write::nth(nth));
-                    scatter(out.v, tokens.clone(), [layout.v_heads, head, v], d_v, Write::Set);
-                    scatter(out.a, tokens.clone(), [layout.v_heads, head, CHUNK], d_a, Write::Set);
-                    scatter(out.beta, tokens.clone(), [layout.v_heads, head, 1], &dbeta, Write::Set);
-                    scatter(out.g, tokens.clone(), [layout.v_heads, head, 1], &dg, Write::Set);
+                    scatter(out_k, tokens.clone(), [layout.k_heads, task % layout.k_heads, k], d_k, Write::nth(nth));
+                    scatter(out_v, tokens.clone(), [layout.v_heads, head, v], d_v, Write::Set);
+                    scatter(out_a, tokens.clone(), [layout.v_heads, head, CHUNK], d_a, Write::Set);
+                    scatter(out_beta, tokens.clone(), [layout.v_heads, head, 1], &dbeta, Write::Set);
+                    scatter(out_g, tokens.clone(), [layout.v_heads, head, 1], &dg, Write::Set);
                 }
             }
         }
     })?;
-    let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
-    Ok([
-        tensor(0, dk, &args.k)?,
-        tensor(1, dv, &args.v)?,
-        tensor(2, dbeta, &args.beta)?,
-        tensor(3, dg, &args.g_cum)?,
-        tensor(4, da, &args.a)?,
-    ])
+    all.into_tensors(cpu)
 }
 
 /// From `dw` and `du` in the first two tiles: dk, dv and dA in the others, dβ and dg returned.

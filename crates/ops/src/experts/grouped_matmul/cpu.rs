@@ -19,7 +19,7 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, ids: &Tensor, dims: &Di
 }
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-    let Grad { x, w, experts, dims } = saved;
+    let Grad { x, w, experts, dims, dw_dtype } = saved;
     let choices = &Choices::new(CONTRACT.op, experts, dims)?;
     let dys = cpu.read(dy)?;
     let [mut dx, mut dw] = [None, None];
@@ -46,7 +46,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
                 gemm(cpu, 1.0, a, b, 0.0, dw)
             })
         })?;
-        dw = Some(cpu.tensor(to, w.shape(), w.dtype())?);
+        dw = Some(cpu.tensor(to, w.shape(), *dw_dtype)?);
     }
     Ok([dx, dw])
 }

@@ -15,7 +15,7 @@ pub(super) fn forward(gpu: &Gpu, x: &Tensor, w: &Tensor, experts: &Tensor, dims:
 }
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-    let Grad { x, w, experts, dims } = saved;
+    let Grad { x, w, experts, dims, dw_dtype } = saved;
     let choices = RoutedChoices::new(CONTRACT.op, experts, dims, dims['I'])?;
     let sorted = choices.sort(gpu)?;
     let [mut dx, mut dw] = [None, None];
@@ -23,7 +23,7 @@ pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
         dx = Some(choices.back(gpu, &sorted, (dy, ExpertWeights::Plain(w)), x.shape(), x.dtype())?);
     }
     if need[1] {
-        dw = Some(choices.gradient(gpu, (&sorted, 0), [dy, x], w.shape(), w.dtype())?);
+        dw = Some(choices.gradient(gpu, (&sorted, 0), [dy, x], w.shape(), *dw_dtype)?);
     }
     Ok([dx, dw])
 }

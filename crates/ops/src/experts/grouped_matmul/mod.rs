@@ -9,12 +9,12 @@ pub(crate) use entry::OP;
 
 use crate::experts::cpu::check_rows;
 use alluvium_core::contract::{FLOATS, IDS};
-use alluvium_core::{Arg, Backward, Contract, Device, Dims, Result, Tensor, tape};
+use alluvium_core::{Arg, Backward, Contract, DType, Device, Dims, Result, Tensor, tape};
 
 /// The contract of `grouped_matmul`.
 static CONTRACT: Contract = Contract {
     op: "grouped_matmul",
-    args: &[Arg::new("x", "R.. I", FLOATS), Arg::new("w", "E O I", FLOATS), Arg::new("experts", "N K", IDS)],
+    args: &[Arg::new("x", "R.. I", FLOATS), Arg::new("w", "E O I", FLOATS).weight(), Arg::new("experts", "N K", IDS)],
     rules: &[],
 };
 
@@ -23,12 +23,12 @@ static CONTRACT: Contract = Contract {
 /// The rows of `x` are those of the tokens, `R = N`, or each choice has its own, `R = N·K`: the first projections of an
 /// expert take the former, its last one the latter.
 ///
-/// | tensor    | shape   | dtype          | gradient |
-/// |-----------|---------|----------------|----------|
-/// | `x`       | `R.. I` | f32, f16, bf16 | yes      |
-/// | `w`       | `E O I` | f32, f16, bf16 | yes      |
-/// | `experts` | `N K`   | u32            |          |
-/// | result    | `N K O` | that of `x`    |          |
+/// | tensor    | shape   | dtype          | gradient            |
+/// |-----------|---------|----------------|---------------------|
+/// | `x`       | `R.. I` | f32, f16, bf16 | yes                 |
+/// | `w`       | `E O I` | f32, f16, bf16 | yes, not rounded    |
+/// | `experts` | `N K`   | u32            |                     |
+/// | result    | `N K O` | that of `x`    |                     |
 ///
 /// The choices are sorted by expert, so the weights of an expert are read once for all its rows, and not at all when
 /// no token chose it. Products are summed in f32; the gradient of an expert that no token chose is zero. The backward
@@ -67,7 +67,10 @@ pub fn grouped_matmul(x: &Tensor, w: &Tensor, experts: &Tensor) -> Result<Tensor
         Device::Cpu(cpu) => cpu::forward(cpu, x, w, experts, &dims)?,
         Device::Gpu(gpu) => gpu::forward(gpu, x, w, experts, &dims)?,
     };
-    tape::record([x, w], y, || Grad { x: x.detach(), w: w.detach(), experts: experts.detach(), dims })
+    tape::record([x, w], y, || {
+        let dw_dtype = w.gradient_dtype();
+        Grad { x: x.detach(), w: w.detach(), experts: experts.detach(), dims, dw_dtype }
+    })
 }
 
 /// `dx = Σ dy · w[expert]` over the choices that share the row, `dw[e] = Σ dyᵀ · x` over those of the expert.
@@ -76,6 +79,7 @@ struct Grad {
     w: Tensor,
     experts: Tensor,
     dims: Dims,
+    dw_dtype: DType,
 }
 
 impl Backward<2> for Grad {
@@ -94,7 +98,7 @@ impl Backward<2> for Grad {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alluvium_core::{DType, Tape};
+    use alluvium_core::Tape;
 
     fn tensor<const N: usize>(data: &[f32], shape: [usize; N]) -> Tensor {
         Tensor::from_slice(data, shape, &Device::cpu()).unwrap()

@@ -1,6 +1,5 @@
 // A few lines `a` against many lines `b`, which are read once, in storage order: LANES invocations share the sum of
 // four results, and sums of each of the few lines go side by side.
-@group(0) @binding(2) var<storage, read_write> c: array<f32>;
 const SETS: u32 = 256u / LANES;
 var<workgroup> shares: array<vec4<f32>, 256>;
 
@@ -68,15 +67,6 @@ fn few(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups:
             workgroupBarrier();
             if own.y < half { shares[lane] += shares[lane + half * step]; }
         }
-        if own.y == 0u && r < p.m {
-            let total = p.alpha * shares[lane];
-            for (var i = 0u; i < 4u; i++) {
-                if n + i < p.n {
-                    // `part` is how far apart the results of the many lines are
-                    let at = p.c_at + batch * p.c_batch + r * p.c_stride + (n + i) * p.part;
-                    c[at] = total[i] + select(0.0, p.beta * c[at], p.beta != 0.0);
-                }
-            }
-        }
+        if own.y == 0u && r < p.m { put_few(batch, r, n, shares[lane]); }
     }
 }

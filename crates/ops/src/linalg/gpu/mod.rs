@@ -1,6 +1,7 @@
 //! The matrix product on a GPU, for `matmul`, `linear` and other launches that multiply.
 
 mod cut;
+mod library;
 mod plan;
 
 use crate::common::gpu::ODD;
@@ -9,6 +10,7 @@ use crate::quantized::Quantized;
 use crate::quantized::gpu::{CODES, constants, per_group};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch, Shader};
 use alluvium_core::{DType, Result, Shape, Tensor};
+use library::library;
 pub(crate) use plan::GemmSizes;
 use plan::{GemmPlan, Gemv, GemvSide, OperandStorage, depth, plan};
 
@@ -31,6 +33,9 @@ const F16: &str = include_str!("matrices_f16.wgsl");
 const F32: &str = include_str!("matrices_f32.wgsl");
 const QUADS: &str = include_str!("vec4.wgsl");
 const SINGLES: &str = include_str!("scalar.wgsl");
+const GEMV: &str = include_str!("gemv.wgsl");
+const FEW_QUADS: &str = include_str!("few_quads.wgsl");
+const FEW_SINGLES: &str = include_str!("few_singles.wgsl");
 
 /// The kernels of tiles: of a plain right side, with results as vec4s and one by one, then the same of a quantized one.
 macro_rules! tiles {
@@ -60,12 +65,18 @@ static F32_TILES: [Kernel; 4] =
 static F16_QUADS: Kernel = crate::common::gpu::kernel("product by f16 matrices", &[PARAMS, F16, QUADS, MATRICES]);
 static F16_SINGLES: Kernel =
     crate::common::gpu::kernel("product by f16 matrices, odd", &[PARAMS, F16, SINGLES, MATRICES]);
-static FEW: Kernel =
-    crate::common::gpu::kernel("product of few lines", &[ODD, PARAMS, SIDES, include_str!("gemv.wgsl")]);
-static PACKED_FEW: Kernel = crate::common::gpu::kernel(
-    "product of few lines, quantized",
-    &[ODD, PARAMS, CODES, PACKED_SIDES, include_str!("gemv.wgsl")],
-);
+static FEW: [Kernel; 4] = [
+    crate::common::gpu::kernel("product of few lines", &[ODD, PARAMS, SIDES, QUADS, FEW_QUADS, GEMV]),
+    crate::common::gpu::kernel("product of few lines, odd", &[ODD, PARAMS, SIDES, FEW_SINGLES, GEMV]),
+    crate::common::gpu::kernel(
+        "product of few lines, quantized",
+        &[ODD, PARAMS, CODES, PACKED_SIDES, QUADS, FEW_QUADS, GEMV],
+    ),
+    crate::common::gpu::kernel(
+        "product of few lines, quantized, odd",
+        &[ODD, PARAMS, CODES, PACKED_SIDES, FEW_SINGLES, GEMV],
+    ),
+];
 static SUM_QUADS: Kernel =
     crate::common::gpu::kernel("sum of a product's parts", &[PARAMS, include_str!("sum.wgsl"), QUADS]);
 static SUM_SINGLES: Kernel =
@@ -189,10 +200,17 @@ pub(crate) fn product(
     shape: Shape,
     dtype: DType,
 ) -> Result<Tensor> {
-    let few = matches!(plan(sizes, stored(gpu, &a, &b)), GemmPlan::Gemv(_));
+    if gpu.has_library_products() && dtype == a.tensor.dtype() {
+        let c = gpu.empty(shape, dtype)?;
+        let to = GpuMatrix::new(&c, sizes.n, sizes.m * sizes.n);
+        if library(gpu, &Gemm { a, b, c: to, sizes, alpha: 1.0, beta: 0.0 })? {
+            return Ok(c);
+        }
+    }
+    let aside = matches!(plan(sizes, stored(gpu, &a, &b)), GemmPlan::Gemv(Gemv { side: GemvSide::Right, .. }));
     let largest = a.bytes().max(b.bytes()).max(shape.elements() * dtype.size());
     // half-precision results that do not fill whole vec4s, or that are computed in pieces, are rounded afterwards
-    let direct = dtype == DType::F32 || (sizes.n.is_multiple_of(4) && !few && largest <= gpu.limits().binding);
+    let direct = dtype == DType::F32 || (sizes.n.is_multiple_of(4) && !aside && largest <= gpu.limits().binding);
     let c = gpu.empty(shape, if direct { dtype } else { DType::F32 })?;
     let to = GpuMatrix::new(&c, sizes.n, sizes.m * sizes.n);
     gemm(gpu, &Gemm { a, b, c: to, sizes, alpha: 1.0, beta: 0.0 })?;
@@ -202,22 +220,32 @@ pub(crate) fn product(
 /// Writes a product into memory that is there, in pieces where a binding does not hold its tensors; then results are
 /// f32.
 pub(crate) fn gemm(gpu: &Gpu, args: &Gemm<'_>) -> Result<()> {
+    if library(gpu, args)? {
+        return Ok(());
+    }
     let run = |piece: &Gemm<'_>| by(gpu, piece, plan(piece.sizes, stored(gpu, &piece.a, &piece.b)));
     cut::pieces(gpu.limits().binding, args, &run)
 }
 
+impl Params {
+    fn of(args: &Gemm<'_>) -> Result<Self> {
+        let Gemm { a, b, c, sizes, alpha, beta } = args;
+        Ok(Params {
+            size: to_u32s([sizes.m, sizes.n, sizes.k])?,
+            part: to_u32(sizes.k)?,
+            splits: 1,
+            a: place(a)?,
+            b: place(b)?,
+            c: place(c)?,
+            alpha: *alpha,
+            beta: *beta,
+        })
+    }
+}
+
 fn by(gpu: &Gpu, args: &Gemm<'_>, plan: GemmPlan) -> Result<()> {
-    let Gemm { a, b, c, sizes, alpha, beta } = *args;
-    let params = Params {
-        size: to_u32s([sizes.m, sizes.n, sizes.k])?,
-        part: to_u32(sizes.k)?,
-        splits: 1,
-        a: place(&a)?,
-        b: place(&b)?,
-        c: place(&c)?,
-        alpha,
-        beta,
-    };
+    let sizes = args.sizes;
+    let params = Params::of(args)?;
     match plan {
         GemmPlan::Gemv(few) => lines(gpu, args, few, params),
         GemmPlan::Tiles { side, part, splits } | GemmPlan::Matrices { side, part, splits } => {
@@ -246,7 +274,14 @@ fn stored(gpu: &Gpu, a: &GpuMatrix<'_>, b: &GpuMatrix<'_>) -> OperandStorage {
         (DType::F32, DType::F32) if limits.matrices_f32 => Some(F32_SIDE),
         _ => None,
     };
-    OperandStorage { k_inner: [a.order == MatOrder::RowMajor, b.order == MatOrder::ColumnMajor], packed, matrices }
+    let k_inner = [a.order == MatOrder::RowMajor, b.order == MatOrder::ColumnMajor];
+    OperandStorage { k_inner, packed, matrices, few_rows: few_rows(gpu) }
+}
+
+/// Rows of a layer's input up to which a row's sums have one order, whatever the number of rows. More than eight are
+/// left to the GPU's own library where there is one.
+pub(crate) fn few_rows(gpu: &Gpu) -> usize {
+    if gpu.has_library_products() { 8 } else { 32 }
 }
 
 /// Whether results are written as whole vec4s: a scratch matrix of parts may have its lines filled up.
@@ -335,8 +370,8 @@ fn matrices(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<(
     })
 }
 
-/// Kernels that no case here reaches, as adapters get them: cases are too small for tiles of 128, and few adapters have
-/// cooperative matrices. Tests read them.
+/// Kernels that no case here reaches, as adapters get them: cases are too small for tiles of 128, few adapters have
+/// cooperative matrices, and packed rows are never odd. Tests read them.
 ///
 /// # Errors
 /// Never: every storage dtype here is a floating one.
@@ -357,6 +392,11 @@ pub fn unreached_shaders() -> Result<Vec<Shader>> {
             shaders.push(kernel.shader("tile", &constants, &stored[1..])?);
         }
     }
+    // packed rows are a multiple of 32 values long, so a few lines of their products fill whole vec4s
+    let of_few =
+        [("FEW", 2), ("LANES", 16), ("A_K_INNER", 1), ("B_K_INNER", 1), ("A_ODD", 1), ("B_ODD", 0), ("C_AT", 2)];
+    let stored = [("A", DType::F32), ("B", DType::F32), ("C", DType::F32)];
+    shaders.push(FEW[3].shader("few", &[&of_few[..], &codes].concat(), &stored)?);
     Ok(shaders)
 }
 
@@ -396,8 +436,9 @@ fn lines(gpu: &Gpu, args: &Gemm<'_>, few: Gemv, params: Params) -> Result<()> {
         c: to_u32s([c.at, stride, c.batch_stride])?,
         ..params
     };
+    let quads = few.side == GemvSide::Left && by_quads(args);
     gpu.launch(&Launch {
-        kernel: if many_side.packed.is_some() { &PACKED_FEW } else { &FEW },
+        kernel: &FEW[2 * usize::from(many_side.packed.is_some()) + usize::from(!quads)],
         entry: "few",
         constants: &with_meaning(
             &many_side,
@@ -408,9 +449,10 @@ fn lines(gpu: &Gpu, args: &Gemm<'_>, few: Gemv, params: Params) -> Result<()> {
                 ("B_K_INNER", flag(many_side.order == MatOrder::RowMajor)),
                 ("A_ODD", flag(!few_side.is_even() || few_side.order == MatOrder::ColumnMajor)),
                 ("B_ODD", flag(!many_side.is_even())),
+                ("C_AT", 2),
             ],
         ),
-        stored: &[("A", few_side.storage()), ("B", many_side.storage())],
+        stored: &[("A", few_side.storage()), ("B", many_side.storage()), ("C", c.tensor.dtype())],
         binds: &sides(&few_side, &many_side, c),
         params: bytemuck::bytes_of(&params),
         groups: Groups::Line(many.div_ceil(4 * 256 / few.lanes) * sizes.count),
@@ -418,141 +460,4 @@ fn lines(gpu: &Gpu, args: &Gemm<'_>, few: Gemv, params: Params) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::quantized::{Packed, Packing};
-    use alluvium_core::Device;
-    use alluvium_core::gpu::adapters;
-
-    const SIZES: GemmSizes = GemmSizes { m: 131, k: 70, n: 134, count: 2 };
-
-    /// The worst difference from plain loops of `0.5 · a · b + 2 · c` by this plan, with these sides as columns.
-    fn gap(device: &Device, plan: GemmPlan, sizes: GemmSizes, columns: [bool; 2], dtype: DType) -> f32 {
-        let Device::Gpu(gpu) = device else { return f32::NAN };
-        let GemmSizes { m, k, n, count } = sizes;
-        let wave = |len: usize, seed: f32| (0..len).map(|i| (i as f32 * 0.37 + seed).sin()).collect::<Vec<_>>();
-        let tensor = |seed: f32, len: usize| {
-            let x = Tensor::from_slice(&wave(len, seed), [len], device).unwrap();
-            gpu.convert(&x, dtype).unwrap()
-        };
-        let (a, b) = (tensor(0.0, count * m * k), tensor(1.0, count * k * n));
-        let c = Tensor::from_slice(&wave(count * m * n, 2.0), [count * m * n], device).unwrap();
-        let [left, right] = [(&a, m, k, columns[0]), (&b, k, n, columns[1])].map(|(x, rows, cols, columns)| {
-            let width = if columns { rows } else { cols };
-            let mat = GpuMatrix::new(x, width, rows * cols);
-            if columns { mat.t() } else { mat }
-        });
-        let to = GpuMatrix::new(&c, n, m * n);
-        let was = c.to_vec::<f32>().unwrap();
-        by(gpu, &Gemm { a: left, b: right, c: to, sizes, alpha: 0.5, beta: 2.0 }, plan).unwrap();
-        let (x, y, got) = (a.to_floats().unwrap(), b.to_floats().unwrap(), c.to_vec::<f32>().unwrap());
-        let mut worst = 0.0f32;
-        for (i, got) in got.iter().enumerate() {
-            let (r, row, col) = (i / (m * n), i / n % m, i % n);
-            let x = |l: usize| x[r * m * k + if columns[0] { l * m + row } else { row * k + l }];
-            let y = |l: usize| y[r * k * n + if columns[1] { col * k + l } else { l * n + col }];
-            let want = 0.5 * (0..k).map(|l| x(l) * y(l)).sum::<f32>() + 2.0 * was[i];
-            worst = worst.max((got - want).abs());
-            assert!(!got.is_nan());
-        }
-        worst
-    }
-
-    /// The kernels that only some adapters can run, as those adapters get them.
-    #[test]
-    fn kernels_of_matrices_are_valid_for_the_adapters_that_have_them() {
-        use naga::back::{msl, spv};
-        use naga::valid::{Capabilities, ValidationFlags, Validator};
-        for Shader { name, text, .. } in
-            unreached_shaders().unwrap().into_iter().filter(|shader| shader.name.contains("matrices"))
-        {
-            let module =
-                naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&text)));
-            let info = Validator::new(ValidationFlags::all(), Capabilities::all())
-                .validate(&module)
-                .unwrap_or_else(|e| panic!("{name}: {e:?}"));
-            if name.contains("by f32") {
-                let options = msl::Options { lang_version: (2, 4), ..msl::Options::default() };
-                let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
-                    .unwrap_or_else(|e| panic!("{name}: {e}"));
-                assert!(text.contains("simdgroup_multiply_accumulate"), "{text}");
-            }
-            let options = spv::Options { lang_version: (1, 6), ..spv::Options::default() };
-            spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{name}: {e}"));
-        }
-    }
-
-    #[test]
-    fn every_plan_computes_the_product_whatever_the_sizes_and_the_storage() {
-        if adapters().is_empty() {
-            return;
-        }
-        let device: Device = Gpu::builder().poison().open().unwrap().into();
-        let even = GemmSizes { m: 128, k: 64, n: 128, count: 1 };
-        for columns in [[false, false], [true, false], [false, true], [true, true]] {
-            for side in [64, 128] {
-                for (sizes, part, splits) in [(SIZES, 96, 1), (SIZES, 32, 3), (even, 64, 1), (even, 32, 2)] {
-                    let worst = gap(&device, GemmPlan::Tiles { side, part, splits }, sizes, columns, DType::F32);
-                    assert!(worst < 1e-4, "{side} {sizes:?} {splits} {columns:?}: {worst}");
-                }
-            }
-            for (side, m, n) in [(GemvSide::Left, 3, 261), (GemvSide::Right, 90, 4), (GemvSide::Left, 1, 1)] {
-                for lanes in [16, 64] {
-                    let (sizes, few) = (GemmSizes { m, n, ..SIZES }, Gemv { side, lines: 4, lanes });
-                    let worst = gap(&device, GemmPlan::Gemv(few), sizes, columns, DType::F16);
-                    assert!(worst < 1e-4, "{few:?} {sizes:?} {columns:?}: {worst}");
-                }
-            }
-        }
-        let wide = GemmPlan::Tiles { side: 128, part: 96, splits: 1 };
-        assert!(gap(&device, wide, SIZES, [false, true], DType::BF16) < 1e-4);
-    }
-
-    #[test]
-    fn every_plan_takes_every_packing_apart() {
-        if adapters().is_empty() {
-            return;
-        }
-        let (gpu, cpu) = (Gpu::builder().poison().open().unwrap(), Device::cpu());
-        let to =
-            |x: &Tensor| Tensor::from_bytes(&x.to_bytes().unwrap(), x.shape(), x.dtype(), &gpu.clone().into()).unwrap();
-        let wave = |shape: [usize; 2]| {
-            let data: Vec<f32> = (0..shape[0] * shape[1]).map(|i| (i as f32 * 0.37).sin()).collect();
-            Tensor::from_slice(&data, shape, &cpu).unwrap()
-        };
-        let affine = [1, 2, 3, 4, 5, 6, 8].map(|bits| Packing::Affine { bits, group: 32 });
-        let (outer, inner) = (133, 160);
-        for packing in affine.into_iter().chain([Packing::Mxfp4, Packing::Mxfp8, Packing::Nvfp4]) {
-            let packed = crate::quantize(&wave([outer, inner]), packing).unwrap();
-            let whole = to(&crate::dequantize(&packed.quantized(), DType::F32).unwrap());
-            let packed = Packed {
-                w: to(&packed.w),
-                scales: to(&packed.scales),
-                biases: packed.biases.as_ref().map(to),
-                packing,
-            };
-            let [batch_stride, whole] =
-                [GpuMatrix::packed(packed.quantized(), inner), GpuMatrix::new(&whole, inner, 0)];
-            for (back, m) in [(false, 70), (true, 70), (true, 5)] {
-                let (k, n) = if back { (outer, inner) } else { (inner, outer) };
-                let a = to(&wave([m, k]));
-                let product = |b: GpuMatrix<'_>, plan: GemmPlan| {
-                    let c = gpu.empty([m, n], DType::F32).unwrap();
-                    let (a, to) = (GpuMatrix::new(&a, k, 0), GpuMatrix::new(&c, n, 0));
-                    let b = if back { b } else { b.t() };
-                    let sizes = GemmSizes { m, k, n, count: 1 };
-                    by(&gpu, &Gemm { a, b, c: to, sizes, alpha: 1.0, beta: 0.0 }, plan).unwrap();
-                    c.to_vec::<f32>().unwrap()
-                };
-                let few = GemmPlan::Gemv(Gemv { side: GemvSide::Left, lines: 8, lanes: 16 });
-                let tiles = [64, 128].map(|side| GemmPlan::Tiles { side, part: 96, splits: k.div_ceil(96) });
-                for plan in tiles.into_iter().chain((m == 5).then_some(few)) {
-                    let (got, want) = (product(batch_stride, plan), product(whole, plan));
-                    let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                    let size = want.iter().map(|x| x.abs()).fold(0.0, f32::max);
-                    assert!(worst <= 1e-5 * size, "{packing:?} {plan:?} {back}: {worst} of {size}");
-                }
-            }
-        }
-    }
-}
+mod tests;

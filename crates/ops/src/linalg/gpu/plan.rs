@@ -46,11 +46,13 @@ pub(super) struct OperandStorage {
     pub(super) packed: bool,
     /// The side of the tiles that cooperative matrices compute here, if they do.
     pub(super) matrices: Option<usize>,
+    /// Rows that count as few where a layer multiplies them with its weights.
+    pub(super) few_rows: usize,
 }
 
 /// Workgroups of 256 invocations that occupy a large GPU.
 const BUSY: usize = 256;
-/// MatOrder that are few.
+/// Lines that are few.
 const FEW: usize = 8;
 
 /// The elements of k that a tile holds.
@@ -60,8 +62,11 @@ pub(super) fn depth(side: usize) -> usize {
 
 pub(super) fn plan(sizes: GemmSizes, stored: OperandStorage) -> GemmPlan {
     let GemmSizes { m, k, n, count } = sizes;
-    if m <= FEW || (n <= FEW && !stored.packed) {
-        let (side, few, many) = if m <= n || stored.packed { (GemvSide::Left, m, n) } else { (GemvSide::Right, n, m) };
+    // tokens times weights: the sums of a row do not depend on how many rows there are
+    let is_layer = count == 1 && stored.k_inner == [true; 2] && m <= stored.few_rows;
+    if m <= FEW || is_layer || (n <= FEW && !stored.packed) {
+        let (side, few, many) =
+            if m <= n || is_layer || stored.packed { (GemvSide::Left, m, n) } else { (GemvSide::Right, n, m) };
         let along_k = stored.k_inner[if side == GemvSide::Left { 1 } else { 0 }];
         return GemmPlan::Gemv(Gemv {
             side,
@@ -102,7 +107,8 @@ fn lanes(sets: usize, k: usize, along_k: bool) -> usize {
 mod tests {
     use super::*;
 
-    const NEITHER: OperandStorage = OperandStorage { k_inner: [true, true], packed: false, matrices: None };
+    const NEITHER: OperandStorage =
+        OperandStorage { k_inner: [true, true], packed: false, matrices: None, few_rows: 8 };
 
     fn sizes(m: usize, k: usize, n: usize) -> GemmSizes {
         GemmSizes { m, k, n, count: 1 }
@@ -119,6 +125,20 @@ mod tests {
             plan(sizes(8, 4_096, 64), across),
             GemmPlan::Gemv(Gemv { side: GemvSide::Left, lines: 8, lanes: 64 })
         );
+    }
+
+    #[test]
+    fn tokens_times_weights_are_summed_in_one_order_whatever_their_number() {
+        let stored = OperandStorage { few_rows: 32, ..NEITHER };
+        for (k, n) in [(70, 3), (512, 16), (2_048, 8_192)] {
+            let GemmPlan::Gemv(alone) = plan(sizes(1, k, n), stored) else { panic!("{k} {n}") };
+            for m in 2..=32_usize {
+                let together = Gemv { lines: m.next_power_of_two(), ..alone };
+                assert_eq!(plan(sizes(m, k, n), stored), GemmPlan::Gemv(together), "{m} {k} {n}");
+            }
+        }
+        let gradient = OperandStorage { k_inner: [false, false], ..stored };
+        assert!(matches!(plan(sizes(9, 512, 64), gradient), GemmPlan::Tiles { .. }));
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub(super) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, dims: &Dims) -> Result<
 }
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-    let Grad { x, w } = saved;
+    let Grad { x, w, dw_dtype } = saved;
     let (outer, inner) = (w.shape()[0], w.shape()[1]);
     let rows = x.elements() / inner;
     let dys = cpu.read(dy)?;
@@ -32,7 +32,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
         let mut to = cpu.buffer(outer * inner)?;
         let dys = MatRef::new(&dys, rows, outer)?;
         gemm(cpu, 1.0, dys.t(), MatRef::new(&cpu.read(x)?, rows, inner)?, 0.0, &mut to)?;
-        dw = Some(cpu.tensor(to, w.shape(), w.dtype())?);
+        dw = Some(cpu.tensor(to, w.shape(), *dw_dtype)?);
     }
     Ok([dx, dw])
 }

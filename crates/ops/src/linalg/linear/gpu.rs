@@ -12,7 +12,7 @@ pub(super) fn forward(gpu: &Gpu, x: &Tensor, w: &Tensor, dims: &Dims) -> Result<
 }
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-    let Grad { x, w } = saved;
+    let Grad { x, w, dw_dtype } = saved;
     let (outer, inner) = (w.shape()[0], w.shape()[1]);
     let rows = x.elements() / inner;
     let [dy, x_mat, w_mat] = [GpuMatrix::new(dy, outer, 0), GpuMatrix::new(x, inner, 0), GpuMatrix::new(w, inner, 0)];
@@ -23,7 +23,7 @@ pub(super) fn backward(gpu: &Gpu, saved: &Grad, dy: &Tensor, need: [bool; 2]) ->
     }
     if need[1] {
         let sizes = GemmSizes { m: outer, k: rows, n: inner, count: 1 };
-        dw = Some(product(gpu, [dy.t(), x_mat], sizes, w.shape(), w.dtype())?);
+        dw = Some(product(gpu, [dy.t(), x_mat], sizes, w.shape(), *dw_dtype)?);
     }
     Ok([dx, dw])
 }

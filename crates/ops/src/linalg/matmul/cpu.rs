@@ -16,7 +16,7 @@ pub(super) fn forward(cpu: &Cpu, a: &Tensor, b: &Tensor, sizes: MatmulSizes, sha
 }
 
 pub(super) fn backward(cpu: &Cpu, saved: &Grad, dc: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-    let Grad { a, b, sizes } = saved;
+    let Grad { a, b, sizes, dtypes } = saved;
     let MatmulSizes { m, k, n, transpose } = *sizes;
     let (lefts, rights, douts) = (cpu.read(a)?, cpu.read(b)?, cpu.read(dc)?);
     let count = douts.len() / (m * n);
@@ -27,7 +27,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dc: &Tensor, need: [bool; 2]) ->
             let dc = MatRef::new(&douts[i * m * n..], m, n)?;
             if transpose.left() { gemm(cpu, 1.0, b, dc.t(), 0.0, da) } else { gemm(cpu, 1.0, dc, b.t(), 0.0, da) }
         })?;
-        da = Some(cpu.tensor(to, a.shape(), a.dtype())?);
+        da = Some(cpu.tensor(to, a.shape(), dtypes[0])?);
     }
     if need[1] {
         let to = products(cpu, count, k * n, |i, db| {
@@ -35,7 +35,7 @@ pub(super) fn backward(cpu: &Cpu, saved: &Grad, dc: &Tensor, need: [bool; 2]) ->
             let dc = MatRef::new(&douts[i * m * n..], m, n)?;
             if transpose.right() { gemm(cpu, 1.0, dc.t(), a, 0.0, db) } else { gemm(cpu, 1.0, a.t(), dc, 0.0, db) }
         })?;
-        db = Some(cpu.tensor(to, b.shape(), b.dtype())?);
+        db = Some(cpu.tensor(to, b.shape(), dtypes[1])?);
     }
     Ok([da, db])
 }

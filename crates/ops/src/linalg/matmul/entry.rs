@@ -38,6 +38,10 @@ impl Backward<1> for Swap {
         "swap"
     }
 
+    fn moves(&self) -> bool {
+        true
+    }
+
     fn backward(self, dy: Tensor, _need: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
         Ok([Some(swapped(&dy)?)])
     }

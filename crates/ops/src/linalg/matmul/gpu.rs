@@ -12,7 +12,7 @@ pub(super) fn forward(gpu: &Gpu, a: &Tensor, b: &Tensor, sizes: MatmulSizes, sha
 }
 
 pub(super) fn backward(gpu: &Gpu, saved: &Grad, dc: &Tensor, need: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-    let Grad { a, b, sizes } = saved;
+    let Grad { a, b, sizes, dtypes } = saved;
     let MatmulSizes { m, k, n, transpose } = *sizes;
     let count = dc.elements() / (m * n);
     let [left, right] = sizes.mats(a, b);
@@ -20,11 +20,11 @@ pub(super) fn backward(gpu: &Gpu, saved: &Grad, dc: &Tensor, need: [bool; 2]) ->
     let [mut da, mut db] = [None, None];
     if need[0] {
         let (sides, m, n) = if transpose.left() { ([right, dc.t()], k, m) } else { ([dc, right.t()], m, k) };
-        da = Some(product(gpu, sides, gemm::GemmSizes { m, k: sizes.n, n, count }, a.shape(), a.dtype())?);
+        da = Some(product(gpu, sides, gemm::GemmSizes { m, k: sizes.n, n, count }, a.shape(), dtypes[0])?);
     }
     if need[1] {
         let (sides, m, n) = if transpose.right() { ([dc.t(), left], n, k) } else { ([left.t(), dc], k, n) };
-        db = Some(product(gpu, sides, gemm::GemmSizes { m, k: sizes.m, n, count }, b.shape(), b.dtype())?);
+        db = Some(product(gpu, sides, gemm::GemmSizes { m, k: sizes.m, n, count }, b.shape(), dtypes[1])?);
     }
     Ok([da, db])
 }

@@ -8,13 +8,15 @@ mod reference;
 pub(crate) use entry::OP;
 
 use alluvium_core::contract::{FLOATS, SAME};
-use alluvium_core::{Arg, Backward, Contract, Device, Result, Tensor, tape};
+use alluvium_core::{Arg, Backward, Contract, DType, Device, Result, Tensor, tape};
 
 /// The contract of `matmul` where neither side is stored transposed.
-static CONTRACT: Contract = contract(&[Arg::new("a", "R.. M K", FLOATS), Arg::new("b", "R.. K N", SAME)]);
-static LEFT: Contract = contract(&[Arg::new("a", "R.. K M", FLOATS), Arg::new("b", "R.. K N", SAME)]);
-static RIGHT: Contract = contract(&[Arg::new("a", "R.. M K", FLOATS), Arg::new("b", "R.. N K", SAME)]);
-static BOTH: Contract = contract(&[Arg::new("a", "R.. K M", FLOATS), Arg::new("b", "R.. N K", SAME)]);
+static CONTRACT: Contract =
+    contract(&[Arg::new("a", "R.. M K", FLOATS).weight(), Arg::new("b", "R.. K N", SAME).weight()]);
+static LEFT: Contract = contract(&[Arg::new("a", "R.. K M", FLOATS).weight(), Arg::new("b", "R.. K N", SAME).weight()]);
+static RIGHT: Contract =
+    contract(&[Arg::new("a", "R.. M K", FLOATS).weight(), Arg::new("b", "R.. N K", SAME).weight()]);
+static BOTH: Contract = contract(&[Arg::new("a", "R.. K M", FLOATS).weight(), Arg::new("b", "R.. N K", SAME).weight()]);
 
 const fn contract(args: &'static [Arg]) -> Contract {
     Contract { op: "matmul", args, rules: &[] }
@@ -55,11 +57,11 @@ impl Transpose {
 
 /// The product of each pair of matrices: `c = a · b`, where the sides that `transpose` names are read transposed.
 ///
-/// | tensor | shape                           | dtype          | gradient |
-/// |--------|---------------------------------|----------------|----------|
-/// | `a`    | `R.. M K`, transposed `R.. K M` | f32, f16, bf16 | yes      |
-/// | `b`    | `R.. K N`, transposed `R.. N K` | that of `a`    | yes      |
-/// | result | `R.. M N`                       | that of `a`    |          |
+/// | tensor | shape                           | dtype          | gradient            |
+/// |--------|---------------------------------|----------------|---------------------|
+/// | `a`    | `R.. M K`, transposed `R.. K M` | f32, f16, bf16 | yes, not rounded    |
+/// | `b`    | `R.. K N`, transposed `R.. N K` | that of `a`    | yes, not rounded    |
+/// | result | `R.. M N`                       | that of `a`    |                     |
 ///
 /// The leading axes are equal: one product for each. Products are summed in f32. The backward pass keeps `a` and `b`.
 ///
@@ -75,7 +77,10 @@ pub fn matmul(a: &Tensor, b: &Tensor, transpose: Transpose) -> Result<Tensor> {
         Device::Cpu(cpu) => cpu::forward(cpu, a, b, sizes, dims.shape("R.. M N")?)?,
         Device::Gpu(gpu) => gpu::forward(gpu, a, b, sizes, dims.shape("R.. M N")?)?,
     };
-    tape::record([a, b], c, || Grad { a: a.detach(), b: b.detach(), sizes })
+    tape::record([a, b], c, || {
+        let dtypes = [a.gradient_dtype(), b.gradient_dtype()];
+        Grad { a: a.detach(), b: b.detach(), sizes, dtypes }
+    })
 }
 
 /// The sizes of each product.
@@ -92,6 +97,8 @@ struct Grad {
     a: Tensor,
     b: Tensor,
     sizes: MatmulSizes,
+    /// Those of the gradients.
+    dtypes: [DType; 2],
 }
 
 impl Backward<2> for Grad {

@@ -96,15 +96,15 @@ impl<B: Bytes> PackedProduct for ByBytes<B> {
     }
 }
 
-/// The digits of integers to which [`HALVES`] was added, the highest first, as bytes with a sign: those of number `i`
+/// The digits of integers to which [`HALVES`] was added, the highest first, as bytes with a sign: those of integer `i`
 /// of a lane where the bytes of code `i` are.
 #[inline(always)]
 fn in_bytes<S: F32s, B: Bytes>(whole: &[u32; BLOCK], to: &mut [u32]) {
     let codes = 4 * B::REGISTERS;
     let mut columns = [0; BLOCK];
-    for (lane, numbers) in whole.chunks_exact(codes).take(S::LANES).enumerate() {
-        for (column, number) in columns.chunks_exact_mut(S::LANES).zip(numbers) {
-            column[lane] = *number;
+    for (lane, values) in whole.chunks_exact(codes).take(S::LANES).enumerate() {
+        for (column, value) in columns.chunks_exact_mut(S::LANES).zip(values) {
+            column[lane] = *value;
         }
     }
     for (at, to) in to.chunks_exact_mut(S::LANES).enumerate() {

@@ -57,13 +57,13 @@ pub(crate) static OP: Op = Op {
     ],
     // as 4 bits would have it
     cost: |d| {
-        let numbers = 8 * d['R'] * d['W'];
+        let elements = 8 * d['R'] * d['W'];
         let stored = 4 * d['R'] * d['W'] + 8 * d['R'] * d['G'];
         Cost {
-            bytes: 4 * numbers + stored,
-            flops: 2 * numbers,
-            backward_bytes: 4 * numbers + stored,
-            backward_flops: 3 * numbers,
+            bytes: 4 * elements + stored,
+            flops: 2 * elements,
+            backward_bytes: 4 * elements + stored,
+            backward_flops: 3 * elements,
         }
     },
 };

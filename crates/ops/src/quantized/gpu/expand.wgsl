@@ -4,7 +4,7 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> ids: array<u32>;
 @group(0) @binding(2) var<storage, read_write> y: array<Y4>;
 
-fn numbers(i: u32) -> Eight {
+fn dequantized(i: u32) -> Eight {
     let codes = eight(i);
     let group = i / (GROUP / 8u);
     let scale = scale(group);
@@ -20,7 +20,7 @@ fn put(i: u32, x: Eight) {
 @compute @workgroup_size(256)
 fn all(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = group_index(group, groups) * 256u + lane;
-    if i < p.count { put(i, numbers(i)); }
+    if i < p.count { put(i, dequantized(i)); }
 }
 
 // those that ids name, of a stretch of the matrix that begins with row `first` and has `rows`
@@ -33,6 +33,6 @@ fn named(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
         let none = vec4<f32>(bitcast<f32>(id | 0x7fc00000u));
         put(i, Eight(none, none));
     } else if id >= p.first && id - p.first < p.rows {
-        put(i, numbers((id - p.first) * p.width + i % p.width));
+        put(i, dequantized((id - p.first) * p.width + i % p.width));
     }
 }

@@ -3,7 +3,7 @@
 mod plan;
 
 use crate::common::gpu::sort::Sorted;
-use crate::common::gpu::{to_u32, to_u32s};
+use crate::common::gpu::{MATH, to_u32, to_u32s};
 use crate::quantized::{Packed, PackedLayout, Packing, Quantized};
 use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Result, Tensor};
@@ -17,9 +17,28 @@ pub(crate) const CODES: &str = include_str!("codes.wgsl");
 pub(crate) const ENCODE: &str =
     concat!("fn roughly(a: f32, b: f32) -> f32 { return a / b; }\n", include_str!("encode.wgsl"));
 
+/// Results whose lines begin at whole vec4s, in any dtype.
+const DOT_QUADS: &str = "
+@group(0) @binding(2) var<storage, read_write> y: array<Y4>;
+fn put(at: u32, x: vec4<f32>, n: u32) { if n < p.outputs { y[at / 4u] = narrow_Y(x); } }
+";
+/// Results whose lines begin anywhere, in f32.
+const DOT_SINGLES: &str = "
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+fn put(at: u32, x: vec4<f32>, n: u32) {
+    for (var i = 0u; i < 4u; i++) { if n + i < p.outputs { y[at + i] = x[i]; } }
+}
+";
+
 static EXPAND: Kernel = crate::common::gpu::kernel("dequantize rows", &[CODES, include_str!("expand.wgsl")]);
 static FOLD: Kernel = crate::common::gpu::kernel("gradients of scales", &[CODES, include_str!("fold.wgsl")]);
-static DOTS: Kernel = crate::common::gpu::kernel("few rows times quantized rows", &[CODES, include_str!("dots.wgsl")]);
+static DOTS: [Kernel; 2] = [
+    crate::common::gpu::kernel("few rows times quantized rows", &[CODES, MATH, DOT_QUADS, include_str!("dots.wgsl")]),
+    crate::common::gpu::kernel(
+        "few rows times quantized rows, odd",
+        &[CODES, MATH, DOT_SINGLES, include_str!("dots.wgsl")],
+    ),
+];
 
 /// Invocations of a workgroup.
 const WORKGROUP: usize = 256;
@@ -107,8 +126,8 @@ pub(crate) fn gather(gpu: &Gpu, q: &Quantized<'_>, layout: PackedLayout, ids: &T
     for stretch in stretches(gpu, layout, all) {
         for part in gpu.segments(ids.elements(), size) {
             let [w, scales, biases] = codes(q, &(stretch.start * layout.groups..stretch.end * layout.groups));
-            let numbers = [part.len() * width, width, stretch.start, stretch.len(), all];
-            let [count, width, first, rows, last] = to_u32s(numbers)?;
+            let sizes = [part.len() * width, width, stretch.start, stretch.len(), all];
+            let [count, width, first, rows, last] = to_u32s(sizes)?;
             gpu.launch(&Launch {
                 kernel: &EXPAND,
                 entry: "named",
@@ -122,7 +141,7 @@ pub(crate) fn gather(gpu: &Gpu, q: &Quantized<'_>, layout: PackedLayout, ids: &T
                     biases,
                 ],
                 params: bytemuck::bytes_of(&Params { count, width, first, rows, last }),
-                groups: Groups::Line(numbers[0].div_ceil(WORKGROUP)),
+                groups: Groups::Line(sizes[0].div_ceil(WORKGROUP)),
             })?;
         }
     }
@@ -179,7 +198,13 @@ pub(crate) fn fold_named(
     Ok(())
 }
 
-/// Writes `x · wᵀ` for a few rows of `x` to `y` `[R, O]`, f32.
+/// Whether [`dots`] writes results of any dtype: where every line, and every part of it, begins at a whole vec4.
+pub(crate) fn writes_any(gpu: &Gpu, layout: PackedLayout, outer: usize) -> bool {
+    outer.is_multiple_of(4)
+        && stretches(gpu, layout, outer).all(|part| part.start.is_multiple_of(4) && part.len().is_multiple_of(4))
+}
+
+/// Writes `x · wᵀ` for a few rows of `x` to `y` `[R, O]`; `y` is f32 unless [`writes_any`].
 pub(crate) fn dots(
     gpu: &Gpu,
     (q, layout): (&Quantized<'_>, PackedLayout),
@@ -187,24 +212,49 @@ pub(crate) fn dots(
     x: &Tensor,
     y: &Tensor,
 ) -> Result<()> {
-    let (rows, outer) = (x.elements() / layout.inner, q.w.elements() / layout.words);
+    let outer = q.w.elements() / layout.words;
+    stretches(gpu, layout, outer).try_for_each(|part| dots_of(gpu, (q, layout), few, (part, 1), x, y))
+}
+
+/// `silu(x · gᵀ) · (x · uᵀ)` for a few rows of `x` and a matrix `[g; u]` with as many rows in each half; `y` is f32 unless
+/// `O` is a multiple of four. A binding must hold the matrix.
+pub(crate) fn swiglu_dots(
+    gpu: &Gpu,
+    (q, layout): (&Quantized<'_>, PackedLayout),
+    few: DotPlan,
+    x: &Tensor,
+    y: &Tensor,
+) -> Result<()> {
+    let half = q.w.elements() / layout.words / 2;
+    dots_of(gpu, (q, layout), few, (0..half, 2), x, y)
+}
+
+/// The outputs `part` of `y`, each of a row of the matrix or, of two halves, of a row in either.
+fn dots_of(
+    gpu: &Gpu,
+    (q, layout): (&Quantized<'_>, PackedLayout),
+    few: DotPlan,
+    (part, halves): (Range<usize>, usize),
+    x: &Tensor,
+    y: &Tensor,
+) -> Result<()> {
+    let rows = x.elements() / layout.inner;
+    let outer = y.elements() / rows;
+    let quads = outer.is_multiple_of(4) && part.start.is_multiple_of(4) && part.len().is_multiple_of(4);
     let [bits, group, meaning, scales, biases] = constants(q);
-    let extent = [("FEW", few.room as u32), ("LANES", few.lanes as u32)];
-    for part in stretches(gpu, layout, outer) {
-        let [w, s, b] = codes(q, &(part.start * layout.groups..part.end * layout.groups));
-        let numbers = [rows, part.len(), layout.inner / EIGHT, part.start, outer];
-        let [count, width, first, rows, last] = to_u32s(numbers)?;
-        gpu.launch(&Launch {
-            kernel: &DOTS,
-            entry: "dots",
-            constants: &[bits, group, meaning, scales, biases, extent[0], extent[1]],
-            stored: &[("X", x.dtype())],
-            binds: &[Bind::All(x), w, Bind::All(y), s, b],
-            params: bytemuck::bytes_of(&Params { count, width, first, rows, last }),
-            groups: Groups::Line(part.len().div_ceil(4 * WORKGROUP / few.lanes)),
-        })?;
-    }
-    Ok(())
+    let extent = [("FEW", few.room as u32), ("LANES", few.lanes as u32), ("HALVES", halves as u32)];
+    let [w, s, b] = codes(q, &(part.start * layout.groups..halves * part.end * layout.groups));
+    let sizes = [rows, part.len(), layout.inner / EIGHT, part.start, outer];
+    let [count, width, first, rows, last] = to_u32s(sizes)?;
+    gpu.launch(&Launch {
+        kernel: &DOTS[usize::from(!quads)],
+        entry: "dots",
+        constants: &[bits, group, meaning, scales, biases, extent[0], extent[1], extent[2]],
+        stored: &[("X", x.dtype()), ("Y", y.dtype())],
+        binds: &[Bind::All(x), w, Bind::All(y), s, b],
+        params: bytemuck::bytes_of(&Params { count, width, first, rows, last }),
+        groups: Groups::Line(part.len().div_ceil(4 * WORKGROUP / few.lanes)),
+    })
 }
 
 impl Packed {
@@ -222,7 +272,6 @@ impl Packed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alluvium_core::gpu::adapters;
     use alluvium_core::rng::Rng;
 
     const DIVIDE: &str = "
@@ -243,10 +292,8 @@ mod tests {
 
     #[test]
     fn quotients_are_bit_identical_to_the_cpu_for_any_driver_division() {
-        if adapters().is_empty() {
-            return;
-        }
-        let (gpu, mut rng) = (Gpu::builder().poison().open().unwrap(), Rng::new(1, "quotients"));
+        let Some(gpu) = Gpu::builder().poison().open_for_test().unwrap() else { return };
+        let mut rng = Rng::new(1, "quotients");
         let edges = [0u32, 1, 2, 0x7f_ffff, 0x80_0000, 0x80_0001, 0x3f80_0000, 0x7f7f_ffff, 0x7f80_0000, 0x7fc0_0000];
         let mut pairs: Vec<[u32; 2]> = edges.iter().flat_map(|&a| edges.map(|b| [a, b])).collect();
         pairs.extend(pairs.clone().iter().map(|[a, b]| [a | 1 << 31, *b]));

@@ -18,16 +18,15 @@ pub(crate) struct DotPlan {
     pub(crate) lanes: usize,
 }
 
-/// Rows that are few.
-const FEW: usize = 8;
 /// A large GPU runs about this many invocations at once.
 const BUSY: usize = 1 << 16;
 /// Elements of a piece of a gradient that is never kept as a whole: 64 MiB.
 const PIECE: usize = 1 << 24;
 
-/// Chooses the kernel for `rows` rows of `inner` values and this many outputs.
-pub(crate) fn path(rows: usize, outer: usize, inner: usize) -> Path {
-    if rows > FEW {
+/// Chooses the kernel for `rows` rows, of which `few` are few, of `inner` values and this many outputs. The order of a
+/// row's sums does not depend on the number of rows while they are few.
+pub(crate) fn path(rows: usize, few: usize, outer: usize, inner: usize) -> Path {
+    if rows > few {
         return Path::Product;
     }
     // enough loads in flight, but each invocation has two of eight elements; neighbours read whole sectors
@@ -48,17 +47,18 @@ mod tests {
 
     #[test]
     fn tokens_one_by_one_are_bound_by_reading_and_a_prompt_by_products() {
-        assert_eq!(path(1, 4_096, 4_096), Path::Dots(DotPlan { room: 1, lanes: 64 }));
-        assert_eq!(path(5, 4_096, 4_096), Path::Dots(DotPlan { room: 8, lanes: 64 }));
-        assert_eq!(path(9, 4_096, 4_096), Path::Product);
+        assert_eq!(path(1, 8, 4_096, 4_096), Path::Dots(DotPlan { room: 1, lanes: 64 }));
+        assert_eq!(path(5, 8, 4_096, 4_096), Path::Dots(DotPlan { room: 8, lanes: 64 }));
+        assert_eq!(path(9, 8, 4_096, 4_096), Path::Product);
+        assert_eq!(path(20, 32, 4_096, 4_096), Path::Dots(DotPlan { room: 32, lanes: 64 }));
     }
 
     #[test]
     fn few_outputs_are_shared_by_many_invocations_and_a_vocabulary_by_few() {
-        assert_eq!(path(1, 64, 4_096), Path::Dots(DotPlan { room: 1, lanes: 256 }));
-        assert_eq!(path(1, 64, 2_048), Path::Dots(DotPlan { room: 1, lanes: 64 }));
-        assert_eq!(path(1, 151_936, 2_048), Path::Dots(DotPlan { room: 1, lanes: 16 }));
-        assert_eq!(path(1, 3, 16), Path::Dots(DotPlan { room: 1, lanes: 16 }));
+        assert_eq!(path(1, 8, 64, 4_096), Path::Dots(DotPlan { room: 1, lanes: 256 }));
+        assert_eq!(path(1, 8, 64, 2_048), Path::Dots(DotPlan { room: 1, lanes: 64 }));
+        assert_eq!(path(1, 8, 151_936, 2_048), Path::Dots(DotPlan { room: 1, lanes: 16 }));
+        assert_eq!(path(1, 8, 3, 16), Path::Dots(DotPlan { room: 1, lanes: 16 }));
     }
 
     #[test]

@@ -41,13 +41,13 @@ pub(crate) static OP: Op = Op {
     ],
     // as 4 bits would have it
     cost: |d| {
-        let (numbers, read) = (8 * d['R'] * d['W'], d['R'] * (4 * d['W'] + 8 * d['G']));
+        let (elements, read) = (8 * d['R'] * d['W'], d['R'] * (4 * d['W'] + 8 * d['G']));
         let table = d['V'] * 8 * d['G'];
         Cost {
-            bytes: 4 * numbers + read,
-            flops: 2 * numbers,
-            backward_bytes: 4 * numbers + read + table,
-            backward_flops: 3 * numbers,
+            bytes: 4 * elements + read,
+            flops: 2 * elements,
+            backward_bytes: 4 * elements + read + table,
+            backward_flops: 3 * elements,
         }
     },
     ..Op::BASE

@@ -1,8 +1,8 @@
 //! A few rows meet the words as they lie; the tiles of products take them apart as they bring them, both ways.
 
 use super::Grad;
-use crate::linalg::gpu::{Gemm, GemmSizes, GpuMatrix, gemm, product};
-use crate::quantized::gpu::{Path, dots, fold, panel, path, stretches};
+use crate::linalg::gpu::{Gemm, GemmSizes, GpuMatrix, few_rows, gemm, product};
+use crate::quantized::gpu::{Path, dots, fold, panel, path, stretches, writes_any};
 use crate::quantized::{Packed, PackedLayout, Quantized};
 use alluvium_core::gpu::Gpu;
 use alluvium_core::{DType, Dims, Result, Shape, Tensor};
@@ -11,8 +11,9 @@ use std::ops::Range;
 pub(super) fn forward(gpu: &Gpu, x: &Tensor, q: &Quantized<'_>, layout: PackedLayout, dims: &Dims) -> Result<Tensor> {
     let (rows, outer, inner) = (dims['R'], dims['O'], layout.inner);
     let shape = dims.shape("R.. O")?;
-    if let Path::Dots(few) = path(rows, outer, inner) {
-        let y = gpu.empty(shape, DType::F32)?;
+    if let Path::Dots(few) = path(rows, few_rows(gpu), outer, inner) {
+        let direct = writes_any(gpu, layout, outer);
+        let y = gpu.empty(shape, if direct { x.dtype() } else { DType::F32 })?;
         dots(gpu, (q, layout), few, x, &y)?;
         return gpu.convert(&y, x.dtype());
     }

@@ -3,7 +3,7 @@
 mod cpu;
 mod entry;
 mod gpu;
-mod reference;
+pub(crate) mod reference;
 
 pub(crate) use entry::OP;
 

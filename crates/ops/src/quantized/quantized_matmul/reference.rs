@@ -4,7 +4,7 @@
 use crate::op::{Array, Given};
 use crate::quantized::reference::{gradients, weights};
 
-pub(super) fn forward(t: &Given<Array>) -> Vec<Array> {
+pub(crate) fn forward(t: &Given<Array>) -> Vec<Array> {
     let (x, w) = (&t["x"], weights(t));
     let mut y = Vec::new();
     for x in x.rows() {

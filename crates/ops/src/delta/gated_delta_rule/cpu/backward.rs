@@ -4,7 +4,7 @@
 use super::Problem;
 use super::chunk::ChunkTiles;
 use super::forward::start;
-use crate::common::tasks::{self, Shared};
+use crate::common::tasks::{self, GradientBuffers, Shared};
 use crate::common::tile::{Left, Part, Product, carve, carved, product, transpose};
 use crate::delta::chunk::{CHUNK, ONES, SQUARE, Write, gather, maps, scatter};
 use crate::delta::gated_delta_rule::Grad;
@@ -32,19 +32,11 @@ pub(in crate::delta::gated_delta_rule) fn backward(
         last: d_last.map(|x| cpu.read(x)).transpose()?,
         states: args.states.as_ref().map(|states| states.slice()).transpose()?,
     };
-    // a gradient that is not needed has no memory
-    let room = |i: usize, x: &Tensor| cpu.buffer::<f32>(if need[i] { x.elements() } else { 0 });
-    let (mut dq, mut dk, mut dv) = (room(0, &args.q)?, room(1, &args.k)?, room(2, &args.v)?);
-    let (mut dg, mut dbeta) = (room(3, &args.g)?, room(4, &args.beta)?);
-    let mut dstart = args.initial_state.as_ref().filter(|_| need[5]).map(|x| room(5, x)).transpose()?;
-    let out = RuleGradients {
-        q: Shared::new(&mut dq),
-        k: Shared::new(&mut dk),
-        v: Shared::new(&mut dv),
-        g: Shared::new(&mut dg),
-        beta: Shared::new(&mut dbeta),
-        start: dstart.as_deref_mut().map(Shared::new),
-    };
+    let start = args.initial_state.as_ref();
+    let inputs = [Some(&args.q), Some(&args.k), Some(&args.v), Some(&args.g), Some(&args.beta), start];
+    let mut gradients = GradientBuffers::new(cpu, inputs, need)?;
+    let [q, k, v, g, beta, start] = gradients.shared();
+    let out = RuleGradients { q, k, v, g, beta, start: (!start.is_empty()).then_some(start) };
     let again = if given.states.is_none() { problem.most_chunks() * size } else { 0 };
     let scratch = again + ChunkTiles::scratch(problem.width) + RuleTask::scratch(problem.width) + DEPTH * size;
     let tasks = problem.sequences.len() * problem.k_heads;
@@ -56,19 +48,7 @@ pub(in crate::delta::gated_delta_rule) fn backward(
             head(&Head { problem: &problem, place, given: &given, out: &out }, scratch);
         }
     })?;
-    let tensor = |i: usize, data, x: &Tensor| need[i].then(|| cpu.tensor(data, x.shape(), x.dtype())).transpose();
-    let dstart = match (dstart, &args.initial_state) {
-        (Some(data), Some(x)) => tensor(5, data, x)?,
-        _ => None,
-    };
-    Ok([
-        tensor(0, dq, &args.q)?,
-        tensor(1, dk, &args.k)?,
-        tensor(2, dv, &args.v)?,
-        tensor(3, dg, &args.g)?,
-        tensor(4, dbeta, &args.beta)?,
-        dstart,
-    ])
+    gradients.into_tensors(cpu)
 }
 
 /// The incoming gradients.
