@@ -4,7 +4,7 @@
 
 PYTHON is that of bench/peers/mlx_env.sh, PROGRAM the `alluvium` to compare. --all runs every case with and without
 --mask-prompt, which takes two minutes; without it the cases alternate. Both begin with the same adapter, take the
-samples in the order of the file, and run mlx-lm's Adam (without bias correction) for 20 steps.
+samples in the order of the file, and run mlx-lm's Adam (without bias correction) or Adafactor for 20 steps.
 """
 
 import contextlib
@@ -38,6 +38,7 @@ CASES = [
     ("qwen3_5-f32", "full"),
     ("qwen3_5-q4g64", "lora"),
     ("qwen3_next-f32", "lora"),
+    ("llama-f32", "lora", "adafactor"),
 ]
 
 
@@ -81,7 +82,7 @@ class Losses:
         pass
 
 
-def with_mlx(model_path, kind, masked, lines, out):
+def with_mlx(model_path, kind, masked, optimizer, lines, out):
     mx.random.seed(3)
     model, tokenizer = load(str(model_path))
     model.freeze()
@@ -98,7 +99,8 @@ def with_mlx(model_path, kind, masked, lines, out):
     arguments = TrainingArgs(
         batch_size=BATCH, iters=STEPS, steps_per_report=1, steps_per_save=STEPS, adapter_file=out / "adapters.safetensors"
     )
-    losses, optimizer = Losses(), optim.Adam(learning_rate=learning_rate(model_path))
+    kinds = {"adam": optim.Adam, "adafactor": optim.Adafactor}
+    losses, optimizer = Losses(), kinds[optimizer](learning_rate=learning_rate(model_path))
     with contextlib.redirect_stdout(io.StringIO()):
         train(
             model, optimizer, CacheDataset(dataset), None, arguments,
@@ -107,12 +109,13 @@ def with_mlx(model_path, kind, masked, lines, out):
     return losses.losses, begin
 
 
-def with_alluvium(program, model_path, kind, masked, data, begin, out):
+def with_alluvium(program, model_path, kind, masked, optimizer, data, begin, out):
     command = [
         program, "finetune", "--model", model_path, "--data", data, "--fine-tune-type", kind,
         "--num-layers", "2" if kind == "full" else "-1", "--batch-size", str(BATCH), "--iters", str(STEPS),
         "--learning-rate", str(learning_rate(model_path)), "--steps-per-report", "1", "--save-every", str(STEPS),
         "--sample-order", "file", "--adapter-path", out, "--resume-adapter-file", begin, "--sample-tokens", "0", "--quiet",
+        "--optimizer", optimizer,
     ]
     if kind != "full":
         command += ["--rank", str(LORA["rank"]), "--scale", str(LORA["scale"])]
@@ -131,14 +134,15 @@ def learning_rate(model_path):
 def main():
     program = sys.argv[1]
     worst = 0.0
-    print(f"{'model':<16} {'type':<5} {'mask':<5} {'first loss':>10} {'last loss':>10} {'losses':>9} {'tensors':>9}")
-    for index, (name, kind) in enumerate(CASES):
+    print(f"{'model':<16} {'type':<5} {'mask':<5} {'optimizer':<9} {'first loss':>10} {'last loss':>10} {'losses':>9} {'tensors':>9}")
+    for index, (name, kind, *other) in enumerate(CASES):
+        optimizer = other[0] if other else "adam"
         for masked in [False, True] if "--all" in sys.argv else [index % 2 == 1]:
             with tempfile.TemporaryDirectory() as folder:
                 folder = Path(folder)
                 lines, model_path = samples(folder), FIXTURES / "models" / name
-                theirs, begin = with_mlx(model_path, kind, masked, lines, folder / "mlx")
-                ours = with_alluvium(program, model_path, kind, masked, folder, begin, folder / "ours")
+                theirs, begin = with_mlx(model_path, kind, masked, optimizer, lines, folder / "mlx")
+                ours = with_alluvium(program, model_path, kind, masked, optimizer, folder, begin, folder / "ours")
                 assert len(ours) == len(theirs) == STEPS, (len(ours), len(theirs))
                 losses = max(abs(a - b) for a, b in zip(ours, theirs))
                 a = mx.load(str(folder / "mlx" / "adapters.safetensors"))
@@ -150,7 +154,7 @@ def main():
                 # mlx-lm reads what alluvium wrote
                 load(str(model_path), adapter_path=str(folder / "ours"))
                 print(
-                    f"{name:<16} {kind:<5} {str(masked):<5} {theirs[0]:>10.4f} {theirs[-1]:>10.4f} "
+                    f"{name:<16} {kind:<5} {str(masked):<5} {optimizer:<9} {theirs[0]:>10.4f} {theirs[-1]:>10.4f} "
                     f"{losses:>9.1e} {tensors:>9.1e}",
                     flush=True,
                 )
