@@ -7,7 +7,7 @@ mod common;
 use common::{Place, fixture, names, refused, said, tensors, text};
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -45,16 +45,21 @@ fn left(folder: &Path) -> Vec<(serde_json::Map<String, serde_json::Value>, Vec<u
         .into()
 }
 
-/// Kills it after some time, or as soon as a half-written file is seen; whether it lived that long.
-fn kill(mut child: Child, folder: &Path, attempt: u64) -> bool {
+/// Kills it after some time, or as soon as it has begun to write a file; whether it lived that long.
+fn kill(command: &mut Command, folder: &Path, after: Option<Duration>) -> bool {
+    let listed = || if folder.exists() { names(folder) } else { Vec::new() };
+    let before = listed();
     let begun = Instant::now();
-    let after = Duration::from_millis(150 + attempt * 7919 % 500);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let is_due = || match after {
+        Some(after) => begun.elapsed() >= after,
+        None => listed().iter().any(|name| name.ends_with(".partial") && !before.contains(name)),
+    };
     loop {
-        let writing = || folder.exists() && names(folder).iter().any(|name| name.ends_with(".partial"));
         if child.try_wait().unwrap().is_some() {
             return false;
         }
-        if if attempt.is_multiple_of(2) { begun.elapsed() >= after } else { writing() } {
+        if is_due() {
             child.kill().unwrap();
             child.wait().unwrap();
             return true;
@@ -66,15 +71,18 @@ fn kill(mut child: Child, folder: &Path, attempt: u64) -> bool {
 #[test]
 fn a_fine_tuning_resumes_after_kills_at_any_moment_bit_for_bit() {
     let place = Place::new();
+    let begun = Instant::now();
     said(&mut finetune(&place, "whole", &[]));
+    let time = begun.elapsed();
     let whole = left(&place.path("whole"));
     let run = place.path("run");
-    let begun = || run.join("trainer.safetensors").exists();
-    let command = || finetune(&place, "run", if begun() { &["--resume"] } else { &[] });
+    let can_resume = || run.join("trainer.safetensors").exists();
+    let command = || finetune(&place, "run", if can_resume() { &["--resume"] } else { &[] });
     let mut kills = 0;
     for attempt in 0..8 {
-        let child = command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        if !kill(child, &run, attempt) {
+        // early enough that some steps are left
+        let moment = time.mul_f64(0.2 + 0.1 * f64::from(attempt));
+        if !kill(&mut command(), &run, (attempt % 2 == 1).then_some(moment)) {
             break;
         }
         kills += 1;
@@ -88,7 +96,29 @@ fn a_fine_tuning_resumes_after_kills_at_any_moment_bit_for_bit() {
     assert!(kills > 1, "the run was over too soon to kill it");
     said(&mut command());
     assert!(left(&run) == whole, "another adapter or state");
-    assert!(names(&run).iter().all(|name| !name.ends_with(".partial")), "{:?}", names(&run));
+    assert_eq!(names(&run), names(&place.path("whole")));
+}
+
+#[test]
+fn a_kill_between_two_files_of_a_checkpoint_leaves_nothing_out_and_nothing_behind() {
+    let place = Place::new();
+    let run = place.path("run");
+    said(&mut finetune(&place, "run", &["--iters", "1"]));
+    let first = fs::read(run.join("adapters.safetensors")).unwrap();
+    said(&mut finetune(&place, "run", &["--iters", "2", "--resume"]));
+    let (whole, files) = (left(&run), names(&run));
+    // the state of step 2 was written, its adapter was not
+    fs::write(run.join("adapters.safetensors"), first).unwrap();
+    fs::remove_file(run.join("0000002_adapters.safetensors")).unwrap();
+    for half in ["0000002_adapters.safetensors", "loss.svg", "report.md", "trainer.safetensors"] {
+        fs::write(run.join(format!(".{half}.aB3dE6gH.partial")), "half").unwrap();
+    }
+    let others = [".notes.txt.aB3dE6gH.partial", ".loss.svg.mine.partial"];
+    others.iter().for_each(|name| fs::write(run.join(name), "another's").unwrap());
+    said(&mut finetune(&place, "run", &["--iters", "2", "--resume"]));
+    assert!(left(&run) == whole, "another adapter or state");
+    others.iter().for_each(|name| fs::remove_file(run.join(name)).unwrap());
+    assert_eq!(names(&run), files);
 }
 
 /// A shell in which no file may grow past a number of KiB: writes fail, as they do on a full disk.
@@ -129,8 +159,8 @@ fn a_distilled_model_or_targets_that_cannot_be_written_leave_nothing() {
     let error = refused(&mut with_a_file_size_limit(&dwq(&place, &targets), 4));
     assert!(error.contains("cannot write targets/valid/0000000000.safetensors: File too large"), "{error}");
     assert_eq!(names(&place.path("targets/valid")), [""; 0]);
-    let child = dwq(&place, &targets).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    kill(child, &place.path("targets/train"), 1);
+    // on a busy machine it may end before a half-written file is seen
+    let _ = kill(&mut dwq(&place, &targets), &place.path("targets/train"), None);
     said(&mut dwq(&place, &targets));
     let left = names(&place.path("targets/train"));
     assert!(left.iter().any(|name| name == "0000000001.safetensors"), "{left:?}");

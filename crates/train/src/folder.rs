@@ -2,6 +2,8 @@
 
 use crate::{metrics, state};
 use alluvium_core::{Error, Result};
+use alluvium_lm::adapter::ADAPTER_CONFIG;
+use alluvium_lm::formats::atomic::remove_abandoned;
 use std::path::Path;
 
 /// The drawing of the loss curve.
@@ -20,7 +22,14 @@ const TOKENIZER: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "genera
 /// As [`check`]; nothing is changed then.
 pub(crate) fn claim(out: &Path) -> Result<()> {
     check(out)?;
+    clear(out);
     std::fs::create_dir_all(out).map_err(Error::io(out, "create"))
+}
+
+/// Removes the half-written files of a run that was killed.
+pub(crate) fn clear(out: &Path) {
+    let others = [metrics::FILE, CURVE, SETTINGS, REPORT, "config.json", ADAPTER_CONFIG];
+    remove_abandoned(out, &|name| is_weights(name) || TOKENIZER.contains(&name) || others.contains(&name));
 }
 
 /// Checks that a new run can use a folder, which need not exist.

@@ -6,7 +6,7 @@ use alluvium_lm::formats::{safetensors, write_atomic};
 use alluvium_ops::cast;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The adapter of the lowest validation loss.
 pub(crate) const BEST: &str = "best_adapters.safetensors";
@@ -30,10 +30,15 @@ pub(crate) struct AdapterOutput {
 impl AdapterOutput {
     /// Writes the adapter of a step, under mlx-lm's name and under that of the step.
     pub(crate) fn save(&self, parameters: &[(String, &Tensor)], out: &Path, step: u64) -> Result<()> {
-        self.save_tensors(parameters, &out.join(format!("{step:07}_{ADAPTERS}")))?;
+        self.save_tensors(parameters, &Self::of_step(out, step))?;
         self.save_tensors(parameters, &out.join(ADAPTERS))?;
         let text = serde_json::to_string_pretty(&self.config).map_err(|e| Error::file(out, e.to_string()))?;
         write_atomic(out.join(ADAPTER_CONFIG), |file| file.write_all(text.as_bytes()))
+    }
+
+    /// The file that keeps the adapter of a step.
+    pub(crate) fn of_step(out: &Path, step: u64) -> PathBuf {
+        out.join(format!("{step:07}_{ADAPTERS}"))
     }
 
     /// Writes trained parameters in the dtypes of the adapter.

@@ -3,7 +3,7 @@
 use crate::data::{PackedBatch, TrainingData};
 use crate::meter::{Diverged, LossMeter, Throughput, WeightedSum};
 use crate::objective::correct_targets;
-use crate::output::{BEST, Output};
+use crate::output::{AdapterOutput, BEST, Output};
 use crate::state::{self, DataSource, Progress};
 use crate::{
     Masters, Metrics, MetricsRow, Objective, Optimizer, OptimizerConfig, Schedule, StepOptions, draw, folder,
@@ -222,11 +222,18 @@ impl Trainer {
             return Err(Error::file(path, why));
         }
         self.parts.data.seek(progress.position).map_err(|error| Error::file(&path, error.to_string()))?;
+        folder::clear(out);
         self.metrics = Metrics::open(&out.join(crate::metrics::FILE), progress.step)?;
         state::restore(&path, &mut self.optimizer, &self.parts.device)?;
         (self.step, self.tokens, self.saved) = (progress.step, progress.tokens, Some(progress.step));
         (self.meter.losses, self.best) = (progress.unreported, progress.best);
         self.out = Some(out.to_owned());
+        if let Output::Adapter(output) = &self.output
+            && !AdapterOutput::of_step(out, self.step).exists()
+        {
+            // a kill after the state left it out, and no later step writes it
+            output.save(&self.trained(), out, self.step)?;
+        }
         Ok(self)
     }
 

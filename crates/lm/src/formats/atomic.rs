@@ -125,7 +125,8 @@ pub(crate) struct AtomicFile {
 
 impl AtomicFile {
     pub(crate) fn write(target: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Self> {
-        remove_abandoned(target);
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        remove_abandoned(folder_of(target), &|target| target == name);
         let (temporary, file) = TempPath::file(target).map_err(Error::io(target, "write"))?;
         fill(file, write).map_err(Error::io(target, "write"))?;
         Ok(AtomicFile { temporary, target: target.to_owned() })
@@ -161,13 +162,12 @@ fn start(target: &Path) -> String {
     format!(".{}.", target.file_name().unwrap_or_default().to_string_lossy())
 }
 
-/// Removes temporary files of this target that a killed process left: regular files of such a name without a lock.
-fn remove_abandoned(target: &Path) {
-    let Ok(entries) = fs::read_dir(folder_of(target)) else { return };
+/// Removes the temporary files that killed processes left in a folder: regular files without a lock, with the temporary
+/// name of a target that `is_target` knows by its name.
+pub fn remove_abandoned(folder: &Path, is_target: &dyn Fn(&str) -> bool) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let random = name.strip_prefix(&start(target)).and_then(|rest| rest.strip_suffix(".partial"));
-        let is_ours = random.is_some_and(|random| random.len() == RANDOM && random.chars().all(char::is_alphanumeric));
+        let is_ours = entry.file_name().to_str().and_then(target_of).is_some_and(is_target);
         if is_ours && entry.file_type().is_ok_and(|kind| kind.is_file()) {
             let is_free = File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
             if is_free {
@@ -175,6 +175,12 @@ fn remove_abandoned(target: &Path) {
             }
         }
     }
+}
+
+/// The target of a temporary name: the reverse of [`builder`].
+fn target_of(name: &str) -> Option<&str> {
+    let (target, random) = name.strip_prefix('.')?.strip_suffix(".partial")?.rsplit_once('.')?;
+    (random.len() == RANDOM && random.chars().all(char::is_alphanumeric)).then_some(target)
 }
 
 #[cfg(test)]
