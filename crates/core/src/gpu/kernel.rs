@@ -18,12 +18,25 @@ pub struct Kernel {
     reduces: bool,
     /// Whether it is compiled without bounds checks.
     trusted: bool,
+    bodies: &'static [NativeBody],
+}
+
+/// The body of a function of WGSL text in CUDA C++, for what NVIDIA's GPUs have instructions.
+///
+/// Its arguments are `a0`, `a1` and so on, of the types that the translation gives them (`vec<float, 4>`, `u32`), and
+/// the launch's constants have their names. What it returns lies within the errors of the function in WGSL.
+#[derive(Clone, Copy, Debug)]
+pub struct NativeBody {
+    /// The name of the function in WGSL.
+    pub function: &'static str,
+    /// The statements of the body.
+    pub cuda: &'static str,
 }
 
 impl Kernel {
     /// A kernel that calls no reduction over its workgroup.
     pub const fn new(name: &'static str, wgsl: &'static [&'static str]) -> Self {
-        Kernel { name, wgsl, reduces: false, trusted: false }
+        Kernel { name, wgsl, reduces: false, trusted: false, bodies: &[] }
     }
 
     /// As [`Kernel::new`], compiled without bounds checks and loop bounds.
@@ -38,6 +51,24 @@ impl Kernel {
     /// workgroup.
     pub const fn reducing(self) -> Self {
         Kernel { reduces: true, ..self }
+    }
+
+    /// The same kernel, with these bodies of functions for NVIDIA's GPUs. Those of functions that its text has not are
+    /// passed over.
+    ///
+    /// # Safety
+    /// The bodies reach no memory but their arguments and variables.
+    pub const unsafe fn with_bodies(self, bodies: &'static [NativeBody]) -> Self {
+        Kernel { bodies, ..self }
+    }
+
+    /// What a translation of a variant takes from elsewhere than its text.
+    pub(super) fn natives(&self, variant: &Variant<'_>) -> Natives {
+        let stored = variant.stored.iter().flat_map(|(name, dtype)| {
+            stored_bodies(*dtype).iter().map(move |body| (body.function.replace("NAME", name), body.cuda))
+        });
+        let bodies = self.bodies.iter().map(|body| (body.function.to_owned(), body.cuda));
+        Natives { bodies: stored.chain(bodies).collect(), constants: variant.constants.to_vec() }
     }
 
     pub(super) fn is_trusted(&self) -> bool {
@@ -62,7 +93,8 @@ impl Kernel {
     /// A variant as the adapter gets it.
     pub(super) fn shader_of(&self, variant: &Variant<'_>, text: String) -> Shader {
         let (kernel, entry) = (self.name, variant.entry);
-        Shader { name: variant.name_of(self), kernel, entry, text, trusted: self.trusted }
+        let natives = self.natives(variant);
+        Shader { name: variant.name_of(self), kernel, entry, text, trusted: self.trusted, natives }
     }
 
     /// The whole WGSL text of one variant.
@@ -106,6 +138,27 @@ fn storage(kernel: &'static str, dtype: DType) -> Result<&'static str> {
     }
 }
 
+/// Bodies for the text of [`storage`].
+fn stored_bodies(dtype: DType) -> &'static [NativeBody] {
+    match dtype {
+        DType::BF16 => &[NativeBody {
+            function: "narrow_NAME",
+            cuda: r#"vec<u32, 2> r;
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r.x) : "f"(a0.y), "f"(a0.x));
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r.y) : "f"(a0.w), "f"(a0.z));
+        return r;"#,
+        }],
+        DType::F16 => &[NativeBody {
+            function: "narrow_NAME",
+            cuda: r#"vec<u32, 2> r;
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r.x) : "f"(a0.y), "f"(a0.x));
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r.y) : "f"(a0.w), "f"(a0.z));
+        return r;"#,
+        }],
+        _ => &[],
+    }
+}
+
 /// The entry point of a kernel and what fills its holes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Variant<'a> {
@@ -136,6 +189,16 @@ pub struct Shader {
     pub text: String,
     /// Whether it is compiled without bounds checks.
     trusted: bool,
+    natives: Natives,
+}
+
+/// What a translation to CUDA C++ takes from elsewhere than the text.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Natives {
+    /// Bodies of functions, by name.
+    pub(super) bodies: Vec<(String, &'static str)>,
+    /// The constants of the launch, for these bodies.
+    pub(super) constants: Vec<(&'static str, u32)>,
 }
 
 impl Shader {
@@ -145,7 +208,7 @@ impl Shader {
     /// [`Kind::Gpu`](crate::Kind::Gpu) when the text uses what has no translation: cooperative matrices, or values of
     /// 16 bits.
     pub fn to_cuda(&self) -> Result<String> {
-        let translated = cuda::translate(&self.text, (self.kernel, self.entry), self.trusted);
+        let translated = cuda::translate(&self.text, (self.kernel, self.entry), self.trusted, &self.natives);
         translated.map(|translated| translated.text).map_err(|why| failed("cuda", format!("{}: {why}", self.name)))
     }
 }

@@ -37,7 +37,7 @@ mod variants;
 mod wgpu;
 
 pub(crate) use elementwise::accumulate;
-pub use kernel::{Kernel, Shader};
+pub use kernel::{Kernel, NativeBody, Shader};
 pub use launch::{Bind, Groups, Launch};
 pub use limits::Limits;
 pub(crate) use memory::Bytes;
@@ -48,7 +48,7 @@ pub use wgpu::BATCH;
 
 use crate::{Error, Kind, Result};
 use engine::Engine;
-use kernel::Variant;
+use kernel::{Natives, Variant};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};

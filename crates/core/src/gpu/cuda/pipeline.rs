@@ -45,7 +45,9 @@ impl Engine {
             |why: String| failed(&self.name, format!("the kernel {} ({variant:?}) was refused: {why}", kernel.name));
         let translated = |subgroups: bool| -> Result<(String, Translated)> {
             let text = kernel.text(&variant, subgroups)?;
-            let translated = translate(&text, (kernel.name, variant.entry), kernel.is_trusted()).map_err(refused)?;
+            let natives = kernel.natives(&variant);
+            let translated =
+                translate(&text, (kernel.name, variant.entry), kernel.is_trusted(), &natives).map_err(refused)?;
             Ok((text, translated))
         };
         let (mut text, mut made) = translated(!self.plain)?;

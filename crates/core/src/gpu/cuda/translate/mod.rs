@@ -11,6 +11,7 @@ mod expressions;
 mod statements;
 mod types;
 
+use crate::gpu::Natives;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{
     AddressSpace, ArraySize, Binding, BuiltIn, EntryPoint, GlobalVariable, Handle, Module, StorageAccess, TypeInner,
@@ -48,6 +49,7 @@ type Refused = String;
 struct Writer<'a> {
     module: &'a Module,
     info: &'a ModuleInfo,
+    natives: &'a Natives,
     text: String,
     /// The name of the kernel's function.
     symbol: String,
@@ -62,6 +64,7 @@ pub(in crate::gpu) fn translate(
     text: &str,
     (kernel, entry): (&str, &str),
     trusted: bool,
+    natives: &Natives,
 ) -> Result<Translated, Refused> {
     let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
     let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
@@ -69,7 +72,7 @@ pub(in crate::gpu) fn translate(
     let found = module.entry_points.iter().position(|point| point.name == entry);
     let at = found.ok_or_else(|| format!("it has no entry point {entry}"))?;
     let mut writer =
-        Writer { module: &module, info: &info, text: String::new(), symbol: symbol(kernel, entry), indent: 0 };
+        Writer { module: &module, info: &info, natives, text: String::new(), symbol: symbol(kernel, entry), indent: 0 };
     let _ = writeln!(writer.text, "#define CHECKED {}", u32::from(!trusted));
     writer.text.push_str(include_str!("prelude.cuh"));
     writer.module(at, trusted)
@@ -93,10 +96,17 @@ impl<'a> Writer<'a> {
             self.line(&member);
         }
         // functions in the order of their declaration, which is that of their calls
-        for (handle, function) in self.module.functions.iter() {
-            if self.calls(at, handle) {
-                let name = self.function_name(handle);
-                self.function(function, &self.info[handle], &name)?;
+        let called: Vec<_> = self.module.functions.iter().filter(|&(handle, _)| self.calls(at, handle)).collect();
+        if called.iter().any(|(_, function)| self.native_body(function).is_some()) {
+            for (name, value) in &self.natives.constants {
+                self.line(&format!("static constexpr u32 {name} = {value}u;"));
+            }
+        }
+        for (handle, function) in called {
+            let name = self.function_name(handle);
+            match self.native_body(function) {
+                Some(body) => self.native(function, &name, body)?,
+                None => self.function(function, &self.info[handle], &name)?,
             }
         }
         self.function(&entry.function, self.info.get_entry_point(at), "entry")?;
@@ -125,6 +135,12 @@ impl<'a> Writer<'a> {
     fn used(&self, at: usize) -> Vec<(Handle<GlobalVariable>, &'a GlobalVariable)> {
         let info = self.info.get_entry_point(at);
         self.module.global_variables.iter().filter(|(handle, _)| !info[*handle].is_empty()).collect()
+    }
+
+    /// The body that stands in for a function's own.
+    fn native_body(&self, function: &naga::Function) -> Option<&'static str> {
+        let name = function.name.as_deref()?;
+        self.natives.bodies.iter().find(|(function, _)| function == name).map(|&(_, body)| body)
     }
 
     /// Whether an entry point may reach a function: it uses no global that the entry point does not use.

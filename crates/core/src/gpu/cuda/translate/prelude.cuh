@@ -195,6 +195,11 @@ FN u32 math_dot4u8packed(u32 a, u32 b) { return __dp4a(a, b, 0u); }
 // atomic memory, and reductions over the 32 threads of a warp
 template <class T> FN T atomic_read(T& x) { return *(volatile T*)&x; }
 template <class T> FN void atomic_write(T& x, T value) { *(volatile T*)&x = value; }
+// the sum over the threads of a warp that share all but the low bits of their number; all threads call it
+template <class T> FN T sum_of_neighbors(T x, u32 count) {
+    for (u32 w = count / 2u; w; w /= 2u) x += __shfl_xor_sync(~0u, x, w);
+    return x;
+}
 template <class T> FN T warp_add(T x) {
     for (int w = 16; w; w /= 2) x += __shfl_xor_sync(~0u, x, w);
     return x;

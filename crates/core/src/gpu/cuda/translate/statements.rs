@@ -18,12 +18,7 @@ impl<'a> Writer<'a> {
         name: &str,
     ) -> Result<(), Refused> {
         let mut body = Body { function, info, named: HashSet::new() };
-        let result = function.result.as_ref().map_or(Ok("void".to_owned()), |result| self.ty(result.ty))?;
-        let mut arguments = Vec::with_capacity(function.arguments.len());
-        for (number, argument) in function.arguments.iter().enumerate() {
-            arguments.push(format!("{} a{number}", self.ty(argument.ty)?));
-        }
-        self.line(&format!("FN {result} {name}({}) {{", arguments.join(", ")));
+        self.head(function, name)?;
         self.indent += 1;
         for (handle, variable) in function.local_variables.iter() {
             let ty = self.ty(variable.ty)?;
@@ -37,6 +32,27 @@ impl<'a> Writer<'a> {
         self.block(&mut body, &function.body, &mut labels)?;
         self.indent -= 1;
         self.line("}");
+        Ok(())
+    }
+
+    /// A function whose body is given.
+    pub(super) fn native(&mut self, function: &Function, name: &str, body: &str) -> Result<(), Refused> {
+        self.head(function, name)?;
+        self.indent += 1;
+        body.lines().for_each(|line| self.line(line.trim_start()));
+        self.indent -= 1;
+        self.line("}");
+        Ok(())
+    }
+
+    /// The line that a function begins with.
+    fn head(&mut self, function: &Function, name: &str) -> Result<(), Refused> {
+        let result = function.result.as_ref().map_or(Ok("void".to_owned()), |result| self.ty(result.ty))?;
+        let mut arguments = Vec::with_capacity(function.arguments.len());
+        for (number, argument) in function.arguments.iter().enumerate() {
+            arguments.push(format!("{} a{number}", self.ty(argument.ty)?));
+        }
+        self.line(&format!("FN {result} {name}({}) {{", arguments.join(", ")));
         Ok(())
     }
 

@@ -4,11 +4,11 @@
 use super::*;
 
 fn translated(text: &str) -> Translated {
-    translate(text, ("a test, odd", "main"), true).unwrap()
+    translate(text, ("a test, odd", "main"), true, &Natives::default()).unwrap()
 }
 
 fn refused(text: &str) -> String {
-    translate(text, ("a test", "main"), true).unwrap_err()
+    translate(text, ("a test", "main"), true, &Natives::default()).unwrap_err()
 }
 
 /// A kernel with this body.
@@ -36,7 +36,7 @@ fn a_kernel_takes_the_bindings_that_it_uses_in_order_and_its_params() {
 #[test]
 fn only_a_kernel_that_is_not_trusted_checks_bounds_and_clears_shared_memory() {
     let text = with_body("y[lane] = shared_sums[63u - lane];");
-    let checked = translate(&text, ("a test", "main"), false).unwrap().text;
+    let checked = translate(&text, ("a test", "main"), false, &Natives::default()).unwrap().text;
     assert!(checked.starts_with("#define CHECKED 1\n") && checked.contains("zero_shared(g"), "{checked}");
     let trusted = translated(&text).text;
     assert!(trusted.starts_with("#define CHECKED 0\n") && !trusted.contains("zero_shared(g"), "{trusted}");
@@ -89,4 +89,21 @@ fn what_has_no_translation_is_refused_in_words() {
         let why = refused(text);
         assert!(why.contains(want), "{why}");
     }
+}
+
+#[test]
+fn a_native_body_stands_in_for_the_function_of_its_name_alone() {
+    let text = "fn twice(x: f32) -> f32 { return x + x; }
+        fn thrice(x: f32) -> f32 { return twice(x) + x; }\n"
+        .to_owned()
+        + &with_body("y[lane] = thrice(x[lane]);");
+    let bodies = vec![("twice".to_owned(), "return N * a0;"), ("absent".to_owned(), "return 0;")];
+    let natives = Natives { bodies, constants: vec![("N", 2)] };
+    let made = translate(&text, ("a test", "main"), true, &natives).unwrap().text;
+    assert!(
+        made.contains("static constexpr u32 N = 2u;") && made.contains("twice(float a0) {\n        return N * a0;")
+    );
+    assert!(!made.contains("absent") && made.contains("thrice(float a0) {"), "{made}");
+    let without = translate(&text, ("a test", "main"), true, &Natives::default()).unwrap().text;
+    assert!(!without.contains("constexpr u32 N") && !without.contains("N * a0"), "{without}");
 }
