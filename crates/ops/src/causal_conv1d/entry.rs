@@ -64,7 +64,9 @@ pub(crate) static OP: Op = Op {
         Case::new("decode", &[('B', 1), ('T', 1), ('C', 8_192), ('K', 4), ('N', 1)]).without(STATE).options(SILU),
         Case::new("prefill 4k", &[('B', 1), ('T', 4_096), ('C', 8_192), ('K', 4)]).without(ALONE).options(SILU),
         Case::new("prefill 16k", &[('B', 1), ('T', 16_384), ('C', 8_192), ('K', 4)]).without(ALONE).options(SILU),
+        Case::new("prefill 8k", &[('B', 1), ('T', 8_192), ('C', 8_192), ('K', 4)]).without(ALONE).options(SILU),
         Case::new("prefill 4k, no activation", &[('B', 1), ('T', 4_096), ('C', 8_192), ('K', 4)]).without(ALONE),
+        Case::new("prefill 8k, no activation", &[('B', 1), ('T', 8_192), ('C', 8_192), ('K', 4)]).without(ALONE),
     ],
     cost: |d| {
         let (n, k) = (d['B'] * d['T'] * d['C'], d['K']);

@@ -20,7 +20,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
         }
         for (var j = 0; j < STEP; j++) {
             var z = Num(0.0);
-            for (var k = 0; k <= BEFORE; k++) { z += taps[k] * seen[j + k]; }
+            for (var k = 0; k <= BEFORE; k++) { z = fma(taps[k], seen[j + k], z); }
             if row + j < run.end { y[place(row + j, channel)] = narrow(activated(z)); }
         }
         for (var k = 0; k < BEFORE; k++) { seen[k] = seen[k + STEP]; }
@@ -62,16 +62,16 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
             for (var j = 0; j < STEP; j++) {
                 if SILU == 1u {
                     var z = Num(0.0);
-                    for (var k = 0; k <= BEFORE; k++) { z += taps[k] * seen[j + k]; }
+                    for (var k = 0; k <= BEFORE; k++) { z = fma(taps[k], seen[j + k], z); }
                     dz[BEFORE + j] *= derivative(z);
                 }
                 if DW == 1u && row + j < run.end {
-                    for (var k = 0; k <= BEFORE; k++) { dtaps[k] += seen[j + k] * dz[BEFORE + j]; }
+                    for (var k = 0; k <= BEFORE; k++) { dtaps[k] = fma(seen[j + k], dz[BEFORE + j], dtaps[k]); }
                 }
                 let to = row + j - BEFORE;
                 if DX == 1u && to >= run.first && to < run.end {
                     var d = from_last(run, to, channel);
-                    for (var k = 0; k <= BEFORE; k++) { d += taps[k] * dz[j + BEFORE - k]; }
+                    for (var k = 0; k <= BEFORE; k++) { d = fma(taps[k], dz[j + BEFORE - k], d); }
                     y[place(to, channel)] = narrow(d);
                 }
             }

@@ -30,7 +30,11 @@ pub(crate) static OP: Op = Op {
     // a row of one element is its own norm: its gradient is what cancelling leaves over
     fixed: &['D'],
     largest: 70,
-    bench: &[Case::new("decode", &[('R', 32), ('D', 128)]), Case::new("prefill 4k", &[('R', 131_072), ('D', 128)])],
+    bench: &[
+        Case::new("decode", &[('R', 32), ('D', 128)]),
+        Case::new("prefill 4k", &[('R', 131_072), ('D', 128)]),
+        Case::new("prefill 16k", &[('R', 524_288), ('D', 128)]),
+    ],
     cost: |d| {
         let n = d['R'] * d['D'];
         Cost { bytes: 12 * n, flops: 9 * n, backward_bytes: 20 * n, backward_flops: 20 * n }

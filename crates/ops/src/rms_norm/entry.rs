@@ -30,6 +30,7 @@ pub(crate) static OP: Op = Op {
     bench: &[
         Case::new("decode", &[('R', 1), ('D', 2_048)]),
         Case::new("prefill 4k", &[('R', 4_096), ('D', 2_048)]),
+        Case::new("prefill 8k, wide", &[('R', 8_192), ('D', 4_096)]),
         Case::new("prefill 64k", &[('R', 65_536), ('D', 2_048)]),
     ],
     cost: |d| {

@@ -7,7 +7,7 @@ pub(crate) mod rows;
 pub(crate) mod sort;
 pub(crate) mod totals;
 
-use alluvium_core::gpu::Kernel;
+use alluvium_core::gpu::{Kernel, NativeBody};
 use alluvium_core::{Error, Result};
 
 /// Cuts of bindings start at a multiple of this many bytes: the alignment of every engine divides it.
@@ -26,8 +26,16 @@ pub(crate) const ODD: &str = include_str!("odd.wgsl");
 pub(crate) const fn kernel(name: &'static str, wgsl: &'static [&'static str]) -> Kernel {
     // SAFETY: kernels are private to the crate, and operations launch them only with sizes that their contracts
     // checked; `check` runs each over poisoned memory, whose ends are NaN, and every loop has an end in its text.
-    unsafe { Kernel::trusted(name, wgsl) }
+    unsafe { Kernel::trusted(name, wgsl).with_bodies(BODIES) }
 }
+
+/// Functions of the crate's WGSL in CUDA C++, where NVIDIA's GPUs have instructions for them.
+const BODIES: &[NativeBody] = &[
+    // within 2 units in the last place, as the text
+    NativeBody { function: "exp4", cuda: "vec<float, 4> r; EACH(4) (&r.x)[i] = expf((&a0.x)[i]); return r;" },
+    NativeBody { function: "part_sum", cuda: "return sum_of_neighbors(a0, LANES);" },
+    NativeBody { function: "sum_of_32", cuda: "return sum_of_neighbors(a0, 32u);" },
+];
 
 /// A size as a parameter of a kernel.
 ///

@@ -141,6 +141,16 @@ pub(crate) static OP: Op = Op {
         )
         .without(&[START, PACKED]),
         Case::new(
+            "T 8192, 16 and 32 heads of 128",
+            &[('B', 1), ('T', 8_192), ('H', 16), ('G', 32), ('K', 128), ('V', 128), ('N', 1)],
+        )
+        .without(&[START, PACKED]),
+        Case::new(
+            "8 times T 8192, 16 and 32 heads of 128",
+            &[('B', 8), ('T', 8_192), ('H', 16), ('G', 32), ('K', 128), ('V', 128), ('N', 8)],
+        )
+        .without(&[START, PACKED]),
+        Case::new(
             "8 packed sequences, 8 heads of 128",
             &[('B', 1), ('T', 2_048), ('H', 8), ('G', 8), ('K', 128), ('V', 128), ('N', 8)],
         )

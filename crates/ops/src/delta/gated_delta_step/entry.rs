@@ -41,6 +41,8 @@ pub(crate) static OP: Op = Op {
     bench: &[
         Case::new("a small model", &[('B', 1), ('H', 16), ('G', 16), ('K', 128), ('V', 128)]),
         Case::new("32 heads", &[('B', 1), ('H', 16), ('G', 32), ('K', 128), ('V', 128)]),
+        Case::new("32 heads, 8 sequences", &[('B', 8), ('H', 16), ('G', 32), ('K', 128), ('V', 128)]),
+        Case::new("32 heads, 64 sequences", &[('B', 64), ('H', 16), ('G', 32), ('K', 128), ('V', 128)]),
     ],
     cost: |d| {
         let states = d['B'] * d['G'] * d['V'] * d['K'];

@@ -12,7 +12,7 @@ var<immediate> p: Params;
 var<workgroup> partial: array<f32, 256>;
 
 // the sum over the 32 invocations of a row
-fn row_sum(x: f32, lane: u32) -> f32 {
+fn sum_of_32(x: f32, lane: u32) -> f32 {
     workgroupBarrier();
     partial[lane] = x;
     for (var half = 16u; half > 0u; half /= 2u) {
@@ -30,27 +30,34 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let row = min(asked, p.rows - 1u);
     let head = row / p.values;
     let key = (head / p.v_heads * (p.v_heads / p.share) + head % p.v_heads / p.share) * p.keys;
-    let decay = exp1(g[head]);
-    var read: array<f32, EACH>;
-    var sum = 0.0;
+    // all reads come first, so that they wait for memory together
+    let value = v[row];
+    let rate = beta[head];
+    let log_decay = g[head];
+    var kept: array<f32, EACH>;
+    var keys: array<f32, EACH>;
+    var queries: array<f32, EACH>;
     for (var i = 0u; i < EACH; i++) {
         let c = i * 32u + lane % 32u;
-        read[i] = 0.0;
-        if c < p.keys {
-            read[i] = decay * state[row * p.keys + c];
-            sum += read[i] * k[key + c];
-        }
+        let at = min(c, p.keys - 1u);
+        kept[i] = select(0.0, state[row * p.keys + at], c < p.keys);
+        keys[i] = select(0.0, k[key + at], c < p.keys);
+        queries[i] = select(0.0, q[key + at], c < p.keys);
     }
-    let write = beta[head] * (v[row] - row_sum(sum, lane));
+    let decay = exp1(log_decay);
+    var sum = 0.0;
+    for (var i = 0u; i < EACH; i++) {
+        kept[i] *= decay;
+        sum += kept[i] * keys[i];
+    }
+    let write = rate * (value - sum_of_32(sum, lane));
     sum = 0.0;
     for (var i = 0u; i < EACH; i++) {
         let c = i * 32u + lane % 32u;
-        if c < p.keys {
-            let fresh = read[i] + write * k[key + c];
-            sum += fresh * q[key + c];
-            if asked < p.rows { state[row * p.keys + c] = fresh; }
-        }
+        let fresh = kept[i] + write * keys[i];
+        sum += fresh * queries[i];
+        if c < p.keys && asked < p.rows { state[row * p.keys + c] = fresh; }
     }
-    let out = row_sum(sum, lane);
+    let out = sum_of_32(sum, lane);
     if lane % 32u == 0u && asked < p.rows { o[row] = p.scale * out; }
 }

@@ -61,6 +61,10 @@ pub(crate) static OP: Op = Op {
         affine!("decode, 3 bits", 1, 4_096, 4_096, 3, 64),
         floats!("decode, mxfp4", 1, 4_096, 4_096, 4, 32, "mxfp4", Fill::Whole(120, 130)),
         affine!("four rows, 4 bits", 4, 4_096, 4_096, 4, 64),
+        affine!("decode, 4 bits, wide", 1, 12_288, 4_096, 4, 64),
+        affine!("four rows, 4 bits, wide", 4, 12_288, 4_096, 4, 64),
+        affine!("16 rows, 4 bits, wide", 16, 12_288, 4_096, 4, 64),
+        affine!("prefill 512, 4 bits, wide", 512, 12_288, 4_096, 4, 64),
         affine!("prefill 512, 4 bits", 512, 2_048, 2_048, 4, 64),
     ],
     cost: |d| {
