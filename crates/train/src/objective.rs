@@ -39,10 +39,22 @@ impl<M: ?Sized, B, F: Fn(&M, &B) -> Result<Tensor> + Send + Sync> Objective<M, B
     }
 }
 
-/// Logits that the loss computes at once: 4 MiB of them stay in a CPU's cache.
+/// Logits that a loss computes at once on a CPU: 4 MiB of them stay in its cache.
 const LOGITS_AT_ONCE: usize = 1 << 20;
 /// The same with a quantized projection, which is dequantized for each chunk.
 const PACKED_LOGITS_AT_ONCE: usize = 1 << 22;
+/// The same on a GPU, which reads the projection and its gradient once a chunk: 256 MiB.
+const LOGITS_AT_ONCE_ON_GPU: usize = 1 << 26;
+
+/// Tokens whose logits a loss with this projection computes at once.
+pub(crate) fn tokens_at_once(head: &Weight) -> usize {
+    let words = head.shape()[0].max(1);
+    let on_cpu = if head.quantized().is_some() { PACKED_LOGITS_AT_ONCE } else { LOGITS_AT_ONCE };
+    match head.device().is_host() {
+        true => (on_cpu / words).clamp(16, 1024),
+        false => (LOGITS_AT_ONCE_ON_GPU / words).clamp(16, 1 << 14),
+    }
+}
 
 /// Next-token cross-entropy in nats, averaged over the positions that have a target.
 #[derive(Clone, Debug)]
@@ -83,14 +95,14 @@ impl Head<'_> {
     pub(crate) fn loss(&self, x: &Tensor, targets: &[u32], on_device: &Tensor) -> Result<Tensor> {
         let Head { weight, z_loss, reduction } = *self;
         let ignore_index = Some(IGNORE_INDEX);
-        let chunk = |logits: usize| (logits / weight.shape()[0]).clamp(16, 1024);
+        let chunk = tokens_at_once(weight);
         match (weight, weight.quantized().filter(|_| !is_traced(weight))) {
             (Weight::Dense(w), _) => {
-                let (targets, chunk) = (on_device, chunk(LOGITS_AT_ONCE));
+                let targets = on_device;
                 cross_entropy(CrossEntropyArgs { x, w, targets, ignore_index, reduction, z_loss, chunk })
             }
             (_, Some(q)) => {
-                let (targets, chunk) = (on_device, chunk(PACKED_LOGITS_AT_ONCE));
+                let targets = on_device;
                 let args = QuantizedCrossEntropyArgs { x, q, targets, ignore_index, reduction, z_loss, chunk };
                 quantized_cross_entropy(args)
             }
@@ -117,7 +129,7 @@ fn recomputed_loss(head: &Weight, x: &Tensor, targets: &[u32]) -> Result<Tensor>
         return Tensor::full([], 0.0, x.device());
     }
     let rows = embedding(x, &Tensor::from_slice(&places, [places.len()], x.device())?)?;
-    let chunk = (LOGITS_AT_ONCE / head.shape()[0]).clamp(16, 1024);
+    let chunk = tokens_at_once(head);
     let mut total: Option<Tensor> = None;
     for (index, targets) in targets.chunks(chunk).enumerate() {
         let range = index * chunk..index * chunk + targets.len();

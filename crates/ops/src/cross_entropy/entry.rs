@@ -67,6 +67,8 @@ pub(crate) static OP: Op = Op {
         Case::new("256 tokens of 32 k words", &[('N', 256), ('D', 1_024), ('V', 32_768)]),
         Case::new("8192 tokens of 32 k words", &[('N', 8_192), ('D', 2_048), ('V', 32_768)])
             .options(&[("chunk", 1_024.0)]),
+        Case::new("16384 tokens of 32 k words", &[('N', 16_384), ('D', 1_024), ('V', 32_768)])
+            .options(&[("chunk", 4_096.0)]),
         Case::new("64 tokens of 248 k words", &[('N', 64), ('D', 1_024), ('V', 248_320)]).options(&[("chunk", 64.0)]),
     ],
     cost: |d| {

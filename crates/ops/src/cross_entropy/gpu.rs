@@ -12,7 +12,12 @@ use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
 use alluvium_core::{DType, Dims, Error, Result, Tensor};
 use std::ops::Range;
 
-static KERNEL: Kernel = crate::common::gpu::kernel("cross_entropy", &[MATH, include_str!("kernel.wgsl")]).reducing();
+const TEXT: &str = include_str!("kernel.wgsl");
+static KERNEL: Kernel =
+    crate::common::gpu::kernel("cross_entropy", &[MATH, TEXT, include_str!("whole.wgsl")]).reducing();
+/// The gradient leaves as two matrices in half precision.
+static IN_HALVES: Kernel =
+    crate::common::gpu::kernel("cross_entropy in halves", &[MATH, TEXT, include_str!("halves.wgsl")]).reducing();
 static SCALED: Kernel = crate::common::gpu::kernel("scaled gradient", &[include_str!("scaled.wgsl")]);
 
 /// Invocations of a workgroup.
@@ -132,7 +137,8 @@ impl Loss<'_> {
         if let Some(targets) = targets.host_mirror() {
             check(op, targets, ignore_index, words)?;
         }
-        let stride = words.next_multiple_of(4);
+        // rows of half precision begin at 16 bytes
+        let stride = words.next_multiple_of(8);
         let params = Params {
             tokens: to_u32(tokens)?,
             first: 0,
@@ -151,23 +157,16 @@ impl Loss<'_> {
         // no more logits than a kernel can see at once
         let most = chunk.min(tokens).min((gpu.limits().binding / (4 * stride)).max(1));
         let z = gpu.empty([most, stride], DType::F32)?;
+        // the library multiplies factors of one dtype
+        let is_split = wanted && gpu.has_library_products() && head.is_of(DType::BF16) && x.dtype() == DType::BF16;
+        let halves = if is_split { Some(halves(gpu, &z)?) } else { None };
+        let dz = halves.as_ref().map_or(std::slice::from_ref(&z), |halves| &halves[..]);
         let [x_mat, z_mat] = [(x, width), (&z, stride)].map(|(tensor, width)| GpuMatrix::new(tensor, width, 0));
         for chunk in chunks(targets, ignore_index, tokens, most) {
             let (n, rows) = (chunk.len(), x_mat.after(chunk.start));
             head.logits(gpu, rows, z_mat, [n, width, words])?;
             let params = Params { tokens: to_u32(n)?, first: to_u32(chunk.start)?, ..params };
-            gpu.launch(&Launch {
-                kernel: &KERNEL,
-                entry: "token",
-                constants: &[("WG", WG), ("GRADIENT", u32::from(wanted))],
-                stored: &[],
-                binds: &[targets, &losses, &weight, &z].map(Bind::All),
-                params: bytemuck::bytes_of(&params),
-                groups: Groups::Line(n),
-            })?;
-            // the library multiplies factors of one dtype
-            let is_split = gpu.has_library_products() && head.is_of(DType::BF16) && x.dtype() == DType::BF16;
-            let dz = if wanted && is_split { halves(gpu, &z)? } else { vec![z.clone()] };
+            softmax(gpu, [targets, &losses, &weight, &z], halves.as_ref(), params, wanted)?;
             let mut parts = dz.iter().map(|dz| GpuMatrix::new(dz, stride, 0));
             if wanted {
                 parts.clone().try_for_each(|part| weigh(part, rows, n))?;
@@ -183,11 +182,24 @@ impl Loss<'_> {
     }
 }
 
-/// f32 values as the sum of two in bf16, up to 2⁻¹⁷ of themselves: the rounding, and what it leaves, rounded.
-fn halves(gpu: &Gpu, z: &Tensor) -> Result<Vec<Tensor>> {
-    let high = gpu.convert(z, DType::BF16)?;
-    let low = gpu.convert(&crate::sub(z, &gpu.widen(&high)?)?, DType::BF16)?;
-    Ok(vec![high, low])
+/// Memory for f32 values as sums of two in bf16.
+fn halves(gpu: &Gpu, z: &Tensor) -> Result<[Tensor; 2]> {
+    Ok([gpu.empty(z.shape(), DType::BF16)?, gpu.empty(z.shape(), DType::BF16)?])
+}
+
+/// The losses of a chunk, and its gradient where it is wanted: in place of the logits, or in two halves.
+fn softmax(gpu: &Gpu, whole: [&Tensor; 4], halves: Option<&[Tensor; 2]>, params: Params, wanted: bool) -> Result<()> {
+    let mut binds: Vec<Bind<'_>> = whole.map(Bind::All).into();
+    binds.extend(halves.into_iter().flatten().map(Bind::All));
+    gpu.launch(&Launch {
+        kernel: if halves.is_some() { &IN_HALVES } else { &KERNEL },
+        entry: "token",
+        constants: &[("WG", WG), ("GRADIENT", u32::from(wanted))],
+        stored: if halves.is_some() { &[("X", DType::BF16)] } else { &[] },
+        binds: &binds,
+        params: bytemuck::bytes_of(&params),
+        groups: Groups::Line(params.tokens as usize),
+    })
 }
 
 /// The chunks in which a target counts, as far as that is known here.
@@ -264,16 +276,37 @@ mod tests {
     use alluvium_core::rng::Rng;
 
     #[test]
-    fn two_halves_keep_seventeen_bits() {
+    fn two_halves_of_a_gradient_keep_seventeen_bits() {
         let Some(gpu) = Gpu::builder().poison().open_for_test().unwrap() else { return };
+        let (tokens, words, stride) = (3, 1_001, 1_008);
         let mut rng = Rng::new(1, "halves");
-        let data: Vec<f32> = (0..1_000).map(|i| rng.normal() as f32 * 10f32.powi(i % 9 - 6)).collect();
-        let z = Tensor::from_slice(&data, [data.len()], &gpu.clone().into()).unwrap();
-        let [high, low] = &halves(&gpu, &z).unwrap()[..] else { panic!("two parts") };
-        let (high, low) = (high.to_floats().unwrap(), low.to_floats().unwrap());
-        for ((z, high), low) in data.iter().zip(high).zip(low) {
-            assert!((z - high - low).abs() <= z.abs() / 131_072.0, "{z}: {high} and {low}");
-            assert!((z - high).abs() <= z.abs() / 256.0, "{z}: {high}");
+        let logits: Vec<f32> = (0..tokens * stride).map(|_| 8.0 * rng.normal() as f32).collect();
+        let params = Params {
+            tokens: tokens as u32,
+            first: 0,
+            words: words as u32,
+            stride: stride as u32 / 4,
+            ignored: 0,
+            ignores: 0,
+            z_loss: 0.1,
+            mean: 0,
+        };
+        let on_gpu = |data: &[f32], shape: [usize; 2]| Tensor::from_slice(data, shape, &gpu.clone().into()).unwrap();
+        let targets = Tensor::from_slice(&[5u32, 1_000, 77], [tokens], &gpu.clone().into()).unwrap();
+        let weight = on_gpu(&[0.7], [1, 1]);
+        let gradient = |split: bool| {
+            let (losses, z) = (gpu.zeros([tokens], DType::F32).unwrap(), on_gpu(&logits, [tokens, stride]));
+            let parts = split.then(|| halves(&gpu, &z).unwrap());
+            softmax(&gpu, [&targets, &losses, &weight, &z], parts.as_ref(), params, true).unwrap();
+            let all = parts.map_or_else(|| vec![z], Vec::from);
+            all.iter().map(|part| part.to_floats().unwrap()).collect::<Vec<_>>()
+        };
+        let (whole, halves) = (gradient(false), gradient(true));
+        for i in (0..tokens * stride).filter(|i| i % stride < words) {
+            let (z, high, low) = (whole[0][i], halves[0][i], halves[1][i]);
+            // below the smallest normal number of bf16 nothing is kept of the rest
+            assert!((z - high - low).abs() <= z.abs() / 131_072.0 + 1e-38, "{z}: {high} and {low}");
+            assert!((z - high).abs() <= z.abs() / 256.0 + 1e-38, "{z}: {high}");
         }
     }
 }

@@ -36,7 +36,7 @@ fn is_word(i: u32, word: u32) -> vec4<bool> {
     return vec4<u32>(4u * i) + vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(word);
 }
 
-// One workgroup per token: the loss, and where it is wanted the gradient, which takes the logits' place.
+// One workgroup per token: the loss, and where it is wanted the gradient, which `keep` takes.
 @compute @workgroup_size(WG)
 fn token(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, lane: Lane) {
     let row = group_index(group, groups);
@@ -78,7 +78,7 @@ fn token(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
         for (var i = lane.index; i < quads; i += WG) {
             let x = scale * exp4(logits(base, i) - vec4<f32>(largest));
             let gradient = select(x, vec4<f32>(of_target), is_word(i, word));
-            z[base + i] = select(vec4<f32>(0.0), gradient, counted);
+            keep(base + i, select(vec4<f32>(0.0), gradient, counted));
         }
     }
 }

@@ -15,6 +15,7 @@ pub use targets::{TargetFolder, TopLogits};
 
 use crate::Objective;
 use crate::data::PackedBatch;
+use crate::objective::tokens_at_once;
 use alluvium_core::{Device, Error, Result, Tensor, tape};
 use alluvium_lm::{Checkpointing, LanguageModel, Weight};
 use alluvium_ops::{add, kl_div, scale, slice};
@@ -104,9 +105,6 @@ impl TeacherLogits {
     }
 }
 
-/// Logits that are computed at once.
-const LOGITS_AT_ONCE: usize = 1 << 20;
-
 impl Objective<dyn LanguageModel, DistillBatch> for Distillation {
     fn loss(&self, student: &dyn LanguageModel, batch: &DistillBatch) -> Result<Tensor> {
         let tokens = batch.tokens.tokens();
@@ -114,7 +112,7 @@ impl Objective<dyn LanguageModel, DistillBatch> for Distillation {
         let hidden = student.forward(&on_device.batch(), self.checkpointing)?;
         let x = hidden.reshape([tokens, hidden.shape().last()])?;
         let (head, temperature) = (student.lm_head(), self.temperature);
-        let chunk = (LOGITS_AT_ONCE / head.shape()[0].max(1)).clamp(16, 1024);
+        let chunk = tokens_at_once(head);
         let mut total: Option<Tensor> = None;
         for first in (0..tokens).step_by(chunk) {
             let count = chunk.min(tokens - first);
