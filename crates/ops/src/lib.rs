@@ -179,5 +179,6 @@ pub fn find(name: &str) -> Option<&'static Op> {
 
 /// The kernels in CUDA C++, all variants, by name: tests give them to NVIDIA's compiler, which needs no GPU.
 pub fn native_sources() -> Vec<(String, String)> {
-    delta::gated_delta_rule::native_sources().chain(attention::native_sources()).collect()
+    let of_delta = delta::gated_delta_rule::native_sources().chain(delta::recompute_w_u::native_sources());
+    of_delta.chain(attention::native_sources()).collect()
 }

@@ -60,6 +60,13 @@ pub(crate) static OP: Op = Op {
     bench: &[
         Case::new("2k tokens, 8 heads of 64", &[('B', 1), ('T', 2_048), ('A', 8), ('D', 64), ('S', 2_048), ('G', 8)])
             .without(PACKED),
+        Case::new(
+            "8k tokens, 16 heads of 128",
+            &[('B', 1), ('T', 8_192), ('A', 16), ('D', 128), ('S', 8_192), ('G', 4)],
+        )
+        .without(PACKED),
+        Case::new("8k tokens, 8 heads of 256", &[('B', 1), ('T', 8_192), ('A', 8), ('D', 256), ('S', 8_192), ('G', 2)])
+            .without(PACKED),
         Case::new("decode over 8k", &[('B', 1), ('T', 1), ('A', 16), ('D', 256), ('S', 8_192), ('G', 2)])
             .without(PACKED),
     ],

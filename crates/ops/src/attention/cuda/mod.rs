@@ -6,18 +6,18 @@
 
 use super::gpu::blocks;
 use super::{Grad, Mask};
-use crate::common::gpu::{NATIVE, to_u32};
+use crate::common::gpu::{MATRIX, NATIVE, to_u32};
 use alluvium_core::gpu::{CudaArgument as Arg, CudaKernel, CudaLaunch, Gpu};
 use alluvium_core::{DType, Dims, Result, Tensor};
 
-const MMA: &str = include_str!("mma.cuh");
+const BLOCKS: &str = include_str!("blocks.cuh");
 
 // SAFETY: `forward` gives the arguments of the declaration, with as many blocks as queries and heads need.
 static FORWARD: CudaKernel =
-    unsafe { CudaKernel::new("attention_forward", &[NATIVE, MMA, include_str!("forward.cu")]) };
+    unsafe { CudaKernel::new("attention_forward", &[NATIVE, MATRIX, BLOCKS, include_str!("forward.cu")]) };
 // SAFETY: `backward` gives the arguments of the declaration, with as many blocks as rows and heads need.
 static GRADIENT: CudaKernel =
-    unsafe { CudaKernel::new("attention_gradient", &[NATIVE, MMA, include_str!("gradient.cu")]) };
+    unsafe { CudaKernel::new("attention_gradient", &[NATIVE, MATRIX, BLOCKS, include_str!("gradient.cu")]) };
 
 /// Rows of a tile.
 const SIDE: usize = 64;

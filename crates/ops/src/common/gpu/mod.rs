@@ -19,6 +19,9 @@ pub(crate) const MATH: &str = include_str!("math.wgsl");
 /// What every kernel in CUDA C++ begins with.
 pub(crate) const NATIVE: &str = include_str!("native.cuh");
 
+/// Tiles and products of a warp on NVIDIA's matrix units, after [`NATIVE`]; the launch gives `WIDTH`.
+pub(crate) const MATRIX: &str = include_str!("matrix.cuh");
+
 /// Functions for lines that do not begin or end at whole vec4s.
 pub(crate) const ODD: &str = include_str!("odd.wgsl");
 

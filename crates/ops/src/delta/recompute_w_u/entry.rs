@@ -25,14 +25,19 @@ pub(crate) static OP: Op = Op {
         Case::new("unequal heads", &[('B', 2), ('T', 9), ('H', 2), ('G', 6), ('K', 5), ('V', 3)]),
         Case::new("strong decay", &[('B', 1), ('T', 63), ('H', 1), ('G', 2), ('K', 5), ('V', 17)])
             .filled(&[("g_cum", Fill::ChunkSums(-3.0, 0.0))]),
+        Case::new("heads of 64, strong decay", &[('B', 2), ('T', 65), ('H', 1), ('G', 2), ('K', 64), ('V', 64)])
+            .filled(&[("g_cum", Fill::ChunkSums(-3.0, 0.0))]),
         Case::new("a model's heads", &[('B', 1), ('T', 130), ('H', 2), ('G', 4), ('K', 128), ('V', 128)]),
     ],
     fixed: &['B', 'H', 'G'],
     largest: 70,
-    bench: &[Case::new(
-        "T 4096, 8 heads of 128",
-        &[('B', 1), ('T', 4_096), ('H', 8), ('G', 8), ('K', 128), ('V', 128)],
-    )],
+    bench: &[
+        Case::new("T 4096, 8 heads of 128", &[('B', 1), ('T', 4_096), ('H', 8), ('G', 8), ('K', 128), ('V', 128)]),
+        Case::new(
+            "T 8192, 16 and 32 heads of 128",
+            &[('B', 1), ('T', 8_192), ('H', 16), ('G', 32), ('K', 128), ('V', 128)],
+        ),
+    ],
     cost: |d| {
         let (tokens, c) = (d['B'] * d['T'], d['T'].min(64));
         let (keys, rows) = (tokens * d['H'] * d['K'], tokens * d['G']);

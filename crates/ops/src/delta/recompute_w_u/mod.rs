@@ -1,11 +1,17 @@
 //! The WY representation of a chunk: `w` and `u`.
 
 mod cpu;
+mod cuda;
 mod entry;
 mod gpu;
 mod reference;
 
 pub(crate) use entry::OP;
+
+/// The texts of the CUDA kernel, by name.
+pub(crate) fn native_sources() -> impl Iterator<Item = (String, String)> {
+    cuda::sources()
+}
 
 use crate::delta::chunk::HeadLayout;
 use alluvium_core::contract::{F32, FLOATS, SAME};

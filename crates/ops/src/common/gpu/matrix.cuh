@@ -1,5 +1,4 @@
 // Products of a warp on matrix units, from A100 on.
-#define NEGATIVE_INFINITY __uint_as_float(0xff800000u)
 
 // --- copies to shared memory, 16 bytes each: zeros where there is nothing to read
 
@@ -51,19 +50,4 @@ FN void product(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// --- what the kernels share
-
-struct Params { u32 tokens, positions, heads, shared_heads; float scale; u32 is_packed; };
-// Rows of one sequence that a block computes, and the sequence; `past` keys lie before the first query.
-struct Rows { u32 first, end, start, stop, past; };
-
-FN Rows rows_of(u32 block, u32 rows, const uint4* blocks, const Params& p) {
-    u32 past = p.positions - p.tokens;
-    if (p.is_packed) {
-        uint4 b = blocks[block];
-        return {b.x, b.y, b.z, b.w, past};
-    }
-    return {block * 64, min(block * 64 + 64, rows), 0, p.positions, past};
 }
