@@ -34,9 +34,9 @@ FN void load_rows(u32 (&high)[4][4], u32 (&low)[4][4], const float* a, u64 strid
     }
 }
 
-// 16 rows of a product, as pairs of bf16.
-FN void multiply(u32 (&y)[WIDTH / 8][2], const u32 (&high)[4][4], const u32 (&low)[4][4], u32 tile) {
-    float sum[WIDTH / 8][4] = {};
+// 16 rows of a product.
+FN void multiply(float (&sum)[WIDTH / 8][4], const u32 (&high)[4][4], const u32 (&low)[4][4], u32 tile) {
+    UNROLL for (u32 n = 0; n < WIDTH / 8; n++) UNROLL for (u32 i = 0; i < 4; i++) sum[n][i] = 0.f;
     UNROLL for (u32 step = 0; step < 4; step++) {
         if (step > threadIdx.x >> 5) continue;
         UNROLL for (u32 n = 0; n < WIDTH / 16; n++) {
@@ -48,17 +48,14 @@ FN void multiply(u32 (&y)[WIDTH / 8][2], const u32 (&high)[4][4], const u32 (&lo
             product(sum[2 * n + 1], high[step], b[2], b[3]);
         }
     }
-    UNROLL for (u32 n = 0; n < WIDTH / 8; n++) {
-        y[n][0] = pack(sum[n][0], sum[n][1]);
-        y[n][1] = pack(sum[n][2], sum[n][3]);
-    }
 }
 
 // The rows of a warp leave by way of a tile that nobody reads any more, 16 bytes at once.
-FN void store_rows(u16* to, u64 stride, u32 count, u16* tile, const u32 (&y)[WIDTH / 8][2]) {
+FN void store_rows(u16* to, u64 stride, u32 count, u16* tile, const float (&sum)[WIDTH / 8][4]) {
     u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     UNROLL for (u32 n = 0; n < WIDTH / 8; n++) UNROLL for (u32 half = 0; half < 2; half++)
-        *(u32*)((char*)tile + place(WIDTH, warp * 16 + half * 8 + (lane >> 2), n) + (lane & 3) * 4) = y[n][half];
+        *(u32*)((char*)tile + place(WIDTH, warp * 16 + half * 8 + (lane >> 2), n) + (lane & 3) * 4) =
+            pack(sum[n][2 * half], sum[n][2 * half + 1]);
     __syncwarp();
     UNROLL for (u32 step = 0; step < WIDTH / 16; step++) {
         u32 i = step * 32 + lane, row = warp * 16 + i / (WIDTH / 8), piece = i % (WIDTH / 8);
@@ -67,7 +64,7 @@ FN void store_rows(u16* to, u64 stride, u32 count, u16* tile, const u32 (&y)[WID
     }
 }
 
-KERNEL void __launch_bounds__(THREADS, 3) recompute_w_u(
+KERNEL void __launch_bounds__(THREADS) recompute_w_u(
     const u16* __restrict__ k, const u16* __restrict__ v, const float* __restrict__ beta, const float* __restrict__ g,
     const float* __restrict__ a, u16* __restrict__ w, u16* __restrict__ u, const __grid_constant__ Params p) {
     extern __shared__ __align__(128) char memory[];
@@ -91,10 +88,11 @@ KERNEL void __launch_bounds__(THREADS, 3) recompute_w_u(
     u32 high[4][4], low[4][4];
     load_rows(high, low, a + of_head * 64, (u64)p.value_heads * 64, count);
     __syncthreads();
-    u32 of_u[WIDTH / 8][2], of_w[WIDTH / 8][2];
-    multiply(of_u, high, low, address(sh.values));
-    multiply(of_w, high, low, address(sh.keys));
+    float sum[WIDTH / 8][4];
+    multiply(sum, high, low, address(sh.values));
     __syncthreads();
-    store_rows(u + of_head * WIDTH, row, count, sh.values, of_u);
-    store_rows(w + of_head * WIDTH, row, count, sh.keys, of_w);
+    store_rows(u + of_head * WIDTH, row, count, sh.values, sum);
+    multiply(sum, high, low, address(sh.keys));
+    __syncthreads();
+    store_rows(w + of_head * WIDTH, row, count, sh.keys, sum);
 }
