@@ -275,13 +275,16 @@ fn weights_that_do_not_fit_the_configuration_are_named() {
     for (from, to, want) in [
         (r#""vocab_size": 16"#, r#""vocab_size": 17"#, "embed_tokens.weight` is [16, 8], config.json asks for [17, 8]"),
         (r#""num_hidden_layers": 2"#, r#""num_hidden_layers": 3"#, "layers.2.input_layernorm.weight` [8] is missing"),
-        (r#""tie_word_embeddings": true"#, r#""tie_word_embeddings": false"#, "lm_head.weight` [16, 8] is missing"),
     ] {
         assert!(original.contains(from), "{original}");
         std::fs::write(folder.path().join("config.json"), original.replace(from, to)).unwrap();
         let error = refused(folder.path());
         assert!(error.contains(want) && error.contains("model.safetensors: "), "{error}");
     }
+    let untied = original.replace(r#""tie_word_embeddings": true"#, r#""tie_word_embeddings": false"#);
+    std::fs::write(folder.path().join("config.json"), untied).unwrap();
+    let error = refused(folder.path());
+    assert!(error.contains("config.json: ") && error.contains("no file has an `lm_head.weight`"), "{error}");
     let fewer = original
         .replace(r#""num_hidden_layers": 2"#, r#""num_hidden_layers": 1"#)
         .replace(r#""full_attention_interval": 2"#, r#""full_attention_interval": 1"#);

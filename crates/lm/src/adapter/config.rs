@@ -1,6 +1,6 @@
 //! `adapter_config.json` of mlx-lm.
 
-use crate::formats::{SMALL, read_text};
+use crate::formats::{SMALL, foreign, read_text};
 use alluvium_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -66,7 +66,10 @@ impl Default for LoraParameters {
 
 pub(super) fn read_json(path: &Path) -> Result<Map<String, Value>> {
     let text = read_text(path, SMALL).map_err(Error::io(path, "read"))?;
-    serde_json::from_str(&text).map_err(|error| Error::file(path, format!("it is not a JSON object: {error}")))
+    serde_json::from_str(&text).map_err(|error| {
+        let why = foreign::describe(text.as_bytes()).unwrap_or_else(|| error.to_string());
+        Error::file(path, format!("it is not a JSON object: {why}"))
+    })
 }
 
 /// The type of fine-tuning and the settings of the updates; `None` for full fine-tuning.

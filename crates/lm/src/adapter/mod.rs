@@ -81,6 +81,10 @@ impl Adapter {
     /// [`Kind::Io`](alluvium_core::Kind::Io) when a file cannot be read; `Kind::File` when the folder has no adapter,
     /// or one with something that is not known: names, dtypes, kinds of adapters.
     pub fn read(folder: &Path, device: &Device) -> Result<Self> {
+        if folder.is_file() {
+            let why = format!("it is a file, expected the folder that has it and {ADAPTER_CONFIG}");
+            return Err(Error::file(folder, why));
+        }
         let config = folder.join(ADAPTER_CONFIG);
         if !folder.join(ADAPTERS).exists() && folder.join(peft::ADAPTER_MODEL).exists() {
             return peft::read(folder, device);

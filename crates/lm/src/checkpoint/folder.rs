@@ -2,6 +2,8 @@
 
 use super::fp8::{self, BlockScales};
 use super::index::{INDEX, Index, is_weight_file};
+use crate::adapter::ADAPTERS;
+use crate::formats::foreign::PYTORCH;
 use crate::formats::safetensors::{self, Entry, File, StoredDtype};
 use crate::models::sanitize::{Side, Stored, Transform};
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
@@ -240,7 +242,27 @@ fn weight_files(folder: &Path, index: &Index) -> Result<Vec<PathBuf>> {
     found.sort();
     found.dedup();
     if found.is_empty() {
-        return Err(Error::file(folder, "there are no weights: no file is called model*.safetensors"));
+        let other = other_weights(folder).map_or(String::new(), |other| format!("; {other}"));
+        let why = format!("there are no weights: no file is called model*.safetensors{other}");
+        return Err(Error::file(folder, why));
     }
     Ok(found)
+}
+
+/// Names a file of the folder that holds weights in another form, and what to do with it.
+fn other_weights(folder: &Path) -> Option<String> {
+    let names = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let names: Vec<String> = names.collect();
+    let ends = |ends: &[&str]| names.iter().filter(|name| ends.iter().any(|end| name.ends_with(end))).min();
+    if let Some(name) = names.iter().find(|name| [ADAPTERS, "adapter_model.safetensors"].contains(&name.as_str())) {
+        return Some(format!("{name} is an adapter: give the folder of its model, and this one as --adapter-path"));
+    }
+    if let Some(name) = ends(&[".gguf"]) {
+        return Some(format!("give {name} itself: --model {}", folder.join(name).display()));
+    }
+    if let Some(name) = ends(&[".safetensors"]) {
+        return Some(format!("{name} may be in a layout of its own; fetch the one of transformers"));
+    }
+    let name = ends(&[".bin", ".pt", ".pth", ".ckpt"]).filter(|name| *name != "training_args.bin")?;
+    Some(format!("{name} is for PyTorch; {PYTORCH}"))
 }

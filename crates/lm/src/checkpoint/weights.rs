@@ -184,6 +184,13 @@ fn settle_head(config: &mut Config, model_type: &ModelType, folder: &Folder) -> 
         let why = format!("`tie_word_embeddings` is true, but `{head}` differs from `{table}`");
         return Err(config.error(format!("{why}; set the key to false to use it, or remove the tensor")));
     }
+    let fetch = folder.fetch("lm_head.weight");
+    if !is_tied && head.is_none() && fetch.is_empty() {
+        let why =
+            "`tie_word_embeddings` is false, but no file has an `lm_head.weight`: the checkpoint has no output head";
+        let advice = "fetch the one for causal language modeling, or set the key to true if the embedding is the head";
+        return Err(config.error(format!("{why}; {advice}")));
+    }
     if said.is_none() && (outer.is_some() || is_tied != model_type.tie_word_embeddings) {
         config.set_tied(is_tied);
     }

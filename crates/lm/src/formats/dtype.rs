@@ -10,7 +10,7 @@ pub struct StoredDtype {
     size: usize,
 }
 
-const ALL: [StoredDtype; 16] = {
+const ALL: [StoredDtype; 19] = {
     const fn of(name: &'static str, size: usize) -> StoredDtype {
         StoredDtype { name, size }
     }
@@ -31,6 +31,9 @@ const ALL: [StoredDtype; 16] = {
         of("F64", 8),
         of("I64", 8),
         of("U64", 8),
+        of("F8_E4M3FNUZ", 1),
+        of("F8_E5M2FNUZ", 1),
+        of("C64", 8),
     ]
 };
 

@@ -21,6 +21,21 @@ pub struct Entry {
     pub(super) start: u64,
 }
 
+/// Why a header cannot be used.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The file is not whole, or was never a safetensors file.
+    Damaged(String),
+    /// The file may be whole, but has what is not known here.
+    Foreign(String),
+}
+
+impl<S: Into<String>> From<S> for Fault {
+    fn from(why: S) -> Self {
+        Fault::Damaged(why.into())
+    }
+}
+
 /// A parsed header.
 #[derive(Debug, Default)]
 pub(super) struct Header {
@@ -32,7 +47,7 @@ pub(super) struct Header {
 ///
 /// # Errors
 /// In words: when it is not a JSON object, has a name twice, or a tensor is not inside the file.
-pub(super) fn parse(json: &[u8], data: u64, end: u64) -> Result<Header, String> {
+pub(super) fn parse(json: &[u8], data: u64, end: u64) -> Result<Header, Fault> {
     let mut parser = Parser { data, end, header: Header::default(), has_metadata: false, fault: None };
     let mut reader = serde_json::Deserializer::from_slice(json);
     let parsed = (&mut parser).deserialize(&mut reader).and_then(|()| reader.end());
@@ -71,7 +86,7 @@ struct Parser {
     header: Header,
     has_metadata: bool,
     /// A fault in the contents of valid JSON.
-    fault: Option<String>,
+    fault: Option<Fault>,
 }
 
 impl<'de> DeserializeSeed<'de> for &mut Parser {
@@ -93,7 +108,7 @@ impl<'de> Visitor<'de> for &mut Parser {
         while let Some(name) = map.next_key::<String>()? {
             let added = if name == "__metadata__" {
                 let metadata = map.next_value_seed(Metadata)?;
-                self.set_metadata(metadata)
+                self.set_metadata(metadata).map_err(Fault::Damaged)
             } else {
                 let fields = map.next_value_seed(Any::<Fields>::default())?;
                 self.add(name, fields)
@@ -116,11 +131,14 @@ impl Parser {
         Ok(())
     }
 
-    fn add(&mut self, name: String, fields: Fields) -> Result<(), String> {
+    fn add(&mut self, name: String, fields: Fields) -> Result<(), Fault> {
         if self.header.entries.contains_key(&name) {
-            return Err(format!("tensor `{name}` is there twice"));
+            return Err(Fault::Damaged(format!("tensor `{name}` is there twice")));
         }
-        let entry = fields.entry(self.data, self.end).map_err(|why| format!("tensor `{name}`: {why}"))?;
+        let entry = fields.entry(self.data, self.end).map_err(|fault| match fault {
+            Fault::Damaged(why) => Fault::Damaged(format!("tensor `{name}`: {why}")),
+            Fault::Foreign(why) => Fault::Foreign(format!("tensor `{name}`: {why}")),
+        })?;
         self.header.entries.insert(name, entry);
         Ok(())
     }
@@ -317,23 +335,26 @@ impl Keep for Fields {
 }
 
 impl Fields {
-    fn entry(self, data: u64, end: u64) -> Result<Entry, String> {
+    fn entry(self, data: u64, end: u64) -> Result<Entry, Fault> {
         if let Some(key) = self.twice {
-            return Err(format!("its {key} is there twice"));
+            return Err(Fault::Damaged(format!("its {key} is there twice")));
         }
         let dtype = self.dtype.ok_or("its dtype is missing")?;
-        let dtype = StoredDtype::from_name(&dtype).ok_or_else(|| format!("its dtype `{dtype:.20}` is not known"))?;
+        let dtype = StoredDtype::from_name(&dtype).ok_or_else(|| {
+            let advice = "convert the checkpoint to bf16, f16 or f32";
+            Fault::Foreign(format!("its dtype `{dtype:.20}` is not known; {advice}"))
+        })?;
         let axes = self.shape.ok_or("its shape is missing")?.ok_or("its shape is no list of lengths")?;
         let axes: Option<Vec<usize>> = axes.into_iter().map(|axis| usize::try_from(axis).ok()).collect();
         let shape = Shape::new(&axes.ok_or("its shape is no list of lengths")?).map_err(|e| e.to_string())?;
         let offsets = self.offsets.flatten().ok_or("its data_offsets are missing")?;
-        let &[from, to] = offsets.as_slice() else { return Err("its data_offsets are no pair".to_owned()) };
+        let &[from, to] = offsets.as_slice() else { return Err("its data_offsets are no pair".into()) };
         if from > to || to > end - data {
-            return Err(format!("its bytes {from} to {to} are not in the file's {}", end - data));
+            return Err(format!("its bytes {from} to {to} are not in the file's {}", end - data).into());
         }
         let bytes = shape.elements().checked_mul(dtype.size()).ok_or("it has more bytes than memory can have")?;
         if to - from != bytes as u64 {
-            return Err(format!("{shape} of {dtype} takes {bytes} bytes, {} are given", to - from));
+            return Err(format!("{shape} of {dtype} takes {bytes} bytes, {} are given", to - from).into());
         }
         Ok(Entry { shape, dtype, bytes, start: data + from })
     }

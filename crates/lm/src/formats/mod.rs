@@ -3,6 +3,7 @@
 pub mod atomic;
 pub mod config;
 mod dtype;
+pub(crate) mod foreign;
 pub(crate) mod gguf;
 mod header;
 pub(crate) mod json;

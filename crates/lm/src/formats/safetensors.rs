@@ -2,8 +2,9 @@
 
 use super::atomic::AtomicFile;
 pub use super::dtype::StoredDtype;
-use super::header;
+use super::foreign;
 pub use super::header::Entry;
+use super::header::{self, Fault};
 use super::regular;
 use alluvium_core::{DType, Device, Error, Result, Shape, Tensor};
 use serde_json::{Map, Value, json};
@@ -38,6 +39,12 @@ pub fn read(path: impl AsRef<Path>) -> Result<File> {
     let mut file = fs::File::open(path).map_err(Error::io(path, "read"))?;
     let bytes = file.metadata().map_err(Error::io(path, "read"))?.len();
     let wrong = |why: String| Error::file(path, format!("not a whole safetensors file: {why}; fetch it again"));
+    let mut first = Vec::new();
+    (&mut file).take(512).read_to_end(&mut first).map_err(Error::io(path, "read"))?;
+    if let Some(kind) = foreign::describe(&first) {
+        return Err(Error::file(path, format!("not a safetensors file: {kind}")));
+    }
+    file.rewind().map_err(Error::io(path, "read"))?;
     if bytes < 8 {
         return Err(wrong(format!("it has {bytes} bytes, a header alone has more")));
     }
@@ -52,7 +59,10 @@ pub fn read(path: impl AsRef<Path>) -> Result<File> {
     }
     let mut header = vec![0; usize::try_from(length).unwrap_or(0)];
     file.read_exact(&mut header).map_err(Error::io(path, "read"))?;
-    let header = header::parse(&header, 8 + length, bytes).map_err(wrong)?;
+    let header = header::parse(&header, 8 + length, bytes).map_err(|fault| match fault {
+        Fault::Damaged(why) => wrong(why),
+        Fault::Foreign(why) => Error::file(path, why),
+    })?;
     let header::Header { entries, metadata } = header;
     Ok(File { path: path.to_owned(), file: Mutex::new(file), bytes, entries, metadata })
 }

@@ -269,6 +269,10 @@ impl Conversation {
             .templates
             .get(tools)
             .ok_or_else(|| Error::value("chat template", "this model has none; give it the plain prompt"))?;
+        if template.source().trim().is_empty() {
+            let why = format!("{template:?} is empty; fetch it again, or give the model the plain prompt");
+            return Err(Error::value("chat template", why));
+        }
         template.compiled()?.render(&context.into())
     }
 }

@@ -17,7 +17,7 @@ use crate::checkpoint::TokenizerFiles;
 use crate::formats::atomic::AtomicFile;
 use crate::formats::config::{Config, token_ids};
 use crate::formats::json::pretty;
-use crate::formats::{LARGE, SMALL, read_text, read_whole};
+use crate::formats::{LARGE, SMALL, foreign, read_text, read_whole};
 use alluvium_core::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -112,8 +112,10 @@ impl Tokenizer {
     }
 
     fn parse(json: String, file: &Path) -> Result<Self> {
-        let (inner, affixes) =
-            json::build(&json).map_err(|e| Error::file(file, format!("not a tokenizer known here: {e}")))?;
+        let (inner, affixes) = json::build(&json).map_err(|error| {
+            let why = foreign::describe(json.as_bytes()).unwrap_or_else(|| error.to_string());
+            Error::file(file, format!("not a tokenizer known here: {why}"))
+        })?;
         let config = json!({
             "tokenizer_class": "Qwen2Tokenizer",
             "bos_token": null,
