@@ -12,11 +12,18 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 /// Sequences of a batch: rows of a product that are summed in one order, whatever their number.
 const MAX_BATCH: usize = 32;
 /// Tokens of a piece of a prompt on a GPU. States are kept at multiples of it there.
 const GPU_PIECE: usize = 256;
+
+/// Rounds of the engine between two returns of free memory to the system. Requests of random lengths leave free blocks
+/// of more and more sizes in the pool, each as many as were ever in use at once.
+const TRIM_ROUNDS: usize = 1024;
+/// The time without requests after which free memory is returned, too.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// A request whose prompt is read.
 struct Joining<'m> {
@@ -43,6 +50,8 @@ pub(super) struct Worker<'m> {
     sinks: BTreeMap<(usize, usize), Box<dyn EventSink>>,
     joining: Option<Joining<'m>>,
     prefixes: PrefixCache,
+    /// Since free memory was returned.
+    rounds: usize,
 }
 
 impl<'m> Worker<'m> {
@@ -55,11 +64,15 @@ impl<'m> Worker<'m> {
         let model = ModelRef::from(model);
         let prefixes = PrefixCache::new(options.prefix_cache_bytes);
         let (batches, sinks) = (Vec::new(), BTreeMap::new());
-        Worker { shared, model, tokenizer, options, batches, sinks, joining: None, prefixes }
+        Worker { shared, model, tokenizer, options, batches, sinks, joining: None, prefixes, rounds: 0 }
     }
 
     pub(super) fn run(&mut self) {
         while self.wait() {
+            self.rounds += 1;
+            if self.rounds == TRIM_ROUNDS {
+                self.trim();
+            }
             if self.joining.is_none() && self.sinks.len() < self.options.max_sequences.max(1) {
                 self.start_next();
             }
@@ -68,16 +81,41 @@ impl<'m> Worker<'m> {
         }
     }
 
+    /// Returns free memory to the system: that of the CPU's pool, then that of the allocator.
+    fn trim(&mut self) {
+        self.rounds = 0;
+        if let Device::Cpu(cpu) = self.model.device() {
+            cpu.memory().trim();
+        }
+        // glibc keeps what threads have freed in a heap for each of them, and returns its end alone
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        // SAFETY: the call changes nothing that is allocated; the allocator takes its own locks.
+        unsafe {
+            libc::malloc_trim(0);
+        }
+    }
+
     /// Waits until there is work. `false` when there is none and none will come.
     fn wait(&mut self) -> bool {
-        let mut state = self.shared.lock();
+        let shared = self.shared;
+        let mut state = shared.lock();
         state.stats.running = self.sinks.len() + usize::from(self.joining.is_some());
         state.stats.prefix_cache_bytes = self.prefixes.bytes();
         while state.stats.running == 0 && state.queue.is_empty() {
             if state.is_closing {
                 return false;
             }
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            if self.rounds == 0 {
+                state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let (woken, timeout) = shared.changed.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            if timeout.timed_out() && state.queue.is_empty() {
+                drop(state);
+                self.trim();
+                state = shared.lock();
+            }
         }
         true
     }
