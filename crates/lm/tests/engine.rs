@@ -335,3 +335,32 @@ fn shutting_down_finishes_what_was_taken() {
     let refused = engine.submit(Request::new([1], options(1, 0)), Box::new(sender));
     assert_eq!(refused.unwrap_err(), Refusal::ShuttingDown);
 }
+
+/// Panics at the first token.
+struct Panicking;
+
+impl EventSink for Panicking {
+    fn send(&mut self, event: Event) -> ControlFlow<()> {
+        match event {
+            Event::Token(_) => panic!("on purpose"),
+            _ => ControlFlow::Continue(()),
+        }
+    }
+}
+
+#[test]
+fn an_engine_whose_thread_has_ended_refuses_and_drops_what_waits() {
+    let engine =
+        Engine::new(model("llama-q4g64"), None, EngineOptions { max_sequences: 1, ..EngineOptions::default() });
+    assert!(engine.is_running());
+    let request = Request::new(prompt(1, 5), options(200, 1));
+    engine.submit(request.clone(), Box::new(Panicking)).unwrap();
+    // it may have ended by now
+    let (sender, events) = channel();
+    let waits = engine.submit(request.clone(), Box::new(sender));
+    assert!(matches!(waits, Ok(()) | Err(Refusal::Stopped)));
+    while events.recv_timeout(PATIENCE).is_ok() {}
+    assert!(!engine.is_running());
+    assert_eq!(engine.submit(request, Box::new(Panicking)).unwrap_err(), Refusal::Stopped);
+    assert_eq!((engine.stats().waiting, engine.stats().running), (0, 0));
+}

@@ -5,6 +5,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use serde_json::{Value, json};
 
+/// What is said of an engine whose thread has ended.
+pub(crate) const STOPPED: &str = "the engine of the model has stopped after an error; start the server again";
+
 /// An error that a client gets.
 #[derive(Debug)]
 pub(crate) struct ApiError {
@@ -72,6 +75,7 @@ impl From<Refusal> for ApiError {
             Refusal::QueueFull => Self::new(StatusCode::TOO_MANY_REQUESTS, "too many requests wait; try again later")
                 .with_code("rate_limit_exceeded"),
             Refusal::ShuttingDown => Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is shutting down"),
+            Refusal::Stopped => Self::new(StatusCode::SERVICE_UNAVAILABLE, STOPPED),
         }
     }
 }

@@ -16,13 +16,14 @@ mod options;
 mod responses;
 mod running;
 mod sse;
+mod timed;
 mod tools;
 mod turn;
 
-pub use http::serve;
+pub use http::{Limits, serve};
 
 use crate::error::{ApiError, MessagesError};
-use alluvium_lm::engine::{Engine, EngineOptions};
+use alluvium_lm::engine::{Engine, EngineOptions, Refusal};
 use alluvium_lm::grammar::GrammarCompiler;
 use alluvium_lm::{GenerateOptions, LanguageModel, Loaded, Tokenizer};
 use axum::extract::{DefaultBodyLimit, Json, Path, Request, State};
@@ -34,15 +35,13 @@ use axum::{Router, middleware};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Bytes of a request's body.
 const MAX_BODY: usize = 16 << 20;
 /// What the page may do: nothing but talk to this server.
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-/// The time in which a body must come.
-const BODY_TIME: Duration = Duration::from_secs(60);
 
 /// The settings of a server.
 #[derive(Clone, Debug)]
@@ -59,6 +58,8 @@ pub struct ServeOptions {
     pub defaults: GenerateOptions,
     /// The most tokens of a prompt and its completion together.
     pub max_context: usize,
+    /// The limits of connections. Of these the router keeps that of bodies, [`serve`] the others.
+    pub limits: Limits,
 }
 
 /// A model with an adapter.
@@ -152,7 +153,7 @@ pub fn router(loaded: Loaded, options: ServeOptions) -> Result<Router, String> {
             "/",
             get(|| async { ([(header::CONTENT_SECURITY_POLICY, PAGE_POLICY)], Html(include_str!("page.html"))) }),
         )
-        .route("/health", get(|| async { Json(json!({"status": "ok"})) }));
+        .route("/health", get(health));
     let router = api.merge(open).fallback(|| async { ApiError::not_found("there is no such path") });
     Ok(router.layer(DefaultBodyLimit::max(MAX_BODY)).with_state(server))
 }
@@ -189,6 +190,14 @@ async fn authorize(State(server): State<Shared>, headers: HeaderMap, request: Re
 fn is_equal(a: &[u8], b: &[u8]) -> bool {
     let differences = a.iter().zip(b).fold(0, |all, (a, b)| all | (a ^ b));
     a.len() == b.len() && std::hint::black_box(differences) == 0
+}
+
+/// Whether every engine runs.
+async fn health(State(server): State<Shared>) -> Result<Json<Value>, ApiError> {
+    match server.models.iter().find(|model| !model.engine.is_running()) {
+        Some(_) => Err(Refusal::Stopped.into()),
+        None => Ok(Json(json!({"status": "ok"}))),
+    }
 }
 
 fn describe(server: &Server, name: &str) -> Value {
@@ -235,10 +244,10 @@ async fn detokenize(State(server): State<Shared>, tokens: ApiJson<Tokens>) -> Re
 /// A body of JSON whose errors have the form of the API.
 struct ApiJson<T>(T);
 
-impl<T: serde::de::DeserializeOwned, S: Send + Sync> axum::extract::FromRequest<S> for ApiJson<T> {
+impl<T: serde::de::DeserializeOwned> axum::extract::FromRequest<Shared> for ApiJson<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, state: &Shared) -> Result<Self, ApiError> {
         let length =
             request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         if length.is_some_and(|length: usize| length > MAX_BODY) {
@@ -247,7 +256,7 @@ impl<T: serde::de::DeserializeOwned, S: Send + Sync> axum::extract::FromRequest<
         }
         let body = axum::body::Bytes::from_request(request, state);
         let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");
-        match tokio::time::timeout(BODY_TIME, body).await.map_err(late)? {
+        match tokio::time::timeout(state.options.limits.body_time, body).await.map_err(late)? {
             Ok(bytes) => match serde_json::from_slice(&bytes) {
                 Ok(body) => Ok(ApiJson(body)),
                 Err(error) => Err(ApiError::bad(format!("the body is not what is expected: {error}"))),

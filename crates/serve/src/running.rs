@@ -1,7 +1,8 @@
 //! Requests that run: their events, as a stream.
 
-use crate::error::ApiError;
-use alluvium_lm::engine::{Engine, Event, EventSink};
+use crate::error::{ApiError, STOPPED};
+use alluvium_core::Error;
+use alluvium_lm::engine::{Engine, Event, EventSink, Refusal};
 use alluvium_lm::{GenerateOptions, Generation, Request};
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
@@ -30,6 +31,8 @@ impl EventSink for ChoiceSink {
 pub(crate) struct Running {
     events: UnboundedReceiver<(usize, Event)>,
     left: usize,
+    /// The engine's thread ended before the choices did.
+    has_stopped: bool,
     pub(crate) usage: Usage,
 }
 
@@ -70,7 +73,7 @@ impl Running {
         }
         let prompt = prompts.iter().map(|(prompt, _)| prompt.len()).sum();
         let usage = Usage { prompt, ..Usage::default() };
-        Ok(Running { events, left: prompts.len() * choices, usage })
+        Ok(Running { events, left: prompts.len() * choices, has_stopped: false, usage })
     }
 
     /// Submits texts whose embeddings are wanted.
@@ -81,7 +84,7 @@ impl Running {
         for (choice, tokens) in texts.into_iter().enumerate() {
             engine.submit_embedding(tokens, Box::new(ChoiceSink { choice, sender: sender.clone() }))?;
         }
-        Ok(Running { events, left, usage })
+        Ok(Running { events, left, has_stopped: false, usage })
     }
 
     /// Waits for all embeddings.
@@ -90,19 +93,22 @@ impl Running {
         while let Some((choice, event)) = self.next().await {
             match event {
                 Event::Embedded(embedding) => done[choice] = Some(embedding),
-                Event::Failed(error) => return Err(error.into()),
+                Event::Failed(error) => return Err(self.error(error)),
                 Event::Started { .. } | Event::Token(_) | Event::Finished(_) => {}
             }
         }
         done.into_iter().collect::<Option<Vec<_>>>().ok_or_else(stopped)
     }
 
-    /// The next event and its choice; `None` once all choices have ended.
+    /// The next event and its choice; `None` once all choices have ended. Where the engine ends before them, an error.
     pub(crate) async fn next(&mut self) -> Option<(usize, Event)> {
         if self.left == 0 {
             return None;
         }
-        let (choice, event) = self.events.recv().await?;
+        let Some((choice, event)) = self.events.recv().await else {
+            (self.left, self.has_stopped) = (0, true);
+            return Some((0, Event::Failed(Error::value("generate", STOPPED))));
+        };
         match &event {
             Event::Started { reused_tokens } => self.usage.reused += reused_tokens,
             Event::Token(_) => self.usage.completion += 1,
@@ -111,13 +117,18 @@ impl Running {
         Some((choice, event))
     }
 
+    /// The error of a choice that failed.
+    fn error(&self, error: Error) -> ApiError {
+        if self.has_stopped { stopped() } else { error.into() }
+    }
+
     /// Waits for all completions.
     pub(crate) async fn all(&mut self) -> Result<Vec<Generation>, ApiError> {
         let mut done: Vec<Option<Generation>> = (0..self.left).map(|_| None).collect();
         while let Some((choice, event)) = self.next().await {
             match event {
                 Event::Finished(generation) => done[choice] = Some(generation),
-                Event::Failed(error) => return Err(error.into()),
+                Event::Failed(error) => return Err(self.error(error)),
                 Event::Started { .. } | Event::Token(_) | Event::Embedded(_) => {}
             }
         }
@@ -127,5 +138,5 @@ impl Running {
 }
 
 fn stopped() -> ApiError {
-    ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "the engine stopped")
+    Refusal::Stopped.into()
 }

@@ -6,7 +6,7 @@ use crate::output::say;
 use crate::signals::Stoppable;
 use alluvium::lm::engine::EngineOptions;
 use alluvium::lm::{Loaded, Tokenizer};
-use alluvium_serve::{ServeOptions, router, serve};
+use alluvium_serve::{Limits, ServeOptions, router, serve};
 use anyhow::{Context, anyhow, bail};
 use std::io::Write;
 use std::net::IpAddr;
@@ -73,7 +73,9 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         },
         defaults,
         max_context: args.ctx.or(limit.and_then(|limit| usize::try_from(limit).ok())).unwrap_or(32_768),
+        limits: Limits::default(),
     };
+    let limits = options.limits;
     if !args.host.is_loopback() && options.api_key.is_none() {
         say!("warning: everyone who reaches {} can use this server; --api-key-file asks for a key", args.host);
     }
@@ -94,7 +96,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
-        Ok(serve(listener, router, stop).await?)
+        Ok(serve(listener, router, limits, stop).await?)
     })
 }
 

@@ -96,6 +96,8 @@ pub enum Refusal {
     QueueFull,
     /// The engine is shutting down.
     ShuttingDown,
+    /// The engine's thread ended by a panic, or could not be started.
+    Stopped,
 }
 
 /// Counters of an engine since it began, and its load now.
@@ -152,6 +154,8 @@ struct Shared {
 struct State {
     queue: VecDeque<Job>,
     is_closing: bool,
+    /// The thread ended, or never began.
+    has_ended: bool,
     stats: EngineStats,
 }
 
@@ -180,7 +184,9 @@ struct Closing<'a>(&'a Shared);
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.is_closing = true;
+        state.has_ended = true;
+        state.stats.waiting = 0;
+        state.stats.running = 0;
         let left = std::mem::take(&mut state.queue);
         drop(state);
         drop(left);
@@ -206,7 +212,7 @@ impl Engine {
         };
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(run).ok();
         if thread.is_none() {
-            shared.lock().is_closing = true;
+            shared.lock().has_ended = true;
         }
         Engine { shared, thread }
     }
@@ -215,7 +221,7 @@ impl Engine {
     /// [`Event::Failed`], unless it cancels the request.
     ///
     /// # Errors
-    /// When the queue is full or the engine is shutting down.
+    /// When the queue is full, the engine is shutting down, or its thread has ended.
     pub fn submit(&self, request: Request, sink: Box<dyn EventSink>) -> std::result::Result<(), Refusal> {
         self.add(Job { request, result: JobResult::Completion, sink })
     }
@@ -235,6 +241,9 @@ impl Engine {
         if state.is_closing {
             return Err(Refusal::ShuttingDown);
         }
+        if state.has_ended {
+            return Err(Refusal::Stopped);
+        }
         if state.queue.len() >= self.shared.max_queue {
             // requests whose callers hung up make room
             state.queue.retain(|job| !job.sink.is_closed());
@@ -246,6 +255,11 @@ impl Engine {
         state.stats.waiting = state.queue.len();
         self.shared.changed.notify_one();
         Ok(())
+    }
+
+    /// Whether the engine's thread runs. A panic ends it; requests are then refused.
+    pub fn is_running(&self) -> bool {
+        !self.shared.lock().has_ended
     }
 
     /// The counters.

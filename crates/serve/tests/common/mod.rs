@@ -5,7 +5,7 @@ use alluvium_core::Device;
 use alluvium_lm::engine::EngineOptions;
 use alluvium_lm::{GenerateOptions, load};
 use alluvium_ops::Sampling;
-use alluvium_serve::{ServeOptions, router, serve};
+use alluvium_serve::{Limits, ServeOptions, router, serve};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -46,8 +46,10 @@ impl Running {
             engine: EngineOptions::default(),
             defaults: defaults(),
             max_context: 4096,
+            limits: Limits::default(),
         };
         change(&mut options);
+        let limits = options.limits;
         let (stop, stopped) = oneshot::channel();
         let (sender, address) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -58,7 +60,7 @@ impl Running {
                 let router = router(loaded, options).unwrap();
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 sender.send(listener.local_addr().unwrap()).unwrap();
-                serve(listener, router, async { drop(stopped.await) }).await.unwrap();
+                serve(listener, router, limits, async { drop(stopped.await) }).await.unwrap();
             });
         });
         Running { address: address.recv().unwrap(), stop: Some(stop), thread: Some(thread) }
