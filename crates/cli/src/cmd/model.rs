@@ -48,7 +48,8 @@ pub(crate) fn open(
     }
     let progress = spinner("loading the model …");
     let options = LoadOptions::new(&device);
-    let options = if load_args.adapter_path.is_some() { options } else { options.for_generation() };
+    let is_adapted = load_args.is_adapted || load_args.adapter_path.is_some();
+    let options = if is_adapted { options } else { options.for_generation() };
     let loaded = load_with(&folder, &options);
     progress.finish_and_clear();
     let Loaded { mut model, tokenizer, config } = loaded?;
@@ -74,7 +75,7 @@ pub(crate) fn described(device: &Device) -> String {
 }
 
 /// The adapter of a model, and the dtype that it computes in.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(crate) struct LoadArgs {
     /// Folder with an adapter for the model, as `alluvium finetune`, mlx-lm or PEFT write it
     #[arg(long, value_name = "DIR")]
@@ -83,21 +84,35 @@ pub(crate) struct LoadArgs {
     /// recurrent states and logits are f32
     #[arg(long, default_value = "f32", value_parser = dtype, value_name = "DTYPE")]
     dtype: DType,
+    /// An adapter is attached later: the matrices stay apart.
+    #[arg(skip)]
+    is_adapted: bool,
 }
 
 impl LoadArgs {
     /// No adapter, and this dtype.
     pub(crate) fn computing_in(dtype: DType) -> Self {
-        LoadArgs { adapter_path: None, dtype }
+        LoadArgs { adapter_path: None, dtype, is_adapted: false }
+    }
+
+    /// The same for a model to which adapters are attached after it was opened.
+    pub(crate) fn for_adapters(&self) -> Self {
+        LoadArgs { is_adapted: true, ..self.clone() }
+    }
+
+    /// Attaches the adapter of a folder, which then computes in the same dtype.
+    pub(crate) fn attach(&self, folder: &Path, model: &mut dyn LanguageModel) -> anyhow::Result<()> {
+        let device = model.device().clone();
+        Adapter::read(&find_model(folder)?, &device)?.attach(model)?;
+        Ok(set_dtype(model, self.dtype)?)
     }
 
     /// Applies the adapter to a model, and then the dtype to both.
     fn apply(&self, model: &mut dyn LanguageModel) -> anyhow::Result<()> {
-        if let Some(folder) = &self.adapter_path {
-            let device = model.device().clone();
-            Adapter::read(&find_model(folder)?, &device)?.attach(model)?;
+        match &self.adapter_path {
+            Some(folder) => self.attach(folder, model),
+            None => Ok(set_dtype(model, self.dtype)?),
         }
-        Ok(set_dtype(model, self.dtype)?)
     }
 }
 

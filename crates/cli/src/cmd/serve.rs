@@ -5,8 +5,8 @@ use super::sampling::{SamplingArgs, max_tokens};
 use crate::output::say;
 use crate::signals::Stoppable;
 use alluvium::lm::engine::EngineOptions;
-use alluvium::lm::{Loaded, Tokenizer};
-use alluvium_serve::{Limits, ServeOptions, router, serve};
+use alluvium::lm::{LanguageModel, Loaded, Tokenizer};
+use alluvium_serve::{AdaptedModel, Limits, ServeOptions, router, serve};
 use anyhow::{Context, anyhow, bail};
 use std::io::Write;
 use std::net::IpAddr;
@@ -28,6 +28,9 @@ pub(crate) struct Args {
     model: PathBuf,
     #[command(flatten)]
     load: LoadArgs,
+    /// A further model: this one with an adapter, which requests name by NAME. Repeat the flag for several
+    #[arg(long = "adapter", value_name = "NAME=DIR", value_parser = named, conflicts_with = "adapter_path")]
+    adapters: Vec<(String, PathBuf)>,
     /// Address to listen on; with 0.0.0.0 other machines can connect
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     host: IpAddr,
@@ -59,12 +62,14 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let api_key = args.api_key_file.as_deref().map(read_key).transpose()?;
-    let opened = open(&args.model, &args.load, &args.device, args.max_tokens, &args.memory)?;
+    let load = if args.adapters.is_empty() { args.load.clone() } else { args.load.for_adapters() };
+    let opened = open(&args.model, &load, &args.device, args.max_tokens, &args.memory)?;
     let defaults = args.sampling.options(args.max_tokens, &opened.tokenizer, &opened.folder)?;
     let limit = opened.config.text().get("max_position_embeddings").and_then(serde_json::Value::as_u64);
+    let (model, adapters) = adapted(opened.model, &args.adapters, &load)?;
     let options = ServeOptions {
         model_name: name(&args.model),
-        adapters: Vec::new(),
+        adapters,
         api_key,
         engine: EngineOptions {
             max_sequences: args.parallel,
@@ -80,7 +85,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         say!("warning: everyone who reaches {} can use this server; --api-key-file asks for a key", args.host);
     }
     let tokenizer: Tokenizer = opened.tokenizer;
-    let loaded = Loaded { model: opened.model, tokenizer: Some(tokenizer), config: opened.config };
+    let loaded = Loaded { model, tokenizer: Some(tokenizer), config: opened.config };
     let router = router(loaded, options).map_err(|why| anyhow!(why))?;
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start threads")?;
     runtime.block_on(async {
@@ -98,6 +103,29 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         };
         Ok(serve(listener, router, limits, stop).await?)
     })
+}
+
+/// The name and the folder of an adapter.
+fn named(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, folder)) if !name.is_empty() && !folder.is_empty() => Ok((name.to_owned(), folder.into())),
+        _ => Err("expected NAME=DIR: the name that requests give and the folder of the adapter".to_owned()),
+    }
+}
+
+/// The plain model, and those with adapters, which share its tensors.
+fn adapted(
+    model: Box<dyn LanguageModel>,
+    adapters: &[(String, PathBuf)],
+    load: &LoadArgs,
+) -> anyhow::Result<(Box<dyn LanguageModel>, Vec<AdaptedModel>)> {
+    let one = |(name, folder): &(String, PathBuf)| {
+        let mut own = model.share().with_context(|| format!("--adapter {name}: this model cannot be shared"))?;
+        load.attach(folder, own.as_mut()).with_context(|| format!("--adapter {name}"))?;
+        Ok(AdaptedModel { name: name.clone(), model: own.into() })
+    };
+    let adapters = adapters.iter().map(one).collect::<anyhow::Result<_>>()?;
+    Ok((model, adapters))
 }
 
 /// The key in a file: its only line.
