@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// File to write
     #[arg(long, value_name = "FILE")]
     prompt_cache_file: PathBuf,
+    /// Write the result as JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     template: TemplateArgs,
     #[command(flatten)]
@@ -53,6 +56,13 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         ("tokenizer_config".to_owned(), "{}".to_owned()),
     ]);
     save_prompt_cache(file, session.cache(), &metadata)?;
-    writeln!(out, "{}: {} tokens, {}", file.display(), ids.len(), bytes(session.cache().bytes()))?;
+    let (tokens, size) = (ids.len(), session.cache().bytes());
+    match args.json {
+        true => {
+            let result = serde_json::json!({"path": file.display().to_string(), "tokens": tokens, "bytes": size});
+            writeln!(out, "{result}")?;
+        }
+        false => writeln!(out, "{}: {tokens} tokens, {}", file.display(), bytes(size))?,
+    }
     Ok(())
 }

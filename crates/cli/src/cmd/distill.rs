@@ -41,7 +41,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let result = distill(&settings, &device, &mut |event| screen.show(&event));
     screen.finish()?;
     match result? {
-        Some(distilled) => screen.summary(&args.mlx_path, &distilled, out),
+        Some(distilled) => screen.summary((&args.mlx_path, args.data.json), &distilled, out),
         None => Err(Interrupted.into()),
     }
 }
@@ -135,13 +135,30 @@ impl Screen {
         }
     }
 
-    pub(crate) fn summary(&self, folder: &Path, distilled: &Distilled, out: &mut impl Write) -> anyhow::Result<()> {
+    /// Writes the result for a folder, as lines or as JSON.
+    pub(crate) fn summary(
+        &self,
+        (folder, json): (&Path, bool),
+        distilled: &Distilled,
+        out: &mut impl Write,
+    ) -> anyhow::Result<()> {
         let [before, after] = distilled.validation;
-        writeln!(out, "validation  {before:.4} nats per token before, {after:.4} after")?;
+        let bits = distilled.model.bits_per_weight();
         if after > before {
             say!("warning: the model has become worse; lower --learning-rate");
         }
-        let bits = distilled.model.bits_per_weight();
+        if json {
+            let result = serde_json::json!({
+                "path": folder.display().to_string(),
+                "val_loss_before": before,
+                "val_loss": after,
+                "trained": distilled.trained,
+                "bits_per_weight": bits,
+            });
+            writeln!(out, "{result}")?;
+            return Ok(());
+        }
+        writeln!(out, "validation  {before:.4} nats per token before, {after:.4} after")?;
         writeln!(out, "trained     {} elements", count(distilled.trained as f64))?;
         writeln!(out, "model       {}, {bits:.3} bits per weight", folder.display())?;
         Ok(())

@@ -82,6 +82,9 @@ pub(crate) struct DataArgs {
     /// New file for the losses, a JSON object a line
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+    /// Write the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 impl DataArgs {
@@ -133,9 +136,13 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let result = dwq(&settings, &device, &mut |event| screen.show(&event));
     screen.finish()?;
     match result? {
-        Some(distilled) => screen.summary(&args.mlx_path, &distilled, out),
+        Some(distilled) => screen.summary((&args.mlx_path, args.data.json), &distilled, out),
         None if args.targets_only && !screen.is_stopped() => {
             note!("the targets are complete");
+            if args.data.json {
+                let folder = args.data.target_dir.as_ref().map(|folder| folder.display().to_string());
+                writeln!(out, "{}", serde_json::json!({"target_dir": folder}))?;
+            }
             Ok(())
         }
         None => Err(Interrupted.into()),

@@ -64,6 +64,9 @@ pub(crate) struct Args {
     accumulation_dtype: Option<String>,
     #[arg(long, hide = true)]
     seed: Option<u64>,
+    /// Write the result as JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     device: DeviceArg,
 }
@@ -98,14 +101,27 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         .iter()
         .flat_map(|(_, packing)| packing)
         .for_each(|packing| *counts.entry(packing.bits()).or_default() += 1);
-    if args.report_ppl {
-        writeln!(out, "perplexity  {:.3} before", mean(&model, &samples, &device)?)?;
+    let before = args.report_ppl.then(|| mean(&model, &samples, &device)).transpose()?;
+    if let Some(before) = before.filter(|_| !args.json) {
+        writeln!(out, "perplexity  {before:.3} before")?;
     }
     let converted = convert(&model, &args.mlx_path, None, &Change::Quantize(config), &mut |_, _| ())?;
-    if args.report_ppl {
-        writeln!(out, "perplexity  {:.3} after", mean(&args.mlx_path, &samples, &device)?)?;
-    }
+    let after = args.report_ppl.then(|| mean(&args.mlx_path, &samples, &device)).transpose()?;
     let bits = converted.bits_per_weight();
+    if args.json {
+        let result = serde_json::json!({
+            "path": args.mlx_path.display().to_string(),
+            "bits_per_weight": bits,
+            "modules_by_bits": counts,
+            "perplexity_before": before,
+            "perplexity": after,
+        });
+        writeln!(out, "{result}")?;
+        return Ok(());
+    }
+    if let Some(after) = after {
+        writeln!(out, "perplexity  {after:.3} after")?;
+    }
     let counts: Vec<String> = counts.iter().map(|(bits, count)| format!("{count} with {bits}")).collect();
     writeln!(out, "{}: {bits:.3} bits per weight; modules: {} bits", args.mlx_path.display(), counts.join(", "))?;
     Ok(())

@@ -8,7 +8,7 @@ use alluvium::train::{Event, LossKind, MetricsRow, OptimizerKind, RunStatus, Tra
 use anyhow::bail;
 use indicatif::ProgressBar;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::io::{IsTerminal, Write};
 use std::num::ParseFloatError;
 use std::ops::ControlFlow;
@@ -60,6 +60,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 120)]
     #[serde(skip)]
     sample_tokens: usize,
+    /// Write the result as JSON
+    #[arg(long)]
+    #[serde(skip)]
+    json: bool,
     #[command(flatten)]
     #[serde(skip)]
     device: DeviceArg,
@@ -240,7 +244,10 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let mut screen = Screen::new();
     if !settings.train {
         let loss = test(&settings, &device, &mut |event| screen.show(event))?;
-        writeln!(out, "test loss   {loss:.3}, perplexity {:.3}", loss.exp())?;
+        match args.json {
+            true => writeln!(out, "{}", json!({"test_loss": loss, "test_perplexity": loss.exp()}))?,
+            false => writeln!(out, "test loss   {loss:.3}, perplexity {:.3}", loss.exp())?,
+        }
         return Ok(());
     }
     let start = if args.resume { Start::Resume } else { Start::Begin };
@@ -250,21 +257,39 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     screen.bar.finish_and_clear();
     let folder = run.settings.adapter_path.display().to_string();
     if status == RunStatus::Stopped {
-        writeln!(out, "stopped after step {}; saved in {folder}, --resume continues it", run.trainer.step())?;
+        let step = run.trainer.step();
+        match args.json {
+            true => writeln!(out, "{}", json!({"event": "stopped", "step": step, "adapter_path": folder}))?,
+            false => writeln!(out, "stopped after step {step}; saved in {folder}, --resume continues it")?,
+        }
         return Err(Interrupted.into());
     }
-    if let Some(row) = run.trainer.metrics().iter().rev().find(|row| row.val_loss.is_some()) {
-        writeln!(out, "validation  {:.3} nats per token", row.val_loss.unwrap_or(f64::NAN))?;
+    let val_loss = run.trainer.metrics().iter().rev().find_map(|row| row.val_loss);
+    if let Some(loss) = val_loss.filter(|_| !args.json) {
+        writeln!(out, "validation  {loss:.3} nats per token")?;
     }
     let test_loss = match run.settings.test {
         true => Some(run.test_loss(&mut |event| screen.show(event))?),
         false => None,
     };
-    if let Some(loss) = test_loss {
+    if let Some(loss) = test_loss.filter(|_| !args.json) {
         writeln!(out, "test loss   {loss:.3}, perplexity {:.3}", loss.exp())?;
     }
     let output = sample(&run, args.sample_tokens)?;
     run.write_report(test_loss, output.as_slice())?;
+    if args.json {
+        let result = json!({
+            "adapter_path": folder,
+            "steps": run.trainer.step(),
+            "val_loss": val_loss,
+            "test_loss": test_loss,
+            "test_perplexity": test_loss.map(f64::exp),
+            "prompt": output.as_ref().map(|(prompt, _)| prompt),
+            "output": output.as_ref().map(|(_, text)| text),
+        });
+        writeln!(out, "{result}")?;
+        return Ok(());
+    }
     writeln!(out, "adapter     {folder}\nreport      {folder}/report.md")?;
     if let Some((_, text)) = output {
         writeln!(out, "\nOutput for the first validation sample:\n\n{text}")?;

@@ -3,6 +3,7 @@ use crate::output::note;
 use alluvium::Device;
 use alluvium::lm::adapter::{Adapter, Fuse, write_peft};
 use alluvium::lm::{Change, convert, convert_to_transformers};
+use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -27,6 +28,9 @@ pub(crate) struct Args {
     /// Write plain matrices
     #[arg(long, alias = "de-quantize")]
     dequantize: bool,
+    /// Write the result as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
@@ -35,8 +39,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let (count, to) = (adapter.len(), &args.save_path);
     if args.to == "peft" {
         write_peft(&adapter, &model, to)?;
-        writeln!(out, "{}: an adapter of {count} modules in PEFT's form", to.display())?;
-        return Ok(());
+        return args.result(count, "in PEFT's form", out);
     }
     note!("fusing {} with {} …", model.display(), args.adapter_path.display());
     let is_plain = args.dequantize || args.to == "hf";
@@ -54,6 +57,20 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             convert(&model, to, None, &change, &mut |_, _| ())?;
         }
     }
-    writeln!(out, "{}: an adapter of {count} modules is added", to.display())?;
-    Ok(())
+    args.result(count, "is added", out)
+}
+
+impl Args {
+    /// Writes what was made of an adapter of `modules` modules.
+    fn result(&self, modules: usize, what: &str, out: &mut impl Write) -> anyhow::Result<()> {
+        let path = self.save_path.display();
+        match self.json {
+            true => {
+                let result = json!({"path": path.to_string(), "layout": self.to, "adapted_modules": modules});
+                writeln!(out, "{result}")?;
+            }
+            false => writeln!(out, "{path}: an adapter of {modules} modules {what}")?,
+        }
+        Ok(())
+    }
 }

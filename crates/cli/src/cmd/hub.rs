@@ -28,6 +28,9 @@ pub(crate) struct DownloadArgs {
     /// Name of the model: org/name, or org/name@revision
     #[arg(value_name = "NAME")]
     model: String,
+    /// Write the result as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn models(args: &ModelsArgs, out: &mut impl Write) -> anyhow::Result<()> {
@@ -81,7 +84,11 @@ pub(crate) fn download(args: &DownloadArgs, out: &mut impl Write) -> anyhow::Res
     if is_offline() {
         bail!("HF_HUB_OFFLINE is set, so nothing is downloaded");
     }
-    writeln!(out, "{}", fetch(&hub()?, &name)?.display())?;
+    let folder = fetch(&hub()?, &name)?;
+    match args.json {
+        true => writeln!(out, "{}", json!({"name": args.model, "path": folder.display().to_string()}))?,
+        false => writeln!(out, "{}", folder.display())?,
+    }
     Ok(())
 }
 
