@@ -36,7 +36,7 @@ pub(crate) struct LossMeter {
 /// A step whose loss or gradient is not finite.
 #[derive(Debug)]
 pub(crate) struct Diverged {
-    step: u64,
+    pub(crate) step: u64,
     loss: f64,
     grad_norm: f32,
 }

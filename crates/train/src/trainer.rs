@@ -347,6 +347,11 @@ impl Trainer {
     }
 
     fn diverged(&self, what: &Diverged) -> Error {
+        // the loss of the first step is that of the parameters it begins with
+        if what.step == 1 {
+            let why = "the weights are not finite, or too large: the checkpoint may be broken or badly converted";
+            return Error::value("train", format!("{what}; no step was taken: {why}"));
+        }
         self.broken(&what.to_string())
     }
 

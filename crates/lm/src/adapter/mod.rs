@@ -299,7 +299,8 @@ pub fn attach_low_rank(
 ) -> Result<Vec<String>> {
     let layers = model.cache_shapes().len();
     if num_layers > layers as i64 {
-        return Err(Error::value("adapter", format!("num_layers is {num_layers}, the model has {layers} layers")));
+        let why = format!("num_layers is {num_layers}, the model has {layers} layers; give {layers}, or -1 for all");
+        return Err(Error::value("adapter", why));
     }
     let switch = DropoutSwitch::default();
     let begin = Begin { kind, parameters, seed, device: model.device().clone(), switch };

@@ -384,11 +384,16 @@ impl Student {
     }
 }
 
+const NOT_FINITE: &str =
+    "the weights of teacher or student are not finite: the checkpoint may be broken or badly converted";
+
 fn finite(loss: f64, step: usize) -> Result<f64> {
     match loss.is_finite() {
         true => Ok(loss),
         false => {
-            let why = format!("the loss is {loss} at step {step}; nothing was written; lower the learning rate");
+            // before the first step it is no fault of the learning rate
+            let advice = if step == 0 { NOT_FINITE } else { "lower the learning rate" };
+            let why = format!("the loss is {loss} at step {step}; nothing was written; {advice}");
             Err(Error::value("distill", why))
         }
     }

@@ -227,7 +227,7 @@ impl Finetune {
     /// The mean loss of the test data.
     ///
     /// # Errors
-    /// When memory runs out.
+    /// When memory runs out, or the loss is NaN.
     pub fn test_loss(&self, observe: &mut Observer<'_>) -> Result<f64> {
         test_loss(self.trainer.model(), (&self.data.test, self.references.as_ref()), &self.settings, observe)
     }
@@ -252,7 +252,14 @@ fn test_loss(
             break;
         }
     }
-    Ok(sum / weight)
+    let loss = sum / weight;
+    match loss.is_nan() {
+        true => {
+            let why = "the model's weights or those of the adapter are not finite, or no token of it counts";
+            Err(Error::value("finetune", format!("the test loss is NaN: {why}")))
+        }
+        false => Ok(loss),
+    }
 }
 
 /// The loss of the test data with the adapter in `adapter_path`, or without one where that folder does not exist.
@@ -296,7 +303,10 @@ fn make_trainable(model: &mut dyn LanguageModel, settings: &FinetuneSettings) ->
         return freeze_plain(model).map(|()| BTreeMap::new());
     }
     if settings.num_layers > layers as i64 {
-        let why = format!("num_layers is {}, the model has {layers} layers", settings.num_layers);
+        let why = format!(
+            "num_layers is {}, the model has {layers} layers; give {layers}, or -1 for all",
+            settings.num_layers
+        );
         return Err(Error::value("finetune", why));
     }
     if unfreeze(model, &|name| is_in_last_layers(name, settings.num_layers, layers) && !is_packed(name)) == 0 {
