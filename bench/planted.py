@@ -234,8 +234,8 @@ BREAKAGES = [
         "gated_delta_step: the state read before its decay",
         "gated_delta_step",
         "ops/src/delta/gated_delta_step/cpu.rs",
-        old="(S::load_partial(s) * decay).mul_add(S::load_partial(k)",
-        new="S::load_partial(s).mul_add(S::load_partial(k)",
+        old="sums[half] = (s * decay).mul_add(k, sums[half]);",
+        new="sums[half] = s.mul_add(k, sums[half]);",
     ),
     Breakage(
         "gated_delta_net_step: the window not moved on",

@@ -4,7 +4,7 @@
 use super::sizes::Sizes;
 use super::{GatedDeltaNetStep, GatedDeltaNetStepArgs};
 use crate::common::InlineVec;
-use crate::delta::gated_delta_step::cpu::{StepRow, step};
+use crate::delta::gated_delta_step::cpu::{StepHead, step};
 use crate::delta::gdn_gate::cpu::softplus;
 use alluvium_core::cpu::simd::math;
 use alluvium_core::cpu::{Cpu, Isa};
@@ -115,9 +115,7 @@ impl Inputs<'_> {
         let [a, b] = [places.a, places.b].map(|first| x[first + gates + of_key]);
         let decay = (-self.a_log[head].exp() * softplus(a + self.dt_bias[head])).exp();
         let beta = self.beta_scale / (1.0 + (-b).exp());
-        for (i, (state, y)) in state.chunks_exact_mut(k).zip(&mut *y).enumerate() {
-            *y = step(self.isa, &StepRow { q, k: key, v: value[i], decay, beta, scale: self.scale }, state);
-        }
+        step(self.isa, &StepHead { q, k: key, decay, beta, scale: self.scale }, value, state, y);
         let z = places.z + values + of_key * v;
         gated_norm(self.isa, [&x[z..z + v], self.norm], self.norm_eps, y);
     }

@@ -2,6 +2,7 @@
 
 use super::{GatedDeltaOutput, GatedDeltaStepArgs};
 use alluvium_core::cpu::Cpu;
+use alluvium_core::cpu::simd::F32s;
 use alluvium_core::{DType, Dims, Result};
 use rayon::prelude::*;
 
@@ -11,13 +12,12 @@ pub(super) fn forward(cpu: &Cpu, args: GatedDeltaStepArgs<'_>, dims: &Dims) -> R
     let (qs, ks, vs, gs, betas) = (cpu.read(q)?, cpu.read(k)?, cpu.read(v)?, cpu.read(g)?, cpu.read(beta)?);
     let mut o = cpu.buffer::<f32>(vs.len())?;
     let isa = cpu.isa();
-    let row = |i: usize| {
-        let gate = i / values;
+    let head = |gate: usize| {
         let key = (gate / v_heads * k_heads + gate % v_heads / (v_heads / k_heads)) * width;
         let (q, k) = (&qs[key..key + width], &ks[key..key + width]);
-        StepRow { q, k, v: vs[i], decay: gs[gate].exp(), beta: betas[gate], scale }
+        StepHead { q, k, decay: gs[gate].exp(), beta: betas[gate], scale }
     };
-    let grain = cpu.grain(vs.len(), 4 * width);
+    let grain = cpu.grain(vs.len(), 4 * width).next_multiple_of(TALL);
     if state.slice_mut::<f32>().is_none() {
         let mut copy = cpu.buffer::<f32>(state.elements())?;
         copy.copy_from_slice(state.slice::<f32>()?);
@@ -27,8 +27,15 @@ pub(super) fn forward(cpu: &Cpu, args: GatedDeltaStepArgs<'_>, dims: &Dims) -> R
         cpu.run(|| {
             rows.par_chunks_mut(grain * width).zip(o.par_chunks_mut(grain)).enumerate().for_each(
                 |(part, (rows, o))| {
-                    for (i, (state, o)) in rows.chunks_exact_mut(width).zip(o).enumerate() {
-                        *o = step(isa, &row(part * grain + i), state);
+                    let (mut at, end) = (part * grain, part * grain + o.len());
+                    let (mut rows, mut o) = (rows, o);
+                    while at < end {
+                        let next = end.min((at / values + 1) * values);
+                        let (some, o_some);
+                        (some, rows) = rows.split_at_mut((next - at) * width);
+                        (o_some, o) = o.split_at_mut(next - at);
+                        step(isa, &head(at / values), &vs[at..next], some, o_some);
+                        at = next;
                     }
                 },
             );
@@ -37,32 +44,99 @@ pub(super) fn forward(cpu: &Cpu, args: GatedDeltaStepArgs<'_>, dims: &Dims) -> R
     Ok(GatedDeltaOutput { o: cpu.tensor(o, v.shape(), v.dtype())?, final_state: state })
 }
 
-/// The inputs of one row of a state.
-pub(in crate::delta) struct StepRow<'a> {
+/// What the rows of a head's state have in common.
+pub(in crate::delta) struct StepHead<'a> {
     pub(in crate::delta) q: &'a [f32],
     pub(in crate::delta) k: &'a [f32],
-    pub(in crate::delta) v: f32,
     pub(in crate::delta) decay: f32,
     pub(in crate::delta) beta: f32,
     pub(in crate::delta) scale: f32,
 }
 
+/// Rows that are updated at once: they share the loads of the key and the query, and their sums do not wait for each
+/// other.
+const TALL: usize = 4;
+
 alluvium_core::simd! {
-    /// Updates a row of the state; returns its output.
-    pub(in crate::delta) fn step<S>(row: &StepRow<'_>, state: &mut [f32]) -> f32 {
-        let decay = S::splat(row.decay);
-        let mut sums = [S::splat(0.0); 2];
-        for (i, (s, k)) in state.chunks(S::LANES).zip(row.k.chunks(S::LANES)).enumerate() {
-            sums[i % 2] = (S::load_partial(s) * decay).mul_add(S::load_partial(k), sums[i % 2]);
+    /// Updates rows of a head's state with their values `v`; writes their outputs. The bits of a row do not depend on
+    /// the rows beside it.
+    pub(in crate::delta) fn step<S>(head: &StepHead<'_>, v: &[f32], state: &mut [f32], out: &mut [f32]) {
+        let width = head.k.len();
+        assert!(head.q.len() == width && state.len() == v.len() * width && out.len() == v.len());
+        let whole = v.len() - v.len() % TALL;
+        for at in (0..whole).step_by(TALL) {
+            let rows = &mut state[at * width..(at + TALL) * width];
+            let sums = update::<S, TALL>(head, &v[at..at + TALL], rows);
+            out[at..at + TALL].copy_from_slice(&S::sums(sums));
         }
-        let write = S::splat(row.beta * (row.v - (sums[0] + sums[1]).sum()));
-        let mut sums = [S::splat(0.0); 2];
-        let keys = row.k.chunks(S::LANES).zip(row.q.chunks(S::LANES));
-        for (i, (s, (k, q))) in state.chunks_mut(S::LANES).zip(keys).enumerate() {
-            let new = S::load_partial(k).mul_add(write, S::load_partial(s) * decay);
-            new.store_partial(s);
-            sums[i % 2] = new.mul_add(S::load_partial(q), sums[i % 2]);
+        for at in whole..v.len() {
+            let [sum] = update::<S, 1>(head, &v[at..at + 1], &mut state[at * width..(at + 1) * width]);
+            out[at] = sum.sum();
         }
-        row.scale * (sums[0] + sums[1]).sum()
+        out.iter_mut().for_each(|out| *out *= head.scale);
     }
+}
+
+/// Updates `N` rows; returns the products of the new ones with the query, to be summed.
+#[inline(always)]
+fn update<S: F32s, const N: usize>(head: &StepHead<'_>, v: &[f32], state: &mut [f32]) -> [S; N] {
+    let (width, pair) = (head.k.len(), 2 * S::LANES);
+    let (whole, decay) = (width - width % pair, S::splat(head.decay));
+    assert!(v.len() == N && state.len() == N * width && head.q.len() == width);
+    let mut sums = [[S::splat(0.0); 2]; N];
+    for i in (0..whole).step_by(pair) {
+        for half in 0..2 {
+            let at = i + half * S::LANES;
+            // SAFETY: a pair of registers from `i` on lies inside the key and inside each of the `N` rows.
+            let k = unsafe { S::load_ptr(head.k.as_ptr().add(at)) };
+            for (n, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: as for the key.
+                let s = unsafe { S::load_ptr(state.as_ptr().add(n * width + at)) };
+                sums[half] = (s * decay).mul_add(k, sums[half]);
+            }
+        }
+    }
+    for (half, at) in (whole..width).step_by(S::LANES).enumerate() {
+        let end = width.min(at + S::LANES);
+        let k = S::load_partial(&head.k[at..end]);
+        for (n, sums) in sums.iter_mut().enumerate() {
+            sums[half] = (S::load_partial(&state[n * width + at..n * width + end]) * decay).mul_add(k, sums[half]);
+        }
+    }
+    let mut writes = [S::splat(0.0); N];
+    for ((write, sums), v) in writes.iter_mut().zip(&sums).zip(v) {
+        *write = S::splat(head.beta * (v - (sums[0] + sums[1]).sum()));
+    }
+    let mut sums = [[S::splat(0.0); 2]; N];
+    for i in (0..whole).step_by(pair) {
+        for half in 0..2 {
+            let at = i + half * S::LANES;
+            // SAFETY: as above.
+            let (k, q) = unsafe { (S::load_ptr(head.k.as_ptr().add(at)), S::load_ptr(head.q.as_ptr().add(at))) };
+            for (n, (sums, write)) in sums.iter_mut().zip(&writes).enumerate() {
+                // SAFETY: as above, and the slice is borrowed for writing.
+                unsafe {
+                    let to = state.as_mut_ptr().add(n * width + at);
+                    let new = k.mul_add(*write, S::load_ptr(to) * decay);
+                    new.store_ptr(to);
+                    sums[half] = new.mul_add(q, sums[half]);
+                }
+            }
+        }
+    }
+    for (half, at) in (whole..width).step_by(S::LANES).enumerate() {
+        let end = width.min(at + S::LANES);
+        let (k, q) = (S::load_partial(&head.k[at..end]), S::load_partial(&head.q[at..end]));
+        for (n, (sums, write)) in sums.iter_mut().zip(&writes).enumerate() {
+            let s = &mut state[n * width + at..n * width + end];
+            let new = k.mul_add(*write, S::load_partial(s) * decay);
+            new.store_partial(s);
+            sums[half] = new.mul_add(q, sums[half]);
+        }
+    }
+    let mut totals = [S::splat(0.0); N];
+    for (total, sums) in totals.iter_mut().zip(sums) {
+        *total = sums[0] + sums[1];
+    }
+    totals
 }
