@@ -52,6 +52,9 @@ impl F32s for Avx2 {
 
     #[inline(always)]
     fn load_partial(src: &[f32]) -> Self {
+        if src.len() >= 8 {
+            return Self::load(src);
+        }
         Avx2(unsafe { _mm256_maskload_ps(src.as_ptr(), head(src.len())) })
     }
 
@@ -84,6 +87,10 @@ impl F32s for Avx2 {
 
     #[inline(always)]
     fn store_partial(self, dst: &mut [f32]) {
+        // masked stores are microcode on AMD
+        if dst.len() >= 8 {
+            return self.store(dst);
+        }
         unsafe { _mm256_maskstore_ps(dst.as_mut_ptr(), head(dst.len()), self.0) }
     }
 

@@ -81,6 +81,10 @@ impl F32s for Avx512 {
 
     #[inline(always)]
     fn store_partial(self, dst: &mut [f32]) {
+        // masked stores are microcode on AMD
+        if dst.len() >= 16 {
+            return self.store(dst);
+        }
         unsafe { _mm512_mask_storeu_ps(dst.as_mut_ptr(), head(dst.len()), self.0) }
     }
 
