@@ -297,10 +297,13 @@ impl U32s for Bits256 {
     }
 
     #[inline(always)]
-    fn dot_bytes(self, codes: Self, digits: Self) -> Self {
+    fn dot_bytes(self, codes: &[Self], digits: &[Self]) -> Self {
         unsafe {
-            // two products of codes below 64 never leave 16 bits
-            let pairs = _mm256_maddubs_epi16(codes.0, digits.0);
+            // two bytes of all registers, with codes of at most 127 together, never leave 16 bits: widened once
+            let mut pairs = _mm256_setzero_si256();
+            for (codes, digits) in codes.iter().zip(digits) {
+                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes.0, digits.0));
+            }
             Bits256(_mm256_add_epi32(self.0, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))))
         }
     }

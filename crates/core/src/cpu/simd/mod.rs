@@ -216,8 +216,9 @@ pub trait U32s: sealed::Register + Copy + BitAnd<Output = Self> + BitOr<Output =
     }
     /// Looks each byte, below 16, up in a table.
     fn table_lookup(self, table: &[u8; 16]) -> Self;
-    /// Adds to each lane, an i32, the four products of its bytes: `codes`, u8 below 64, with `digits`, i8.
-    fn dot_bytes(self, codes: Self, digits: Self) -> Self;
+    /// Adds to each lane, an i32, the products of its bytes in as many registers as both slices have: `codes`, u8, with
+    /// `digits`, i8. The codes of one byte in all registers are at most 127 together.
+    fn dot_bytes(self, codes: &[Self], digits: &[Self]) -> Self;
 }
 
 /// Code `at` of a stream of codes of `bits` ≤ 8 bits.

@@ -219,11 +219,15 @@ impl U32s for NeonBits {
     }
 
     #[inline(always)]
-    fn dot_bytes(self, codes: Self, digits: Self) -> Self {
+    fn dot_bytes(self, codes: &[Self], digits: &[Self]) -> Self {
         unsafe {
-            let (codes, digits) = (vreinterpretq_s8_u32(codes.0), vreinterpretq_s8_u32(digits.0));
-            let low = vmull_s8(vget_low_s8(codes), vget_low_s8(digits));
-            let high = vmull_high_s8(codes, digits);
+            // eight bytes of all registers, with codes of at most 127 together, never leave 16 bits: widened once
+            let (mut low, mut high) = (vdupq_n_s16(0), vdupq_n_s16(0));
+            for (codes, digits) in codes.iter().zip(digits) {
+                let (codes, digits) = (vreinterpretq_s8_u32(codes.0), vreinterpretq_s8_u32(digits.0));
+                low = vmlal_s8(low, vget_low_s8(codes), vget_low_s8(digits));
+                high = vmlal_high_s8(high, codes, digits);
+            }
             // neighbours are added twice: 16 products of 8 bits become 4 sums
             let sums = vpadalq_s16(vreinterpretq_s32_u32(self.0), vpaddq_s16(low, high));
             NeonBits(vreinterpretq_u32_s32(sums))

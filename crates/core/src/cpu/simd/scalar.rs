@@ -218,11 +218,14 @@ impl U32s for ScalarBits {
     }
 
     #[inline(always)]
-    fn dot_bytes(self, codes: Self, digits: Self) -> Self {
-        ScalarBits(from_fn(|i| {
-            let pairs = codes.0[i].to_le_bytes().into_iter().zip(digits.0[i].to_le_bytes());
-            let sum: i32 = pairs.map(|(code, digit)| i32::from(code) * i32::from(digit as i8)).sum();
-            self.0[i].wrapping_add(sum as u32)
-        }))
+    fn dot_bytes(mut self, codes: &[Self], digits: &[Self]) -> Self {
+        for (codes, digits) in codes.iter().zip(digits) {
+            self = ScalarBits(from_fn(|i| {
+                let pairs = codes.0[i].to_le_bytes().into_iter().zip(digits.0[i].to_le_bytes());
+                let sum: i32 = pairs.map(|(code, digit)| i32::from(code) * i32::from(digit as i8)).sum();
+                self.0[i].wrapping_add(sum as u32)
+            }));
+        }
+        self
     }
 }

@@ -35,9 +35,10 @@ crate::simd! {
         }
     }
     fn dot_of_bytes<S>(start: i32, codes: &[u32], digits: &[u32], out: &mut [f32]) {
-        let table = &std::array::from_fn(|i| 2 * i as u8 + 1);
+        let table = &std::array::from_fn(|i| 4 * i as u8 + 3);
         let codes = S::Bits::load_partial(codes).table_lookup(table);
-        let sum = S::Bits::splat(start as u32).dot_bytes(codes, S::Bits::load_partial(digits));
+        let digits = S::Bits::load_partial(digits);
+        let sum = S::Bits::splat(start as u32).dot_bytes(&[codes, codes], &[digits, digits]);
         S::from_i32(sum).store_partial(out);
     }
     fn picked<S>(table: &[f32; 16], at: &[u32], out: &mut [f32]) {
@@ -114,7 +115,7 @@ fn bytes_are_multiplied_with_their_signs_and_added_up() {
     let digits: [u32; 4] = [0x8080_8080, 0x01ff_0280, 0x7f80_8080, 0x7f7f_7f7f];
     let of = |word: u32, i: usize| word.to_le_bytes()[i];
     let product =
-        |lane: usize, i: usize| (2 * i32::from(of(codes[lane], i)) + 1) * i32::from(of(digits[lane], i) as i8);
+        |lane: usize, i: usize| 2 * (4 * i32::from(of(codes[lane], i)) + 3) * i32::from(of(digits[lane], i) as i8);
     for isa in Isa::available() {
         let mut out = [0.0; 4];
         dot_of_bytes(isa, -7, &codes, &digits, &mut out);

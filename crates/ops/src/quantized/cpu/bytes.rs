@@ -72,15 +72,16 @@ impl<B: Bytes> PackedProduct for ByBytes<B> {
         }
         let mut sums = [[S::Bits::splat(0); M]; N];
         for digit in 0..3 {
-            for register in 0..B::REGISTERS {
-                let at = first * Self::WORDS + (digit * B::REGISTERS + register) * S::LANES;
-                for (m, row) in tile.rows.iter().enumerate() {
+            for (m, row) in tile.rows.iter().enumerate() {
+                let mut digits = [S::Bits::splat(0); 4];
+                for (register, digits) in digits[..B::REGISTERS].iter_mut().enumerate() {
+                    let at = first * Self::WORDS + (digit * B::REGISTERS + register) * S::LANES;
                     // SAFETY: the row has `WORDS` words for each of these lanes.
-                    let digits = unsafe { S::Bits::load_ptr(row.words.as_ptr().add(at)) };
-                    for (sums, codes) in sums.iter_mut().zip(&codes) {
-                        let before = if digit > 0 && register == 0 { sums[m].shl(8) } else { sums[m] };
-                        sums[m] = before.dot_bytes(codes[register], digits);
-                    }
+                    *digits = unsafe { S::Bits::load_ptr(row.words.as_ptr().add(at)) };
+                }
+                for (sums, codes) in sums.iter_mut().zip(&codes) {
+                    let before = if digit > 0 { sums[m].shl(8) } else { sums[m] };
+                    sums[m] = before.dot_bytes(&codes[..B::REGISTERS], &digits[..B::REGISTERS]);
                 }
             }
         }
