@@ -20,6 +20,17 @@ use crate::{Element, Error, Result};
 use spin::Spinner;
 use std::sync::{Arc, OnceLock};
 
+/// The bits of activations in products with packed weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ActivationBits {
+    /// As f32: 24 bits beside the largest of a group of the weights.
+    #[default]
+    All,
+    /// In 8 bits beside the largest of 4 to 16 neighbors, in products of at most 32 rows with integer codes below 64 and
+    /// with 4-bit floats; in 16 bits with integer codes of 8 bits. Other products take [`ActivationBits::All`].
+    Eight,
+}
+
 /// A handle on the CPU: its threads, its instruction set and a memory pool.
 #[derive(Clone)]
 pub struct Cpu(Arc<Inner>);
@@ -29,6 +40,7 @@ struct Inner {
     spinner: Spinner,
     memory: Memory,
     isa: Isa,
+    activation_bits: ActivationBits,
 }
 
 /// Two handles are equal when they share threads and memory.
@@ -54,6 +66,7 @@ pub struct Builder {
     limit: Option<usize>,
     poison: bool,
     isa: Option<Isa>,
+    activation_bits: ActivationBits,
     /// Whether the caller's thread is the pool, which then starts none.
     current_thread: bool,
 }
@@ -84,6 +97,12 @@ impl Builder {
         self
     }
 
+    /// How exactly products with packed weights read their activations.
+    pub fn activation_bits(mut self, bits: ActivationBits) -> Self {
+        self.activation_bits = bits;
+        self
+    }
+
     /// Starts the threads.
     ///
     /// # Errors
@@ -107,6 +126,7 @@ impl Builder {
             spinner: Spinner::default(),
             memory: Memory::new(self.limit, self.poison),
             isa,
+            activation_bits: self.activation_bits,
         })))
     }
 }
@@ -153,6 +173,11 @@ impl Cpu {
     /// The instruction set that kernels run with.
     pub fn isa(&self) -> Isa {
         self.0.isa
+    }
+
+    /// How exactly products with packed weights read their activations.
+    pub fn activation_bits(&self) -> ActivationBits {
+        self.0.activation_bits
     }
 
     /// The number of threads.

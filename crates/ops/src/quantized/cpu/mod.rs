@@ -5,6 +5,7 @@ mod bytes;
 mod codes;
 mod decode;
 mod forward;
+mod halves;
 mod octets;
 mod product;
 mod stream;
