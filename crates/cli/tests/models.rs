@@ -57,6 +57,24 @@ fn half_precision_continues_a_prompt_and_measures_a_text_as_f32_does() {
 }
 
 #[test]
+fn activations_in_8_bits_change_a_loss_a_little_and_are_asked_for() {
+    let place = Place::new();
+    std::fs::write(place.path("text.txt"), "The gated delta rule").unwrap();
+    for model in ["models/qwen3_5-bf16-q4g64", "models/qwen3_5-bf16-q8g64"].map(fixture) {
+        let loss = |more: &[&str]| {
+            let measure = ["perplexity", "--model", &model, "--data-path", "text.txt", "--json"];
+            let out: Value = serde_json::from_str(&said(place.alluvium(&measure).args(more))).unwrap();
+            out["nats_per_token"].as_f64().unwrap()
+        };
+        let (exact, eight) = (loss(&[]), loss(&["--activation-bits", "8"]));
+        assert!(exact != eight && (exact - eight).abs() < 0.02 * exact, "{model}: {eight} in 8 bits, {exact} exactly");
+    }
+    let model = fixture("models/qwen3_5-bf16-q4g64");
+    let generate = ["generate", "--model", &model, "-p", "The gated", "-m", "4", "--activation-bits", "8"];
+    said(&mut place.alluvium(&generate));
+}
+
+#[test]
 fn a_value_that_begins_with_a_dash_is_a_value() {
     let place = Place::new();
     let model = fixture("models/qwen3_next-q4g64");
@@ -94,6 +112,8 @@ fn a_value_that_a_flag_does_not_take_is_refused_with_flag_and_value() {
         (&quantize, "--q-bits", "-4", "for '--q-bits <"),
         (&quantize, "--q-group-size", "-64", "for '--q-group-size <"),
         (&generate, "--dtype", "u8", "expected f32, f16 or bf16"),
+        (&generate, "--activation-bits", "4", "expected 8, or no flag for all bits"),
+        (&perplexity, "--activation-bits", "4", "expected 8, or no flag for all bits"),
     ] {
         refused_with(place.alluvium(command).args([flag, value]), &[value, words]);
     }

@@ -1,8 +1,8 @@
 //! The speed of a model: tokens per second of reading a prompt and of generating.
 
-use super::DeviceArg;
 use super::memory::MemoryArg;
 use super::model::{LoadArgs, described, open};
+use super::{ActivationBitsArg, DeviceArg};
 use crate::output::{bar, bytes, count};
 use alluvium::DType;
 use alluvium::lm::{GenerateOptions, LanguageModel, Session, inspect};
@@ -31,6 +31,8 @@ pub(crate) struct ModelArgs {
         requires = "model"
     )]
     num_trials: NonZeroUsize,
+    #[command(flatten)]
+    activation_bits: ActivationBitsArg,
 }
 
 /// The tokens per second of one test.
@@ -62,7 +64,8 @@ pub(crate) fn run(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let tokens = args.prompt_tokens.max(args.generation_tokens);
-    let opened = open(model, &LoadArgs::computing_in(dtype), device, tokens, &MemoryArg { ignore_memory: false })?;
+    let load = LoadArgs::computing_in(dtype, args.activation_bits);
+    let opened = open(model, &load, device, tokens, &MemoryArg { ignore_memory: false })?;
     let (prompt, generated, trials) = (args.prompt_tokens, args.generation_tokens, args.num_trials.get());
     let progress = bar(2 * (trials as u64 + 1), 0);
     let mut speeds = Vec::new();

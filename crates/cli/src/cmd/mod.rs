@@ -30,7 +30,7 @@ pub(crate) mod serve;
 pub(crate) mod train;
 
 use alluvium::Device;
-use alluvium::core::cpu::Cpu;
+use alluvium::core::cpu::{ActivationBits, Cpu};
 use alluvium::core::gpu::{Builder, Gpu};
 use alluvium::ops::Op;
 use anyhow::{Result, bail};
@@ -46,10 +46,38 @@ pub(crate) struct DeviceArg {
     device: String,
 }
 
+/// How exactly products with quantized weights read their activations.
+#[derive(Clone, Copy, Default, clap::Args)]
+pub(crate) struct ActivationBitsArg {
+    /// Bits of activations in products with quantized weights on the CPU: 8 generates faster and is less exact (see
+    /// docs/numerics.md); all of them when left out
+    #[arg(long, value_name = "BITS", value_parser = activation_bits)]
+    activation_bits: Option<ActivationBits>,
+}
+
+/// The activation bits of a flag.
+fn activation_bits(text: &str) -> Result<ActivationBits, String> {
+    match text {
+        "8" => Ok(ActivationBits::Eight),
+        _ => Err("expected 8, or no flag for all bits".to_owned()),
+    }
+}
+
 impl DeviceArg {
     pub(crate) fn open(&self) -> Result<Device> {
         self.check()?;
         Ok(Device::open(&self.device, gpu())?)
+    }
+
+    /// As [`DeviceArg::open`], with activations of these bits; a GPU is refused where bits are given.
+    pub(crate) fn open_with(&self, bits: ActivationBitsArg) -> Result<Device> {
+        match (self.open()?, bits.activation_bits) {
+            (Device::Cpu(_), Some(bits)) => Ok(Cpu::builder().activation_bits(bits).open()?.into()),
+            (Device::Gpu(gpu), Some(_)) => {
+                bail!("--activation-bits: the device is {}, expected --device cpu: GPUs use all bits", gpu.name())
+            }
+            (device, None) => Ok(device),
+        }
     }
 
     /// Refuses names of other programs.

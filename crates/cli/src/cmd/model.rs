@@ -1,9 +1,9 @@
 //! Opening a model: its folder, its memory, its tokenizer, and what is said about it before it is loaded.
 
-use super::DeviceArg;
 use super::check::dtype;
 use super::hub::find_model;
 use super::memory::{self, MemoryArg};
+use super::{ActivationBitsArg, DeviceArg};
 use crate::output::{bytes, count, note, say, spinner};
 use alluvium::lm::{
     Adapter, CacheShape, Config, LanguageModel, LoadOptions, Loaded, Registry, ShapeSource, Tokenizer, inspect,
@@ -35,7 +35,7 @@ pub(crate) fn open(
     if folder.is_file() && folder.extension().is_none_or(|end| !end.eq_ignore_ascii_case("gguf")) {
         bail!("{}: it is a file, expected the folder of a model", folder.display());
     }
-    let device = device.open()?;
+    let device = device.open_with(load_args.activation_bits)?;
     // what is wrong with the files is said by loading them
     if let Ok(found) = inspect(&folder) {
         let caches = caches(&folder, tokens, load_args.dtype).unwrap_or(0);
@@ -84,15 +84,17 @@ pub(crate) struct LoadArgs {
     /// recurrent states and logits are f32
     #[arg(long, default_value = "f32", value_parser = dtype, value_name = "DTYPE")]
     dtype: DType,
+    #[command(flatten)]
+    activation_bits: ActivationBitsArg,
     /// An adapter is attached later: the matrices stay apart.
     #[arg(skip)]
     is_adapted: bool,
 }
 
 impl LoadArgs {
-    /// No adapter, and this dtype.
-    pub(crate) fn computing_in(dtype: DType) -> Self {
-        LoadArgs { adapter_path: None, dtype, is_adapted: false }
+    /// No adapter, this dtype, and activations in these bits.
+    pub(crate) fn computing_in(dtype: DType, activation_bits: ActivationBitsArg) -> Self {
+        LoadArgs { adapter_path: None, dtype, activation_bits, is_adapted: false }
     }
 
     /// The same for a model to which adapters are attached after it was opened.
