@@ -6,7 +6,7 @@
 use alluvium::core::cpu::{ActivationBits, Cpu};
 use alluvium::lm::{LoadOptions, load_with, perplexity};
 use alluvium::{Device, Result, Tensor};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const TOKENS: usize = 600;
 /// Tokens that are read at once: few enough for products that read activations in 8 bits.
@@ -41,11 +41,7 @@ struct Logits {
     vocab: usize,
 }
 
-fn read(
-    model: &PathBuf,
-    text: &PathBuf,
-    bits: ActivationBits,
-) -> std::result::Result<Logits, Box<dyn std::error::Error>> {
+fn read(model: &Path, text: &Path, bits: ActivationBits) -> std::result::Result<Logits, Box<dyn std::error::Error>> {
     let device: Device = Cpu::builder().activation_bits(bits).open()?.into();
     let loaded = load_with(model, &LoadOptions::new(&device))?;
     let tokenizer = loaded.tokenizer.ok_or("the model has no tokenizer")?;

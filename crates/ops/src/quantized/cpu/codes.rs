@@ -3,7 +3,7 @@
 use super::decode::Decode;
 use crate::linalg::weights::scratch;
 use crate::quantized::{PackedLayout, Packing, Quantized};
-use alluvium_core::cpu::simd::U32s;
+use alluvium_core::cpu::simd::{F32s, U32s};
 use alluvium_core::cpu::{Buffer, Cpu, Isa, MatrixSource};
 use alluvium_core::{DType, Error, Result, Tensor};
 use half::slice::HalfFloatSliceExt;
@@ -58,14 +58,14 @@ impl<'a> PerGroup<'a> {
 
     /// The values of some groups: themselves, or widened into the start of `wide`.
     #[inline(always)]
-    fn read<'b>(&'b self, groups: Range<usize>, wide: &'b mut [f32]) -> &'b [f32] {
+    fn read<'b, S: F32s>(&'b self, groups: Range<usize>, wide: &'b mut [f32]) -> &'b [f32] {
         if let PerGroup::F32(x) = self {
             return &x[groups];
         }
         let wide = &mut wide[..groups.len()];
         match self {
             PerGroup::F32(_) => {}
-            PerGroup::F16(x) => x[groups].convert_to_f32_slice(wide),
+            PerGroup::F16(x) => widen::<S>(&x[groups], wide),
             PerGroup::BF16(x) => wide.iter_mut().zip(&x[groups]).for_each(|(to, from)| {
                 *to = f32::from_bits(u32::from(from.to_bits()) << 16);
             }),
@@ -74,6 +74,17 @@ impl<'a> PerGroup<'a> {
         }
         wide
     }
+}
+
+/// Widens register by register: `half` does so by calls, which take longer than the product that the scales are for.
+#[inline(always)]
+fn widen<S: F32s>(from: &[f16], to: &mut [f32]) {
+    let whole = from.len() - from.len() % S::LANES;
+    for (from, to) in from.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
+        // SAFETY: the chunk is a register's values.
+        unsafe { S::load_f16(from.as_ptr()) }.store(to);
+    }
+    from[whole..].convert_to_f32_slice(&mut to[whole..]);
 }
 
 /// `2^(code − 127)`; 255 is NaN.
@@ -135,19 +146,19 @@ impl<'a> Codes<'a> {
 
     /// The scales and biases of some rows.
     #[inline(always)]
-    pub(super) fn groups<'b>(&'b self, rows: &Range<usize>, wide: &'b mut [f32]) -> Groups<'b> {
-        self.per_group(rows.start * self.layout.groups..rows.end * self.layout.groups, wide)
+    pub(super) fn groups<'b, S: F32s>(&'b self, rows: &Range<usize>, wide: &'b mut [f32]) -> Groups<'b> {
+        self.per_group::<S>(rows.start * self.layout.groups..rows.end * self.layout.groups, wide)
     }
 
     /// The scales and biases of some groups, counted over all rows.
     #[inline(always)]
-    fn per_group<'b>(&'b self, groups: Range<usize>, wide: &'b mut [f32]) -> Groups<'b> {
+    fn per_group<'b, S: F32s>(&'b self, groups: Range<usize>, wide: &'b mut [f32]) -> Groups<'b> {
         let (first, second) = wide.split_at_mut(groups.len().min(wide.len()));
         let biases = match &self.biases {
-            Some(biases) => biases.read(groups.clone(), second),
+            Some(biases) => biases.read::<S>(groups.clone(), second),
             None => &[],
         };
-        Groups { scales: self.scales.read(groups, first), biases }
+        Groups { scales: self.scales.read::<S>(groups, first), biases }
     }
 
     /// Row `row` as floats.
@@ -156,12 +167,8 @@ impl<'a> Codes<'a> {
     }
 
     /// Some groups of a row as floats; `wide` is twice as many.
-    fn expand_part(&self, isa: Isa, (row, part): (usize, Range<usize>), wide: &mut [f32], out: &mut [f32]) {
-        let PackedLayout { packing, words, groups, .. } = self.layout;
-        let each = packing.group() * packing.bits() / 32;
-        let words = &self.words[row * words..][part.start * each..part.end * each];
-        let groups = self.per_group(row * groups + part.start..row * groups + part.end, wide);
-        by_meaning!(packing, D => expand::<D>(isa, words, &groups, packing, out));
+    fn expand_part(&self, isa: Isa, part: (usize, Range<usize>), wide: &mut [f32], out: &mut [f32]) {
+        by_meaning!(self.layout.packing, D => expand::<D>(isa, self, part, wide, out));
     }
 
     /// Some rows as floats, on all threads.
@@ -234,9 +241,13 @@ impl MatrixSource for Codes<'_> {
 }
 
 alluvium_core::simd! {
-    /// The values of a row, group by group.
-    fn expand<S, D: Decode>(words: &[u32], groups: &Groups<'_>, packing: Packing, out: &mut [f32]) {
+    /// The values of some groups of a row, group by group.
+    fn expand<S, D: Decode>(codes: &Codes<'_>, part: (usize, Range<usize>), wide: &mut [f32], out: &mut [f32]) {
+        let (PackedLayout { packing, words, groups, .. }, (row, part)) = (codes.layout, part);
         let (group, bits) = (packing.group(), packing.bits() as u32);
+        let each = group * packing.bits() / 32;
+        let words = &codes.words[row * words..][part.start * each..part.end * each];
+        let groups = codes.per_group::<S>(row * groups + part.start..row * groups + part.end, wide);
         for (g, (out, &scale)) in out.chunks_exact_mut(group).zip(groups.scales).enumerate() {
             let (scale, bias) = (S::splat(scale), S::splat(groups.biases.get(g).copied().unwrap_or(0.0)));
             for (i, out) in out.chunks_exact_mut(S::LANES).enumerate() {

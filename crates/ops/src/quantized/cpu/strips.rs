@@ -50,7 +50,7 @@ alluvium_core::simd! {
         let shape = Shape::<S>::new::<P>(codes.layout);
         for (i, out) in out.chunks_mut(STRIP * picks.len()).enumerate() {
             let (from, count) = (first + i * STRIP, out.len() / picks.len());
-            let groups = codes.groups(&(from..from + count), scratch);
+            let groups = codes.groups::<S>(&(from..from + count), scratch);
             let offsets = if P::RAISED && groups.biases.is_empty() { groups.scales } else { groups.biases };
             let strip = Strip { shape, words: codes.rows_from(from), scales: groups.scales, offsets };
             let mut o = 0;
