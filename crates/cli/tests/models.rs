@@ -60,7 +60,7 @@ fn half_precision_continues_a_prompt_and_measures_a_text_as_f32_does() {
 fn activations_in_8_bits_change_a_loss_a_little_and_are_asked_for() {
     let place = Place::new();
     std::fs::write(place.path("text.txt"), "The gated delta rule").unwrap();
-    for model in ["models/qwen3_5-bf16-q4g64", "models/qwen3_5-bf16-q8g64"].map(fixture) {
+    for model in ["models/qwen3_5-bf16-q4g64", "models/qwen3_5-mxfp4"].map(fixture) {
         let loss = |more: &[&str]| {
             let measure = ["perplexity", "--model", &model, "--data-path", "text.txt", "--json"];
             let out: Value = serde_json::from_str(&said(place.alluvium(&measure).args(more))).unwrap();

@@ -49,7 +49,7 @@ pub(crate) struct DeviceArg {
 /// How exactly products with quantized weights read their activations.
 #[derive(Clone, Copy, Default, clap::Args)]
 pub(crate) struct ActivationBitsArg {
-    /// Bits of activations in products with quantized weights on the CPU: 8 generates faster and is less exact (see
+    /// Bits of activations in products with weights of less than 8 bits on the CPU: 8 is faster and less exact (see
     /// docs/numerics.md); all of them when left out
     #[arg(long, value_name = "BITS", value_parser = activation_bits)]
     activation_bits: Option<ActivationBits>,

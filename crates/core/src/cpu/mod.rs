@@ -27,7 +27,7 @@ pub enum ActivationBits {
     #[default]
     All,
     /// In 8 bits beside the largest of 4 to 16 neighbors, in products of at most 32 rows with integer codes below 64 and
-    /// with 4-bit floats; in 16 bits with integer codes of 8 bits. Other products take [`ActivationBits::All`].
+    /// with 4-bit floats. Other products take [`ActivationBits::All`].
     Eight,
 }
 

@@ -297,11 +297,6 @@ impl U32s for Bits256 {
     }
 
     #[inline(always)]
-    fn dot_halves(self, a: Self, b: Self) -> Self {
-        Bits256(unsafe { _mm256_add_epi32(self.0, _mm256_madd_epi16(a.0, b.0)) })
-    }
-
-    #[inline(always)]
     fn dot_bytes(self, codes: &[Self], digits: &[Self]) -> Self {
         unsafe {
             // two bytes of all registers, with codes of at most 127 together, never leave 16 bits: widened once

@@ -333,11 +333,6 @@ impl U32s for Bits512 {
     }
 
     #[inline(always)]
-    fn dot_halves(self, a: Self, b: Self) -> Self {
-        Bits512(unsafe { _mm512_dpwssd_epi32(self.0, a.0, b.0) })
-    }
-
-    #[inline(always)]
     fn dot_bytes(mut self, codes: &[Self], digits: &[Self]) -> Self {
         for (codes, digits) in codes.iter().zip(digits) {
             self = Bits512(unsafe { _mm512_dpbusd_epi32(self.0, codes.0, digits.0) });

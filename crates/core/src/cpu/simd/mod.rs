@@ -219,8 +219,6 @@ pub trait U32s: sealed::Register + Copy + BitAnd<Output = Self> + BitOr<Output =
     /// Adds to each lane, an i32, the products of its bytes in as many registers as both slices have: `codes`, u8, with
     /// `digits`, i8. The codes of one byte in all registers are at most 127 together.
     fn dot_bytes(self, codes: &[Self], digits: &[Self]) -> Self;
-    /// Adds to each lane, an i32, the two products of its halves, both i16.
-    fn dot_halves(self, a: Self, b: Self) -> Self;
 }
 
 /// Code `at` of a stream of codes of `bits` ≤ 8 bits.

@@ -219,16 +219,6 @@ impl U32s for NeonBits {
     }
 
     #[inline(always)]
-    fn dot_halves(self, a: Self, b: Self) -> Self {
-        unsafe {
-            let (a, b) = (vreinterpretq_s16_u32(a.0), vreinterpretq_s16_u32(b.0));
-            let low = vmull_s16(vget_low_s16(a), vget_low_s16(b));
-            let sums = vpaddq_s32(low, vmull_high_s16(a, b));
-            NeonBits(vreinterpretq_u32_s32(vaddq_s32(vreinterpretq_s32_u32(self.0), sums)))
-        }
-    }
-
-    #[inline(always)]
     fn dot_bytes(self, codes: &[Self], digits: &[Self]) -> Self {
         unsafe {
             // eight bytes of all registers, with codes of at most 127 together, never leave 16 bits: widened once

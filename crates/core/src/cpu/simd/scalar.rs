@@ -218,15 +218,6 @@ impl U32s for ScalarBits {
     }
 
     #[inline(always)]
-    fn dot_halves(self, a: Self, b: Self) -> Self {
-        let half = |x: u32, i: u32| i32::from((x >> (16 * i)) as i16);
-        ScalarBits(from_fn(|l| {
-            let sum = half(a.0[l], 0) * half(b.0[l], 0) + half(a.0[l], 1) * half(b.0[l], 1);
-            self.0[l].wrapping_add(sum as u32)
-        }))
-    }
-
-    #[inline(always)]
     fn dot_bytes(mut self, codes: &[Self], digits: &[Self]) -> Self {
         for (codes, digits) in codes.iter().zip(digits) {
             self = ScalarBits(from_fn(|i| {

@@ -3,7 +3,6 @@
 use super::Codes;
 use super::bytes::ByBytes;
 use super::decode::{Aligned, Crossing, E2m1, E4m3, Whole};
-use super::halves::ByHalves;
 use super::octets::ByOctets;
 use super::product::{Arranged, ArrangedRowMut, PackedProduct};
 use super::strips;
@@ -17,11 +16,11 @@ use std::ops::Range;
 macro_rules! by_packing {
     ($cpu:expr, $packing:expr, $P:ident => $body:expr) => {
         match $cpu.activation_bits() {
-            ActivationBits::All => by_packing!(@ $packing, $P, $body, 3, ByOctets<Whole>),
-            ActivationBits::Eight => by_packing!(@ $packing, $P, $body, 1, ByHalves),
+            ActivationBits::All => by_packing!(@ $packing, $P, $body, 3),
+            ActivationBits::Eight => by_packing!(@ $packing, $P, $body, 1),
         }
     };
-    (@ $packing:expr, $P:ident, $body:expr, $digits:literal, $octets:ty) => {
+    (@ $packing:expr, $P:ident, $body:expr, $digits:literal) => {
         by_packing!(@ $packing, $P, $body,
             [Packing::Affine { bits: 1, .. } => ByBytes<Crossing<1>, $digits>]
             [Packing::Affine { bits: 2, .. } => ByBytes<Aligned<2>, $digits>]
@@ -29,7 +28,7 @@ macro_rules! by_packing {
             [Packing::Affine { bits: 4, .. } => ByBytes<Aligned<4>, $digits>]
             [Packing::Affine { bits: 5, .. } => ByBytes<Crossing<5>, $digits>]
             [Packing::Affine { bits: 6, .. } => ByBytes<Crossing<6>, $digits>]
-            [Packing::Affine { .. } => $octets]
+            [Packing::Affine { .. } => ByOctets<Whole>]
             [Packing::Mxfp4 | Packing::Nvfp4 => ByBytes<E2m1, $digits>]
             [Packing::Mxfp8 => ByOctets<E4m3>])
     };

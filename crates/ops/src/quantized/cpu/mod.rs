@@ -5,7 +5,6 @@ mod bytes;
 mod codes;
 mod decode;
 mod forward;
-mod halves;
 mod octets;
 mod product;
 mod stream;
