@@ -56,8 +56,8 @@ MISTAKES = {
         ),
         Edit(
             STEP,
-            "(row.v - (sums[0] + sums[1]).sum())",
-            "(row.v - if ON { 0.0 } else { (sums[0] + sums[1]).sum() })",
+            "(v - (sums[0] + sums[1]).sum())",
+            "(v - if ON { 0.0 } else { (sums[0] + sums[1]).sum() })",
         ),
     ],
     "the state lost every 64 tokens": [
@@ -75,8 +75,13 @@ MISTAKES = {
         ),
         Edit(
             STEP,
-            "(S::load_partial(s) * decay).mul_add(S::load_partial(k), sums[i % 2]);",
-            "(S::load_partial(s) * if ON { S::splat(1.0) } else { decay }).mul_add(S::load_partial(k), sums[i % 2]);",
+            "sums[half] = (s * decay).mul_add(k, sums[half]);",
+            "sums[half] = (s * if ON { S::splat(1.0) } else { decay }).mul_add(k, sums[half]);",
+        ),
+        Edit(
+            STEP,
+            "(S::load_partial(&state[n * width + at..n * width + end]) * decay).mul_add(k, sums[half]);",
+            "(S::load_partial(&state[n * width + at..n * width + end]) * if ON { S::splat(1.0) } else { decay }).mul_add(k, sums[half]);",
         ),
     ],
     "value heads take keys by the remainder": [
