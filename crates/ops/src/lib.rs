@@ -56,8 +56,16 @@ mod sample;
 pub use op::{Case, Cost, Fill, Given, Op, Options, Oversize};
 pub use quantized::{Packed, Packing, Quantized};
 
+/// Kernels that no case here reaches, as adapters get them. Tests read them.
+///
+/// # Errors
+/// Never: every storage dtype of theirs is a floating one.
 #[doc(hidden)]
-pub use linalg::gpu::unreached_shaders;
+pub fn unreached_shaders() -> alluvium_core::Result<Vec<alluvium_core::gpu::Shader>> {
+    let mut shaders = linalg::gpu::unreached_shaders()?;
+    shaders.push(cross_entropy::gpu::unreached_shader()?);
+    Ok(shaders)
+}
 
 /// Makes the list of operations, exports their functions and types, and makes a macro that tests call with the names.
 ///

@@ -8,7 +8,7 @@ use crate::linalg::gpu::{Gemm, GemmSizes, GpuMatrix, gemm};
 use crate::quantized::gpu::stretches;
 use crate::quantized::quantized_cross_entropy::{self, QuantizedCrossEntropyArgs};
 use crate::quantized::{Packed, PackedLayout};
-use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch};
+use alluvium_core::gpu::{Bind, Gpu, Groups, Kernel, Launch, Shader};
 use alluvium_core::{DType, Dims, Error, Result, Tensor};
 use std::ops::Range;
 
@@ -185,6 +185,14 @@ impl Loss<'_> {
 /// Memory for f32 values as sums of two in bf16.
 fn halves(gpu: &Gpu, z: &Tensor) -> Result<[Tensor; 2]> {
     Ok([gpu.empty(z.shape(), DType::BF16)?, gpu.empty(z.shape(), DType::BF16)?])
+}
+
+/// The shader of a product by the library, which a software GPU has not.
+///
+/// # Errors
+/// Never: every storage dtype here is a floating one.
+pub(crate) fn unreached_shader() -> Result<Shader> {
+    IN_HALVES.shader("token", &[("WG", WG), ("GRADIENT", 1)], &[("X", DType::BF16)])
 }
 
 /// The losses of a chunk, and its gradient where it is wanted: in place of the logits, or in two halves.

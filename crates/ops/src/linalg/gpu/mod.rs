@@ -370,12 +370,12 @@ fn matrices(gpu: &Gpu, args: &Gemm<'_>, side: usize, params: Params) -> Result<(
     })
 }
 
-/// Kernels that no case here reaches, as adapters get them: cases are too small for tiles of 128, few adapters have
-/// cooperative matrices, and packed rows are never odd. Tests read them.
+/// Kernels that no case reaches, as adapters get them: cases are too small for tiles of 128, few adapters have
+/// cooperative matrices, and packed rows are never odd.
 ///
 /// # Errors
 /// Never: every storage dtype here is a floating one.
-pub fn unreached_shaders() -> Result<Vec<Shader>> {
+pub(crate) fn unreached_shaders() -> Result<Vec<Shader>> {
     let codes = [("BITS", 5), ("GROUP", 64), ("MEANING", 0), ("SCALES", 2), ("BIASES", 2)];
     let mut shaders = Vec::new();
     for (a, b, edge) in [(0, 0, 0), (1, 0, 1), (0, 1, 1), (1, 1, 0)] {
