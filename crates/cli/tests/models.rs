@@ -71,7 +71,8 @@ fn activations_in_8_bits_change_a_loss_a_little_and_are_asked_for() {
     }
     let model = fixture("models/qwen3_5-bf16-q4g64");
     let generate = ["generate", "--model", &model, "-p", "The gated", "-m", "4", "--activation-bits", "8"];
-    said(&mut place.alluvium(&generate));
+    let output = place.alluvium(&generate).args(["--threads", "1"]).output().unwrap();
+    assert!(text(&output.stderr).contains("cpu, 1 thread"), "{}", text(&output.stderr));
 }
 
 #[test]

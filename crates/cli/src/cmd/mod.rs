@@ -72,7 +72,9 @@ impl DeviceArg {
     /// As [`DeviceArg::open`], with activations of these bits; a GPU is refused where bits are given.
     pub(crate) fn open_with(&self, bits: ActivationBitsArg) -> Result<Device> {
         match (self.open()?, bits.activation_bits) {
-            (Device::Cpu(_), Some(bits)) => Ok(Cpu::builder().activation_bits(bits).open()?.into()),
+            (Device::Cpu(cpu), Some(bits)) => {
+                Ok(Cpu::builder().threads(cpu.threads()).activation_bits(bits).open()?.into())
+            }
             (Device::Gpu(gpu), Some(_)) => {
                 bail!("--activation-bits: the device is {}, expected --device cpu: GPUs use all bits", gpu.name())
             }
