@@ -103,10 +103,16 @@ fn a_fine_tuning_resumes_after_kills_at_any_moment_bit_for_bit() {
 fn a_kill_between_two_files_of_a_checkpoint_leaves_nothing_out_and_nothing_behind() {
     let place = Place::new();
     let run = place.path("run");
-    said(&mut finetune(&place, "run", &["--iters", "1"]));
+    let steps = |out: &str, iters: &[&str]| {
+        for &iters in iters {
+            let resume = if iters == "1" { &[][..] } else { &["--resume"] };
+            said(&mut finetune(&place, out, &[&["--iters", iters], resume].concat()));
+        }
+    };
+    steps("whole", &["1", "2", "3"]);
+    steps("run", &["1"]);
     let first = fs::read(run.join("adapters.safetensors")).unwrap();
-    said(&mut finetune(&place, "run", &["--iters", "2", "--resume"]));
-    let (whole, files) = (left(&run), names(&run));
+    steps("run", &["2"]);
     // the state of step 2 was written, its adapter was not
     fs::write(run.join("adapters.safetensors"), first).unwrap();
     fs::remove_file(run.join("0000002_adapters.safetensors")).unwrap();
@@ -115,10 +121,12 @@ fn a_kill_between_two_files_of_a_checkpoint_leaves_nothing_out_and_nothing_behin
     }
     let others = [".notes.txt.aB3dE6gH.partial", ".loss.svg.mine.partial"];
     others.iter().for_each(|name| fs::write(run.join(name), "another's").unwrap());
-    said(&mut finetune(&place, "run", &["--iters", "2", "--resume"]));
-    assert!(left(&run) == whole, "another adapter or state");
+    steps("run", &["3"]);
+    assert!(left(&run) == left(&place.path("whole")), "another adapter or state");
+    let [second, whole] = ["run", "whole"].map(|out| tensors(&place.path(out).join("0000002_adapters.safetensors")));
+    assert!(second == whole, "another adapter of step 2");
     others.iter().for_each(|name| fs::remove_file(run.join(name)).unwrap());
-    assert_eq!(names(&run), files);
+    assert_eq!(names(&run), names(&place.path("whole")));
 }
 
 /// A shell in which no file may grow past a number of KiB: writes fail, as they do on a full disk.
